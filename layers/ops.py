@@ -1,0 +1,105 @@
+"""Elementwise functions with their derivatives, in blocks that stay in the cache.
+
+    T tokens   F hidden width   f this rank's share of F
+
+Each takes z and returns (h, slope): `dz = slope * dh`. The slope comes out of the same pass and is all that backward needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import pi, sqrt
+
+import numpy as np
+
+# Elements a block: a few float32 arrays of this size fit a core's L2 cache together.
+BLOCK = 16 * 1024
+
+
+def blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Flat views of `arrays` (contiguous, of one size), a block of each at a time."""
+    flat = [a.reshape(-1) for a in arrays]
+    for start in range(0, flat[0].size, BLOCK):
+        yield tuple(a[start : start + BLOCK] for a in flat)
+
+
+def _relu(z_Tf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """h = max(z, 0). The slope is a mask of one byte an entry; 0 at z = 0."""
+    return np.maximum(z_Tf, 0), z_Tf > 0
+
+
+def _gelu(z_Tf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """h = z/2 (1 + tanh(sqrt(2/pi) (z + .044715 z^3))), the tanh form (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    c, a = sqrt(2 / pi), 0.044715
+    h_Tf, slope_Tf = np.empty_like(z_Tf), np.empty_like(z_Tf)
+    t, s = np.empty((2, BLOCK), z_Tf.dtype)
+    for z, h, slope in blocks(z_Tf, h_Tf, slope_Tf):
+        t, s = t[: z.size], s[: z.size]
+        np.multiply(z, z, out=s)
+        np.multiply(s, c * a, out=t)
+        t += c
+        t *= z
+        np.tanh(t, out=t)
+        # slope = (1 + t)/2 + z/2 (1 - t^2) (c + 3 c a z^2) = (1 + t)/2 (1 + z (1 - t) (c + 3 c a z^2))
+        s *= 3 * c * a
+        s += c
+        s *= z
+        np.subtract(1, t, out=slope)
+        slope *= s
+        slope += 1
+        t += 1
+        t *= 0.5
+        slope *= t
+        np.multiply(z, t, out=h)
+    return h_Tf, slope_Tf
+
+
+def _silu(z_Tf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """h = z sigmoid(z) (arXiv 1702.03118), the sigmoid as (1 + tanh(z/2)) / 2, which cannot overflow."""
+    h_Tf, slope_Tf = np.empty_like(z_Tf), np.empty_like(z_Tf)
+    s = np.empty(BLOCK, z_Tf.dtype)
+    for z, h, slope in blocks(z_Tf, h_Tf, slope_Tf):
+        s = s[: z.size]
+        np.multiply(z, 0.5, out=s)
+        np.tanh(s, out=s)
+        s += 1
+        s *= 0.5
+        np.multiply(z, s, out=h)
+        # slope = s (1 + z (1 - s)) = s + h (1 - s)
+        np.subtract(1, s, out=slope)
+        slope *= h
+        slope += s
+    return h_Tf, slope_Tf
+
+
+def _swiglu(z_T2f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """h = silu(gate) up (Shazeer, arXiv 2002.05202), z holding gate and up side by side; the slope is of both."""
+    gate_Tf, up_Tf = np.ascontiguousarray(z_T2f[:, 0]), z_T2f[:, 1]
+    silu_Tf, slope_Tf = _silu(gate_Tf)
+    slope_Tf *= up_Tf
+    return silu_Tf * up_Tf, np.stack([slope_Tf, silu_Tf], axis=1)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """`inputs`: how many hidden arrays it takes (2 where one gates the other). `slope_bytes`: of a slope entry, or None
+    for the bytes of the dtype. Called with z (T, f) or (T, 2, f), it returns h (T, f) and the slope, of z's shape."""
+
+    function: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    inputs: int = 1
+    slope_bytes: int | None = None
+
+    def forward(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.function(z)
+
+    def backward(self, dh_Tf: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        return slope * (dh_Tf if self.inputs == 1 else dh_Tf[:, None])
+
+
+ACTIVATIONS = {
+    "relu": Activation(_relu, slope_bytes=1),
+    "gelu": Activation(_gelu),
+    "silu": Activation(_silu),
+    "swiglu": Activation(_swiglu, inputs=2),
+}

@@ -1,0 +1,105 @@
+"""The ledger: everything that crosses a process, counted where it is sent.
+
+A row is (verb, axis, phase). *Message bytes* are those of the buffer reduced or exchanged, or of the whole array gathered.
+*Wire bytes* are what one rank sends, on average, when the verb runs on a ring of p ranks (Patarasuk and Yuan, 2009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+
+
+def wire_bytes(verb: str, message_bytes: int, ranks: int) -> int | float:
+    """Bytes that one rank of `ranks` sends for `message_bytes`; a whole number wherever it is one."""
+    share = {
+        "all_reduce": Fraction(2 * (ranks - 1), ranks),
+        "all_gather": Fraction(ranks - 1, ranks),
+        "reduce_scatter": Fraction(ranks - 1, ranks),
+        "all_to_all": Fraction(ranks - 1, ranks),
+        "broadcast": Fraction(ranks - 1, ranks),
+        "send": Fraction(1),
+        "receive": Fraction(0),
+    }[verb]
+    exact = share * message_bytes
+    return exact.numerator if exact.denominator == 1 else float(exact)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a layer says that it will send: the closed form that the ledger is held to."""
+
+    verb: str
+    axis: str
+    phase: str
+    message_bytes: int
+    calls: int = 1
+
+
+def message(shape: Iterable[int], dtype_bytes: int) -> int:
+    """Bytes of an array of `shape`."""
+    return prod(shape) * dtype_bytes
+
+
+@dataclass
+class Row:
+    calls: int = 0
+    message_bytes: int = 0
+    wire_bytes: int | float = 0
+    seconds: float = 0.0
+
+
+class Ledger:
+    """Rows by (verb, axis, phase). The phase is that of the innermost `with ledger.phase(...)`."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str, str], Row] = {}
+        self._phase = "none"
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        outer, self._phase = self._phase, name
+        try:
+            yield
+        finally:
+            self._phase = outer
+
+    def add(self, verb: str, axis: str, message_bytes: int, ranks: int, seconds: float) -> None:
+        row = self.rows.setdefault((verb, axis, self._phase), Row())
+        row.calls += 1
+        row.message_bytes += message_bytes
+        row.wire_bytes += wire_bytes(verb, message_bytes, ranks)
+        row.seconds += seconds
+
+    def report(self, predicted: Iterable[Traffic]) -> list[dict]:
+        """Counted beside predicted, a dict a row. A row on one side only appears with zeros on the other."""
+        calls: dict[tuple[str, str, str], int] = {}
+        size: dict[tuple[str, str, str], int] = {}
+        for t in predicted:
+            key = (t.verb, t.axis, t.phase)
+            calls[key] = calls.get(key, 0) + t.calls
+            size[key] = size.get(key, 0) + t.calls * t.message_bytes
+        keys = list(dict.fromkeys([*size, *self.rows]))
+        return [
+            {
+                "verb": key[0],
+                "axis": key[1],
+                "phase": key[2],
+                "calls": row.calls,
+                "predicted_calls": calls.get(key, 0),
+                "message_bytes": row.message_bytes,
+                "predicted_message_bytes": size.get(key, 0),
+                "wire_bytes": row.wire_bytes,
+                "seconds": row.seconds,
+            }
+            for key in keys
+            for row in [self.rows.get(key, Row())]
+        ]
+
+
+def agrees(report: Iterable[dict]) -> bool:
+    """Whether every row was sent exactly as predicted: calls and bytes."""
+    return all(r["calls"] == r["predicted_calls"] and r["message_bytes"] == r["predicted_message_bytes"] for r in report)

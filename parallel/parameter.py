@@ -1,0 +1,72 @@
+"""A parameter: this rank's part of a whole array, its gradient, and how it lies in the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+
+import numpy as np
+
+from parallel.mesh import Axis
+from parallel.shard import Layout
+
+
+class Parameter:
+    """`data`: this rank's part. `grad`: None, or what backward has added since zero_grad, of the same shape."""
+
+    def __init__(self, name: str, layout: Layout, data: np.ndarray) -> None:
+        self.name, self.layout, self.data = name, layout, data
+        self.grad: np.ndarray | None = None
+        self._kept: np.ndarray | None = None
+
+    def zero_grad(self) -> None:
+        """Forget the gradient, keeping its memory for the next."""
+        self._kept = self.grad if self.grad is not None else self._kept
+        self.grad = None
+
+    def add_grad(self, g: np.ndarray) -> None:
+        """grad += g. g: of data's shape."""
+        if self.grad is None:
+            self.grad = g.copy() if self._kept is None else self._kept
+            self.grad[...] = g
+        else:
+            self.grad += g
+
+    def add_grad_product(self, a_TI: np.ndarray, b_TO: np.ndarray) -> None:
+        """grad += a^T b, where data is (I, O) or (I, ...) with O entries behind: the first product is written in place."""
+        if self.grad is not None:
+            self.grad += (a_TI.T @ b_TO).reshape(self.data.shape)
+            return
+        grad = np.empty_like(self.data) if self._kept is None else self._kept
+        np.matmul(a_TI.T, b_TO, out=grad.reshape(len(self.data), -1))
+        self.grad = grad
+
+    def whole(self, axis: Axis, part: np.ndarray) -> np.ndarray:
+        """The whole array on every rank, from the parts (of data, grad or what else lies like them) on `axis`."""
+        if self.layout.cut is None:
+            return part
+        return axis.all_gather(part, self.layout.dim, self.layout.cut)
+
+
+# Where a layer's weights come from: called with the name, the layout and this rank on the axis, and the mean and standard
+# deviation that an untrained weight should have; returns this rank's part.
+Weights = Callable[[str, Layout, int, float, float], np.ndarray]
+
+
+def drawn(seed: int, dtype: np.dtype | str, spread: float = 0.0) -> Weights:
+    """Weights drawn normally, whole and by name, then cut: the same on every mesh, and in every dtype up to rounding.
+
+    `spread` is the least standard deviation: with 0, biases start at zero; comparisons use more, so that none is zero.
+    """
+
+    def draw(name: str, layout: Layout, rank: int, mean: float, std: float) -> np.ndarray:
+        key = int.from_bytes(blake2b(f"{seed}/{name}".encode(), digest_size=16).digest())
+        whole = mean + max(std, spread) * np.random.Generator(np.random.Philox(key=key)).standard_normal(layout.shape)
+        return layout.take(whole.astype(dtype), rank)
+
+    return draw
+
+
+def given(whole: dict[str, np.ndarray]) -> Weights:
+    """Weights from whole arrays by name."""
+    return lambda name, layout, rank, mean, std: layout.take(whole[name], rank)

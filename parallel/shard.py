@@ -1,0 +1,116 @@
+"""How a dim is cut over the ranks of an axis, and put together again. The one place that knows.
+
+A `Cut` says which indices of one dim each rank holds: a contiguous range a rank, even or not, overlapping where a part is
+held on several ranks. A `Layout` says how a whole array is held: its shape and, if it is sharded, the dim and the cut.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Cut:
+    """`bounds[r] = (start, stop)`: the indices of a dim of `length` that rank r holds."""
+
+    length: int
+    bounds: tuple[tuple[int, int], ...]
+
+    @property
+    def ranks(self) -> int:
+        return len(self.bounds)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(stop - start for start, stop in self.bounds)
+
+    @property
+    def is_partition(self) -> bool:
+        """Whether the parts follow one another without gap or overlap, so that sizes alone put them together."""
+        starts = [start for start, _ in self.bounds]
+        stops = [stop for _, stop in self.bounds]
+        return starts == [0, *stops[:-1]] and stops[-1] == self.length
+
+    def size(self, rank: int) -> int:
+        start, stop = self.bounds[rank]
+        return stop - start
+
+    def index(self, dim: int, rank: int) -> tuple[slice, ...]:
+        """The index that takes this rank's part: `whole[cut.index(dim, rank)]`."""
+        return (slice(None),) * dim + (slice(*self.bounds[rank]),)
+
+    def take(self, whole: np.ndarray, dim: int, rank: int) -> np.ndarray:
+        """This rank's part of `whole`, as a view."""
+        if whole.shape[dim] != self.length:
+            raise ValueError(f"cannot take a part of dim {dim}: it has {whole.shape[dim]} entries, the cut {self.length}")
+        return whole[self.index(dim, rank)]
+
+    def join(self, parts: Sequence[np.ndarray], dim: int) -> np.ndarray:
+        """The whole array from every rank's part. Where parts overlap, the lowest rank's is taken."""
+        if self.is_partition and dim == 0:
+            return np.concatenate(parts)
+        shape = list(parts[0].shape)
+        shape[dim] = self.length
+        whole = np.empty(shape, parts[0].dtype)
+        for rank in reversed(range(self.ranks)):
+            whole[self.index(dim, rank)] = parts[rank]
+        return whole
+
+    def owner(self, index: int) -> int:
+        """The lowest rank that holds `index`."""
+        for rank, (start, stop) in enumerate(self.bounds):
+            if start <= index < stop:
+                return rank
+        raise IndexError(f"index {index} is on no rank: the cut is of {self.length} entries, {self.bounds}")
+
+
+def even(length: int, ranks: int, what: str = "entries") -> Cut:
+    """Cut as evenly as it goes: the first `length % ranks` ranks hold one more. 9 on 2 ranks: 5 and 4.
+
+    Raises ValueError when a rank would hold nothing.
+    """
+    if length < ranks:
+        raise ValueError(f"cannot cut {length} {what} over {ranks} ranks: use at most {length} ranks")
+    base, more = divmod(length, ranks)
+    starts = [r * base + min(r, more) for r in range(ranks + 1)]
+    return Cut(length, tuple(itertools.pairwise(starts)))
+
+
+def replicated(length: int, ranks: int) -> Cut:
+    """Every rank holds all of it."""
+    return Cut(length, ((0, length),) * ranks)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a whole array of `shape` is held: cut along `dim`, or (dim None) whole on every rank."""
+
+    shape: tuple[int, ...]
+    dim: int | None = None
+    cut: Cut | None = None
+
+    def __post_init__(self) -> None:
+        if (self.dim is None) != (self.cut is None):
+            raise ValueError("a layout needs both dim and cut, or neither")
+        if self.cut is not None and self.shape[self.dim] != self.cut.length:
+            raise ValueError(f"dim {self.dim} of shape {self.shape} is not the cut's length {self.cut.length}")
+
+    def local_shape(self, rank: int) -> tuple[int, ...]:
+        if self.cut is None:
+            return self.shape
+        return (*self.shape[: self.dim], self.cut.size(rank), *self.shape[self.dim + 1 :])
+
+    def take(self, whole: np.ndarray, rank: int) -> np.ndarray:
+        """This rank's part of `whole`, contiguous and its own."""
+        if whole.shape != self.shape:
+            raise ValueError(f"expected an array of shape {self.shape}, got {whole.shape}")
+        part = whole if self.cut is None else self.cut.take(whole, self.dim, rank)
+        return np.array(part, order="C")
+
+    def owner(self, index: Sequence[int]) -> int | None:
+        """The rank that holds the entry at the global `index`; None where every rank does."""
+        return None if self.cut is None else self.cut.owner(index[self.dim])

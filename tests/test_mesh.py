@@ -1,0 +1,219 @@
+"""The verbs: what they return, what they refuse, what they enter in the ledger. Data differs by rank and by entry."""
+
+import numpy as np
+import pytest
+
+from parallel.guard import CollectiveMismatch
+from parallel.mesh import DTYPES, Mesh
+from parallel.shard import Cut, even
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture
+def tp(comm):
+    with Mesh(comm, check=True, tp=comm.size) as mesh:
+        yield mesh.tp
+
+
+def whole(shape, dtype=np.float64, seed=0):
+    """Small integers, so that sums are exact and == holds."""
+    return np.random.default_rng(seed).integers(0, 9, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_all_reduce_sums_every_dtype(tp, dtype):
+    parts = [whole((3, 5), dtype, seed=r) for r in range(tp.size)]
+    mine = parts[tp.rank].copy()
+    assert (tp.all_reduce(mine) == sum(parts)).all()
+    assert (mine == parts[tp.rank]).all()
+    assert (tp.all_reduce(mine, "max") == np.maximum.reduce(parts)).all()
+    assert (tp.all_reduce(mine, "min") == np.minimum.reduce(parts)).all()
+
+
+@pytest.mark.parametrize("order", ["C", "F", "strided", "negative"])
+def test_any_memory_order_on_any_rank_gives_the_same_sum(tp, order):
+    # One F-ordered rank among C-ordered ones is what MPI permutes without a word.
+    parts = [whole((4, 3), seed=r) for r in range(tp.size)]
+    mine = parts[tp.rank]
+    if tp.rank == tp.size - 1:
+        layouts = {"C": mine, "F": np.asfortranarray(mine), "strided": np.repeat(mine, 2, axis=1)[:, ::2]}
+        mine = layouts.get(order, mine[::-1].copy()[::-1])
+    assert (tp.all_reduce(mine) == sum(parts)).all()
+
+
+@pytest.mark.parametrize("op", ["max", "min"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_nan_on_one_rank_is_kept(tp, op, dtype):
+    x = np.full(4, tp.rank, dtype)
+    if tp.rank == tp.size - 1:
+        x[1] = np.nan
+    assert np.isnan(tp.all_reduce(x, op)).tolist() == [False, True, False, False]
+
+
+def test_all_reduce_fills_out_and_refuses_one_that_does_not_fit(tp):
+    x = whole((2, 3), seed=tp.rank)
+    out = np.full((2, 3), -1.0)
+    assert tp.all_reduce(x, out=out) is out
+    assert (out == sum(whole((2, 3), seed=r) for r in range(tp.size))).all()
+    for wrong in (np.empty((3, 2)), np.empty((2, 3), "f4"), np.empty((3, 2)).T):
+        with pytest.raises(ValueError, match="out must be C-contiguous"):
+            tp.all_reduce(x, out=wrong)
+    with pytest.raises(ValueError, match="shares memory"):
+        tp.all_reduce(x, out=x)
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros(2, "f2"), np.zeros(2, complex), np.zeros(2, bool), np.zeros(2, ">f8"), [1.0], 3.0], ids=repr
+)
+def test_what_mpi_would_not_treat_alike_is_refused_by_name(tp, bad):
+    with pytest.raises(TypeError, match="cannot send"):
+        tp.all_reduce(bad)
+
+
+def test_an_unknown_reduction_is_refused(tp):
+    with pytest.raises(ValueError, match="unknown reduction 'mean'"):
+        tp.all_reduce(np.zeros(2), "mean")
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_all_gather_puts_uneven_parts_together(tp, dim, order):
+    x = whole((5, 6, 7))
+    cut = even(x.shape[dim], tp.size)
+    assert (tp.all_gather(np.array(cut.take(x, dim, tp.rank), order=order), dim, cut) == x).all()
+
+
+def test_all_gather_of_overlapping_parts(tp):
+    x = whole((tp.size + 1, 3))
+    cut = Cut(tp.size + 1, tuple((r, r + 2) for r in range(tp.size)))
+    assert (tp.all_gather(cut.take(x, 0, tp.rank), 0, cut) == x).all()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_reduce_scatter_is_a_part_of_the_sum(tp, dim):
+    parts = [whole((5, 7), seed=r) for r in range(tp.size)]
+    cut = even(parts[0].shape[dim], tp.size)
+    assert (tp.reduce_scatter(parts[tp.rank], dim, cut) == cut.take(sum(parts), dim, tp.rank)).all()
+
+
+@pytest.mark.parametrize(("split_dim", "join_dim"), [(0, 1), (1, 0), (2, 0)])
+def test_all_to_all_moves_the_cut(tp, split_dim, join_dim):
+    x = whole((5, 6, 7))
+    split, join = even(x.shape[split_dim], tp.size), even(x.shape[join_dim], tp.size)
+    got = tp.all_to_all(join.take(x, join_dim, tp.rank), split_dim, split, join_dim, join)
+    assert (got == split.take(x, split_dim, tp.rank)).all()
+
+
+def test_broadcast_from_every_root(tp):
+    for root in range(tp.size):
+        assert (tp.broadcast(whole((3, 4), seed=tp.rank), root) == whole((3, 4), seed=root)).all()
+    with pytest.raises(ValueError, match=f"no rank {tp.size} on axis tp: use 0 to {tp.size - 1}"):
+        tp.broadcast(np.zeros(1), tp.size)
+
+
+def test_a_part_that_is_not_what_the_cut_says_is_refused(tp):
+    cut = even(8, tp.size)
+    with pytest.raises(ValueError, match="should have"):
+        tp.all_gather(np.zeros((9, 2)), 0, cut)
+    with pytest.raises(ValueError, match="should have 8 entries"):
+        tp.reduce_scatter(np.zeros((9, 2)), 0, cut)
+    with pytest.raises(ValueError, match=f"axis tp has {tp.size}"):
+        tp.all_gather(np.zeros((1, 2)), 0, even(8, tp.size + 1))
+
+
+@pytest.mark.mpi(min_size=2)
+def test_send_and_receive_in_order(tp):
+    to, source = (tp.rank + 1) % tp.size, (tp.rank - 1) % tp.size
+    mine = [whole((2, 3), "f4", tp.rank), whole((4,), "i8", 10 + tp.rank)]
+    for n, (shape, dtype) in enumerate([((2, 3), "f4"), ((4,), "i8")]):
+        # Rank 0 sends first, the others when they have received: no cycle of blocking sends.
+        if tp.rank == 0:
+            tp.send(mine[n], to)
+        got = tp.receive(shape, dtype, source)
+        if tp.rank:
+            tp.send(mine[n], to)
+        assert (got == whole(shape, dtype, 10 * n + source)).all()
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize(("shape", "dtype"), [((4,), "f4"), ((8,), "f8"), ((3,), "f8"), ((4,), "i8")])
+def test_receive_refuses_another_size_or_dtype(tp, shape, dtype):
+    if tp.rank == 0:
+        tp.send(np.zeros(4), 1)
+    if tp.rank == 1:
+        with pytest.raises(ValueError, match="rank 0 of tp sent 4 float64, receive expected"):
+            tp.receive(shape, dtype, 0)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("difference", ["dtype", "shape", "op", "root", "verb"])
+def test_ranks_that_mean_different_collectives_all_hear_of_it(tp, difference):
+    odd = tp.rank == tp.size - 1
+    x = np.zeros((2, 4))
+    calls = {
+        "dtype": lambda: tp.all_reduce(x.astype("i8") if odd else x),
+        "shape": lambda: tp.all_reduce(x.T if odd else x),
+        "op": lambda: tp.all_reduce(x, "max" if odd else "sum"),
+        "root": lambda: tp.broadcast(x, 1 if odd else 0),
+        "verb": lambda: tp.broadcast(x) if odd else tp.all_reduce(x),
+    }
+    with pytest.raises(CollectiveMismatch, match=f"rank {tp.size - 1} called"):
+        calls[difference]()
+
+
+def test_the_ledger_counts_messages_and_ring_bytes_by_phase(tp, comm):
+    p = tp.size
+    cut = even(5, p)
+    with Mesh(comm, tp=p) as mesh:
+        with mesh.phase("forward"):
+            mesh.tp.all_reduce(np.zeros((3, 4), "f4"))
+            mesh.tp.all_reduce(np.zeros((3, 4), "f4"))
+            with mesh.phase("backward"):
+                mesh.tp.all_gather(np.zeros((cut.size(tp.rank), 2)), 0, cut)
+        with mesh.phase("backward"):
+            mesh.tp.reduce_scatter(np.zeros((5, 2)), 0, cut)
+        rows = {key: (row.calls, row.message_bytes, row.wire_bytes) for key, row in mesh.ledger.rows.items()}
+    assert rows == {
+        ("all_reduce", "tp", "forward"): (2, 96, pytest.approx(2 * (p - 1) / p * 96)),
+        ("all_gather", "tp", "backward"): (1, 80, pytest.approx((p - 1) / p * 80)),
+        ("reduce_scatter", "tp", "backward"): (1, 80, pytest.approx((p - 1) / p * 80)),
+    }
+
+
+@pytest.mark.mpi(min_size=4)
+def test_two_axes_are_a_grid_with_the_last_varying_fastest(comm):
+    if comm.size != 4:
+        pytest.skip("a 2 x 2 mesh takes 4 ranks")
+    with Mesh(comm, dp=2, tp=2) as mesh:
+        assert (mesh.dp.rank, mesh.tp.rank) == divmod(comm.rank, 2)
+        assert mesh.tp.all_reduce(np.array([comm.rank])).item() == (1 if comm.rank < 2 else 5)
+        assert mesh.dp.all_reduce(np.array([comm.rank])).item() == (2 if comm.rank % 2 == 0 else 4)
+
+
+def test_a_mesh_must_fit_the_ranks(comm):
+    with pytest.raises(ValueError, match=f"cannot lay {comm.size} ranks out as dp=3 x tp=5: the product must be {comm.size}"):
+        Mesh(comm, dp=3, tp=5)
+    with pytest.raises(ValueError, match="no axes"):
+        Mesh(comm)
+    with Mesh(comm, tp=comm.size) as mesh, pytest.raises(AttributeError, match="no axis 'dp', only tp"):
+        _ = mesh.dp
+
+
+def test_meshes_are_freed(comm):
+    # MPICH has 2,046 communicators: a leak would end here.
+    for _ in range(1200):
+        Mesh(comm, check=True, tp=comm.size).close()
+
+
+def test_adjoints(tp):
+    """<F x, y> == <x, F* y> with integers in float64: all_gather and reduce_scatter, all_reduce and itself."""
+    cut = even(7, tp.size)
+    x, y = whole((cut.size(tp.rank), 3), seed=tp.rank), whole((7, 3), seed=100 + tp.rank)
+    total = lambda a, b: tp.all_reduce(np.array([(a * b).sum()])).item()  # noqa: E731
+    assert total(tp.all_gather(x, 0, cut), y) == total(x, tp.reduce_scatter(y, 0, cut))
+    z = whole((7, 3), seed=200 + tp.rank)
+    assert total(tp.all_reduce(z), y) == total(z, tp.all_reduce(y))
+    split = even(6, tp.size)
+    a, b = whole((cut.size(tp.rank), 6), seed=tp.rank), whole((7, split.size(tp.rank)), seed=50 + tp.rank)
+    assert total(tp.all_to_all(a, 1, split, 0, cut), b) == total(a, tp.all_to_all(b, 0, cut, 1, split))

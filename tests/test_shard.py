@@ -1,0 +1,71 @@
+"""Cuts and layouts: pure logic."""
+
+import numpy as np
+import pytest
+
+from parallel.shard import Cut, Layout, even, replicated
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 9, 64, 1001])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8])
+def test_even_cuts_are_partitions_that_differ_by_one_at_most(length, ranks):
+    if length < ranks:
+        with pytest.raises(ValueError, match=f"cannot cut {length} entries over {ranks} ranks: use at most {length}"):
+            even(length, ranks)
+        return
+    cut = even(length, ranks)
+    assert cut.is_partition
+    assert sum(cut.sizes) == length
+    assert max(cut.sizes) - min(cut.sizes) <= 1
+    assert list(cut.sizes) == sorted(cut.sizes, reverse=True)
+
+
+def test_nine_heads_on_two_ranks_are_five_and_four():
+    assert even(9, 2).sizes == (5, 4)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_join_undoes_take_in_any_dim(dim):
+    whole = np.arange(5 * 6 * 7).reshape(5, 6, 7)
+    cut = even(whole.shape[dim], 4)
+    assert (cut.join([cut.take(whole, dim, r) for r in range(4)], dim) == whole).all()
+
+
+def test_overlapping_parts_join_too_and_belong_to_the_lowest_rank():
+    whole = np.arange(12.0).reshape(3, 4)
+    cut = Cut(3, ((0, 2), (1, 3)))
+    assert not cut.is_partition
+    assert (cut.join([cut.take(whole, 0, r) for r in range(2)], 0) == whole).all()
+    assert [cut.owner(i) for i in range(3)] == [0, 0, 1]
+    with pytest.raises(IndexError, match="index 3 is on no rank"):
+        cut.owner(3)
+
+
+def test_a_cut_with_a_gap_is_no_partition():
+    assert not Cut(4, ((0, 1), (2, 4))).is_partition
+    assert not Cut(4, ((0, 2), (2, 3))).is_partition
+    assert not replicated(4, 2).is_partition
+
+
+def test_take_refuses_another_length():
+    with pytest.raises(ValueError, match="it has 5 entries, the cut 6"):
+        even(6, 2).take(np.zeros(5), 0, 0)
+
+
+def test_layout_takes_parts_that_are_contiguous_and_their_own():
+    whole = np.arange(21.0).reshape(3, 7)
+    layout = Layout((3, 7), 1, even(7, 2))
+    part = layout.take(whole, 1)
+    assert part.shape == layout.local_shape(1) == (3, 3)
+    assert part.flags.c_contiguous
+    assert not np.shares_memory(part, whole)
+    assert layout.owner((0, 3)) == 0
+    assert layout.owner((0, 4)) == 1
+    assert Layout((3, 7)).owner((0, 4)) is None
+    with pytest.raises(ValueError, match=r"expected an array of shape \(3, 7\), got \(7, 3\)"):
+        layout.take(whole.T, 1)
+
+
+def test_layout_refuses_a_cut_of_another_length():
+    with pytest.raises(ValueError, match="is not the cut's length 6"):
+        Layout((3, 7), 1, even(6, 2))
