@@ -11,6 +11,7 @@ import argparse
 import atexit
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -24,9 +25,11 @@ from typing import NoReturn
 
 from parallel import threads
 
+# What a user has set stands.
 _threads_given = any(v in os.environ for v in threads.BLAS_VARIABLES)
-for _variable in threads.BLAS_VARIABLES:
-    os.environ.setdefault(_variable, str(threads.blas_threads(threads.cores(), threads.launched_local_size())))
+_set_here = () if _threads_given else threads.BLAS_VARIABLES
+for _variable in _set_here:
+    os.environ[_variable] = str(threads.blas_threads(threads.cores(), threads.launched_local_size()))
 if threads.launched_local_size() > threads.cores():
     # MPICH polls while it waits: with more ranks than cores the waiting ranks would take the core of the one they wait for.
     os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
@@ -56,11 +59,12 @@ def begin() -> MPI.Intracomm:
 
 @cache
 def _begin() -> MPI.Intracomm:
+    _check_launcher()
     _keep_freed_memory()
     MPI.Init_thread(MPI.THREAD_MULTIPLE)
     atexit.register(lambda: MPI.Is_finalized() or MPI.Finalize())
     comm = MPI.COMM_WORLD
-    _check_launcher(comm)
+    _check_size(comm)
     sys.excepthook = _abort_on_exception
     threading.excepthook = lambda t: _abort_on_exception(t.exc_type, t.exc_value, t.exc_traceback)
     # Python's own handler would run only after the MPI call in which the rank waits.
@@ -84,18 +88,26 @@ def _keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def _check_launcher(comm: MPI.Intracomm) -> None:
+def _check_launcher() -> None:
+    """Refuse another MPI's mpirun, before MPI starts: each rank would take itself for the only one."""
     started = threads.launched_size()
-    if started is None or started == comm.size:
-        return
+    vendor = MPI.get_vendor()[0]
+    by_open_mpi = "OMPI_COMM_WORLD_SIZE" in os.environ
+    if started is not None and by_open_mpi != (vendor == "Open MPI"):
+        launcher = "Open MPI's mpirun" if by_open_mpi else "the mpirun of another MPI"
+        _leave_with_error(f"{launcher} started {started} ranks, but this Python's MPI is {vendor}")
+
+
+def _check_size(comm: MPI.Intracomm) -> None:
+    started = threads.launched_size()
+    if started not in (None, comm.size):
+        _leave_with_error(f"the launcher started {started} ranks, but this Python's MPI is one of {comm.size}")
+
+
+def _leave_with_error(problem: str) -> NoReturn:
     if threads.launched_rank() == 0:
-        library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip()
-        print(
-            f"error: the launcher started {started} ranks, but the MPI library of this Python ({library}) sees {comm.size}: "
-            f"use the mpirun that belongs to it, {os.path.join(os.path.dirname(sys.executable), 'mpirun')}",
-            file=sys.stderr,
-            flush=True,
-        )
+        own = os.path.join(os.path.dirname(sys.executable), "mpirun")
+        print(f"error: {problem}: use its own mpirun, {own}", file=sys.stderr, flush=True)
     else:
         # The first rank to leave with a status takes the others along: let rank 0 speak before.
         time.sleep(0.5)
@@ -173,6 +185,26 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     p.add_argument("--seed", type=_seed, default=0, help="of weights and inputs")
     p.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     return p
+
+
+def under_mpirun(options: argparse.ArgumentParser, name: str, ranks: int) -> None:
+    """For a command that means a number of ranks: started without mpirun, it starts itself again, under it.
+
+    Unusable options and --help are left to `run`.
+    """
+    if threads.launched_size() is not None:
+        return
+    try:
+        options.parse_args()
+    except UsageError:
+        return
+    beside = os.path.join(os.path.dirname(sys.executable), "mpirun")
+    mpirun = beside if os.path.exists(beside) else shutil.which("mpirun")
+    if mpirun is None:
+        return
+    for variable in _set_here:
+        del os.environ[variable]
+    os.execv(mpirun, [mpirun, "-n", str(ranks), sys.executable, "-m", f"launch.{name}", *sys.argv[1:]])
 
 
 def run(

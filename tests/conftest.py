@@ -2,11 +2,29 @@
 
 import launch.start as start  # isort: skip  it settles threads and MPI before NumPy loads
 
+import os
+
 import pytest
+from pytest_mpi import MPIPlugin
+
+from tests.harness import Harness, OneLine
 
 
+def pytest_addoption(parser):
+    parser.addoption("--limit", type=float, default=60.0, help="seconds a test may take before all ranks' stacks are printed")
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config):
-    start.begin()
+    world = start.begin()
+    config.addinivalue_line("markers", "limit(seconds): this test's own time limit")
+    manager = config.pluginmanager
+    for plugin in [p for p in manager.get_plugins() if type(p) is MPIPlugin]:
+        manager.unregister(plugin)
+    manager.register(OneLine())
+    manager.register(Harness(config, world), "harness")
+    if world.rank:
+        config.pluginmanager.get_plugin("terminalreporter")._tw._file = open(os.devnull, "w")  # noqa: SIM115
 
 
 @pytest.fixture

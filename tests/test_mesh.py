@@ -181,10 +181,8 @@ def test_the_ledger_counts_messages_and_ring_bytes_by_phase(tp, comm):
     }
 
 
-@pytest.mark.mpi(min_size=4)
+@pytest.mark.mpi(min_size=4, max_size=4)
 def test_two_axes_are_a_grid_with_the_last_varying_fastest(comm):
-    if comm.size != 4:
-        pytest.skip("a 2 x 2 mesh takes 4 ranks")
     with Mesh(comm, dp=2, tp=2) as mesh:
         assert (mesh.dp.rank, mesh.tp.rank) == divmod(comm.rank, 2)
         assert mesh.tp.all_reduce(np.array([comm.rank])).item() == (1 if comm.rank < 2 else 5)

@@ -1,0 +1,121 @@
+"""How commands end: on all ranks, soon, with one clear word."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mpi4py import MPI
+
+from parallel.threads import blas_threads, launched_local_size, launched_rank, launched_size
+from tests.harness import ROOT, launcher_free, mpirun
+
+PLANTED = ("-m", "tests.cases.planted")
+
+
+def alive(pids, seconds=2.0):
+    """Which of these processes are still there after at most `seconds`."""
+    deadline = time.monotonic() + seconds
+    while pids and time.monotonic() < deadline:
+        time.sleep(0.02)
+        pids = [p for p in pids if Path(f"/proc/{p}").exists()]
+    return pids
+
+
+@pytest.mark.parametrize("ranks", [0, 2, 4])
+@pytest.mark.parametrize("kind", ["raise", "exit", "thread"])
+def test_one_ranks_end_is_the_end_of_all_within_two_seconds(ranks, kind):
+    started = time.monotonic()
+    done = mpirun(ranks, *PLANTED, kind, timeout=20)
+    # Start-up and the library's own banner are within it.
+    assert time.monotonic() - started < 2 + 3
+    assert done.returncode != 0
+    first = next(line for line in done.stderr.splitlines() if "failed" in line)
+    cause = {"raise": "ValueError: planted", "exit": "SystemExit: 3", "thread": "ZeroDivisionError: division by zero"}[kind]
+    rank = 1 if ranks else 0
+    assert first == f"[{rank}] rank {rank} of {ranks or 1} failed: {cause}"
+    assert done.stderr.count(cause) == 2
+    assert f"[{rank}] Traceback (most recent call last):" in done.stderr
+    assert not alive(done.stdout.split()[1:])
+
+
+def test_a_killed_rank_takes_the_others_along():
+    done = mpirun(3, *PLANTED, "kill", timeout=20)
+    assert done.returncode != 0
+    assert not alive(done.stdout.split()[1:])
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_launcher_leaves_no_orphan(sent):
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "mpirun"), "-n", "3", sys.executable, *PLANTED, "wait"],
+        cwd=ROOT,
+        env=launcher_free(dict(os.environ)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    pids = process.stdout.readline().split()[1:]
+    assert len(pids) == 3
+    process.send_signal(sent)
+    process.wait(timeout=5)
+    assert not alive(pids)
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 3])
+def test_unusable_input_is_one_line_and_status_two(ranks):
+    done = mpirun(ranks, *PLANTED, "usage")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: cannot use 'usage': use something else" in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+def test_the_status_of_main_comes_through():
+    assert mpirun(3, *PLANTED, "status").returncode == 7
+    assert mpirun(3, *PLANTED, "none").returncode == 0
+
+
+def test_help_answers_once_and_without_mpi():
+    done = mpirun(3, "-m", "launch.tp_mlp", "--help")
+    assert done.returncode == 0
+    assert done.stdout.count("usage:") == 1
+    assert "--activation {relu,gelu,silu,swiglu}" in done.stdout
+    started = mpirun(
+        0,
+        "-c",
+        "import sys, launch.start; from launch.tp_mlp import options\n"
+        "try: options().parse_args(['--help'])\n"
+        "except SystemExit: from mpi4py import MPI; print('started', MPI.Is_initialized())",
+    )
+    assert "started False" in started.stdout
+
+
+def test_a_launcher_of_another_mpi_is_refused():
+    """Each started process would believe that it is alone, compute everything, and report that all is well."""
+    open_mpi = MPI.get_vendor()[0] == "Open MPI"
+    other = {"PMI_SIZE": "4", "PMI_RANK": "0"} if open_mpi else {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}
+    done = mpirun(0, "-m", "launch.tp_mlp", **other)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: .* started 4 ranks, but this Python's MPI is .*: use its own mpirun, \S+\n", done.stderr)
+
+
+def test_no_crash_leaves_shared_memory():
+    before = set(os.listdir("/dev/shm"))
+    for _ in range(3):
+        mpirun(3, *PLANTED, "raise")
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_threads_from_what_launchers_say():
+    assert [blas_threads(2, n) for n in (1, 2, 3, 4)] == [2, 1, 1, 1]
+    assert blas_threads(16, 3) == 5
+    assert launched_size({}) is None
+    assert (launched_rank({}), launched_local_size({})) == (0, 1)
+    assert (launched_size({"PMI_SIZE": "4", "PMI_RANK": "3"}), launched_rank({"PMI_SIZE": "4", "PMI_RANK": "3"})) == (4, 3)
+    assert launched_local_size({"PMI_SIZE": "8", "MPI_LOCALNRANKS": "4"}) == 4
+    assert launched_local_size({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}) == 2
