@@ -23,14 +23,15 @@ from functools import cache
 from types import TracebackType
 from typing import NoReturn
 
+from launch import launcher
 from parallel import threads
 
 # What a user has set stands.
 _threads_given = any(v in os.environ for v in threads.BLAS_VARIABLES)
 _set_here = () if _threads_given else threads.BLAS_VARIABLES
 for _variable in _set_here:
-    os.environ[_variable] = str(threads.blas_threads(threads.cores(), threads.launched_local_size()))
-if threads.launched_local_size() > threads.cores():
+    os.environ[_variable] = str(threads.blas_threads(threads.cores(), launcher.local_size()))
+if launcher.local_size() > threads.cores():
     # MPICH polls while it waits: with more ranks than cores the waiting ranks would take the core of the one they wait for.
     os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
 
@@ -90,22 +91,22 @@ def _keep_freed_memory() -> None:
 
 def _check_launcher() -> None:
     """Refuse another MPI's mpirun, before MPI starts: each rank would take itself for the only one."""
-    started = threads.launched_size()
+    started = launcher.size()
     vendor = MPI.get_vendor()[0]
     by_open_mpi = "OMPI_COMM_WORLD_SIZE" in os.environ
     if started is not None and by_open_mpi != (vendor == "Open MPI"):
-        launcher = "Open MPI's mpirun" if by_open_mpi else "the mpirun of another MPI"
-        _leave_with_error(f"{launcher} started {started} ranks, but this Python's MPI is {vendor}")
+        whose = "Open MPI's mpirun" if by_open_mpi else "the mpirun of another MPI"
+        _leave_with_error(f"{whose} started {started} ranks, but this Python's MPI is {vendor}")
 
 
 def _check_size(comm: MPI.Intracomm) -> None:
-    started = threads.launched_size()
+    started = launcher.size()
     if started not in (None, comm.size):
         _leave_with_error(f"the launcher started {started} ranks, but this Python's MPI is one of {comm.size}")
 
 
 def _leave_with_error(problem: str) -> NoReturn:
-    if threads.launched_rank() == 0:
+    if launcher.rank() == 0:
         own = os.path.join(os.path.dirname(sys.executable), "mpirun")
         print(f"error: {problem}: use its own mpirun, {own}", file=sys.stderr, flush=True)
     else:
@@ -156,7 +157,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
     def print_help(self, file: object = None) -> None:
-        if threads.launched_rank() == 0:
+        if launcher.rank() == 0:
             super().print_help(file)
 
 
@@ -192,7 +193,7 @@ def under_mpirun(options: argparse.ArgumentParser, name: str, ranks: int) -> Non
 
     Unusable options and --help are left to `run`.
     """
-    if threads.launched_size() is not None:
+    if launcher.size() is not None:
         return
     try:
         options.parse_args()

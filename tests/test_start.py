@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from mpi4py import MPI
 
-from parallel.threads import blas_threads, launched_local_size, launched_rank, launched_size
+from launch import launcher
+from parallel.threads import blas_threads
 from tests.harness import ROOT, launcher_free, mpirun
 
 PLANTED = ("-m", "tests.cases.planted")
@@ -114,8 +115,8 @@ def test_no_crash_leaves_shared_memory():
 def test_threads_from_what_launchers_say():
     assert [blas_threads(2, n) for n in (1, 2, 3, 4)] == [2, 1, 1, 1]
     assert blas_threads(16, 3) == 5
-    assert launched_size({}) is None
-    assert (launched_rank({}), launched_local_size({})) == (0, 1)
-    assert (launched_size({"PMI_SIZE": "4", "PMI_RANK": "3"}), launched_rank({"PMI_SIZE": "4", "PMI_RANK": "3"})) == (4, 3)
-    assert launched_local_size({"PMI_SIZE": "8", "MPI_LOCALNRANKS": "4"}) == 4
-    assert launched_local_size({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}) == 2
+    assert launcher.size({}) is None
+    assert (launcher.rank({}), launcher.local_size({})) == (0, 1)
+    assert (launcher.size({"PMI_SIZE": "4", "PMI_RANK": "3"}), launcher.rank({"PMI_SIZE": "4", "PMI_RANK": "3"})) == (4, 3)
+    assert launcher.local_size({"PMI_SIZE": "8", "MPI_LOCALNRANKS": "4"}) == 4
+    assert launcher.local_size({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}) == 2

@@ -1,0 +1,30 @@
+"""What the launcher that started this rank says in the environment, before MPI starts. Standard library only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+# What launchers say in the environment: ranks in all, this rank, ranks on this host.
+_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "SLURM_NTASKS")
+_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+_LOCAL = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
+
+
+def _number(names: tuple[str, ...], environ: Mapping[str, str]) -> int | None:
+    return next((int(environ[n]) for n in names if environ.get(n, "").isdecimal()), None)
+
+
+def size(environ: Mapping[str, str] = os.environ) -> int | None:
+    """How many ranks the launcher says it started; None without a launcher."""
+    return _number(_SIZE[:3], environ)
+
+
+def rank(environ: Mapping[str, str] = os.environ) -> int:
+    """This rank, as the launcher says; 0 without one. For use before MPI starts."""
+    return _number(_RANK, environ) or 0
+
+
+def local_size(environ: Mapping[str, str] = os.environ) -> int:
+    """Ranks on this host, as far as the environment tells."""
+    return _number(_LOCAL, environ) or size(environ) or 1
