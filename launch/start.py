@@ -126,6 +126,8 @@ def _abort_on_exception(kind: type[BaseException], value: BaseException, trace: 
     with suppress(OSError, ValueError):
         sys.stderr.write("".join(f"[{comm.rank}] {line}\n" for line in text))
         sys.stderr.flush()
+    # The launcher drops what it has not yet passed on when the job is aborted.
+    time.sleep(0.2)
     comm.Abort(1)
     os._exit(1)
 

@@ -18,13 +18,20 @@ from tests.harness import ROOT, launcher_free, mpirun
 PLANTED = ("-m", "tests.cases.planted")
 
 
+def running(pid):
+    """Whether the process is there and not merely waiting for its parent to ask how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def alive(pids, seconds=2.0):
-    """Which of these processes are still there after at most `seconds`."""
+    """Which of these processes are still running after at most `seconds`."""
     deadline = time.monotonic() + seconds
-    while pids and time.monotonic() < deadline:
+    while any(map(running, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
-        pids = [p for p in pids if Path(f"/proc/{p}").exists()]
-    return pids
+    return [p for p in pids if running(p)]
 
 
 @pytest.mark.parametrize("ranks", [0, 2, 4])
