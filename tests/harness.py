@@ -90,6 +90,8 @@ class Harness:
             inner = [line for line in lines if not re.search(r"_pytest|pluggy|runpy|/pytest/", line)]
             text.append("\n".join([f"--- stack of rank {rank} of {self.size}", *inner]))
         os.write(self.stderr, ("\n".join(text) + "\n").encode())
+        # The launcher drops what it has not yet passed on when the job is aborted.
+        time.sleep(0.3)
         MPI.COMM_WORLD.Abort(1)
 
     # --- one outcome a test
