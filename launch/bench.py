@@ -8,6 +8,7 @@ import argparse
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from importlib.util import find_spec
 from statistics import median
 from time import perf_counter
@@ -83,13 +84,13 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         if args.peer:
             # A ratio between two layers that compute different things would mean nothing.
             peer.require_same(x, dy)
-            steps["torch"] = lambda: peer.step(x, dy)
+            steps |= {f"torch_{kind}": partial(peer.step, kind, x, dy) for kind in peer.layers}
         seconds = in_turn(steps, args.rounds, comm)
     if comm.rank:
         return 0
     ratios = {"sharded_to_matmul_only": ratio(seconds["sharded"], seconds["matmul_only"])}
     if args.peer:
-        ratios["torch_to_sharded"] = ratio(seconds["torch"], seconds["sharded"])
+        ratios |= {f"{name}_to_sharded": ratio(s, seconds["sharded"]) for name, s in seconds.items() if "torch" in name}
     config = {k: getattr(args, k) for k in ("what", "tokens", "d_model", "d_ff", "activation", "rounds", "threads", "peer")}
     result = {
         "command": "bench",
@@ -105,7 +106,8 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     if args.json:
         print(json.dumps(result))
         return 0
-    labels = {"matmul_only": "its matrix products alone", "sharded": "rankwise", "torch": "PyTorch, gloo"}
+    labels = {"matmul_only": "its matrix products alone", "sharded": "rankwise"}
+    labels |= {"torch_dtensor": "PyTorch, its tensor parallelism, gloo", "torch_functions": "PyTorch, sums by hand, gloo"}
     report.table(
         f"MLP, forward and backward: T {args.tokens}, D {args.d_model}, F {args.d_ff}, {args.activation}, {args.dtype}, "
         f"{comm.size} ranks of {args.threads} BLAS thread(s), {args.rounds} rounds in turn",
@@ -122,7 +124,10 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         ],
     )
     if args.peer:
-        print(f"PyTorch takes {ratios['torch_to_sharded']:.2f} times as long")
+        print(
+            f"rankwise is {ratios['torch_dtensor_to_sharded']:.2f} times as fast as PyTorch's tensor parallelism, "
+            f"{ratios['torch_functions_to_sharded']:.2f} times as PyTorch with sums by hand"
+        )
     return 0
 
 

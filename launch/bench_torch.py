@@ -1,14 +1,21 @@
-"""The same MLP in PyTorch, on torch.distributed with gloo, for `launch.bench --peer torch`; only this needs PyTorch."""
+"""The same MLP in PyTorch, over gloo, in two ways, for `launch.bench --peer torch`; only this needs PyTorch.
+
+`dtensor`: PyTorch's own tensor parallelism, `parallelize_module` with ColwiseParallel and RowwiseParallel. `functions`:
+Megatron's f and g written by hand as autograd functions round torch.distributed.all_reduce, PyTorch at its leanest.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F  # noqa: N812  the field's name for it
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from layers.mlp import MLP
 from parallel.control import Control
@@ -42,51 +49,79 @@ class _SumInForward(torch.autograd.Function):
         return dy
 
 
+class _Layer(nn.Module):
+    """linear, gelu, linear, from weights stored (in, out)."""
+
+    def __init__(self, W1: np.ndarray, b1: np.ndarray | None, W2: np.ndarray, b2: np.ndarray | None) -> None:
+        super().__init__()
+        self.up, self.act, self.down = _linear(W1, b1), nn.GELU(approximate="tanh"), _linear(W2, b2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.act(self.up(x)))
+
+
+class _ByFunctions(_Layer):
+    """This rank's shards, with the sums written out; the bias of the second layer is added after its sum."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.act(self.up(_SumInBackward.apply(x)))
+        y = _SumInForward.apply(nn.functional.linear(h, self.down.weight))
+        return y if self.down.bias is None else y + self.down.bias
+
+
+def _linear(W: np.ndarray, b: np.ndarray | None) -> nn.Linear:
+    layer = nn.Linear(*W.shape, bias=b is not None, dtype=torch.from_numpy(W).dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(W).T)
+        if b is not None:
+            layer.bias.copy_(torch.from_numpy(b))
+    return layer
+
+
 class TorchMLP:
-    """The weights of `mlp` (gelu) in PyTorch's own layout, (out, in), on the ranks of the same axis."""
+    """The weights of `mlp` (gelu) in PyTorch, on the ranks of the same axis. A context: inside it, gloo runs."""
 
     def __init__(self, tp: Axis, mlp: MLP, control: Control, threads: int) -> None:
         self._mlp, self._tp, self._control = mlp, tp, control
+        self.layers: dict[str, nn.Module] = {}
         torch.set_num_threads(threads)
-        parameter = lambda a: torch.nn.Parameter(torch.from_numpy(np.ascontiguousarray(a).copy()))  # noqa: E731
-        up, down = mlp.up, mlp.down
-        self.W1, self.W2 = parameter(up.W_Io.data.T), parameter(down.W_iO.data.T)
-        self.b1, self.b2 = (None if b is None else parameter(b.data) for b in (up.b_o, down.b_O))
 
     def __enter__(self) -> TorchMLP:
         # Ranks of one host: gloo over loopback, as it does by default where the host's name resolves to it.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        self._folder = self._control.from_first(tempfile.mkdtemp() if self._tp.rank == 0 else None)
-        store = f"file://{self._folder}/store"
-        dist.init_process_group("gloo", init_method=store, rank=self._tp.rank, world_size=self._tp.size)
+        tp, parameters = self._tp, self._mlp.parameters
+        self._folder = self._control.from_first(tempfile.mkdtemp() if tp.rank == 0 else None)
+        dist.init_process_group("gloo", init_method=f"file://{self._folder}/store", rank=tp.rank, world_size=tp.size)
+        arrays = lambda which: [which.get(n) for n in ("W1", "b1", "W2", "b2")]  # noqa: E731
+        whole = _Layer(*arrays({p.name: p.whole(tp, p.data) for p in parameters}))
+        plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+        self.layers = {
+            "dtensor": parallelize_module(whole, init_device_mesh("cpu", (tp.size,)), plan),
+            "functions": _ByFunctions(*arrays({p.name: p.data for p in parameters})),
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
         dist.destroy_process_group()
         self._control.wait()
         if self._tp.rank == 0:
-            for name in os.listdir(self._folder):
-                os.unlink(os.path.join(self._folder, name))
-            os.rmdir(self._folder)
+            shutil.rmtree(self._folder)
 
-    def step(self, x: np.ndarray, dy: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward and backward; returns y and dx."""
-        for p in (self.W1, self.b1, self.W2, self.b2):
-            if p is not None:
-                p.grad = None
+    def step(self, name: str, x: np.ndarray, dy: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and backward of one of the two layers; returns y and dx."""
+        layer = self.layers[name]
+        layer.zero_grad()
         x_TD = torch.from_numpy(x).requires_grad_()
-        h_Tf = F.gelu(F.linear(_SumInBackward.apply(x_TD), self.W1, self.b1), approximate="tanh")
-        y_TD = _SumInForward.apply(F.linear(h_Tf, self.W2))
-        if self.b2 is not None:
-            y_TD = y_TD + self.b2
+        y_TD = layer(x_TD)
         y_TD.backward(torch.from_numpy(dy))
         return y_TD.detach(), x_TD.grad
 
     def require_same(self, x: np.ndarray, dy: np.ndarray) -> None:
-        """Raise ValueError unless y and dx are ours, to a thousandth of their size."""
+        """Raise ValueError unless both layers' y and dx are ours, to a thousandth of their size."""
         y, saved = self._mlp.forward(x)
         dx = self._mlp.backward(dy, saved)
-        for name, ours, theirs in zip(("y", "dx"), (y, dx), self.step(x, dy), strict=True):
-            off = float(np.abs(ours - theirs.numpy()).max() / np.abs(ours).max())
-            if not off < 1e-3:
-                raise ValueError(f"PyTorch's {name} differs from ours by {off:.1e} of its size: not the same layer")
+        for kind in self.layers:
+            for name, ours, theirs in zip(("y", "dx"), (y, dx), self.step(kind, x, dy), strict=True):
+                off = float(np.abs(ours - theirs.numpy()).max() / np.abs(ours).max())
+                if not off < 1e-3:
+                    raise ValueError(f"PyTorch's {name} ({kind}) differs from ours by {off:.1e} of its size")
