@@ -78,6 +78,11 @@ def _linear(W: np.ndarray, b: np.ndarray | None) -> nn.Linear:
     return layer
 
 
+def _arrived(t: torch.Tensor) -> torch.Tensor:
+    """Tensor parallelism returns sums that may still be on their way: a step is over when they have come."""
+    return t.wait() if hasattr(t, "wait") else t
+
+
 class TorchMLP:
     """The weights of `mlp` (gelu) in PyTorch, on the ranks of the same axis. A context: inside it, gloo runs."""
 
@@ -114,7 +119,7 @@ class TorchMLP:
         x_TD = torch.from_numpy(x).requires_grad_()
         y_TD = layer(x_TD)
         y_TD.backward(torch.from_numpy(dy))
-        return y_TD.detach(), x_TD.grad
+        return _arrived(y_TD.detach()), _arrived(x_TD.grad)
 
     def require_same(self, x: np.ndarray, dy: np.ndarray) -> None:
         """Raise ValueError unless both layers' y and dx are ours, to a thousandth of their size."""
