@@ -16,8 +16,8 @@ from time import perf_counter
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from launch import report
-from launch.tp_mlp import build, forward_backward, inputs, products
+from launch import products, report, step
+from launch.tp_mlp import build, inputs
 from layers.ops import ACTIVATIONS
 from parallel.control import Control
 from parallel.mesh import Mesh
@@ -54,10 +54,10 @@ def in_turn(steps: dict[str, Callable[[], object]], rounds: int, comm: MPI.Intra
     """Seconds of each step by round, the slowest rank's; one round before them warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
-        for name, step in steps.items():
+        for name, run in steps.items():
             comm.Barrier()
             begun = perf_counter()
-            step()
+            run()
             seconds[name].append(perf_counter() - begun)
     control = Control(comm)
     every = control.everyone(seconds)
@@ -74,7 +74,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     mesh = Mesh(comm, tp=comm.size)
     mlp = build(args, mesh.tp)
     x, dy = inputs(args)
-    steps = {"matmul_only": products(mlp, x, dy), "sharded": lambda: forward_backward(mlp, x, dy)}
+    steps = {"matmul_only": products.mlp(mlp, x), "sharded": partial(step.once, mlp, x, dy)}
     peer = nullcontext()
     if args.peer:
         from launch.bench_torch import TorchMLP

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from parallel.ledger import agrees
 from reference.compare import Comparison
 
 
@@ -78,7 +80,63 @@ def communication(rows: Sequence[dict]) -> None:
     )
 
 
-def progress(label: str, here: bool) -> Callable[[Iterable], Iterable]:
-    """A bar over what is iterated, on standard error, if that is a terminal and this rank is the one that prints."""
+def memory(counted: dict[str, list[int]]) -> None:
+    ranks = len(counted["weights_bytes_per_rank"])
+    table(
+        "Memory by rank, counted beside predicted",
+        ("", *(f"rank {r}" for r in range(ranks))),
+        [
+            (label, *(size(n) for n in counted[key]))
+            for label, key in (
+                ("weights", "weights_bytes_per_rank"),
+                ("  predicted", "predicted_weights_bytes_per_rank"),
+                ("saved for backward", "saved_bytes_per_rank"),
+                ("  predicted", "predicted_saved_bytes_per_rank"),
+            )
+        ],
+    )
+
+
+def seconds(medians: dict[str, float], repeats: int, ranks: int) -> None:
+    table(
+        f"Seconds of forward and backward, median of {repeats}",
+        ("", "ms", "of the products"),
+        [
+            (label, f"{1e3 * medians[key]:.2f}", f"{medians[key] / medians['matmul_only']:.2f}")
+            for label, key in (
+                (f"sharded over {ranks} rank{'s' if ranks > 1 else ''}", "sharded"),
+                ("its matrix products alone", "matmul_only"),
+                ("unsharded, one process", "unsharded"),
+            )
+        ],
+    )
+
+
+def wrong(checks: Sequence[Comparison], result: dict) -> list[str]:
+    """What does not agree: tensors, communication or memory."""
+    held = result["memory"]
+    found = [c.tensor for c in checks if not c.ok]
+    if not agrees(result["communication"]):
+        found.append("communication")
+    return found + [k for k in ("weights", "saved") if held[f"{k}_bytes_per_rank"] != held[f"predicted_{k}_bytes_per_rank"]]
+
+
+def publish(as_json: bool, result: dict, checks: Sequence[Comparison], wrong: Sequence[str], show: Callable[[], None]) -> int:
+    """Settle `ok`, print the JSON, or what `show` prints and whether all agreed, and return the exit status."""
+    result["ok"] = not wrong
+    result["checks"] = [c.as_json() for c in checks]
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        show()
+        print(f"NOT ALL AGREED: {', '.join(wrong)}" if wrong else "all agreed")
+    return 1 if wrong else 0
+
+
+def progress(label: str, here: bool, total: int | None = None) -> Callable[[Iterable], Iterable]:
+    """A bar over what is iterated, on standard error, if that is a terminal and this rank is the one that prints.
+
+    `total`: how many items, where they have no length.
+    """
     shown = here and sys.stderr.isatty()
-    return lambda items: track(items, label, console=Console(stderr=True), transient=True) if shown else items
+    return lambda items: track(items, label, total, console=Console(stderr=True), transient=True) if shown else items

@@ -7,6 +7,8 @@ A product that contracts a small letter is a partial sum; the next thing in its 
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from parallel.ledger import Traffic, message
@@ -71,13 +73,16 @@ class RowParallelLinear:
         dW_iO += x_Ti^T @ dy_TO
         db_O  += sum_T dy_TO                          the same on every rank
 
-    Saved for backward: x, this rank's part.
+    `d_in`: the whole input dims, of which `cut` cuts the first: (F,), or (H, E) where heads are cut. Saved for backward: x,
+    this rank's part.
     """
 
-    def __init__(self, tp: Axis, weights: Weights, name: str, d_in: int, d_out: int, cut: Cut, bias: bool = True) -> None:
+    def __init__(
+        self, tp: Axis, weights: Weights, name: str, d_in: tuple[int, ...], d_out: int, cut: Cut, bias: bool = True
+    ) -> None:
         self.tp, self.d_out = tp, d_out
-        W, b = Layout((d_in, d_out), 0, cut), Layout((d_out,))
-        self.W_iO = Parameter(f"W{name}", W, weights(f"W{name}", W, tp.rank, 0.0, d_in**-0.5))
+        W, b = Layout((*d_in, d_out), 0, cut), Layout((d_out,))
+        self.W_iO = Parameter(f"W{name}", W, weights(f"W{name}", W, tp.rank, 0.0, prod(d_in) ** -0.5))
         self.b_O = Parameter(f"b{name}", b, weights(f"b{name}", b, tp.rank, 0.0, 0.0)) if bias else None
 
     @property
@@ -85,18 +90,19 @@ class RowParallelLinear:
         return [self.W_iO] if self.b_O is None else [self.W_iO, self.b_O]
 
     def forward(self, x_Ti: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """x (T, i) -> y (T, O), saved."""
-        y_TO = self.tp.all_reduce(x_Ti @ self.W_iO.data)
+        """x (T, ...i) -> y (T, O), saved."""
+        x_Ti = x_Ti.reshape(len(x_Ti), -1)
+        y_TO = self.tp.all_reduce(x_Ti @ self.W_iO.data.reshape(-1, self.d_out))
         if self.b_O is not None:
             y_TO += self.b_O.data
         return y_TO, x_Ti
 
     def backward(self, dy_TO: np.ndarray, x_Ti: np.ndarray) -> np.ndarray:
-        """dy (T, O), saved -> dx (T, i). Adds into the gradients."""
+        """dy (T, O), saved -> dx (T, ...i). Adds into the gradients."""
         if self.b_O is not None:
             self.b_O.add_grad(dy_TO.sum(axis=0))
         self.W_iO.add_grad_product(x_Ti, dy_TO)
-        return dy_TO @ self.W_iO.data.T
+        return (dy_TO @ self.W_iO.data.reshape(-1, self.d_out).T).reshape(-1, *self.W_iO.data.shape[:-1])
 
     def traffic(self, tokens: int) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
@@ -104,4 +110,4 @@ class RowParallelLinear:
         return [Traffic("all_reduce", self.tp.name, "forward", size)]
 
     def saved_bytes(self, tokens: int) -> int:
-        return message((tokens, len(self.W_iO.data)), self.W_iO.data.itemsize)
+        return message((tokens, *self.W_iO.data.shape[:-1]), self.W_iO.data.itemsize)

@@ -45,7 +45,7 @@ class MLP:
         cut = even(d_ff, tp.size, "hidden units (d_ff)")
         up = (d_ff,) if self.activation.inputs == 1 else (self.activation.inputs, d_ff)
         self.up = ColumnParallelLinear(tp, weights, "1", d_model, up, cut, bias)
-        self.down = RowParallelLinear(tp, weights, "2", d_ff, d_out or d_model, cut, bias)
+        self.down = RowParallelLinear(tp, weights, "2", (d_ff,), d_out or d_model, cut, bias)
         self.d_ff_local = cut.size(tp.rank)
 
     @property

@@ -6,9 +6,9 @@ A row is (verb, axis, phase). *Message bytes* are those of the buffer reduced or
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 
@@ -98,6 +98,24 @@ class Ledger:
             for key in keys
             for row in [self.rows.get(key, Row())]
         ]
+
+
+def together(ledgers: Sequence[Ledger]) -> Ledger:
+    """One ledger from every rank's: a row is what each rank that has it counted, its seconds the longest.
+
+    Ranks of several groups have different rows. Raises ValueError where two count the same row differently.
+    """
+    one = Ledger()
+    for rank, ledger in enumerate(ledgers):
+        for key, row in ledger.rows.items():
+            known = one.rows.setdefault(key, replace(row))
+            if (known.calls, known.message_bytes) != (row.calls, row.message_bytes):
+                raise ValueError(
+                    f"rank {rank} counted {' '.join(key)}: {row.calls} calls, {row.message_bytes} bytes; "
+                    f"another rank {known.calls} calls, {known.message_bytes} bytes"
+                )
+            known.seconds = max(known.seconds, row.seconds)
+    return one
 
 
 def agrees(report: Iterable[dict]) -> bool:

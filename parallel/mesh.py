@@ -66,6 +66,11 @@ def _result(x: np.ndarray, shape: tuple[int, ...], out: np.ndarray | None) -> np
     return out
 
 
+def group_name(axis: str, ranks: range) -> str:
+    """What the ledger calls the group of `ranks` on `axis`: tp[1..2]."""
+    return f"{axis}[{ranks.start}..{ranks.stop - 1}]"
+
+
 class Axis:
     """The ranks that differ from this one in a single mesh coordinate.
 
@@ -78,8 +83,27 @@ class Axis:
         self.size, self.rank = comm.size, comm.rank
         self._comm = comm
         self._agreement = Agreement(comm) if check else None
+        self._groups: dict[range, Axis] = {}
+
+    def group(self, ranks: range) -> Axis:
+        """The axis of some ranks that follow one another on this one, made at the first call: each of them calls it.
+
+        Named `tp[1..2]`. Ranks in several groups make them in ascending order, so that none waits in a circle.
+        """
+        if self.rank not in ranks or ranks.step != 1 or not 0 <= ranks.start < ranks.stop <= self.size:
+            raise ValueError(f"rank {self.rank} of {self.name} ({self.size} ranks) cannot make a group of ranks {list(ranks)}")
+        if ranks not in self._groups:
+            members = self._comm.Get_group()
+            chosen = members.Incl(list(ranks))
+            name = group_name(self.name, ranks)
+            self._groups[ranks] = Axis(name, self._comm.Create_group(chosen), self.ledger, self._agreement is not None)
+            chosen.Free()
+            members.Free()
+        return self._groups[ranks]
 
     def close(self) -> None:
+        for group in self._groups.values():
+            group.close()
         if self._agreement is not None:
             self._agreement.close()
         self._comm.Free()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,12 +34,12 @@ class Parameter:
             self.grad += g
 
     def add_grad_product(self, a_TI: np.ndarray, b_TO: np.ndarray) -> None:
-        """grad += a^T b, where data is (I, O) or (I, ...) with O entries behind: the first product is written in place."""
+        """grad += a^T b, where data has I O entries, in this order: the first product is written in place."""
         if self.grad is not None:
             self.grad += (a_TI.T @ b_TO).reshape(self.data.shape)
             return
         grad = np.empty_like(self.data) if self._kept is None else self._kept
-        np.matmul(a_TI.T, b_TO, out=grad.reshape(len(self.data), -1))
+        np.matmul(a_TI.T, b_TO, out=grad.reshape(a_TI.shape[1], -1))
         self.grad = grad
 
     def whole(self, axis: Axis, part: np.ndarray) -> np.ndarray:
@@ -46,6 +47,37 @@ class Parameter:
         if self.layout.cut is None:
             return part
         return axis.all_gather(part, self.layout.dim, self.layout.cut)
+
+
+class Fused:
+    """Parameters side by side along `dim` in one array `data`, so that one product serves them all.
+
+    From here on each one's data is a view of its part, and so is its gradient.
+    """
+
+    def __init__(self, parameters: list[Parameter], dim: int) -> None:
+        self.parameters = parameters
+        self.data = np.concatenate([p.data for p in parameters], axis=dim)
+        ends = np.cumsum([p.data.shape[dim] for p in parameters])
+        self._at = [
+            (slice(None),) * dim + (slice(end - p.data.shape[dim], end),) for p, end in zip(parameters, ends, strict=True)
+        ]
+        for p, at in zip(parameters, self._at, strict=True):
+            p.data = self.data[at]
+        self._kept = np.empty_like(self.data)
+
+    def room(self) -> np.ndarray:
+        """An array for the next gradient, of data's shape: memory that is kept, unless a gradient stands in it."""
+        free = all(p.grad is None for p in self.parameters)
+        return self._kept if free else np.empty_like(self.data)
+
+    def add_grad(self, g: np.ndarray) -> None:
+        """Each one's gradient += its part of g. g: of data's shape, ours from now on."""
+        for p, at in zip(self.parameters, self._at, strict=True):
+            if p.grad is None:
+                p.grad = g[at]
+            else:
+                p.grad += g[at]
 
 
 # Where a layer's weights come from: called with the name, the layout and this rank on the axis, and the mean and standard

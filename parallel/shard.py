@@ -60,6 +60,20 @@ class Cut:
             whole[self.index(dim, rank)] = parts[rank]
         return whole
 
+    def shared(self) -> list[tuple[range, range]]:
+        """What several ranks hold: (indices, the ranks that hold exactly these together), in ascending order."""
+        runs: list[tuple[range, range]] = []
+        for i in range(self.length):
+            holders = [r for r, (start, stop) in enumerate(self.bounds) if start <= i < stop]
+            ranks = range(holders[0], holders[-1] + 1)
+            if len(ranks) == 1:
+                continue
+            if runs and runs[-1] == (range(runs[-1][0].start, i), ranks):
+                runs[-1] = range(runs[-1][0].start, i + 1), ranks
+            else:
+                runs.append((range(i, i + 1), ranks))
+        return runs
+
     def owner(self, index: int) -> int:
         """The lowest rank that holds `index`."""
         for rank, (start, stop) in enumerate(self.bounds):
@@ -78,6 +92,23 @@ def even(length: int, ranks: int, what: str = "entries") -> Cut:
     base, more = divmod(length, ranks)
     starts = [r * base + min(r, more) for r in range(ranks + 1)]
     return Cut(length, tuple(itertools.pairwise(starts)))
+
+
+def covering(cut: Cut, group: int) -> Cut:
+    """The cut of the groups that `cut` touches, `group` of its indices each: a rank holds every group that it has a part of.
+
+    9 query heads on 2 ranks, 5 and 4, read 3 key/value heads, 3 each: heads 0 and 1 on rank 0, 1 and 2 on rank 1.
+    """
+    if cut.length % group:
+        raise ValueError(f"cannot group {cut.length} entries by {group}: use a divisor of {cut.length}")
+    return Cut(cut.length // group, tuple((start // group, -(-stop // group)) for start, stop in cut.bounds))
+
+
+def group_sizes(cut: Cut, group: int, rank: int) -> list[int]:
+    """How many of the rank's indices lie in each of the groups that it holds by `covering`. 5 of 9 by 3: [3, 2]."""
+    start, stop = cut.bounds[rank]
+    first, last = covering(cut, group).bounds[rank]
+    return [min(stop, (j + 1) * group) - max(start, j * group) for j in range(first, last)]
 
 
 def replicated(length: int, ranks: int) -> Cut:

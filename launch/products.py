@@ -1,0 +1,94 @@
+"""The matrix products of a layer's step, alone, into buffers that are kept: the limit of its speed.
+
+Names of dims are those of the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+
+from layers.attend import head_chunks, spans, tiles
+from layers.attention import Attention
+from layers.latent_attention import LatentAttention
+from layers.mlp import MLP
+
+
+def linear(x: np.ndarray, W: np.ndarray) -> Callable[[], None]:
+    """A product and the two of its backward. x (T, I), W (I, O)."""
+    y = np.ones((len(x), W.shape[1]), x.dtype)
+    dW, dx = np.empty_like(W), np.empty(x.shape, x.dtype)
+
+    def run() -> None:
+        np.matmul(x, W, out=y)
+        np.matmul(x.T, y, out=dW)
+        np.matmul(y, W.T, out=dx)
+
+    return run
+
+
+def flat(W: np.ndarray, d_in: int) -> np.ndarray:
+    return W.reshape(d_in, -1)
+
+
+def mlp(layer: MLP, x: np.ndarray) -> Callable[[], None]:
+    W1, W2 = flat(layer.up.W_Io.data, layer.up.d_in), layer.down.W_iO.data
+    return together(linear(x, W1), linear(np.ones((len(x), len(W2)), x.dtype), W2))
+
+
+def attention(layer: Attention, x: np.ndarray, lengths: Sequence[int]) -> Callable[[], None]:
+    Wo = flat(layer.out.W_iO.data, layer.h * layer.E)
+    runs = [scores(x, lengths, kv.stop - kv.start, g, layer.E, layer.E, layer.causal) for _, kv, g in layer.runs]
+    out = linear(np.ones((len(x), len(Wo)), x.dtype), Wo)
+    return together(linear(x, flat(layer.W_DnE.data, layer.d_model)), *runs, out)
+
+
+def latent_attention(layer: LatentAttention, x: np.ndarray, lengths: Sequence[int]) -> Callable[[], None]:
+    ones = lambda n: np.ones((len(x), n), x.dtype)  # noqa: E731
+    down = [layer.Wdkv_DC, layer.Wkr_DR, *([] if layer.Wdq_DQ is None else [layer.Wdq_DQ])]
+    up = [flat(p.data, len(p.data)) for p in (layer.Wukv_Chn, layer.Wq_Qhn)]
+    up.append(flat(layer.out.W_iO.data, layer.h * layer.V))
+    core = scores(x, lengths, layer.h, 1, layer.N + layer.R, layer.V, layer.causal)
+    return together(*(linear(x, p.data) for p in down), *(linear(ones(len(W)), W) for W in up), core)
+
+
+def scores(x: np.ndarray, lengths: Sequence[int], K: int, g: int, E: int, V: int, causal: bool) -> Callable[[], None]:
+    """Those of blocked softmax attention, block by block as `attend` and `attend_backward` go through them: 2 and 5."""
+    k, v = (np.ones((len(x), 3 * K, width), x.dtype)[:, :K] for width in (E, V))
+
+    @cache
+    def kept(name: str, *shape: int) -> np.ndarray:
+        return np.ones(shape, x.dtype)
+
+    def run() -> None:
+        for span in spans(lengths, len(x)):
+            start, S = span[1].start, span[1].stop - span[1].start
+            for heads in head_chunks(span, K, g):
+                N = heads.stop - heads.start
+                k_NSE, kt_NES, vt_NVS = kept("k", N, S, E), kept("kt", N, E + 1, S), kept("vt", N, V + 1, S)
+                for queries, blocks in tiles(span, g, causal):
+                    R = (queries.stop - queries.start) * g
+                    plain_NRE, q_NRE, do_NRV = kept("plain", N, R, E), kept("q", N, R, E + 1), kept("do", N, R, V + 1)
+                    for keys in blocks:
+                        C = keys.stop - keys.start
+                        at = np.s_[:, keys.start - start : keys.stop - start]
+                        p_NRC, ds_NRC = kept("p", N, R, C), kept("ds", N, R, C)
+                        np.matmul(plain_NRE, k[keys, heads].transpose(1, 2, 0), out=p_NRC)
+                        np.matmul(p_NRC, v[keys, heads].transpose(1, 0, 2), out=kept("o", N, R, V))
+                        np.matmul(q_NRE, kt_NES[:, *at], out=p_NRC)
+                        np.matmul(p_NRC.transpose(0, 2, 1), do_NRV[..., :V], out=kept("dv", N, C, V))
+                        np.matmul(do_NRV, vt_NVS[:, *at], out=ds_NRC)
+                        np.matmul(ds_NRC, k_NSE[at], out=kept("dq", N, R, E))
+                        np.matmul(ds_NRC.transpose(0, 2, 1), q_NRE[..., :E], out=kept("dk", N, C, E))
+
+    return run
+
+
+def together(*steps: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        for step in steps:
+            step()
+
+    return run

@@ -1,0 +1,108 @@
+"""One step of a layer, forward and backward, on a mesh: run and gathered, counted beside predicted, and timed.
+
+A layer has parameters, `forward(x, *more)`, `backward(dy, saved)`, `traffic(tokens)` and `saved_bytes(tokens)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from mpi4py import MPI
+from threadpoolctl import threadpool_limits
+
+from parallel import threads
+from parallel.control import Control
+from parallel.ledger import message, together
+from parallel.mesh import Mesh
+
+REPEATS = 5
+
+
+def nbytes(saved: object) -> int:
+    """Bytes of the arrays in a layer's saved value, each counted once."""
+    arrays: dict[int, int] = {}
+
+    def visit(value: object) -> None:
+        if isinstance(value, tuple):
+            for part in value:
+                visit(part)
+        elif isinstance(value, np.ndarray):
+            arrays[id(value)] = value.nbytes
+
+    visit(saved)
+    return sum(arrays.values())
+
+
+@dataclass(frozen=True)
+class Ran:
+    """`whole`: y, dx, weights by name and gradients led by d. `communication`, `memory`: as in a command's JSON.
+    `apart`: gradients held on several ranks that are not the same on all of them."""
+
+    whole: dict[str, np.ndarray]
+    communication: list[dict]
+    memory: dict[str, list[int]]
+    apart: list[str]
+
+
+def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: object) -> Ran:
+    """One step on all ranks."""
+    with mesh.phase("forward"):
+        y, saved = layer.forward(x, *more)
+    with mesh.phase("backward"):
+        dx = layer.backward(dy, saved)
+    communication = together(control.everyone(mesh.ledger)).report(layer.traffic(len(x)))
+    sizes = control.everyone((sum(p.data.nbytes for p in layer.parameters), nbytes(saved), layer.saved_bytes(len(x))))
+    held = [sum(message(p.layout.local_shape(rank), x.itemsize) for p in layer.parameters) for rank in range(control.size)]
+    whole, apart = {"y": y, "dx": dx}, []
+    with mesh.phase("compare"):
+        for p in layer.parameters:
+            whole |= {p.name: p.whole(mesh.tp, p.data), f"d{p.name}": p.whole(mesh.tp, p.grad)}
+            if not np.array_equal(p.layout.take(whole[f"d{p.name}"], mesh.tp.rank), p.grad, equal_nan=True):
+                apart.append(f"d{p.name}")
+    memory = {
+        "weights_bytes_per_rank": [weights for weights, _, _ in sizes],
+        "predicted_weights_bytes_per_rank": held,
+        "saved_bytes_per_rank": [kept for _, kept, _ in sizes],
+        "predicted_saved_bytes_per_rank": [predicted for _, _, predicted in sizes],
+    }
+    return Ran(whole, communication, memory, sorted({name for names in control.everyone(apart) for name in names}))
+
+
+def once(layer: object, x: np.ndarray, dy: np.ndarray, *more: object) -> None:
+    """A step as training does it."""
+    for p in layer.parameters:
+        p.zero_grad()
+    _, saved = layer.forward(x, *more)
+    layer.backward(dy, saved)
+
+
+def timed(step: Callable[[], object], comm: MPI.Intracomm) -> list[float]:
+    """Seconds of each of REPEATS calls, after one to warm up; all ranks start together."""
+    seconds = []
+    for _ in range(REPEATS + 1):
+        comm.Barrier()
+        begun = perf_counter()
+        step()
+        seconds.append(perf_counter() - begun)
+    return seconds[1:]
+
+
+def seconds(
+    sharded: Callable[[], object], products: Callable[[], object], unsharded: Callable[[], Callable], comm: MPI.Intracomm
+) -> dict[str, float]:
+    """Medians: the sharded step and its matrix products alone, of the slowest rank; and the step on one process, which
+    `unsharded` prepares, on rank 0 with all cores."""
+    control = Control(comm)
+    steps = control.everyone({"sharded": timed(sharded, comm), "matmul_only": timed(products, comm)})
+    found = {kind: median(max(run) for run in zip(*(s[kind] for s in steps), strict=True)) for kind in steps[0]}
+    if comm.rank == 0:
+        alone = unsharded()
+        with threadpool_limits(threads.cores(), user_api="blas"):
+            found["unsharded"] = median(timed(alone, MPI.COMM_SELF))
+    control.wait()
+    control.close()
+    return found

@@ -1,0 +1,317 @@
+"""Tensor-parallel attention of every kind, compared with the reference, counted and timed.
+
+T tokens   D model width   H heads   K key/value heads   E head width   C latent width   R rotated width, beside a latent
+"""
+
+from __future__ import annotations
+
+from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from functools import partial
+
+import numpy as np
+from mpi4py import MPI
+
+from launch import products, report, step
+from layers.attention import Attention
+from layers.latent_attention import LatentAttention
+from layers.rope import Linear, Llama3, Rope, Rotation, Scaling, Yarn
+from parallel.control import Control
+from parallel.mesh import Axis, Mesh
+from parallel.parameter import drawn
+from parallel.shard import covering, even
+from reference import attention as reference
+from reference import gradient
+from reference.compare import Comparison, compare
+from reference.rounding import bounds
+
+KINDS = ("mha", "gqa", "mqa", "mla")
+SCALINGS: dict[str, tuple[type, dict[str, float]]] = {
+    "linear": (Linear, {"factor": 4.0}),
+    "llama3": (Llama3, {}),
+    "yarn": (Yarn, {"mscale_all_dim": 0.707}),
+}
+# Comparisons use biases and norm weights of this spread: a bias of zero would be right wherever it is added.
+SPREAD = 0.1
+# Inputs of this size make the softmax sharp: a flat one forgives a wrong scale or mask.
+SHARP = 2.0
+EPS = 1e-6
+# Seconds that deriving the entries of one tensor may take, and what a row of scores and a score take about.
+BUDGET, ROW, SCORE = 0.5, 2.5e-5, 6e-8
+
+
+def options() -> argparse.ArgumentParser:
+    p = start.parser("tp_attention", "Run tensor-parallel attention, forward and backward, and compare it with a reference.")
+    p.add_argument("--kind", choices=KINDS, default="gqa", help="multi-head, grouped-query, multi-query or latent")
+    p.add_argument(
+        "--sequences", type=_counts, nargs="+", default=[[4]], help="how many sequences, or their lengths: 1,7,64,129"
+    )
+    p.add_argument("--tokens", type=start.positive, help="T, of all sequences together (96, or the sum of the lengths)")
+    p.add_argument("--d-model", type=start.positive, default=64, help="D, width of input and output")
+    p.add_argument("--heads", type=start.positive, default=8, help="H, query heads, dealt out over the ranks, evenly or not")
+    p.add_argument("--kv-heads", type=start.positive, help="K, a divisor of H (for gqa, the largest up to H/2)")
+    p.add_argument("--d-head", type=start.positive, help="E, width of a head (D/H)")
+    p.add_argument(
+        "--rope", choices=("none", "half", "interleaved"), default="half", help="rotary positions, and their pairing"
+    )
+    p.add_argument("--rope-base", type=float, default=10000.0, help="its base")
+    p.add_argument(
+        "--rope-scaling", type=_scaling, default=None, help="linear, llama3 or yarn, as in yarn:factor=40,original=4096"
+    )
+    p.add_argument(
+        "--bidirectional", action="store_true", help="every token reads its whole sequence, not only what is before it"
+    )
+    p.add_argument(
+        "--no-bias", action="store_true", help="leave the biases of queries, keys, values and output out (mla has none)"
+    )
+    p.add_argument("--qk-norm", action="store_true", help="RMS norm of each head's queries and keys, as Qwen3 (not mla)")
+    mla = p.add_argument_group("sizes of --kind mla")
+    mla.add_argument("--d-latent", type=start.positive, help="C, width of the latent (4E)")
+    mla.add_argument("--d-query-latent", type=start.positive, help="width of the queries' latent (none)")
+    mla.add_argument("--d-nope", type=start.positive, help="width of a head's queries and keys without position (E)")
+    mla.add_argument("--d-rope", type=start.positive, help="R, width of the rotated key that all heads share (the even of E/2)")
+    mla.add_argument("--d-value", type=start.positive, help="width of a head's values (E)")
+    p.add_argument("--layers", type=start.positive, default=1, help="L, for the table of the KV cache")
+    return p
+
+
+def _counts(text: str) -> list[int]:
+    return [start.positive(part) for part in text.split(",")]
+
+
+def _scaling(text: str) -> Scaling | None:
+    """An argparse type: none, or a scaling with its numbers, yarn:factor=40."""
+    name, _, given = text.partition(":")
+    if text == "none":
+        return None
+    if name not in SCALINGS:
+        raise argparse.ArgumentTypeError(f"unknown scaling {name!r}: use one of none, {', '.join(SCALINGS)}")
+    kind, numbers = SCALINGS[name]
+    known = [f.name for f in fields(kind)]
+    numbers = dict(numbers)
+    for part in filter(None, given.split(",")):
+        key, _, value = part.partition("=")
+        try:
+            numbers[key] = float(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{part!r} is not a number of {name}: use for instance factor=8") from None
+        if key not in known or not numbers[key] > 0:
+            raise argparse.ArgumentTypeError(f"{part!r} is no setting of {name}: use {', '.join(known)}, each above 0")
+    return kind(**numbers)
+
+
+def check(args: argparse.Namespace, ranks: int) -> None:
+    """Settle what was left open, and refuse what cannot be."""
+    H, D = args.heads, args.d_model
+    if args.d_head is None and D % H:
+        raise start.UsageError(f"--heads {H} does not divide --d-model {D}: use a divisor of {D}, or give --d-head")
+    args.d_head = args.d_head or D // H
+    if args.kind == "gqa" and args.kv_heads is None:
+        args.kv_heads = next(k for k in range(max(1, H // 2), 0, -1) if H % k == 0)
+    own = {"mha": H, "mqa": 1, "mla": H}.get(args.kind, args.kv_heads)
+    if args.kv_heads not in (None, own):
+        raise start.UsageError(f"--kind {args.kind} has {own} kv-heads, not {args.kv_heads}: use --kind gqa, or no --kv-heads")
+    args.kv_heads = own
+    if H % own:
+        raise start.UsageError(f"--kv-heads {own} does not divide --heads {H}: use a divisor of {H}")
+    if ranks > H:
+        raise start.UsageError(f"cannot cut --heads {H} over {ranks} ranks: use at most {H} ranks or more --heads")
+    if args.kind == "mla":
+        args.d_latent = args.d_latent or 4 * args.d_head
+        args.d_nope, args.d_value = args.d_nope or args.d_head, args.d_value or args.d_head
+        args.d_rope = args.d_rope or max(2, args.d_head // 4 * 2)
+        if args.d_rope % 2:
+            raise start.UsageError(f"--d-rope {args.d_rope} cannot be rotated in pairs: use an even width")
+        if args.qk_norm:
+            raise start.UsageError("--qk-norm is not for --kind mla, which norms its latents: leave it out")
+    elif args.rope != "none" and args.d_head % 2:
+        raise start.UsageError(
+            f"--rope {args.rope} cannot rotate heads of odd width {args.d_head} in pairs: use an even width, or --rope none"
+        )
+    if args.rope_base <= 1:
+        raise start.UsageError(f"--rope-base {args.rope_base:g} is no base: use a number above 1, such as 10000")
+    if args.rope == "none" and args.rope_scaling is not None:
+        raise start.UsageError("--rope-scaling scales nothing with --rope none: leave one of them out")
+    _settle_lengths(args)
+
+
+def _settle_lengths(args: argparse.Namespace) -> None:
+    """args.lengths and args.tokens, from one count of sequences or from all their lengths."""
+    given = [n for part in args.sequences for n in part]
+    if len(given) > 1:
+        args.lengths = given
+        if args.tokens not in (None, sum(given)):
+            raise start.UsageError(
+                f"--tokens {args.tokens} is not the sum of --sequences {','.join(map(str, given))}: use {sum(given)}, or neither"
+            )
+        args.tokens = sum(given)
+        return
+    count, args.tokens = given[0], args.tokens or 96
+    if count > args.tokens:
+        raise start.UsageError(f"cannot cut --tokens {args.tokens} into {count} sequences: use at most {args.tokens}")
+    # Ragged: the n-th as long as n others of its share, none empty.
+    ends = [count + (args.tokens - count) * n * (n + 1) // (count * (count + 1)) - (count - n) for n in range(count + 1)]
+    args.lengths = np.diff(ends).tolist()
+
+
+def inputs(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """x and dy (T, D), the same on every rank and mesh."""
+    random = np.random.default_rng(args.seed)
+    x, dy = random.standard_normal((2, args.tokens, args.d_model))
+    return (SHARP * x).astype(args.dtype), dy.astype(args.dtype)
+
+
+def rope(args: argparse.Namespace) -> Rope | None:
+    width = args.d_rope if args.kind == "mla" else args.d_head
+    return None if args.rope == "none" else Rope(width, args.rope_base, args.rope, args.rope_scaling)
+
+
+def rotation(args: argparse.Namespace) -> Rotation | None:
+    """Of each token's place in its sequence."""
+    turns = rope(args)
+    positions = np.concatenate([np.arange(n) for n in args.lengths])
+    return None if turns is None else turns.at(positions, args.dtype)
+
+
+def build(args: argparse.Namespace, tp: Axis) -> Attention | LatentAttention:
+    weights, causal = drawn(args.seed, args.dtype, SPREAD), not args.bidirectional
+    correction = rope(args).softmax_factor if rope(args) else 1.0
+    if args.kind == "mla":
+        sizes = (args.d_model, args.heads, args.d_latent, args.d_nope, args.d_rope, args.d_value, args.d_query_latent or 0)
+        scale = (args.d_nope + args.d_rope) ** -0.5 * correction
+        return LatentAttention(tp, weights, *sizes, eps=EPS, causal=causal, scale=scale)
+    sizes = (args.d_model, args.heads, args.kv_heads, args.d_head)
+    bias, norm, scale = not args.no_bias, EPS if args.qk_norm else None, args.d_head**-0.5 * correction
+    return Attention(tp, weights, *sizes, bias=bias, bias_out=bias, qk_norm=norm, causal=causal, scale=scale)
+
+
+def reference_options(args: argparse.Namespace) -> reference.Options:
+    """What the reference is told, in its own words."""
+    turned = None
+    if args.rope != "none":
+        scaling = None
+        if args.rope_scaling is not None:
+            scaling = asdict(args.rope_scaling) | {"rope_type": type(args.rope_scaling).__name__.lower()}
+            scaling["original_max_position_embeddings"] = scaling.pop("original", None)
+        turned = {"pairing": args.rope, "base": args.rope_base, "scaling": scaling}
+    return reference.Options(args.lengths, not args.bidirectional, turned, EPS, EPS)
+
+
+def compared(args: argparse.Namespace, whole: dict[str, np.ndarray], dy: np.ndarray) -> Iterator[Comparison]:
+    """Every tensor beside the reference, each gradient on a grid of its entries and along a direction that reaches all.
+
+    `whole` holds x and the weights by name, y, and gradients led by d.
+    """
+    told, dy = reference_options(args), dy.astype(np.float64)
+    arrays = {n: a.astype(np.float64) for n, a in whole.items() if n != "y" and n[0] in "xWbw"}
+    heads = range(args.heads)
+    allowed = bounds([lambda W, h=h: reference.attention(W, told, [h]) for h in heads], arrays, dy, args.dtype)
+    yield compare("y", "forward", whole["y"], reference.attention(arrays, told), float(allowed["y"].max()))
+
+    def loss(W: dict[str, np.ndarray], name: str, index: tuple[int, ...] | None) -> complex:
+        return np.sum(dy * reference.attention(W, told, **reference.reached(W, told, name, index)))
+
+    random = np.random.default_rng(args.seed)
+    seconds = [ROW * n + SCORE * n * n for n in args.lengths]
+    for name in arrays:
+        moved = reference.reached(arrays, told, name, (0,) * arrays[name].ndim)
+        longest = seconds if "sequences" not in moved else [max(seconds)]
+        most = int(BUDGET / (sum(longest) * len(moved.get("heads", heads))))
+        at = gradient.grid(arrays[name].shape, max(most, 8))
+        want, got = gradient.at_entries(loss, arrays, name, at), whole[f"d{name}"]
+        yield compare(f"d{name}", "backward", got, want, float(allowed[name].max()), at)
+        # With the gradient's own signs, nothing cancels in the sum; it is made to be 1.
+        direction = np.copysign(np.abs(random.standard_normal(got.shape)), got)
+        direction /= np.sum(got * direction) or 1.0
+        want, got = gradient.along(loss, arrays, name, direction), np.sum(got * direction)
+        # The sum of our own entries, in float64, is as good as exact.
+        off = float(np.sum(allowed[name] * np.abs(direction)))
+        yield compare(f"d{name}, all", "backward", np.array([got]), np.array([want]), off)
+
+
+def cache(args: argparse.Namespace, ranks: int) -> list[dict]:
+    """What each kind of attention would keep of a token in a KV cache: elements, in all layers and on the fullest rank."""
+    H, E, L = args.heads, args.d_head, args.layers
+    grouped = args.kv_heads if args.kind == "gqa" else next(k for k in range(max(1, H // 2), 0, -1) if H % k == 0)
+    latent, turned = args.d_latent or 4 * E, args.d_rope or max(2, E // 4 * 2)
+    held = lambda kv_heads: max(covering(even(H, ranks), H // kv_heads).sizes)  # noqa: E731
+    rows = [(kind, f"2 {n} E L", 2 * kv * E * L, 2 * held(kv) * E * L) for kind, n, kv in
+            (("mha", "H", H), ("gqa", "K", grouped), ("mqa", "1", 1))]  # fmt: skip
+    rows.append(("mla", "(C + R) L", (latent + turned) * L, (latent + turned) * L))
+    size = np.dtype(args.dtype).itemsize
+    return [
+        {"kind": kind, "formula": formula, "elements": n, "elements_per_rank": here, "bytes": n * size}
+        for kind, formula, n, here in rows
+    ]
+
+
+def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+    control = Control(comm)
+    mesh = Mesh(comm, check=True, tp=comm.size)
+    layer = build(args, mesh.tp)
+    x, dy = inputs(args)
+    turn = rotation(args)
+    ran = step.run(layer, x, dy, mesh, control, args.lengths, turn)
+    first, checks = comm.rank == 0, []
+    if first:
+        shown = report.progress("the reference, tensor by tensor", True, 1 + 2 * (1 + len(layer.parameters)))
+        checks = list(shown(compared(args, ran.whole | {"x": x}, dy)))
+    control.wait()
+    alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
+    limit = (products.latent_attention if args.kind == "mla" else products.attention)(layer, x, args.lengths)
+    single = lambda: partial(step.once, build(args, alone), x, dy, args.lengths, turn)  # noqa: E731
+    seconds = step.seconds(partial(step.once, layer, x, dy, args.lengths, turn), limit, single, comm)
+    if not first:
+        return 0
+    config = {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "sequences", "rope_scaling")}
+    scaling = args.rope_scaling and {"kind": type(args.rope_scaling).__name__.lower(), **asdict(args.rope_scaling)}
+    result = {
+        "command": "tp_attention",
+        "ok": True,
+        "ranks": comm.size,
+        "mesh": mesh.sizes,
+        "dtype": args.dtype,
+        "seed": args.seed,
+        "config": config | {"rope_scaling": scaling},
+        "checks": [],
+        "communication": ran.communication,
+        "memory": ran.memory,
+        "kv_cache_per_token": cache(args, comm.size),
+        "seconds": seconds,
+    }
+    wrong = [*report.wrong(checks, result), *ran.apart]
+    return report.publish(args.json, result, checks, wrong, lambda: show(args, result, checks))
+
+
+def show(args: argparse.Namespace, result: dict, checks: list[Comparison]) -> None:
+    """The report for people."""
+    ranks = result["ranks"]
+    cut = even(args.heads, ranks)
+    kv = covering(cut, args.heads // args.kv_heads)
+    dealt = ", ".join(f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in cut.bounds)
+    read = ", ".join(f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in kv.bounds)
+    sizes = f"C {args.d_latent}, R {args.d_rope}" if args.kind == "mla" else f"K {args.kv_heads} kv_heads, E {args.d_head}"
+    lengths = ", ".join(map(str, args.lengths[:8])) + (", ..." if len(args.lengths) > 8 else "")
+    print(
+        f"Tensor-parallel attention ({args.kind}) on tp={ranks}: T {args.tokens} tokens in sequences of {lengths}; "
+        f"D {args.d_model}, H {args.heads} heads, {sizes}; rope {args.rope}, "
+        f"{'bidirectional' if args.bidirectional else 'causal'}, {args.dtype}, seed {args.seed}"
+    )
+    print(f"Heads by rank: {dealt}" + ("" if args.kind == "mla" else f"; key/value heads: {read}") + "\n")
+    report.comparisons("Sharded result against the reference: a grid of entries, and along a direction through all", checks)
+    report.communication(result["communication"])
+    report.memory(result["memory"])
+    report.table(
+        "KV cache a token, by kind of attention",
+        ("kind", "elements", "", "bytes", "elements on the fullest rank"),
+        [(r["kind"], r["formula"], f"{r['elements']:,}", f"{r['bytes']:,}", f"{r['elements_per_rank']:,}") for r in
+         result["kv_cache_per_token"]],
+    )  # fmt: skip
+    report.seconds(result["seconds"], step.REPEATS, ranks)
+
+
+if __name__ == "__main__":
+    start.run(options(), check, main)

@@ -1,0 +1,205 @@
+"""Softmax attention in blocks that stay in the cache, never a whole score matrix (arXiv 2205.14135, 2112.05682).
+
+    T query tokens   S key tokens   K key/value heads   g query heads that read one of them   E query and key width
+    V value width   N key/value heads at once   Q queries of a block   R = Q g rows   C keys of a block
+
+All arrays are views with tokens first, of any stride: q (T, K, g, E), k (S, K, E), v (S, K, V), o (T, K, g, V), lse (T, K, g).
+Memory grows with the tokens, not with their square: forward keeps only the output and the log-sum-exp of each row of scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+# Rows of scores and keys of a block: one float32 block is half of a core's L2 cache. Measured, with `launch.bench attention`.
+ROWS, KEYS = 256, 512
+
+# A sequence: where its queries and its keys are. Its queries are the last of its keys.
+Span = tuple[slice, slice]
+
+
+def spans(lengths: Sequence[int], tokens: int) -> list[Span]:
+    """Sequences of these lengths, one after another, that read themselves.
+
+    Raises ValueError for an empty sequence, and where they do not sum to `tokens`.
+    """
+    if sum(lengths) != tokens:
+        raise ValueError(f"sequences of {sum(lengths)} tokens together cannot be read from {tokens} tokens")
+    if min(lengths) < 1:
+        raise ValueError(f"sequence {list(lengths).index(min(lengths))} has {min(lengths)} tokens: use 1 or more")
+    return [(slice(*ends), slice(*ends)) for ends in pairwise(accumulate(lengths, initial=0))]
+
+
+def head_chunks(span: Span, heads: int, group: int) -> Iterator[slice]:
+    """Key/value heads to take at once: one where sequences are long, several where one would not fill a block."""
+    queries, keys = (s.stop - s.start for s in span)
+    entries = min(queries * group, ROWS) * min(keys, KEYS)
+    at_once = max(1, ROWS * KEYS // max(entries, 1))
+    return (slice(h, min(h + at_once, heads)) for h in range(0, heads, at_once))
+
+
+def tiles(span: Span, group: int, causal: bool) -> Iterator[tuple[slice, list[slice]]]:
+    """Blocks of a sequence: queries, and the blocks of keys that they see, last first.
+
+    Where causal, the last block of keys ends at the last query's own: in it every query sees a key, and what is hidden is a
+    triangle at its end. Blocks beyond it are never looked at.
+    """
+    queries, keys = span
+    step = max(1, ROWS // group)
+    for first in range(queries.start, queries.stop, step):
+        last = min(first + step, queries.stop)
+        seen = keys.stop - (queries.stop - last) if causal else keys.stop
+        yield slice(first, last), [slice(max(keys.start, end - KEYS), end) for end in range(seen, keys.start, -KEYS)]
+
+
+def _rows(x_TKgE: np.ndarray, heads: slice, queries: slice) -> np.ndarray:
+    """A block of queries as (N, R, E), contiguous: row by row, a query's heads side by side."""
+    x_NQgE = x_TKgE[queries, heads].transpose(1, 0, 2, 3)
+    N, Q, g, E = x_NQgE.shape
+    return x_NQgE.reshape(N, Q * g, E)
+
+
+def _put_rows(out_TKgE: np.ndarray, heads: slice, queries: slice, x_NRE: np.ndarray) -> None:
+    out_QNgE = out_TKgE[queries, heads]
+    Q, N, g, E = out_QNgE.shape
+    out_QNgE[...] = x_NRE.reshape(N, Q, g, E).transpose(1, 0, 2, 3)
+
+
+@cache
+def _later(queries: int) -> np.ndarray:
+    """(Q, 1, Q): whether the key is behind the query."""
+    return np.triu(np.ones((queries, queries), bool), 1)[:, None]
+
+
+def _hide(s_NRC: np.ndarray, queries: int) -> None:
+    """Scores of the keys behind each query, in the block that ends at the last query's own key, become -inf."""
+    N, R, C = s_NRC.shape
+    np.copyto(s_NRC.reshape(N, queries, R // queries, C)[..., C - queries :], -np.inf, where=_later(queries))
+
+
+def _room(group: int, dtype: np.dtype) -> np.ndarray:
+    return np.empty(max(ROWS, group) * KEYS, dtype)
+
+
+def attend(
+    q_TKgE: np.ndarray,
+    k_SKE: np.ndarray,
+    v_SKV: np.ndarray,
+    o_TKgV: np.ndarray,
+    lse_TKg: np.ndarray,
+    sequences: Sequence[Span],
+    scale: float,
+    causal: bool = True,
+) -> None:
+    """Write o = softmax(scale q k^T) v of each sequence, and the log-sum-exp of its rows of scores.
+
+    Block by block, with the running maximum m, sum l and output o of the rows (Milakov and Gimelshein, arXiv 1805.02867).
+    """
+    K, g = q_TKgE.shape[1:3]
+    room, ones_C = _room(g, q_TKgE.dtype), np.ones(KEYS, q_TKgE.dtype)
+    for span in sequences:
+        for heads in head_chunks(span, K, g):
+            for queries, blocks in tiles(span, g, causal):
+                q_NRE = _rows(q_TKgE, heads, queries) * q_TKgE.dtype.type(scale)
+                N, R, _ = q_NRE.shape
+                m_NR1 = None
+                for keys in blocks:
+                    C = keys.stop - keys.start
+                    s_NRC = room[: N * R * C].reshape(N, R, C)
+                    np.matmul(q_NRE, k_SKE[keys, heads].transpose(1, 2, 0), out=s_NRC)
+                    if causal and m_NR1 is None:
+                        _hide(s_NRC, R // g)
+                    top_NR1 = s_NRC.max(axis=-1, keepdims=True)
+                    if m_NR1 is not None:
+                        np.maximum(top_NR1, m_NR1, out=top_NR1)
+                    s_NRC -= top_NR1
+                    p_NRC = np.exp(s_NRC, out=s_NRC)
+                    sum_NR1 = (p_NRC @ ones_C[:C])[..., None]
+                    part_NRV = p_NRC @ v_SKV[keys, heads].transpose(1, 0, 2)
+                    if m_NR1 is None:
+                        l_NR1, o_NRV = sum_NR1, part_NRV
+                    else:
+                        shrink_NR1 = np.exp(m_NR1 - top_NR1)
+                        l_NR1 = l_NR1 * shrink_NR1 + sum_NR1
+                        o_NRV *= shrink_NR1
+                        o_NRV += part_NRV
+                    m_NR1 = top_NR1
+                o_NRV /= l_NR1
+                _put_rows(o_TKgV, heads, queries, o_NRV)
+                _put_rows(lse_TKg[..., None], heads, queries, m_NR1 + np.log(l_NR1))
+
+
+def _beside(x_NRE: np.ndarray, column_NR1: np.ndarray) -> np.ndarray:
+    """[x | column]."""
+    return np.concatenate([x_NRE, column_NR1], axis=-1)
+
+
+def _turned(x_SNE: np.ndarray) -> np.ndarray:
+    """[x | 1] turned to (N, E + 1, S): `[a | c] @ this` is a x^T + c, so that a row's c costs no pass over the scores."""
+    S, N, E = x_SNE.shape
+    turned_NES = np.empty((N, E + 1, S), x_SNE.dtype)
+    turned_NES[:, :E] = x_SNE.transpose(1, 2, 0)
+    turned_NES[:, E] = 1
+    return turned_NES
+
+
+def attend_backward(
+    do_TKgV: np.ndarray,
+    q_TKgE: np.ndarray,
+    k_SKE: np.ndarray,
+    v_SKV: np.ndarray,
+    o_TKgV: np.ndarray,
+    lse_TKg: np.ndarray,
+    dq_TKgE: np.ndarray,
+    dk_SKE: np.ndarray,
+    dv_SKV: np.ndarray,
+    sequences: Sequence[Span],
+    scale: float,
+    causal: bool = True,
+) -> None:
+    """Write dq, dk and dv, the scores computed again from q, k and the log-sum-exp:
+
+    p   = exp(scale q k^T - lse)
+    dv  = p^T do
+    ds  = p * (do v^T - sum_V(do * o))      the gradient of softmax: its row sum is already in o
+    dq  = scale ds k
+    dk  = scale ds^T q
+    """
+    K, g, E = q_TKgE.shape[1:]
+    V = v_SKV.shape[-1]
+    rooms = [_room(g, q_TKgE.dtype) for _ in range(2)]
+    scale = q_TKgE.dtype.type(scale)
+    for span in sequences:
+        start = span[1].start
+        for heads in head_chunks(span, K, g):
+            k_SNE, v_SNV = k_SKE[span[1], heads], v_SKV[span[1], heads]
+            k_NSE, kt_NES, vt_NVS = np.ascontiguousarray(k_SNE.transpose(1, 0, 2)), _turned(k_SNE), _turned(v_SNV)
+            dk_NSE, dv_NSV = np.zeros_like(k_NSE), np.zeros((*k_NSE.shape[:2], V), k_NSE.dtype)
+            for queries, blocks in tiles(span, g, causal):
+                do_NRV = _rows(do_TKgV, heads, queries)
+                delta_NR1 = (do_NRV * _rows(o_TKgV, heads, queries)).sum(axis=-1, keepdims=True)
+                q_NRE = _beside(_rows(q_TKgE, heads, queries) * scale, -_rows(lse_TKg[..., None], heads, queries))
+                do_NRV = _beside(do_NRV, -delta_NR1)
+                N, R, _ = q_NRE.shape
+                dq_NRE = np.zeros((N, R, E), q_NRE.dtype)
+                for keys in blocks:
+                    C = keys.stop - keys.start
+                    at = np.s_[:, keys.start - start : keys.stop - start]
+                    p_NRC, ds_NRC = (room[: N * R * C].reshape(N, R, C) for room in rooms)
+                    np.matmul(q_NRE, kt_NES[:, *at], out=p_NRC)
+                    if causal and keys is blocks[0]:
+                        _hide(p_NRC, R // g)
+                    np.exp(p_NRC, out=p_NRC)
+                    dv_NSV[at] += p_NRC.transpose(0, 2, 1) @ do_NRV[..., :V]
+                    np.matmul(do_NRV, vt_NVS[:, *at], out=ds_NRC)
+                    ds_NRC *= p_NRC
+                    dq_NRE += ds_NRC @ k_NSE[at]
+                    dk_NSE[at] += ds_NRC.transpose(0, 2, 1) @ q_NRE[..., :E]
+                dq_NRE *= scale
+                _put_rows(dq_TKgE, heads, queries, dq_NRE)
+            dk_SKE[span[1], heads] = dk_NSE.transpose(1, 0, 2)
+            dv_SKV[span[1], heads] = dv_NSV.transpose(1, 0, 2)

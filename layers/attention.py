@@ -1,0 +1,196 @@
+"""Self-attention over ragged sequences, tensor-parallel by heads: multi-head, multi-query and grouped-query.
+
+T tokens   D model width   H query heads   K key/value heads   E head width   h, k this rank's share of H, K over tp
+n = h + 2 k: queries, keys and values side by side, from one product
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from layers.attend import attend, attend_backward, spans
+from layers.linear import RowParallelLinear
+from layers.norm import rms_norm, rms_norm_backward
+from layers.rope import Rotation
+from parallel.ledger import Traffic, message
+from parallel.mesh import Axis, group_name
+from parallel.parameter import Fused, Parameter, Weights
+from parallel.shard import Layout, covering, even, group_sizes
+
+
+class Attention:
+    """y = softmax(q k^T / sqrt(E)) v Wo (arXiv 1706.03762; grouped: 2305.13245), cut by heads (1909.08053, section 3).
+
+        q_ThE | k_TkE | v_TkE = x_TD @ [Wq_DhE | Wk_DkE | Wv_DkE] + [bq | bk | bv]
+        q, k    = rotate(norm(q)), rotate(norm(k))       where the options say so
+        o_ThE   = softmax(scale q k^T) v
+        y_TD    = all_reduce(o_ThE @ Wo_hED) + bo_D
+        do_ThE  = dy_TD @ Wo_hED^T
+        dWk_DkE, dWv_DkE                                 partial where a head is on several ranks: all_reduce over these
+        dx_TD   = all_reduce([dq | dk | dv]_TnE @ [Wq | Wk | Wv]_DnE^T)
+
+    Query heads are dealt out as evenly as they go; a rank holds the key/value heads that its query heads read. `kv_heads`: H
+    (multi-head, the default), 1 (multi-query) or a divisor of H. `qk_norm`: None, or eps of an RMS norm of each head's queries
+    and keys, before rotation (as Qwen3); its weights are shared by the heads, so that their gradients are partial too.
+    `scale`: of the scores, E^-0.5 unless given. Saved for backward: x, q, k, v, o and the log-sum-exp (and, normed, q and k
+    as they were and a number a head). Raises ValueError for more ranks than heads, kv_heads that do not divide heads,
+    or no `d_head` and heads that do not divide d_model.
+    """
+
+    def __init__(
+        self,
+        tp: Axis,
+        weights: Weights,
+        d_model: int,
+        heads: int,
+        kv_heads: int | None = None,
+        d_head: int | None = None,
+        *,
+        bias: bool = False,
+        bias_out: bool = False,
+        qk_norm: float | None = None,
+        causal: bool = True,
+        scale: float | None = None,
+    ) -> None:
+        kv_heads = kv_heads or heads
+        if d_head is None and d_model % heads:
+            raise ValueError(f"cannot cut a width of {d_model} into {heads} heads: use a divisor of {d_model}, or give d_head")
+        if heads % kv_heads:
+            raise ValueError(f"cannot share {kv_heads} key/value heads among {heads} heads: use a divisor of {heads}")
+        E = d_head or d_model // heads
+        self.tp, self.d_model, self.causal, self.qk_norm = tp, d_model, causal, qk_norm
+        self.scale = E**-0.5 if scale is None else scale
+        cut = even(heads, tp.size, "heads")
+        self.kv_cut = covering(cut, heads // kv_heads)
+        self.h, self.k, self.E = cut.size(tp.rank), self.kv_cut.size(tp.rank), E
+
+        def parameter(name: str, shape: tuple[int, ...], std: float) -> Parameter:
+            of = cut if name.endswith("q") else self.kv_cut
+            layout = Layout(shape, len(shape) - 2, of)
+            return Parameter(name, layout, weights(name, layout, tp.rank, 0.0, std))
+
+        wide = {"q": heads, "k": kv_heads, "v": kv_heads}
+        self.W_DnE = Fused([parameter(f"W{c}", (d_model, n, E), d_model**-0.5) for c, n in wide.items()], 1)
+        self.b_nE = Fused([parameter(f"b{c}", (n, E), 0.0) for c, n in wide.items()], 0) if bias else None
+        norm = Layout((E,))
+        self.norms = [] if qk_norm is None else [Parameter(n, norm, weights(n, norm, 0, 1.0, 0.0)) for n in ("wqn", "wkn")]
+        self.out = RowParallelLinear(tp, weights, "o", (heads, E), d_model, cut, bias_out)
+        # Where this rank's query heads, by key/value head, are: as many runs as there are different numbers of them.
+        self.runs: list[tuple[slice, slice, int]] = []
+        q = kv = 0
+        for group, same in groupby(group_sizes(cut, heads // kv_heads, tp.rank)):
+            n = len(list(same))
+            self.runs.append((slice(q, q + n * group), slice(kv, kv + n), group))
+            q, kv = q + n * group, kv + n
+        # Columns of key/value heads that other ranks hold too, with the axis of all that do.
+        self.shared: list[tuple[Axis, list[int]]] = []
+        for heads_shared, ranks in self.kv_cut.shared():
+            if tp.rank in ranks:
+                at = [self.h + j - self.kv_cut.bounds[tp.rank][0] for j in heads_shared]
+                self.shared.append((tp.group(ranks), at + [j + self.k for j in at]))
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        biases = [] if self.b_nE is None else self.b_nE.parameters
+        return [*self.W_DnE.parameters, *biases, *self.norms, *self.out.parameters]
+
+    def forward(self, x_TD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None) -> tuple[np.ndarray, tuple]:
+        """x (T, D), sequences of `lengths` one after another, rotation of their positions -> y (T, D), saved."""
+        sequences = spans(lengths, len(x_TD))
+        z_TnE = (x_TD @ self.W_DnE.data.reshape(self.d_model, -1)).reshape(len(x_TD), -1, self.E)
+        if self.b_nE is not None:
+            z_TnE += self.b_nE.data
+        qk_TnE, saved_norm = self._normed(z_TnE)
+        if rotation is not None:
+            rotation.forward(qk_TnE)
+        o_ThE = np.empty((len(x_TD), self.h, self.E), x_TD.dtype)
+        lse_Th = np.empty((len(x_TD), self.h), x_TD.dtype)
+        for (q, k, v), (o, lse) in zip(self._inputs(qk_TnE, z_TnE), self._outputs(o_ThE, lse_Th), strict=True):
+            attend(q, k, v, o, lse, sequences, self.scale, self.causal)
+        y_TD, saved_out = self.out.forward(o_ThE)
+        return y_TD, (x_TD, z_TnE, saved_norm, sequences, rotation, lse_Th, saved_out)
+
+    def backward(self, dy_TD: np.ndarray, saved: tuple) -> np.ndarray:
+        """dy (T, D), saved -> dx (T, D). Adds into the gradients."""
+        x_TD, z_TnE, saved_norm, sequences, rotation, lse_Th, saved_out = saved
+        do_ThE = self.out.backward(dy_TD, saved_out)
+        o_ThE = saved_out.reshape(do_ThE.shape)
+        qk_TnE = saved_norm[0] if saved_norm else self._queries_keys(z_TnE)
+        dz_TnE = np.empty_like(z_TnE)
+        inputs, outputs = self._inputs(qk_TnE, z_TnE), self._outputs(o_ThE, lse_Th)
+        gradients = self._inputs(self._queries_keys(dz_TnE), dz_TnE)
+        for (do, _), qkv, of, dqkv in zip(self._outputs(do_ThE, lse_Th), inputs, outputs, gradients, strict=True):
+            attend_backward(do, *qkv, *of, *dqkv, sequences, self.scale, self.causal)
+        if rotation is not None:
+            rotation.backward(self._queries_keys(dz_TnE))
+        self._normed_backward(dz_TnE, z_TnE, saved_norm)
+        dW_DnE = self.W_DnE.room()
+        np.matmul(x_TD.T, dz_TnE.reshape(len(x_TD), -1), out=dW_DnE.reshape(self.d_model, -1))
+        for tp_group, columns in self.shared:
+            dW_DnE[:, columns] = tp_group.all_reduce(dW_DnE[:, columns])
+        self.W_DnE.add_grad(dW_DnE)
+        if self.b_nE is not None:
+            db_nE = dz_TnE.sum(axis=0)
+            for tp_group, columns in self.shared:
+                db_nE[columns] = tp_group.all_reduce(db_nE[columns])
+            self.b_nE.add_grad(db_nE)
+        return self.tp.all_reduce(dz_TnE.reshape(len(x_TD), -1) @ self.W_DnE.data.reshape(self.d_model, -1).T)
+
+    def _queries_keys(self, z_TnE: np.ndarray) -> np.ndarray:
+        return z_TnE[:, : self.h + self.k]
+
+    def _normed(self, z_TnE: np.ndarray) -> tuple[np.ndarray, tuple]:
+        """Queries and keys, normed if so asked, and what backward needs of it."""
+        if not self.norms:
+            return self._queries_keys(z_TnE), ()
+        wq_E, wk_E = (p.data for p in self.norms)
+        qk_TnE = np.empty((len(z_TnE), self.h + self.k, self.E), z_TnE.dtype)
+        _, rq_Th1 = rms_norm(z_TnE[:, : self.h], wq_E, self.qk_norm, out=qk_TnE[:, : self.h])
+        _, rk_Tk1 = rms_norm(self._queries_keys(z_TnE)[:, self.h :], wk_E, self.qk_norm, out=qk_TnE[:, self.h :])
+        return qk_TnE, (qk_TnE, rq_Th1, rk_Tk1)
+
+    def _normed_backward(self, dz_TnE: np.ndarray, z_TnE: np.ndarray, saved_norm: tuple) -> None:
+        """From gradients of normed queries and keys to those before, in place. Adds into the norms' gradients."""
+        if not self.norms:
+            return
+        at = (slice(0, self.h), slice(self.h, self.h + self.k))
+        dw_2E = np.empty((2, self.E), dz_TnE.dtype)
+        for dw_E, p, r, heads in zip(dw_2E, self.norms, saved_norm[1:], at, strict=True):
+            dz_TnE[:, heads], dw_E[...] = rms_norm_backward(dz_TnE[:, heads], z_TnE[:, heads], r, p.data)
+        dw_2E = self.tp.all_reduce(dw_2E)
+        for dw_E, p in zip(dw_2E, self.norms, strict=True):
+            p.add_grad(dw_E)
+
+    def _inputs(self, qk_TnE: np.ndarray, z_TnE: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Views q (T, k, g, E), k and v (T, k, E) of each run of key/value heads that equally many query heads read."""
+        k_TkE, v_TkE = qk_TnE[:, self.h :], z_TnE[:, self.h + self.k :]
+        for q, kv, g in self.runs:
+            yield qk_TnE[:, q].reshape(len(qk_TnE), -1, g, self.E), k_TkE[:, kv], v_TkE[:, kv]
+
+    def _outputs(self, o_ThE: np.ndarray, lse_Th: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Views o (T, k, g, E) and lse (T, k, g) of each run."""
+        for q, _, g in self.runs:
+            yield o_ThE[:, q].reshape(len(o_ThE), -1, g, self.E), lse_Th[:, q].reshape(len(lse_Th), -1, g)
+
+    def traffic(self, tokens: int) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send, on whatever rank."""
+        b = self.W_DnE.data.itemsize
+        sent = [*self.out.traffic(tokens), Traffic("all_reduce", self.tp.name, "backward", message((tokens, self.d_model), b))]
+        if self.norms:
+            sent.append(Traffic("all_reduce", self.tp.name, "backward", message((2, self.E), b)))
+        rows = (self.d_model,) if self.b_nE is None else (self.d_model, 1)
+        for heads, ranks in self.kv_cut.shared():
+            group = group_name(self.tp.name, ranks)
+            sent += [Traffic("all_reduce", group, "backward", message((n, 2 * len(heads), self.E), b)) for n in rows]
+        return sent
+
+    def saved_bytes(self, tokens: int) -> int:
+        """What this rank keeps from forward to backward. The rotation belongs to the batch and is not counted."""
+        h, k, E = self.h, self.k, self.E
+        normed = (h + k) * (E + 1) if self.norms else 0
+        return message((tokens, self.d_model + (h + 2 * k) * E + h + normed), self.W_DnE.data.itemsize) + self.out.saved_bytes(
+            tokens
+        )

@@ -1,0 +1,195 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), tensor-parallel by heads.
+
+T tokens   D model width   H heads   h this rank's share of H over tp   C latent width   Q query latent width
+N width of a head's queries and keys without position   R rotated width, one key of it for all heads   V value width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from layers.attend import attend, attend_backward, spans
+from layers.linear import RowParallelLinear
+from layers.norm import RMSNorm
+from layers.rope import Rotation
+from parallel.ledger import Traffic, message
+from parallel.mesh import Axis
+from parallel.parameter import Parameter, Weights
+from parallel.shard import Layout, even
+
+
+class LatentAttention:
+    """Keys and values of all heads come from a latent c of width C; a cache need hold c and one rotated key, C + R a token.
+
+        c_TC  = norm(x_TD @ Wdkv_DC)                     whole on every rank
+        kr_TR = rotate(x_TD @ Wkr_DR)                    one key for all heads
+        cq_TQ = norm(x_TD @ Wdq_DQ)                      only with query compression; else cq is x
+        q_Th(N+R) = cq_TQ @ Wuq_Qh(N+R), its last R rotated
+        kn_ThN | v_ThV = c_TC @ Wukv_Ch(N+V)
+        o_ThV = softmax(scale [q] [kn | kr]^T) v
+        y_TD  = all_reduce(o_ThV @ Wo_hVD)
+        do_ThV = dy_TD @ Wo_hVD^T
+        [dc_TC | dkr_TR | dcq_TQ] = all_reduce([dkv @ Wukv^T | sum_h dk | dq @ Wuq^T])    partial over h
+        dx_TD  = their gradients through the norms @ [Wdkv | Wkr | Wdq]^T, the same on every rank
+
+    `d_query_latent`: Q, or 0 for no compression (then Wq is (D, H, N+R) and dx has its part). `scale`: (N+R)^-0.5 unless
+    given (yarn multiplies it by its own factor). The down-projections are whole on every rank, and so are their gradients.
+    Saved for backward: x, the latents before and after their norms, kr, q, kn | v, o and the log-sum-exp. Raises ValueError
+    for more ranks than heads or an odd rotated width.
+    """
+
+    def __init__(
+        self,
+        tp: Axis,
+        weights: Weights,
+        d_model: int,
+        heads: int,
+        d_latent: int,
+        d_nope: int,
+        d_rope: int,
+        d_value: int,
+        d_query_latent: int = 0,
+        *,
+        eps: float = 1e-6,
+        causal: bool = True,
+        scale: float | None = None,
+    ) -> None:
+        if d_rope < 2 or d_rope % 2:
+            raise ValueError(f"cannot rotate a width of {d_rope}: use an even one, 2 or more")
+        self.tp, self.causal, self.d_model = tp, causal, d_model
+        self.C, self.N, self.R, self.V = d_latent, d_nope, d_rope, d_value
+        self.scale = (d_nope + d_rope) ** -0.5 if scale is None else scale
+        cut = even(heads, tp.size, "heads")
+        self.h = cut.size(tp.rank)
+
+        def whole(name: str, width: int) -> Parameter:
+            layout = Layout((d_model, width))
+            return Parameter(name, layout, weights(name, layout, 0, 0.0, d_model**-0.5))
+
+        def by_heads(name: str, d_in: int, width: int) -> Parameter:
+            layout = Layout((d_in, heads, width), 1, cut)
+            return Parameter(name, layout, weights(name, layout, tp.rank, 0.0, d_in**-0.5))
+
+        self.Wdkv_DC, self.Wkr_DR = whole("Wdkv", d_latent), whole("Wkr", d_rope)
+        self.norm = RMSNorm(weights, "ckv", d_latent, eps)
+        self.Wukv_Chn = by_heads("Wukv", d_latent, d_nope + d_value)
+        self.Wdq_DQ = whole("Wdq", d_query_latent) if d_query_latent else None
+        self.norm_q = RMSNorm(weights, "cq", d_query_latent, eps) if d_query_latent else None
+        self.Wq_Qhn = by_heads("Wuq" if d_query_latent else "Wq", d_query_latent or d_model, d_nope + d_rope)
+        self.out = RowParallelLinear(tp, weights, "o", (heads, d_value), d_model, cut, bias=False)
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        compressed = [] if self.Wdq_DQ is None else [self.Wdq_DQ, *self.norm_q.parameters]
+        down = [self.Wdkv_DC, self.Wkr_DR, *self.norm.parameters]
+        return [*down, self.Wukv_Chn, *compressed, self.Wq_Qhn, *self.out.parameters]
+
+    def forward(self, x_TD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None) -> tuple[np.ndarray, tuple]:
+        """x (T, D), sequences of `lengths` one after another, rotation of their positions -> y (T, D), saved. Expanded form."""
+        sequences = spans(lengths, len(x_TD))
+        q_Thn, cq_TQ, saved_q = self._queries(x_TD, rotation)
+        c_TC, kr_TR, saved_c = self._latent(x_TD, rotation)
+        kv_Thn = (c_TC @ self.Wukv_Chn.data.reshape(self.C, -1)).reshape(len(x_TD), self.h, -1)
+        o_ThV, lse_Th = np.empty((len(x_TD), self.h, self.V), x_TD.dtype), np.empty((len(x_TD), self.h), x_TD.dtype)
+        attend(*self._heads(q_Thn, kv_Thn, kr_TR), o_ThV[:, :, None], lse_Th[..., None], sequences, self.scale, self.causal)
+        y_TD, saved_out = self.out.forward(o_ThV)
+        kept = (x_TD, saved_q, cq_TQ, saved_c, c_TC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out)
+        return y_TD, (*kept, sequences, rotation)
+
+    def backward(self, dy_TD: np.ndarray, saved: tuple) -> np.ndarray:
+        """dy (T, D), saved -> dx (T, D). Adds into the gradients."""
+        x_TD, saved_q, cq_TQ, saved_c, c_TC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out, sequences, rotation = saved
+        do_ThV = self.out.backward(dy_TD, saved_out)
+        q_Th1n, k_Thn, v_ThV = self._heads(q_Thn, kv_Thn, kr_TR)
+        dq_Thn, dk_Thn, dkv_Thn = np.empty_like(q_Thn), np.empty_like(k_Thn), np.empty_like(kv_Thn)
+        of = saved_out.reshape(do_ThV.shape)[:, :, None], lse_Th[..., None]
+        into = dq_Thn[:, :, None], dk_Thn, dkv_Thn[..., self.N :]
+        attend_backward(do_ThV[:, :, None], q_Th1n, k_Thn, v_ThV, *of, *into, sequences, self.scale, self.causal)
+        dkv_Thn[..., : self.N] = dk_Thn[..., : self.N]
+        if rotation is not None:
+            rotation.backward(dq_Thn[..., self.N :])
+        # The latents and the rotated key feed the heads of every rank: what comes back through this rank's is partial.
+        dq_Tn, dkv_Tn = dq_Thn.reshape(len(x_TD), -1), dkv_Thn.reshape(len(x_TD), -1)
+        self.Wq_Qhn.add_grad_product(cq_TQ, dq_Tn)
+        self.Wukv_Chn.add_grad_product(c_TC, dkv_Tn)
+        dc_TC = dkv_Tn @ self.Wukv_Chn.data.reshape(self.C, -1).T
+        dkr_TR = dk_Thn[..., self.N :].sum(axis=1)
+        dcq_TQ = dq_Tn @ self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1).T
+        whole_Tn = self.tp.all_reduce(np.concatenate([dc_TC, dkr_TR, dcq_TQ], axis=1))
+        dc_TC, dkr_TR, dcq_TQ = np.split(whole_Tn, [self.C, self.C + self.R], axis=1)
+        if rotation is not None:
+            rotation.backward(dkr_TR[:, None])
+        dx_TD = self._down_backward(self.Wdkv_DC, self.norm.backward(dc_TC, saved_c), x_TD)
+        dx_TD += self._down_backward(self.Wkr_DR, dkr_TR, x_TD)
+        if self.Wdq_DQ is None:
+            return dx_TD + dcq_TQ
+        return dx_TD + self._down_backward(self.Wdq_DQ, self.norm_q.backward(dcq_TQ, saved_q), x_TD)
+
+    def forward_absorbed(self, x_TD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None) -> np.ndarray:
+        """The same y (T, D), its up-projections folded into the query and the output: all heads read the latent itself.
+
+        qc_ThC = q_ThN @ Wuk_ChN^T        scores are [qc | qr] [c | kr]^T, at the scale of the expanded form
+        oc_ThC = softmax(...) c_TC
+        o_ThV  = oc_ThC @ Wuv_ChV
+        """
+        sequences, T = spans(lengths, len(x_TD)), len(x_TD)
+        q_Thn, _, _ = self._queries(x_TD, rotation)
+        c_TC, kr_TR, _ = self._latent(x_TD, rotation)
+        Wuk_hNC = self.Wukv_Chn.data[..., : self.N].transpose(1, 2, 0)
+        Wuv_hCV = self.Wukv_Chn.data[..., self.N :].transpose(1, 0, 2)
+        q_ThM = np.empty((T, self.h, self.C + self.R), x_TD.dtype)
+        np.matmul(q_Thn[..., : self.N].transpose(1, 0, 2), Wuk_hNC, out=q_ThM[..., : self.C].transpose(1, 0, 2))
+        q_ThM[..., self.C :] = q_Thn[..., self.N :]
+        k_TM = np.concatenate([c_TC, kr_TR], axis=1)
+        oc_ThC, lse_Th = np.empty((T, self.h, self.C), x_TD.dtype), np.empty((T, self.h), x_TD.dtype)
+        # One key/value head, the latent, that all query heads read.
+        of = q_ThM[:, None], k_TM[:, None], c_TC[:, None], oc_ThC[:, None], lse_Th[:, None]
+        attend(*of, sequences, self.scale, self.causal)
+        o_ThV = (oc_ThC.transpose(1, 0, 2) @ Wuv_hCV).transpose(1, 0, 2)
+        return self.out.forward(o_ThV)[0]
+
+    def _queries(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray, tuple]:
+        """q (T, h, N + R) with its last R rotated, what it was projected from (the query latent, or x), and what is saved."""
+        cq_TQ, saved = (x_TD, ()) if self.Wdq_DQ is None else self.norm_q.forward(x_TD @ self.Wdq_DQ.data)
+        q_Thn = (cq_TQ @ self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1)).reshape(len(x_TD), self.h, -1)
+        if rotation is not None:
+            rotation.forward(q_Thn[..., self.N :])
+        return q_Thn, cq_TQ, saved
+
+    def _latent(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray, tuple]:
+        """What a cache would hold, the latent c (T, C) and the rotated key kr (T, R), and what is saved."""
+        c_TC, saved = self.norm.forward(x_TD @ self.Wdkv_DC.data)
+        kr_TR = x_TD @ self.Wkr_DR.data
+        if rotation is not None:
+            rotation.forward(kr_TR[:, None])
+        return c_TC, kr_TR, saved
+
+    def _heads(self, q_Thn: np.ndarray, kv_Thn: np.ndarray, kr_TR: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """q (T, h, 1, N + R), k (T, h, N + R) with the one rotated key beside each head's own, v (T, h, V)."""
+        k_Thn = np.empty((*kv_Thn.shape[:2], self.N + self.R), kv_Thn.dtype)
+        k_Thn[..., : self.N] = kv_Thn[..., : self.N]
+        k_Thn[..., self.N :] = kr_TR[:, None]
+        return q_Thn[:, :, None], k_Thn, kv_Thn[..., self.N :]
+
+    @staticmethod
+    def _down_backward(W_DI: Parameter, d_TI: np.ndarray, x_TD: np.ndarray) -> np.ndarray:
+        """Through a projection that is whole on every rank: its gradient, and its part of dx (T, D), the same everywhere."""
+        W_DI.add_grad_product(x_TD, d_TI)
+        return d_TI @ W_DI.data.T
+
+    def traffic(self, tokens: int) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send."""
+        width = self.C + self.R + len(self.Wq_Qhn.data)
+        packed = message((tokens, width), self.Wq_Qhn.data.itemsize)
+        return [*self.out.traffic(tokens), Traffic("all_reduce", self.tp.name, "backward", packed)]
+
+    def saved_bytes(self, tokens: int) -> int:
+        """What this rank keeps from forward to backward. The rotation belongs to the batch and is not counted."""
+        per_head = (self.N + self.R) + (self.N + self.V) + 1
+        entries = self.d_model + self.C + self.R + self.h * per_head
+        kept = message((tokens, entries), self.Wq_Qhn.data.itemsize) + self.norm.saved_bytes(tokens)
+        if self.norm_q is not None:
+            kept += self.norm_q.saved_bytes(tokens) + message((tokens, len(self.Wq_Qhn.data)), self.Wq_Qhn.data.itemsize)
+        return kept + self.out.saved_bytes(tokens)

@@ -1,0 +1,64 @@
+"""The transformer block, pre-norm: what is added to the residual stream is computed from its norm (arXiv 2002.04745).
+
+T tokens   D model width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from layers.attention import Attention
+from layers.latent_attention import LatentAttention
+from layers.mlp import MLP
+from layers.norm import LayerNorm, RMSNorm
+from layers.rope import Rotation
+from parallel.ledger import Traffic
+from parallel.parameter import Parameter
+
+
+class Block:
+    """h = x + attention(norm1(x)); y = h + mlp(norm2(h)). Four all-reduces, two forward and two backward.
+
+    dh = dy + norm2'(mlp'(dy))
+    dx = dh + norm1'(attention'(dh))
+
+    The residual stream and the norms are whole on every rank. Saved for backward: what its four layers save.
+    """
+
+    def __init__(
+        self, norm1: RMSNorm | LayerNorm, attention: Attention | LatentAttention, norm2: RMSNorm | LayerNorm, mlp: MLP
+    ) -> None:
+        self.norm1, self.attention, self.norm2, self.mlp = norm1, attention, norm2, mlp
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [p for layer in (self.norm1, self.attention, self.norm2, self.mlp) for p in layer.parameters]
+
+    def forward(self, x_TD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None) -> tuple[np.ndarray, tuple]:
+        """x (T, D), sequences of `lengths` one after another, rotation of their positions -> y (T, D), saved."""
+        n_TD, saved_norm1 = self.norm1.forward(x_TD)
+        a_TD, saved_attention = self.attention.forward(n_TD, lengths, rotation)
+        h_TD = x_TD + a_TD
+        n_TD, saved_norm2 = self.norm2.forward(h_TD)
+        m_TD, saved_mlp = self.mlp.forward(n_TD)
+        y_TD = h_TD + m_TD
+        return y_TD, (saved_norm1, saved_attention, saved_norm2, saved_mlp)
+
+    def backward(self, dy_TD: np.ndarray, saved: tuple) -> np.ndarray:
+        """dy (T, D), saved -> dx (T, D). Adds into the gradients."""
+        saved_norm1, saved_attention, saved_norm2, saved_mlp = saved
+        dn_TD = self.mlp.backward(dy_TD, saved_mlp)
+        dh_TD = dy_TD + self.norm2.backward(dn_TD, saved_norm2)
+        dn_TD = self.attention.backward(dh_TD, saved_attention)
+        dx_TD = dh_TD + self.norm1.backward(dn_TD, saved_norm1)
+        return dx_TD
+
+    def traffic(self, tokens: int) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send."""
+        return [*self.attention.traffic(tokens), *self.mlp.traffic(tokens)]
+
+    def saved_bytes(self, tokens: int) -> int:
+        """What this rank keeps from forward to backward."""
+        return sum(layer.saved_bytes(tokens) for layer in (self.norm1, self.attention, self.norm2, self.mlp))
