@@ -6,48 +6,89 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 
 import argparse
 import json
+import tracemalloc
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from statistics import median
 from time import perf_counter
+from typing import NamedTuple
 
+import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
 from launch import products, report, step
-from launch.tp_mlp import build, inputs
+from layers.attention import Attention
+from layers.mlp import MLP
 from layers.ops import ACTIVATIONS
 from parallel.control import Control
-from parallel.mesh import Mesh
+from parallel.mesh import Axis, Mesh
+from parallel.parameter import drawn
+
+# Options that belong to one of the layers.
+OWN = {"mlp": ("d_ff", "activation"), "attention": ("heads", "kv_heads")}
 
 
 def options() -> argparse.ArgumentParser:
     p = start.parser(
         "bench", "Measure a step against its matrix products alone, and against a peer. 2 ranks unless under mpirun."
     )
-    p.add_argument("what", choices=("mlp",), help="the layer to measure")
+    p.add_argument("what", choices=tuple(OWN), help="the layer to measure; attention is causal, over one sequence")
     p.add_argument("--tokens", type=start.positive, default=2048, help="T")
     p.add_argument("--d-model", type=start.positive, default=1024, help="D")
-    p.add_argument("--d-ff", type=start.positive, default=4096, help="F, cut over the ranks")
-    p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="gelu", help="between the two layers")
+    p.add_argument("--d-ff", type=start.positive, default=4096, help="mlp: F, cut over the ranks")
+    p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="gelu", help="mlp: between the two layers")
+    p.add_argument("--heads", type=start.positive, default=16, help="attention: H, cut over the ranks; a divisor of D")
+    p.add_argument("--kv-heads", type=start.positive, help="attention: K, a divisor of H (H)")
     p.add_argument("--no-bias", action="store_true", help="leave the biases out")
     p.add_argument("--rounds", type=start.positive, default=11, help="turns that each gets; medians are reported")
     p.add_argument("--threads", type=start.positive, default=1, help="BLAS threads of each rank")
     p.add_argument("--peer", choices=("torch",), help="time the same layer in this library too, on the same ranks")
+    p.add_argument("--memory", action="store_true", help="instead of time: the peak of a step's memory, for T/8 to T tokens")
     return p
 
 
 def check(args: argparse.Namespace, ranks: int) -> None:
-    if ranks > args.d_ff:
+    if args.what == "mlp" and ranks > args.d_ff:
         raise start.UsageError(f"cannot cut --d-ff {args.d_ff} over {ranks} ranks: use at most {args.d_ff} ranks")
+    if args.what == "attention":
+        args.kv_heads = args.kv_heads or args.heads
+        if args.d_model % args.heads:
+            raise start.UsageError(f"--heads {args.heads} does not divide --d-model {args.d_model}: use a divisor")
+        if args.heads % args.kv_heads:
+            raise start.UsageError(f"--kv-heads {args.kv_heads} does not divide --heads {args.heads}: use a divisor")
+        if ranks > args.heads:
+            raise start.UsageError(f"cannot cut --heads {args.heads} over {ranks} ranks: use at most {args.heads} ranks")
     if args.peer and find_spec(args.peer) is None:
         raise start.UsageError(
             "--peer torch needs PyTorch, which this environment has not: see docs/performance.md for one that has"
         )
-    if args.peer and args.activation != "gelu":
+    if args.peer and args.what == "mlp" and args.activation != "gelu":
         raise start.UsageError(f"--peer torch times --activation gelu, not {args.activation}")
+    if args.peer and args.what == "attention" and (args.heads % ranks or args.kv_heads % ranks):
+        raise start.UsageError(f"--peer torch needs heads and kv-heads that {ranks} ranks divide: use for instance {8 * ranks}")
+
+
+class Subject(NamedTuple):
+    """A layer with what its forward takes after x, its input and output gradient, and its matrix products alone."""
+
+    layer: MLP | Attention
+    x: np.ndarray
+    dy: np.ndarray
+    more: tuple
+    products: Callable[[], None]
+
+
+def subject(args: argparse.Namespace, tp: Axis, tokens: int) -> Subject:
+    x, dy = np.random.default_rng(args.seed).standard_normal((2, tokens, args.d_model)).astype(args.dtype)
+    weights, bias = drawn(args.seed, args.dtype, 0.1), not args.no_bias
+    if args.what == "mlp":
+        mlp = MLP(tp, weights, args.d_model, args.d_ff, args.activation, bias)
+        return Subject(mlp, x, dy, (), products.mlp(mlp, x))
+    attention = Attention(tp, weights, args.d_model, args.heads, args.kv_heads, bias=bias, bias_out=bias)
+    return Subject(attention, x, dy, ([tokens],), products.attention(attention, x, [tokens]))
 
 
 def in_turn(steps: dict[str, Callable[[], object]], rounds: int, comm: MPI.Intracomm) -> dict[str, list[float]]:
@@ -72,26 +113,6 @@ def ratio(a: list[float], b: list[float]) -> float:
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     mesh = Mesh(comm, tp=comm.size)
-    mlp = build(args, mesh.tp)
-    x, dy = inputs(args)
-    steps = {"matmul_only": products.mlp(mlp, x), "sharded": partial(step.once, mlp, x, dy)}
-    peer = nullcontext()
-    if args.peer:
-        from launch.bench_torch import TorchMLP
-
-        peer = TorchMLP(mesh.tp, mlp, Control(comm), args.threads)
-    with threadpool_limits(args.threads, user_api="blas"), peer:
-        if args.peer:
-            # A ratio between two layers that compute different things would mean nothing.
-            peer.require_same(x, dy)
-            steps |= {f"torch_{kind}": partial(peer.step, kind, x, dy) for kind in peer.layers}
-        seconds = in_turn(steps, args.rounds, comm)
-    if comm.rank:
-        return 0
-    ratios = {"sharded_to_matmul_only": ratio(seconds["sharded"], seconds["matmul_only"])}
-    if args.peer:
-        ratios |= {f"{name}_to_sharded": ratio(s, seconds["sharded"]) for name, s in seconds.items() if "torch" in name}
-    config = {k: getattr(args, k) for k in ("what", "tokens", "d_model", "d_ff", "activation", "rounds", "threads", "peer")}
     result = {
         "command": "bench",
         "ok": True,
@@ -99,36 +120,100 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         "mesh": mesh.sizes,
         "dtype": args.dtype,
         "seed": args.seed,
-        "config": config | {"bias": not args.no_bias},
-        "seconds": {name: median(s) for name, s in seconds.items()},
-        "ratios": ratios,
+        "config": {
+            "bias": not args.no_bias,
+            **{k: getattr(args, k) for k in ("what", "tokens", "d_model", *OWN[args.what], "rounds", "threads", "peer")},
+        },
     }
-    if args.json:
-        print(json.dumps(result))
-        return 0
+    measure, show = (memory, show_memory) if args.memory else (speed, show_speed)
+    result |= measure(args, comm, mesh)
+    if comm.rank == 0:
+        if args.json:
+            print(json.dumps(result))
+        else:
+            show(result)
+    return 0
+
+
+def speed(args: argparse.Namespace, comm: MPI.Intracomm, mesh: Mesh) -> dict:
+    """Seconds and ratios of a step, its products alone, and the peer."""
+    it = subject(args, mesh.tp, args.tokens)
+    steps = {"matmul_only": it.products, "sharded": partial(step.once, it.layer, it.x, it.dy, *it.more)}
+    peer = nullcontext()
+    if args.peer:
+        from launch.bench_torch import Peer
+
+        peer = Peer(mesh.tp, it.layer, Control(comm), args.threads)
+    with threadpool_limits(args.threads, user_api="blas"), peer:
+        if args.peer:
+            # A ratio between two layers that compute different things would mean nothing.
+            peer.require_same(it.x, it.dy, *it.more)
+            steps |= {f"torch_{kind}": partial(peer.step, kind, it.x, it.dy) for kind in peer.layers}
+        turns = in_turn(steps, args.rounds, comm)
+    ratios = {"sharded_to_matmul_only": ratio(turns["sharded"], turns["matmul_only"])}
+    if args.peer:
+        ratios |= {f"{name}_to_sharded": ratio(s, turns["sharded"]) for name, s in turns.items() if "torch" in name}
+    to_products = {name: ratio(s, turns["matmul_only"]) for name, s in turns.items()}
+    spread = {name: {"fastest": min(s), "slowest": max(s), "to_products": to_products[name]} for name, s in turns.items()}
+    return {"seconds": {name: median(s) for name, s in turns.items()}, "spread": spread, "ratios": ratios}
+
+
+def memory(args: argparse.Namespace, comm: MPI.Intracomm, mesh: Mesh) -> dict:
+    """The peak of what a step holds at once beside weights and input, on rank 0, as NumPy counts it."""
+    peaks = []
+    for tokens in (max(1, args.tokens * n // 8) for n in (1, 2, 4, 8)):
+        it = subject(args, mesh.tp, tokens)
+        tracemalloc.start()
+        step.once(it.layer, it.x, it.dy, *it.more)
+        peaks.append(
+            {"tokens": tokens, "peak_bytes": tracemalloc.get_traced_memory()[1], "saved": it.layer.saved_bytes(tokens)}
+        )
+        tracemalloc.stop()
+    return {"memory": peaks}
+
+
+def title(result: dict) -> str:
+    c = result["config"]
+    own = f"F {c['d_ff']}, {c['activation']}" if c["what"] == "mlp" else f"{c['heads']} heads, {c['kv_heads']} kv_heads, causal"
+    sizes = f"T {c['tokens']}, D {c['d_model']}, {own}, {result['dtype']}"
+    return f"{c['what']}, forward and backward: {sizes}, {result['ranks']} ranks"
+
+
+def show_speed(result: dict) -> None:
     labels = {"matmul_only": "its matrix products alone", "sharded": "rankwise"}
     labels |= {"torch_dtensor": "PyTorch, its tensor parallelism, gloo", "torch_functions": "PyTorch, sums by hand, gloo"}
     report.table(
-        f"MLP, forward and backward: T {args.tokens}, D {args.d_model}, F {args.d_ff}, {args.activation}, {args.dtype}, "
-        f"{comm.size} ranks of {args.threads} BLAS thread(s), {args.rounds} rounds in turn",
+        f"{title(result)} of {result['config']['threads']} BLAS thread(s), {result['config']['rounds']} rounds in turn",
         ("", "median ms", "fastest", "slowest", "to products"),
         [
             (
                 labels[name],
-                f"{1e3 * median(s):.1f}",
-                f"{1e3 * min(s):.1f}",
-                f"{1e3 * max(s):.1f}",
-                f"{ratio(s, seconds['matmul_only']):.3f}",
+                f"{1e3 * s:.1f}",
+                *(f"{1e3 * result['spread'][name][k]:.1f}" for k in ("fastest", "slowest")),
+                f"{result['spread'][name]['to_products']:.3f}",
             )
-            for name, s in seconds.items()
+            for name, s in result["seconds"].items()
         ],
     )
-    if args.peer:
-        print(
-            f"rankwise is {ratios['torch_dtensor_to_sharded']:.2f} times as fast as PyTorch's tensor parallelism, "
-            f"{ratios['torch_functions_to_sharded']:.2f} times as PyTorch with sums by hand"
-        )
-    return 0
+    for name, r in result["ratios"].items():
+        if name.startswith("torch"):
+            print(f"rankwise is {r:.2f} times as fast as {labels[name.removesuffix('_to_sharded')]}")
+
+
+def show_memory(result: dict) -> None:
+    report.table(
+        f"{title(result)}: what a step holds at once on rank 0, beside weights and input",
+        ("tokens", "peak", "a token", "saved for backward"),
+        [
+            (
+                f"{m['tokens']:,}",
+                report.size(m["peak_bytes"]),
+                report.size(m["peak_bytes"] / m["tokens"]),
+                report.size(m["saved"]),
+            )
+            for m in result["memory"]
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -24,9 +24,8 @@ from parallel.mesh import Axis, Mesh
 from parallel.parameter import drawn
 from parallel.shard import covering, even
 from reference import attention as reference
-from reference import gradient
-from reference.compare import Comparison, compare
-from reference.rounding import bounds
+from reference import layer
+from reference.compare import Comparison
 
 KINDS = ("mha", "gqa", "mqa", "mla")
 SCALINGS: dict[str, tuple[type, dict[str, float]]] = {
@@ -145,7 +144,7 @@ def _settle_lengths(args: argparse.Namespace) -> None:
         args.lengths = given
         if args.tokens not in (None, sum(given)):
             raise start.UsageError(
-                f"--tokens {args.tokens} is not the sum of --sequences {','.join(map(str, given))}: use {sum(given)}, or neither"
+                f"--tokens {args.tokens} is not the sum of --sequences {','.join(map(str, given))}: use {sum(given)}"
             )
         args.tokens = sum(given)
         return
@@ -201,35 +200,20 @@ def reference_options(args: argparse.Namespace) -> reference.Options:
 
 
 def compared(args: argparse.Namespace, whole: dict[str, np.ndarray], dy: np.ndarray) -> Iterator[Comparison]:
-    """Every tensor beside the reference, each gradient on a grid of its entries and along a direction that reaches all.
-
-    `whole` holds x and the weights by name, y, and gradients led by d.
-    """
-    told, dy = reference_options(args), dy.astype(np.float64)
-    arrays = {n: a.astype(np.float64) for n, a in whole.items() if n != "y" and n[0] in "xWbw"}
-    heads = range(args.heads)
-    allowed = bounds([lambda W, h=h: reference.attention(W, told, [h]) for h in heads], arrays, dy, args.dtype)
-    yield compare("y", "forward", whole["y"], reference.attention(arrays, told), float(allowed["y"].max()))
+    """Every tensor beside the reference. `whole` holds x and the weights by name, y, and gradients led by d."""
+    told, heads = reference_options(args), range(args.heads)
 
     def loss(W: dict[str, np.ndarray], name: str, index: tuple[int, ...] | None) -> complex:
         return np.sum(dy * reference.attention(W, told, **reference.reached(W, told, name, index)))
 
-    random = np.random.default_rng(args.seed)
-    seconds = [ROW * n + SCORE * n * n for n in args.lengths]
-    for name in arrays:
-        moved = reference.reached(arrays, told, name, (0,) * arrays[name].ndim)
-        longest = seconds if "sequences" not in moved else [max(seconds)]
-        most = int(BUDGET / (sum(longest) * len(moved.get("heads", heads))))
-        at = gradient.grid(arrays[name].shape, max(most, 8))
-        want, got = gradient.at_entries(loss, arrays, name, at), whole[f"d{name}"]
-        yield compare(f"d{name}", "backward", got, want, float(allowed[name].max()), at)
-        # With the gradient's own signs, nothing cancels in the sum; it is made to be 1.
-        direction = np.copysign(np.abs(random.standard_normal(got.shape)), got)
-        direction /= np.sum(got * direction) or 1.0
-        want, got = gradient.along(loss, arrays, name, direction), np.sum(got * direction)
-        # The sum of our own entries, in float64, is as good as exact.
-        off = float(np.sum(allowed[name] * np.abs(direction)))
-        yield compare(f"d{name}, all", "backward", np.array([got]), np.array([want]), off)
+    def most(name: str) -> int:
+        """As many entries as the budget allows, by the rows of scores that moving one of them changes."""
+        moved = reference.reached(whole, told, name, (0,) * whole[name].ndim)
+        seconds = [ROW * n + SCORE * n * n for n in args.lengths]
+        each = max(seconds) if "sequences" in moved else sum(seconds)
+        return int(BUDGET / (each * len(moved.get("heads", heads))))
+
+    yield from layer.compared([lambda W, h=h: reference.attention(W, told, [h]) for h in heads], loss, whole, dy, most)
 
 
 def cache(args: argparse.Namespace, ranks: int) -> list[dict]:
@@ -251,19 +235,19 @@ def cache(args: argparse.Namespace, ranks: int) -> list[dict]:
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     control = Control(comm)
     mesh = Mesh(comm, check=True, tp=comm.size)
-    layer = build(args, mesh.tp)
+    attention = build(args, mesh.tp)
     x, dy = inputs(args)
     turn = rotation(args)
-    ran = step.run(layer, x, dy, mesh, control, args.lengths, turn)
+    ran = step.run(attention, x, dy, mesh, control, args.lengths, turn)
     first, checks = comm.rank == 0, []
     if first:
-        shown = report.progress("the reference, tensor by tensor", True, 1 + 2 * (1 + len(layer.parameters)))
+        shown = report.progress("the reference, tensor by tensor", True, 1 + 2 * (1 + len(attention.parameters)))
         checks = list(shown(compared(args, ran.whole | {"x": x}, dy)))
     control.wait()
     alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
-    limit = (products.latent_attention if args.kind == "mla" else products.attention)(layer, x, args.lengths)
+    limit = (products.latent_attention if args.kind == "mla" else products.attention)(attention, x, args.lengths)
     single = lambda: partial(step.once, build(args, alone), x, dy, args.lengths, turn)  # noqa: E731
-    seconds = step.seconds(partial(step.once, layer, x, dy, args.lengths, turn), limit, single, comm)
+    seconds = step.seconds(partial(step.once, attention, x, dy, args.lengths, turn), limit, single, comm)
     if not first:
         return 0
     config = {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "sequences", "rope_scaling")}

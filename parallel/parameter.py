@@ -58,10 +58,8 @@ class Fused:
     def __init__(self, parameters: list[Parameter], dim: int) -> None:
         self.parameters = parameters
         self.data = np.concatenate([p.data for p in parameters], axis=dim)
-        ends = np.cumsum([p.data.shape[dim] for p in parameters])
-        self._at = [
-            (slice(None),) * dim + (slice(end - p.data.shape[dim], end),) for p, end in zip(parameters, ends, strict=True)
-        ]
+        ends = [0, *np.cumsum([p.data.shape[dim] for p in parameters])]
+        self._at = [(slice(None),) * dim + (slice(*between),) for between in pairwise(ends)]
         for p, at in zip(parameters, self._at, strict=True):
             p.data = self.data[at]
         self._kept = np.empty_like(self.data)

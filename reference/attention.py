@@ -37,7 +37,7 @@ def head(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, causal: bool
 
 @dataclass(frozen=True)
 class Options:
-    """`rope`: keywords of `rotated`, or None. `qk_eps`: of the norm of a head's queries and keys, where wqn and wkn are. `latent_eps`: of the latents' norms."""
+    """`rope`: keywords of `rotated`, or None. `qk_eps`, `latent_eps`: of the norms of heads' queries and keys, of latents."""
 
     lengths: Sequence[int]
     causal: bool = True

@@ -61,8 +61,9 @@ def compare(
 ) -> Comparison:
     """Compare entry by entry. got: whole; want: whole, or where `at` (index arrays, one a dim) is given, the grid at it.
 
-    `max_abs_error` must be within `allowed`; `relative_error` is that over the largest magnitude of `want`. A NaN or an
-    infinity in `got` is an infinite error. `worst` names the entry that is furthest off, by its index in the whole.
+    `max_abs_error` must be within `allowed`; `relative_error` is that over the largest magnitude of `want`, or, where `want`
+    is zero to rounding (all of it within `allowed`), over the size of the terms that cancel in it. A NaN or an infinity in
+    `got` is an infinite error. `worst` names the entry that is furthest off, by its index in the whole.
     """
     if at is not None:
         got = got[np.ix_(*at)]
@@ -77,5 +78,7 @@ def compare(
     held = "every rank" if rank is None else f"rank {rank}"
     worst = f"{tensor}{list(index)} on {held}: got {got[place]:.9g}, expected {want[place]:.9g}"
     largest = float(error.max())
-    scale = float(np.abs(want).max()) or 1.0
+    scale = float(np.abs(want).max())
+    if scale <= allowed:
+        scale = allowed / (CONFIDENCE * np.finfo(got.dtype).eps / 2) or 1.0
     return Comparison(tensor, phase, largest, largest / scale, allowed, largest <= allowed, error.size, worst)

@@ -142,6 +142,9 @@ class Traced:
     def __rtruediv__(self, other: object) -> Traced:
         return np.divide(other, self)
 
+    def __pow__(self, n: int) -> Traced:
+        return self if n == 1 else self * self ** (n - 1)
+
     def __neg__(self) -> Traced:
         return np.multiply(self, -1.0)
 
