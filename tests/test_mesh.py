@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from parallel.control import Control
 from parallel.guard import CollectiveMismatch
+from parallel.ledger import Ledger, Traffic, agrees, together
 from parallel.mesh import DTYPES, Mesh
 from parallel.shard import Cut, even
 
@@ -215,3 +217,35 @@ def test_adjoints(tp):
     split = even(6, tp.size)
     a, b = whole((cut.size(tp.rank), 6), seed=tp.rank), whole((7, split.size(tp.rank)), seed=50 + tp.rank)
     assert total(tp.all_to_all(a, 1, split, 0, cut), b) == total(a, tp.all_to_all(b, 0, cut, 1, split))
+
+
+def test_a_group_sums_over_its_own_ranks_and_is_counted_by_its_name(comm):
+    with Mesh(comm, check=True, tp=comm.size) as mesh:
+        tp = mesh.tp
+        # Neighbours overlap: each rank is in up to two groups, made in ascending order.
+        pairs = [range(r, r + 2) for r in range(tp.size - 1)]
+        for pair in pairs:
+            if tp.rank in pair:
+                group = tp.group(pair)
+                assert (group.size, group.rank) == (2, tp.rank - pair.start)
+                assert group is tp.group(pair)
+                assert group.all_reduce(np.array([10.0**tp.rank]))[0] == 10.0**pair.start + 10.0 ** (pair.start + 1)
+        predicted = [Traffic("all_reduce", f"tp[{p.start}..{p.stop - 1}]", "none", 8) for p in pairs]
+        report = together(Control(comm).everyone(mesh.ledger)).report(predicted)
+        assert agrees(report)
+        assert len(report) == len(pairs)
+
+
+@pytest.mark.parametrize("ranks", [range(0, 0), range(0, 3, 2), range(-1, 2), range(0, 99)])
+def test_a_group_that_is_none_is_refused(tp, ranks):
+    with pytest.raises(ValueError, match=f"rank {tp.rank} of tp \\({tp.size} ranks\\) cannot make a group of ranks"):
+        tp.group(ranks)
+
+
+def test_ledgers_that_disagree_are_refused():
+    ledgers = [Ledger(), Ledger(), Ledger()]
+    for ledger, size in zip(ledgers, (8, 8, 16), strict=True):
+        ledger.add("all_reduce", "tp", size, 3, 0.0)
+    assert together(ledgers[:2]).rows.keys() == {("all_reduce", "tp", "none")}
+    with pytest.raises(ValueError, match="rank 2 counted all_reduce tp none: 1 calls, 16 bytes; another rank 1 calls, 8 bytes"):
+        together(ledgers)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parallel.shard import Cut, Layout, even, replicated
+from parallel.shard import Cut, Layout, covering, even, group_sizes, replicated
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 9, 64, 1001])
@@ -69,3 +69,63 @@ def test_layout_takes_parts_that_are_contiguous_and_their_own():
 def test_layout_refuses_a_cut_of_another_length():
     with pytest.raises(ValueError, match="is not the cut's length 6"):
         Layout((3, 7), 1, even(6, 2))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "ranks", "held", "grouped", "together"),
+    [
+        (9, 3, 1, [(0, 3)], [[3, 3, 3]], []),
+        (9, 3, 2, [(0, 2), (1, 3)], [[3, 2], [1, 3]], [(range(1, 2), range(0, 2))]),
+        (9, 3, 3, [(0, 1), (1, 2), (2, 3)], [[3], [3], [3]], []),
+        (
+            9,
+            3,
+            4,
+            [(0, 1), (1, 2), (1, 3), (2, 3)],
+            [[3], [2], [1, 1], [2]],
+            [(range(1, 2), range(1, 3)), (range(2, 3), range(2, 4))],
+        ),
+        (
+            9,
+            3,
+            9,
+            [(n // 3, n // 3 + 1) for n in range(9)],
+            [[1]] * 9,
+            [(range(n, n + 1), range(3 * n, 3 * n + 3)) for n in range(3)],
+        ),
+        (8, 2, 4, [(0, 1), (0, 1), (1, 2), (1, 2)], [[2]] * 4, [(range(0, 1), range(0, 2)), (range(1, 2), range(2, 4))]),
+        (
+            8,
+            2,
+            8,
+            [(n // 4, n // 4 + 1) for n in range(8)],
+            [[1]] * 8,
+            [(range(n, n + 1), range(4 * n, 4 * n + 4)) for n in range(2)],
+        ),
+        (4, 1, 3, [(0, 1)] * 3, [[2], [1], [1]], [(range(0, 1), range(0, 3))]),
+    ],
+)
+def test_heads_and_the_key_value_heads_that_they_read(heads, kv_heads, ranks, held, grouped, together):
+    cut = even(heads, ranks)
+    kv = covering(cut, heads // kv_heads)
+    assert list(kv.bounds) == held
+    assert [group_sizes(cut, heads // kv_heads, r) for r in range(ranks)] == grouped
+    assert kv.shared() == together
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 4, 6, 12])
+def test_a_rank_holds_exactly_what_its_heads_read(kv_heads):
+    for ranks in range(1, 13):
+        cut = even(12, ranks)
+        kv = covering(cut, 12 // kv_heads)
+        for rank, (start, stop) in enumerate(cut.bounds):
+            assert set(range(*kv.bounds[rank])) == {h // (12 // kv_heads) for h in range(start, stop)}
+        for i in range(kv_heads):
+            holders = [r for r, (a, b) in enumerate(kv.bounds) if a <= i < b]
+            shared = [list(ranks) for indices, ranks in kv.shared() if i in indices]
+            assert shared == ([holders] if len(holders) > 1 else [])
+
+
+def test_groups_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="cannot group 9 entries by 4: use a divisor of 9"):
+        covering(even(9, 2), 4)

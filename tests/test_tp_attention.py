@@ -1,0 +1,109 @@
+"""launch.tp_attention and bench attention as a user types them."""
+
+import json
+
+import pytest
+
+from tests.harness import mpirun
+
+TP_ATTENTION = ("-m", "launch.tp_attention")
+RAGGED = ("--sequences", "1,7,64,129", "--heads", "9", "--d-model", "36")
+
+
+def report(ranks, *args):
+    done = mpirun(ranks, *TP_ATTENTION, "--json", *args)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("ranks", [0, 3, 4, 9])
+@pytest.mark.parametrize("kind", ["mha", "gqa", "mqa", "mla"])
+def test_every_kind_agrees_on_every_number_of_ranks(kind, ranks):
+    dtype = "float32" if ranks == 3 else "float64"
+    got = report(ranks, *RAGGED, "--kind", kind, "--dtype", dtype)
+    assert got["ok"]
+    assert got["config"]["lengths"] == [1, 7, 64, 129]
+    assert all(c["ok"] and c["entries"] for c in got["checks"])
+    if dtype == "float64":
+        assert max(c["relative_error"] for c in got["checks"]) < 1e-12
+    assert all(r["message_bytes"] == r["predicted_message_bytes"] for r in got["communication"])
+    weights = {"mla": {"Wdkv", "Wkr", "wckv", "Wukv", "Wq", "Wo"}}.get(kind, {f"{a}{b}" for a in "Wb" for b in "qkvo"})
+    assert {c["tensor"] for c in got["checks"]} == {"y"} | {f"d{n}{all}" for n in {*weights, "x"} for all in ("", ", all")}
+    memory = got["memory"]
+    for what in ("weights", "saved"):
+        assert len(memory[f"{what}_bytes_per_rank"]) == got["ranks"]
+        assert memory[f"{what}_bytes_per_rank"] == memory[f"predicted_{what}_bytes_per_rank"]
+    assert got["seconds"].keys() == {"sharded", "unsharded", "matmul_only"}
+
+
+@pytest.mark.parametrize("ranks", [4, 8])
+def test_two_kv_heads_on_more_ranks(ranks):
+    got = report(ranks, "--heads", "8", "--kv-heads", "2", "--d-model", "32", "--tokens", "20", "--dtype", "float64")
+    groups = {r["axis"]: r["message_bytes"] for r in got["communication"] if r["axis"] != "tp"}
+    half = ranks // 2
+    # a key and a value head of width 4, for 32 inputs and a bias, in float64
+    assert groups == {f"tp[0..{half - 1}]": 33 * 2 * 4 * 8, f"tp[{half}..{ranks - 1}]": 33 * 2 * 4 * 8}
+
+
+def test_the_table_of_the_cache_is_the_published_one():
+    """DeepSeek-V2 (arXiv 2405.04434): 16 heads of 128, latent 512, rotated 64, 27 layers: 110,592 against 15,552 elements."""
+    sizes = ("--heads", "16", "--d-model", "16", "--d-head", "128", "--d-latent", "512", "--d-rope", "64", "--layers", "27")
+    got = report(1, "--kind", "mla", *sizes, "--tokens", "4", "--sequences", "2")
+    elements = {row["kind"]: row["elements"] for row in got["kv_cache_per_token"]}
+    assert elements == {"mha": 110592, "gqa": 55296, "mqa": 6912, "mla": 15552}
+
+
+def test_people_get_tables_and_a_last_line():
+    done = mpirun(2, *TP_ATTENTION, "--heads", "3", "--d-model", "6", "--tokens", "9", "--sequences", "2", "--kind", "mqa")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "all agreed"
+    assert "Heads by rank: 0-1, 2; key/value heads: 0, 0" in done.stdout
+    assert "tp[0..1]" in done.stdout
+
+
+@pytest.mark.parametrize("ranks", [0, 3])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--heads", "7"], "--heads 7 does not divide --d-model 64: use a divisor of 64, or give --d-head"),
+        (["--kv-heads", "3"], "--kv-heads 3 does not divide --heads 8: use a divisor of 8"),
+        (["--heads", "32", "--d-model", "32", "--kind", "mha"], "--rope half cannot rotate heads of odd width 1 in pairs"),
+        (["--kind", "mla", "--d-rope", "3"], "--d-rope 3 cannot be rotated in pairs: use an even width"),
+        (["--sequences", "3,0,2"], "argument --sequences: '0' is not a size: use a whole number of 1 or more"),
+        (["--sequences", "3,x"], "argument --sequences: 'x' is not a size: use a whole number of 1 or more"),
+        (["--sequences", "9", "--tokens", "8"], "cannot cut --tokens 8 into 9 sequences: use at most 8"),
+        (["--sequences", "3", "4", "--tokens", "8"], "--tokens 8 is not the sum of --sequences 3,4: use 7"),
+        (["--kind", "mqa", "--kv-heads", "2"], "--kind mqa has 1 kv-heads, not 2: use --kind gqa, or no --kv-heads"),
+        (["--kind", "mla", "--qk-norm"], "--qk-norm is not for --kind mla, which norms its latents: leave it out"),
+        (["--rope-scaling", "ntk"], "argument --rope-scaling: unknown scaling 'ntk': use one of none, linear, llama3, yarn"),
+        (["--rope-scaling", "yarn:facto=3"], "'facto=3' is no setting of yarn: use factor, original, beta_fast,"),
+        (["--rope-scaling", "yarn:factor=big"], "'factor=big' is not a number of yarn: use for instance factor=8"),
+        (
+            ["--rope", "none", "--rope-scaling", "linear"],
+            "--rope-scaling scales nothing with --rope none: leave one of them out",
+        ),
+        (["--rope-base", "0"], "--rope-base 0 is no base: use a number above 1, such as 10000"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(ranks, args, message):
+    done = mpirun(ranks, *TP_ATTENTION, *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_more_ranks_than_heads_is_refused():
+    done = mpirun(3, *TP_ATTENTION, "--heads", "2")
+    assert done.returncode == 2
+    assert "error: cannot cut --heads 2 over 3 ranks: use at most 2 ranks or more --heads" in done.stderr
+
+
+def test_bench_measures_attention_and_its_memory():
+    bench = ("-m", "launch.bench", "attention", "--tokens", "64", "--d-model", "16", "--heads", "2", "--json")
+    timed, held = (json.loads(mpirun(0, *bench, *more).stdout) for more in (("--rounds", "1"), ("--memory",)))
+    assert timed["seconds"].keys() == {"matmul_only", "sharded"}
+    assert timed["ratios"].keys() == {"sharded_to_matmul_only"}
+    assert [m["tokens"] for m in held["memory"]] == [8, 16, 32, 64]
+    assert all(m["peak_bytes"] > m["saved"] for m in held["memory"])
