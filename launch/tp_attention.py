@@ -38,8 +38,9 @@ SPREAD = 0.1
 # Inputs of this size make the softmax sharp: a flat one forgives a wrong scale or mask.
 SHARP = 2.0
 EPS = 1e-6
-# Seconds that deriving the entries of one tensor may take, and what a row of scores and a score take about.
-BUDGET, ROW, SCORE = 0.5, 2.5e-5, 6e-8
+# Seconds that deriving the entries of one tensor may take; and what these take, about: a head, a row of its scores, a score,
+# and a weight, read and multiplied. Counted, not measured, so that the same command compares the same entries.
+BUDGET, HEAD, ROW, SCORE, READ, PRODUCT = 0.5, 3e-4, 2.5e-5, 6e-8, 4e-9, 1e-9
 
 
 def options() -> argparse.ArgumentParser:
@@ -209,7 +210,8 @@ def compared(args: argparse.Namespace, whole: dict[str, np.ndarray], dy: np.ndar
     def most(name: str) -> int:
         """As many entries as the budget allows, by the rows of scores that moving one of them changes."""
         moved = reference.reached(whole, told, name, (0,) * whole[name].ndim)
-        seconds = [ROW * n + SCORE * n * n for n in args.lengths]
+        weights = sum(a.size for n, a in whole.items() if n[0] == "W") / args.heads
+        seconds = [HEAD + ROW * n + SCORE * n * n + weights * (READ + PRODUCT * n) for n in args.lengths]
         each = max(seconds) if "sequences" in moved else sum(seconds)
         return int(BUDGET / (each * len(moved.get("heads", heads))))
 

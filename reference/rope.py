@@ -1,4 +1,4 @@
-"""Rotary positions, pair by pair."""
+"""Rotary positions."""
 
 from __future__ import annotations
 
@@ -59,12 +59,10 @@ def softmax_factor(scaling: dict | None) -> float:
 def rotated(x: np.ndarray, pairing: str, base: float = 10000.0, scaling: dict | None = None) -> np.ndarray:
     """x (tokens at positions 0, 1, ..., width): each pair of entries turned by position times frequency."""
     width = x.shape[1]
-    positions = np.arange(len(x))
-    columns = [None] * width
-    for pair in range(width // 2):
-        first, second = (pair, pair + width // 2) if pairing == "half" else (2 * pair, 2 * pair + 1)
-        angle = positions * frequency(pair, width, base, scaling)
-        cos, sin = table_factor(scaling) * np.cos(angle), table_factor(scaling) * np.sin(angle)
-        columns[first] = x[:, first] * cos - x[:, second] * sin
-        columns[second] = x[:, first] * sin + x[:, second] * cos
-    return np.stack(columns, axis=1)
+    pairs = np.arange(width // 2)
+    first, second = (pairs, pairs + width // 2) if pairing == "half" else (2 * pairs, 2 * pairs + 1)
+    angle = np.outer(np.arange(len(x)), [frequency(pair, width, base, scaling) for pair in pairs])
+    cos, sin = table_factor(scaling) * np.cos(angle), table_factor(scaling) * np.sin(angle)
+    a, b = x[:, first], x[:, second]
+    turned = np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=1)
+    return turned[:, np.argsort(np.concatenate([first, second]))]
