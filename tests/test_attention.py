@@ -251,7 +251,8 @@ def test_a_mask_off_by_one_is_seen(run, monkeypatch, late):
 
 def test_unsummed_gradients_of_replicated_heads_are_seen(run, mesh):
     checks, ran = run("--kind", "gqa", sabotage=gradients_of_replicated_heads_not_summed)
-    wrong = {n for n, c in checks.items() if not c.ok}
+    # The grid of entries may miss the one head that is wrong; the direction through all of them cannot.
+    wrong = {n.removesuffix(", all") for n, c in checks.items() if not c.ok}
     if mesh.tp.size in (1, 3):
         # 9 heads in threes: no rank shares a key/value head.
         assert not wrong
