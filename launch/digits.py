@@ -19,7 +19,7 @@ from parallel.mesh import Axis
 from parallel.parameter import drawn
 from reference.compare import tolerance
 
-CLASSES, BATCH, EPOCHS, RATE, WARM_UP = 10, 32, 15, 0.1, 0.2
+CLASSES, BATCH, EPOCHS, RATE, WARM_UP = 10, 32, 15, 0.05, 0.2
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def latent_attention(layer: LatentAttention, x: np.ndarray, lengths: Sequence[in
 
 def scores(x: np.ndarray, lengths: Sequence[int], K: int, g: int, E: int, V: int, causal: bool) -> Callable[[], None]:
     """Those of blocked softmax attention, block by block as `attend` and `attend_backward` go through them: 2 and 5."""
-    k, v = (np.ones((len(x), 3 * K, width), x.dtype)[:, :K] for width in (E, V))
+    v = np.ones((len(x), 3 * K, V), x.dtype)[:, :K]
 
     @cache
     def kept(name: str, *shape: int) -> np.ndarray:
@@ -67,20 +67,20 @@ def scores(x: np.ndarray, lengths: Sequence[int], K: int, g: int, E: int, V: int
             start, S = span[1].start, span[1].stop - span[1].start
             for heads in head_chunks(span, K, g):
                 N = heads.stop - heads.start
-                k_NSE, kt_NES, vt_NVS = kept("k", N, S, E), kept("kt", N, E + 1, S), kept("vt", N, V + 1, S)
+                k1_NSE, v1_NSV = kept("k1", N, S, E + 1), kept("v1", N, S, V + 1)
                 for queries, blocks in tiles(span, g, causal):
                     R = (queries.stop - queries.start) * g
-                    plain_NRE, q_NRE, do_NRV = kept("plain", N, R, E), kept("q", N, R, E + 1), kept("do", N, R, V + 1)
+                    q_NRE, do_NRV = kept("q", N, R, E + 1), kept("do", N, R, V + 1)
                     for keys in blocks:
                         C = keys.stop - keys.start
                         at = np.s_[:, keys.start - start : keys.stop - start]
                         p_NRC, ds_NRC = kept("p", N, R, C), kept("ds", N, R, C)
-                        np.matmul(plain_NRE, k[keys, heads].transpose(1, 2, 0), out=p_NRC)
+                        np.matmul(q_NRE, k1_NSE[at].transpose(0, 2, 1), out=p_NRC)
                         np.matmul(p_NRC, v[keys, heads].transpose(1, 0, 2), out=kept("o", N, R, V))
-                        np.matmul(q_NRE, kt_NES[:, *at], out=p_NRC)
+                        np.matmul(q_NRE, k1_NSE[at].transpose(0, 2, 1), out=p_NRC)
                         np.matmul(p_NRC.transpose(0, 2, 1), do_NRV[..., :V], out=kept("dv", N, C, V))
-                        np.matmul(do_NRV, vt_NVS[:, *at], out=ds_NRC)
-                        np.matmul(ds_NRC, k_NSE[at], out=kept("dq", N, R, E))
+                        np.matmul(do_NRV, v1_NSV[at].transpose(0, 2, 1), out=ds_NRC)
+                        np.matmul(ds_NRC, k1_NSE[*at, :E], out=kept("dq", N, R, E))
                         np.matmul(ds_NRC.transpose(0, 2, 1), q_NRE[..., :E], out=kept("dk", N, C, E))
 
     return run

@@ -243,7 +243,7 @@ def test_sabotage_is_seen(run, sabotage, case, red, dtype):
 @pytest.mark.parametrize("late", [0, 2])
 def test_a_mask_off_by_one_is_seen(run, monkeypatch, late):
     """Seeing one key too many, and not seeing one's own (but the first, which has no other)."""
-    spoilt = lambda n: np.triu(np.ones((n, n), bool), late)[:, None] & (np.arange(n) > 0)  # noqa: E731
+    spoilt = lambda n, dtype: np.where(np.tri(n, k=late - 1, dtype=bool) | (np.arange(n) == 0), 0, -np.inf)[:, None]  # noqa: E731
     monkeypatch.setattr(attend, "_later", spoilt)
     checks, _ = run("--kind", "mha")
     assert {"y", "dWq", "dWk", "dWv", "dx"} <= {n for n, c in checks.items() if not c.ok}
