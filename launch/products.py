@@ -7,13 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from statistics import median
+from time import perf_counter
 
 import numpy as np
+from mpi4py import MPI
 
 from layers.attend import head_chunks, spans, tiles
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
+
+
+def rate(comm: MPI.Intracomm, dtype: str, size: int = 768, repeats: int = 5) -> float:
+    """Operations a second, 2 a multiplication with its addition, of square matrix products on all ranks at once."""
+    a = np.ones((size, size), dtype)
+    out = np.empty_like(a)
+    seconds = []
+    for _ in range(repeats + 1):
+        comm.Barrier()
+        begun = perf_counter()
+        np.matmul(a, a, out=out)
+        seconds.append(perf_counter() - begun)
+    return comm.allreduce(2 * size**3 / median(seconds[1:]))
 
 
 def linear(x: np.ndarray, W: np.ndarray) -> Callable[[], None]:

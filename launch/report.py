@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
 from parallel.ledger import agrees
@@ -60,10 +62,21 @@ def comparisons(title: str, checks: Sequence[Comparison]) -> None:
             print(f"WRONG: {c.worst}")
 
 
-def communication(rows: Sequence[dict]) -> None:
+def communication(rows: Sequence[dict], what: str = "one step") -> None:
+    hidden = ("hidden ms",) if any(r["hidden_seconds"] for r in rows) else ()
     table(
-        "Communication of one step, counted beside predicted (wire: sent by one rank on a ring)",
-        ("verb", "axis", "phase", "calls", "message bytes", "predicted", "wire bytes", "ms"),
+        f"Communication of {what}, counted beside predicted (wire: sent by one rank on a ring)",
+        (
+            "verb",
+            "axis",
+            "phase",
+            "calls",
+            "message bytes",
+            "predicted",
+            "wire bytes",
+            "ms",
+            *(("hidden ms",) if hidden else ()),
+        ),
         [
             (
                 r["verb"],
@@ -74,26 +87,30 @@ def communication(rows: Sequence[dict]) -> None:
                 f"{r['predicted_message_bytes']:,}",
                 f"{r['wire_bytes']:,.0f}",
                 f"{1e3 * r['seconds']:.2f}",
+                *((f"{1e3 * r['hidden_seconds']:.2f}",) if hidden else ()),
             )
             for r in rows
         ],
     )
 
 
+# What a rank holds, as commands name it in JSON (..._bytes_per_rank) and to people.
+MEMORY = {
+    "weights": "weights",
+    "predicted_weights": "  predicted",
+    "gradients": "gradients",
+    "optimizer": "optimizer's state",
+    "saved": "saved for backward",
+    "predicted_saved": "  predicted",
+}
+
+
 def memory(counted: dict[str, list[int]]) -> None:
-    ranks = len(counted["weights_bytes_per_rank"])
+    rows = [(label, counted[f"{kind}_bytes_per_rank"]) for kind, label in MEMORY.items() if f"{kind}_bytes_per_rank" in counted]
     table(
         "Memory by rank, counted beside predicted",
-        ("", *(f"rank {r}" for r in range(ranks))),
-        [
-            (label, *(size(n) for n in counted[key]))
-            for label, key in (
-                ("weights", "weights_bytes_per_rank"),
-                ("  predicted", "predicted_weights_bytes_per_rank"),
-                ("saved for backward", "saved_bytes_per_rank"),
-                ("  predicted", "predicted_saved_bytes_per_rank"),
-            )
-        ],
+        ("", *(f"rank {r}" for r in range(len(rows[0][1])))),
+        [(label, *(size(n) for n in by_rank)) for label, by_rank in rows],
     )
 
 
@@ -140,3 +157,28 @@ def progress(label: str, here: bool, total: int | None = None) -> Callable[[Iter
     """
     shown = here and sys.stderr.isatty()
     return lambda items: track(items, label, total, console=Console(stderr=True), transient=True) if shown else items
+
+
+@contextmanager
+def steps(label: str, total: int, done: int, tokens: int, here: bool) -> Iterator[Callable[[float], None]]:
+    """A bar for a training run, told the loss after each step: loss, tokens a second, time to go. Shown as `progress` is."""
+    if not (here and sys.stderr.isatty()):
+        yield lambda loss: None
+        return
+    columns = (
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    begun = perf_counter()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total, completed=done, loss=float("nan"), rate=0.0)
+
+        def told(loss: float) -> None:
+            ran = bar.tasks[0].completed - done + 1
+            bar.update(task, advance=1, loss=loss, rate=ran * tokens / (perf_counter() - begun))
+
+        yield told

@@ -170,6 +170,50 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count: use a whole number of 0 or more")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    """An argparse type: a number of at least 0, and not infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount: use a number of 0 or more, such as 0.5")
+    return value
+
+
+def mesh(text: str) -> dict[str, int]:
+    """An argparse type: ranks along axes, dp=2,tp=2."""
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, ranks = part.partition("=")
+        if name not in ("dp", "tp") or name in sizes or not ranks.isdecimal() or int(ranks) < 1:
+            raise argparse.ArgumentTypeError(f"{part!r} is no axis of a mesh: use for instance dp=2,tp=2")
+        sizes[name] = int(ranks)
+    return sizes
+
+
+def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp") -> dict[str, int]:
+    """Ranks along dp and tp: as given, what is not given 1; if nothing is given all along `rest`.
+
+    Raises UsageError where their product is not the ranks.
+    """
+    sizes = {"dp": 1, "tp": 1} | ({rest: ranks} if sizes is None else sizes)
+    if sizes["dp"] * sizes["tp"] != ranks:
+        named = f"dp={sizes['dp']},tp={sizes['tp']}"
+        right = f"dp={ranks // sizes['tp']},tp={sizes['tp']}" if ranks % sizes["tp"] == 0 else f"dp={ranks},tp=1"
+        raise UsageError(
+            f"--mesh {named} is for {sizes['dp'] * sizes['tp']} ranks, these are {ranks}: use for instance {right}"
+        )
+    return sizes
+
+
 def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a seed: use a whole number of 0 or more")
@@ -249,9 +293,13 @@ def run(
 
 
 def _status(main: Callable, args: argparse.Namespace, comm: MPI.Intracomm) -> int:
-    """main's status; leaving main by any other way ends all ranks."""
+    """main's status; leaving main by any other way ends all ranks. A UsageError must come on all ranks together."""
     try:
         return main(args, comm)
+    except UsageError as error:
+        if comm.rank == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
     except BrokenPipeError:
         # The reader of rank 0's output has gone, as in `| head`: nothing is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -63,6 +63,8 @@ class Attention:
         E = d_head or d_model // heads
         self.tp, self.d_model, self.causal, self.qk_norm = tp, d_model, causal, qk_norm
         self.scale = E**-0.5 if scale is None else scale
+        # Entries of a query and of what it takes from a key's value, over all heads.
+        self.score_width = 2 * heads * E
         cut = even(heads, tp.size, "heads")
         self.kv_cut = covering(cut, heads // kv_heads)
         self.h, self.k, self.E = cut.size(tp.rank), self.kv_cut.size(tp.rank), E

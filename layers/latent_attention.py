@@ -61,6 +61,7 @@ class LatentAttention:
         self.tp, self.causal, self.d_model = tp, causal, d_model
         self.C, self.N, self.R, self.V = d_latent, d_nope, d_rope, d_value
         self.scale = (d_nope + d_rope) ** -0.5 if scale is None else scale
+        self.score_width = heads * (d_nope + d_rope + d_value)
         cut = even(heads, tp.size, "heads")
         self.h = cut.size(tp.rank)
 

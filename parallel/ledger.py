@@ -46,10 +46,13 @@ def message(shape: Iterable[int], dtype_bytes: int) -> int:
 
 @dataclass
 class Row:
+    """`seconds`: that the rank spent in the verb. `hidden_seconds`: that one went on beside computation, for those that can."""
+
     calls: int = 0
     message_bytes: int = 0
     wire_bytes: int | float = 0
     seconds: float = 0.0
+    hidden_seconds: float = 0.0
 
 
 class Ledger:
@@ -67,12 +70,14 @@ class Ledger:
         finally:
             self._phase = outer
 
-    def add(self, verb: str, axis: str, message_bytes: int, ranks: int, seconds: float) -> None:
+    def add(self, verb: str, axis: str, message_bytes: int, ranks: int, seconds: float) -> Row:
+        """Enter one call; returns its row, for what becomes known later."""
         row = self.rows.setdefault((verb, axis, self._phase), Row())
         row.calls += 1
         row.message_bytes += message_bytes
         row.wire_bytes += wire_bytes(verb, message_bytes, ranks)
         row.seconds += seconds
+        return row
 
     def report(self, predicted: Iterable[Traffic]) -> list[dict]:
         """Counted beside predicted, a dict a row. A row on one side only appears with zeros on the other."""
@@ -94,6 +99,7 @@ class Ledger:
                 "predicted_message_bytes": size.get(key, 0),
                 "wire_bytes": row.wire_bytes,
                 "seconds": row.seconds,
+                "hidden_seconds": row.hidden_seconds,
             }
             for key in keys
             for row in [self.rows.get(key, Row())]
@@ -115,6 +121,7 @@ def together(ledgers: Sequence[Ledger]) -> Ledger:
                     f"another rank {known.calls} calls, {known.message_bytes} bytes"
                 )
             known.seconds = max(known.seconds, row.seconds)
+            known.hidden_seconds = max(known.hidden_seconds, row.hidden_seconds)
     return one
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from mpi4py import MPI
 
 from parallel.guard import Agreement
-from parallel.ledger import Ledger
+from parallel.ledger import Ledger, Row
 from parallel.shard import Cut
 
 # Reductions and buffers of these are the same on every MPI. float16, complex and bool are not, so they are refused.
@@ -55,6 +55,12 @@ def _sendable(x: np.ndarray) -> np.ndarray:
     return x if x.flags.c_contiguous else x.copy(order="C")
 
 
+def _require_own(x: np.ndarray) -> None:
+    """What goes on beside computation cannot work on a copy: x itself is its buffer."""
+    if _sendable(x) is not x:
+        raise ValueError(f"a verb that is started needs a C-contiguous array, got {x.shape} with strides {x.strides}")
+
+
 def _result(x: np.ndarray, shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:
     """Where a verb on `x` puts its result: `out`, if it fits, or a new array."""
     if out is None:
@@ -64,6 +70,37 @@ def _result(x: np.ndarray, shape: tuple[int, ...], out: np.ndarray | None) -> np
     if np.may_share_memory(out, x):
         raise ValueError("out shares memory with the argument: verbs leave their argument alone")
     return out
+
+
+class Pending:
+    """A verb under way: `wait` for its result; until then its buffers belong to it.
+
+    `poke` now and then while computing: some MPI libraries only move data inside MPI calls. The ledger's seconds are those
+    spent in starting, poking and waiting; what the verb took beyond these was hidden behind computation.
+    """
+
+    def __init__(self, request: MPI.Request, result: np.ndarray, row: Row, begun: float) -> None:
+        self._request, self._result, self._row = request, result, row
+        self._begun, self._inside, self._done = begun, perf_counter() - begun, False
+
+    def poke(self) -> None:
+        if not self._done:
+            self._call(self._request.Test)
+
+    def wait(self) -> np.ndarray:
+        """The result, once it is there."""
+        if not self._done:
+            self._call(lambda: self._request.Wait() or True)
+        return self._result
+
+    def _call(self, complete: Callable[[], bool]) -> None:
+        entered = perf_counter()
+        self._done = complete()
+        left = perf_counter()
+        self._inside += left - entered
+        if self._done:
+            self._row.seconds += self._inside
+            self._row.hidden_seconds += left - self._begun - self._inside
 
 
 def group_name(axis: str, ranks: range) -> str:
@@ -116,6 +153,16 @@ class Axis:
         call()
         self.ledger.add(verb, self.name, message_bytes, self.size, perf_counter() - start)
 
+    def _start(
+        self, verb: str, call: Callable[[], MPI.Request], result: np.ndarray, message_bytes: int, *agreed: object
+    ) -> Pending:
+        """Start one collective: as _run, but it goes on while the rank computes."""
+        if self._agreement is not None:
+            self._agreement.require(f"start_{verb}", *agreed)
+        begun = perf_counter()
+        request = call()
+        return Pending(request, result, self.ledger.add(verb, self.name, message_bytes, self.size, 0.0), begun)
+
     def _require_cut(self, cut: Cut, shape: tuple[int, ...], dim: int, length: int) -> None:
         if cut.ranks != self.size:
             raise ValueError(f"the cut is over {cut.ranks} ranks, axis {self.name} has {self.size}")
@@ -129,14 +176,31 @@ class Axis:
         self._run("all_reduce", lambda: self._comm.Allreduce(x, y, mpi_op), x.nbytes, x.shape, x.dtype, op)
         return y
 
-    def all_gather(self, x: np.ndarray, dim: int, cut: Cut) -> np.ndarray:
-        """The whole array on every rank, from parts cut along `dim`. x: this rank's part."""
+    def start_all_reduce(self, x: np.ndarray) -> Pending:
+        """Sum x over the axis while this rank computes on. In place: x is the result once `wait` returns it."""
+        _require_own(x)
+        call = lambda: self._comm.Iallreduce(MPI.IN_PLACE, x, MPI.SUM)  # noqa: E731
+        return self._start("all_reduce", call, x, x.nbytes, x.shape, x.dtype)
+
+    def start_reduce_scatter(self, x: np.ndarray, cut: Cut) -> Pending:
+        """This rank's part, along the first dim, of the sum over the axis, while it computes on. x must stay as it is."""
+        _require_own(x)
+        self._require_cut(cut, x.shape, 0, cut.length)
+        row = x[:1].size
+        y = np.empty((cut.size(self.rank), *x.shape[1:]), x.dtype)
+        call = lambda: self._comm.Ireduce_scatter(x, y, [n * row for n in cut.sizes], MPI.SUM)  # noqa: E731
+        return self._start("reduce_scatter", call, y, x.nbytes, x.shape, x.dtype, cut)
+
+    def all_gather(self, x: np.ndarray, dim: int, cut: Cut, out: np.ndarray | None = None) -> np.ndarray:
+        """The whole array on every rank, from parts cut along `dim`. x: this rank's part. `out`: for dim 0 of a partition."""
         x = _sendable(x)
         self._require_cut(cut, x.shape, dim, cut.size(self.rank))
         row = x.size // x.shape[dim]
         counts = [row * n for n in cut.sizes]
-        flat = np.empty(sum(counts), x.dtype)
         whole_shape = (*x.shape[:dim], cut.length, *x.shape[dim + 1 :])
+        if out is not None and not (cut.is_partition and dim == 0):
+            raise ValueError(f"all_gather fills out only for a partition of dim 0, not {cut} of dim {dim}")
+        flat = (np.empty(sum(counts), x.dtype) if out is None else _result(x, whole_shape, out)).reshape(-1)
         call = lambda: self._comm.Allgatherv(x, [flat, counts])  # noqa: E731
         self._run("all_gather", call, flat.nbytes, whole_shape, x.dtype, dim, cut)
         if cut.is_partition and dim == 0:

@@ -13,12 +13,32 @@ from parallel.shard import Layout
 
 
 class Parameter:
-    """`data`: this rank's part. `grad`: None, or what backward has added since zero_grad, of the same shape."""
+    """`data`: this rank's part. `grad`: None, or what backward has added since zero_grad, of the same shape.
+
+    `home`: what owns the memory, this parameter or the `Fused` that it is part of. A name's last word starts with W for a
+    matrix or a table (these decay), with b for a bias, with w for a norm's weights.
+    """
 
     def __init__(self, name: str, layout: Layout, data: np.ndarray) -> None:
         self.name, self.layout, self.data = name, layout, data
+        self.home: Parameter | Fused = self
         self.grad: np.ndarray | None = None
         self._kept: np.ndarray | None = None
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay is for it: matrices and tables, not norms and biases."""
+        return self.name.rpartition(".")[2].startswith("W")
+
+    @property
+    def parts(self) -> list[tuple[Parameter, tuple[slice, ...]]]:
+        """The parameters in this home, with where they are in its data."""
+        return [(self, (slice(None),))]
+
+    def move(self, data: np.ndarray, grad: np.ndarray) -> None:
+        """Live in `data` from now on, and let gradients be made in `grad`; arrays of data's shape."""
+        data[...] = self.data
+        self.data, self._kept = data, grad
 
     def zero_grad(self) -> None:
         """Forget the gradient, keeping its memory for the next."""
@@ -61,8 +81,19 @@ class Fused:
         ends = [0, *np.cumsum([p.data.shape[dim] for p in parameters])]
         self._at = [(slice(None),) * dim + (slice(*between),) for between in pairwise(ends)]
         for p, at in zip(parameters, self._at, strict=True):
-            p.data = self.data[at]
+            p.data, p.home = self.data[at], self
         self._kept = np.empty_like(self.data)
+
+    @property
+    def parts(self) -> list[tuple[Parameter, tuple[slice, ...]]]:
+        return list(zip(self.parameters, self._at, strict=True))
+
+    def move(self, data: np.ndarray, grad: np.ndarray) -> None:
+        """As Parameter.move, for all of them."""
+        data[...] = self.data
+        self.data, self._kept = data, grad
+        for p, at in self.parts:
+            p.data = data[at]
 
     def room(self) -> np.ndarray:
         """An array for the next gradient, of data's shape: memory that is kept, unless a gradient stands in it."""
@@ -70,12 +101,14 @@ class Fused:
         return self._kept if free else np.empty_like(self.data)
 
     def add_grad(self, g: np.ndarray) -> None:
-        """Each one's gradient += its part of g. g: of data's shape, ours from now on."""
-        for p, at in zip(self.parameters, self._at, strict=True):
-            if p.grad is None:
-                p.grad = g[at]
-            else:
+        """Each one's gradient += its part of g. g: of data's shape."""
+        for p, at in self.parts:
+            if p.grad is not None:
                 p.grad += g[at]
+                continue
+            p.grad = self._kept[at]
+            if g is not self._kept:
+                p.grad[...] = g[at]
 
 
 # Where a layer's weights come from: called with the name, the layout and this rank on the axis, and the mean and standard
@@ -95,6 +128,17 @@ def drawn(seed: int, dtype: np.dtype | str, spread: float = 0.0) -> Weights:
         return layout.take(whole.astype(dtype), rank)
 
     return draw
+
+
+def within(prefix: str, weights: Weights) -> Weights:
+    """The weights of a part of a model, whose names are led by `prefix`."""
+    return lambda name, layout, rank, mean, std: weights(prefix + name, layout, rank, mean, std)
+
+
+def named(prefix: str, parameters: list[Parameter]) -> None:
+    """Lead the names of a part's parameters by `prefix`, as the whole model calls them."""
+    for p in parameters:
+        p.name = prefix + p.name
 
 
 def given(whole: dict[str, np.ndarray]) -> Weights:

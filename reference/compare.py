@@ -55,29 +55,33 @@ def compare(
     phase: str,
     got: np.ndarray,
     want: np.ndarray,
-    allowed: float,
+    allowed: float | np.ndarray,
     at: tuple[np.ndarray, ...] | None = None,
     owner: Callable[[tuple[int, ...]], int | None] = lambda index: None,
 ) -> Comparison:
     """Compare entry by entry. got: whole; want: whole, or where `at` (index arrays, one a dim) is given, the grid at it.
 
-    `max_abs_error` must be within `allowed`; `relative_error` is that over the largest magnitude of `want`, or, where `want`
-    is zero to rounding (all of it within `allowed`), over the size of the terms that cancel in it. A NaN or an infinity in
-    `got` is an infinite error. `worst` names the entry that is furthest off, by its index in the whole.
+    `max_abs_error` must be within `allowed`: one number, or one an entry (then the worst entry is the one furthest beyond its
+    own). `relative_error` is that over the largest magnitude of `want`, or, where `want` is zero to rounding (all of it within
+    `allowed`), over the size of the terms that cancel in it. A NaN or an infinity in `got` is an infinite error. `worst` names
+    the entry that is furthest off, by its index in the whole.
     """
     if at is not None:
         got = got[np.ix_(*at)]
     if got.shape != want.shape:
-        return Comparison(tensor, phase, np.inf, np.inf, allowed, False, 0, f"shape {got.shape}, expected {want.shape}")
+        shapes = f"shape {got.shape}, expected {want.shape}"
+        return Comparison(tensor, phase, np.inf, np.inf, float(np.max(allowed)), False, 0, shapes)
     with np.errstate(invalid="ignore"):
         error = np.abs(got.astype(np.float64) - want)
-    error[~np.isfinite(error)] = np.inf
-    place = np.unravel_index(int(error.argmax()), error.shape)
+    error = np.where(np.isfinite(error), error, np.inf)
+    beyond = error / np.maximum(allowed, np.finfo(float).tiny) if np.ndim(allowed) else error
+    place = np.unravel_index(int(beyond.argmax()), error.shape)
+    allowed = float(np.broadcast_to(allowed, error.shape)[place])
     index = tuple(int(p if at is None else at[d][p]) for d, p in enumerate(place))
     rank = owner(index)
     held = "every rank" if rank is None else f"rank {rank}"
     worst = f"{tensor}{list(index)} on {held}: got {got[place]:.9g}, expected {want[place]:.9g}"
-    largest = float(error.max())
+    largest = float(error[place])
     scale = float(np.abs(want).max())
     if scale <= allowed:
         scale = allowed / (CONFIDENCE * np.finfo(got.dtype).eps / 2) or 1.0

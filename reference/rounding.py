@@ -205,6 +205,12 @@ def _exp(a: Traced) -> Traced:
     return Traced(at, ((a, lambda g: _times(g, at)),))
 
 
+def _log(a: Traced) -> Traced:
+    v = 1 / a.at.value
+    slope = Rounded(v, v**4 * a.at.variance + v**2)
+    return Traced(_function(a.at, np.log(a.at.value), v), ((a, lambda g: _times(g, slope)),))
+
+
 def _sqrt(a: Traced) -> Traced:
     v = np.sqrt(a.at.value)
     half = 0.5 / v
@@ -227,6 +233,7 @@ _UFUNCS: dict[np.ufunc, Callable[..., Traced]] = {
     np.divide: lambda a, b: _multiply(a, _reciprocal(b)),
     np.matmul: _matmul,
     np.exp: _exp,
+    np.log: _log,
     np.sqrt: _sqrt,
     np.tanh: _tanh,
 }

@@ -1,0 +1,101 @@
+"""Text to learn from: bytes, cut into sequences, dealt out in an order that can be taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from launch.start import UsageError
+from parallel.shard import even
+
+VOCABULARY = 256
+# The last tenth is for validation.
+TRAINED = 0.9
+
+
+class Part(NamedTuple):
+    """Tokens of some sequences, one after another. ids, targets: (T,), the target of a token the one after it."""
+
+    ids: np.ndarray
+    targets: np.ndarray
+    lengths: list[int]
+
+
+def read(path: str | None, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation bytes: of the file, or of the documentation that comes with Python (`pydoc_data.topics`).
+
+    Raises UsageError for a file that cannot be read, is empty, or leaves either part shorter than a sequence and one byte.
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        text = "\n".join(topics[name] for name in sorted(topics)).encode()
+    else:
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise UsageError(f"--text {path}: {error.strerror or error}: use a file of text that can be read") from None
+        if not text:
+            raise UsageError(f"--text {path} is empty: use a file of text")
+    data = np.frombuffer(text, np.uint8).astype(np.int64)
+    train, validation = np.split(data, [int(TRAINED * len(data))])
+    if len(validation) <= sequence_length:
+        raise UsageError(
+            f"--text {path} has {len(data)} bytes, the last tenth of them {len(validation)}: too short for --sequence-length "
+            f"{sequence_length}: use at least {10 * (sequence_length + 1)} bytes or shorter sequences"
+        )
+    return train, validation
+
+
+def sequences(data: np.ndarray, chosen: np.ndarray, length: int) -> Part:
+    """The sequences number `chosen` of data: bytes [n length, (n + 1) length), each followed by its target."""
+    starts = chosen[:, None] * length + np.arange(length)
+    return Part(data[starts].reshape(-1), data[starts + 1].reshape(-1), [length] * len(chosen))
+
+
+def whole_sequences(data: np.ndarray, length: int) -> int:
+    return (len(data) - 1) // length
+
+
+class Order:
+    """Which sequences come next: all of them shuffled, then shuffled again. `state()` is taken up again by `resume`."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self._random = count, np.random.Generator(np.random.Philox(seed))
+        self._shuffle()
+
+    def _shuffle(self) -> None:
+        self._before = self._random.bit_generator.state
+        self._order, self._at = self._random.permutation(self.count), 0
+
+    def next(self, many: int) -> np.ndarray:
+        found = []
+        while many:
+            if self._at == self.count:
+                self._shuffle()
+            found.append(self._order[self._at : self._at + many])
+            self._at += len(found[-1])
+            many -= len(found[-1])
+        return np.concatenate(found)
+
+    def state(self) -> dict:
+        """For JSON: the random state before the last shuffle, and how many sequences of it have been taken."""
+        inner = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in self._before["state"].items()}
+        buffer = self._before["buffer"].tolist()
+        return {"random": self._before | {"state": inner, "buffer": buffer}, "position": self._at, "sequences": self.count}
+
+    def resume(self, state: dict) -> None:
+        as_array = lambda v: np.array(v, np.uint64)  # noqa: E731
+        inner = {k: as_array(v) for k, v in state["random"]["state"].items()}
+        self._random.bit_generator.state = state["random"] | {"state": inner, "buffer": as_array(state["random"]["buffer"])}
+        self._shuffle()
+        self._at = state["position"]
+
+
+def dealt(data: np.ndarray, chosen: np.ndarray, length: int, ranks: int, rank: int, micro_batches: int) -> list[Part]:
+    """This dp rank's share of the sequences `chosen`, in micro-batches; shares differ by one where they do not divide."""
+    mine = even(len(chosen), ranks, "sequences").take(chosen, 0, rank)
+    cut = even(len(mine), micro_batches, "sequences")
+    return [sequences(data, cut.take(mine, 0, n), length) for n in range(micro_batches)]

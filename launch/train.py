@@ -1,0 +1,318 @@
+"""Train a language model on text, on a dp x tp mesh; take it up again on another mesh.
+
+T tokens   D model width   S sequence length   V vocabulary: the 256 bytes
+"""
+
+from __future__ import annotations
+
+from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
+
+import argparse
+import json
+import textwrap
+from dataclasses import replace
+from hashlib import sha256
+from math import log
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from mpi4py import MPI
+from parallel.checkpoint import Checkpoint, CheckpointError, latest, save
+
+from launch import curve, products, report, text
+from launch.trainer import Plan, Trainer
+from layers.optimizer import warmup_cosine
+from layers.transformer import forward_only
+from models.config import Config, build, gpt2_like, llama_like
+from parallel.control import Control
+from parallel.ledger import Traffic, agrees
+from parallel.mesh import Mesh
+from parallel.parameter import drawn
+
+# What a run that is taken up again must have in common with the one that was left, and what may change.
+FIXED = ("family", "layers", "d_model", "heads", "kv_heads", "d_ff", "tied", "sequence_length", "batch_tokens", "steps", "lr")
+# What a sample begins with.
+PROMPT = b"The "
+FIXED += ("warmup", "clip", "weight_decay", "seed", "dtype")
+
+
+def options() -> argparse.ArgumentParser:
+    p = start.parser("train", "Train a byte-level language model, data- and tensor-parallel.")
+    p.add_argument("--mesh", type=start.mesh, help="ranks along each axis, as in dp=2,tp=2 (all along dp)")
+    p.add_argument("--text", metavar="FILE", help="what to learn from (the documentation that comes with Python)")
+    m = p.add_argument_group("model")
+    m.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what it is like")
+    m.add_argument("--layers", type=start.positive, default=3, help="blocks")
+    m.add_argument("--d-model", type=start.positive, default=128, help="D")
+    m.add_argument("--heads", type=start.positive, default=4, help="query heads, a divisor of D")
+    m.add_argument("--kv-heads", type=start.positive, help="key/value heads, a divisor of the heads (all of them)")
+    m.add_argument("--d-ff", type=start.positive, help="hidden width of the MLPs (4 D; 8/3 D where gated)")
+    m.add_argument("--tied", action="store_true", help="one table for embedding and output")
+    t = p.add_argument_group("training")
+    t.add_argument("--sequence-length", type=start.positive, default=128, help="S, tokens of a sequence")
+    t.add_argument("--batch-tokens", type=start.positive, default=2048, help="of a step, over all ranks; a multiple of S")
+    t.add_argument("--micro-batches", type=start.positive, default=1, help="parts in which a rank takes its share of a batch")
+    t.add_argument("--steps", type=start.positive, default=1000, help="of the optimizer")
+    t.add_argument("--lr", type=start.amount, default=2e-3, help="the largest learning rate, after warm-up")
+    t.add_argument("--warmup", type=start.natural, default=50, help="steps of rising learning rate")
+    t.add_argument("--clip", type=start.amount, default=1.0, help="largest norm of a step's gradient, 0 for any")
+    t.add_argument("--weight-decay", type=start.amount, default=0.1, help="of matrices and tables")
+    t.add_argument("--zero", action="store_true", help="split the optimizer's state over dp (ZeRO stage 1)")
+    t.add_argument("--recompute", action="store_true", help="keep only the inputs of blocks for backward")
+    t.add_argument("--overlap", choices=("on", "off"), default="on", help="send gradients while backward goes on")
+    t.add_argument("--bucket-mib", type=start.amount, default=4.0, help="MiB of gradients sent at once")
+    k = p.add_argument_group("what is kept")
+    k.add_argument("--checkpoint", metavar="DIR", type=Path, help="where to save")
+    k.add_argument("--save-every", type=start.natural, default=0, help="steps between checkpoints (only the last)")
+    k.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, on whatever mesh")
+    k.add_argument("--output", metavar="DIR", type=Path, default=Path("out"), help="where loss.csv and loss.png go")
+    k.add_argument("--sample", type=start.natural, default=300, help="bytes of text to write at the end")
+    return p
+
+
+def check(args: argparse.Namespace, ranks: int) -> None:
+    """Settle what was left open, and refuse what cannot be."""
+    args.mesh = start.settled(args.mesh, ranks)
+    D, H = args.d_model, args.heads
+    args.kv_heads = args.kv_heads or H
+    gated = args.family == "llama"
+    args.d_ff = args.d_ff or (max(1, 8 * D // 3 // 32 * 32) if gated else 4 * D)
+    if D % H:
+        raise start.UsageError(f"--heads {H} does not divide --d-model {D}: use a divisor of {D}")
+    if H % args.kv_heads:
+        raise start.UsageError(f"--kv-heads {args.kv_heads} does not divide --heads {H}: use a divisor of {H}")
+    if gated and D // H % 2:
+        raise start.UsageError(f"heads of odd width {D // H} cannot be rotated: use --d-model {2 * D} or --family gpt2")
+    if not gated and args.kv_heads != H:
+        raise start.UsageError(f"--family gpt2 has as many kv-heads as heads, not {args.kv_heads}: leave --kv-heads out")
+    dp, tp = args.mesh["dp"], args.mesh["tp"]
+    for name, most in (("heads", H), ("d-ff", args.d_ff)):
+        if tp > most:
+            raise start.UsageError(f"cannot cut --{name} {most} over tp={tp}: use at most tp={most}")
+    S, batch = args.sequence_length, args.batch_tokens
+    if batch % S:
+        raise start.UsageError(
+            f"--batch-tokens {batch} is not a multiple of --sequence-length {S}: use {max(1, batch // S) * S}"
+        )
+    if batch // S < dp * args.micro_batches:
+        raise start.UsageError(
+            f"cannot deal {batch // S} sequences to dp={dp} ranks in {args.micro_batches} micro-batches: "
+            f"use --batch-tokens {S * dp * args.micro_batches} or more"
+        )
+    if args.resume and args.checkpoint is None:
+        raise start.UsageError("--resume needs to know from where: use --checkpoint DIR")
+    args.data = text.read(args.text, S)
+    if args.checkpoint is not None:
+        _check_folder(args)
+
+
+def _check_folder(args: argparse.Namespace) -> None:
+    newest = latest(args.checkpoint) if args.checkpoint.is_dir() else None
+    if args.resume and newest is None:
+        raise start.UsageError(f"--checkpoint {args.checkpoint} holds no checkpoint to resume: leave --resume out to start one")
+    if not args.resume and newest is not None:
+        raise start.UsageError(f"--checkpoint {args.checkpoint} holds {newest.name}: use --resume, or another folder")
+    if args.checkpoint.exists() and not args.checkpoint.is_dir():
+        raise start.UsageError(f"--checkpoint {args.checkpoint} is a file: use a folder")
+
+
+def model_config(args: argparse.Namespace) -> Config:
+    sizes = (text.VOCABULARY, args.d_model, args.layers, args.heads)
+    if args.family == "gpt2":
+        return gpt2_like(*sizes, args.d_ff, args.sequence_length, args.tied)
+    return llama_like(*sizes, args.kv_heads, args.d_ff, args.sequence_length, args.tied)
+
+
+class Run:
+    """A training run on one rank: the trainer, where in the text it is, and the losses so far."""
+
+    def __init__(self, args: argparse.Namespace, comm: MPI.Intracomm, check: bool) -> None:
+        self.args, self.control = args, Control(comm)
+        self.mesh = Mesh(comm, check=check, **args.mesh)
+        model = build(model_config(args), self.mesh.tp, drawn(args.seed, args.dtype), args.recompute)
+        bucket = max(1, int(args.bucket_mib * 2**20))
+        plan = Plan(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay)
+        self.trainer = Trainer(model, self.mesh, plan)
+        self.train, self.validation = args.data
+        self.order = text.Order(text.whole_sequences(self.train, args.sequence_length), args.seed)
+        self.losses: list[float] = []
+        self.saves = 0
+        # Every step is of these shapes.
+        chosen = np.zeros(args.batch_tokens // args.sequence_length, int)
+        self.shapes = self._dealt(chosen)
+        self.told = {name: getattr(args, name) for name in FIXED}
+        self.told["text"] = sha256(self.train.tobytes()).hexdigest()
+
+    def _dealt(self, chosen: np.ndarray) -> list[text.Part]:
+        args, dp = self.args, self.mesh.dp
+        return text.dealt(self.train, chosen, args.sequence_length, dp.size, dp.rank, args.micro_batches)
+
+    def step(self) -> float:
+        args = self.args
+        parts = self._dealt(self.order.next(args.batch_tokens // args.sequence_length))
+        lr = warmup_cosine(len(self.losses), args.steps, args.lr, min(args.warmup, args.steps))
+        loss = self.trainer.step(parts, args.batch_tokens, lr)
+        self.losses.append(loss)
+        return loss
+
+    def save(self) -> None:
+        state = {"run": self.told, "order": self.order.state(), "losses": self.losses}
+        save(self.args.checkpoint, len(self.losses), self.trainer.pieces(), state, self.control)
+        self.saves += 1
+
+    def resume(self) -> None:
+        """Raises CheckpointError on all ranks for one that is damaged, or of another run."""
+        checkpoint = Checkpoint(latest(self.args.checkpoint), self.control)
+        was = checkpoint.state.get("run", {})
+        for name, here in self.told.items():
+            if was.get(name) != here:
+                what = "was made from another text" if name == "text" else f"has {name} {was.get(name)}, this run {here}"
+                raise CheckpointError(f"{self.args.checkpoint}: the checkpoint {what}: use the same, or another folder")
+        self.trainer.load(checkpoint)
+        self.order.resume(checkpoint.state["order"])
+        self.losses = list(checkpoint.state["losses"])
+
+    def to_be_saved(self) -> bool:
+        done = len(self.losses)
+        return done == self.args.steps or (self.args.save_every > 0 and done % self.args.save_every == 0)
+
+    def _validation(self) -> tuple[int, list[np.ndarray]]:
+        """How many sequences the validation text has, and this dp rank's, a batch at a time."""
+        dp, S = self.mesh.dp, self.args.sequence_length
+        count = text.whole_sequences(self.validation, S)
+        mine = np.arange(count)[dp.rank :: dp.size]
+        step = self.args.batch_tokens // S
+        return count, [mine[n : n + step] for n in range(0, len(mine), step)]
+
+    def validation_bits(self) -> float:
+        """Bits per byte of the validation text, its sequences dealt out over dp."""
+        count, batches = self._validation()
+        S = self.args.sequence_length
+        total = sum(self.trainer.loss(text.sequences(self.validation, chosen, S)) for chosen in batches)
+        with self.mesh.phase("validation"):
+            total = self.mesh.dp.all_reduce(np.array([float(total)])).item()
+        return total / (count * S * log(2))
+
+    def sample(self) -> str:
+        """Bytes drawn at temperature 0.7, each from a forward over what stands before it."""
+        random, model, tp = np.random.default_rng(self.args.seed), self.trainer.model, self.mesh.tp
+        ids = list(PROMPT)
+        with self.mesh.phase("sample"):
+            for _ in range(self.args.sample):
+                recent = np.array(ids[-self.args.sequence_length :])
+                logits_Tv, _ = model.forward(recent, [len(recent)])
+                z_V = tp.all_gather(logits_Tv[-1], 0, model.embedding.cut).astype(np.float64)
+                # The largest of z / temperature + Gumbel noise is a draw from their softmax.
+                ids.append(int(np.argmax(z_V / 0.7 + random.gumbel(size=len(z_V)))))
+        return bytes(ids).decode("utf-8", errors="replace") if self.args.sample else ""
+
+    def predicted(self, steps: int) -> list[Traffic]:
+        """What `steps` steps, the checkpoints among them, the validation and the sample send, by the closed forms."""
+        trainer, model, S = self.trainer, self.trainer.model, self.args.sequence_length
+        sent = [replace(t, calls=steps * t.calls) for t in trainer.traffic(self.shapes)]
+        sent += [replace(t, calls=self.saves * t.calls) for t in trainer.checkpoint_traffic()]
+        for chosen in self._validation()[1]:
+            sent += forward_only([*model.traffic(len(chosen) * S)], "validation")
+        sent.append(Traffic("all_reduce", "dp", "validation", 8))
+        V = text.VOCABULARY * trainer.flat.data.itemsize
+        for n in range(self.args.sample):
+            without_loss = model.traffic_of_logits(min(S, len(PROMPT) + n))
+            sent += [*forward_only(without_loss, "sample"), Traffic("all_gather", "tp", "sample", V)]
+        return sent
+
+    @property
+    def parameters(self) -> int:
+        return sum(int(np.prod(p.layout.shape)) for p in self.trainer.flat.parameters)
+
+
+def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+    # Small enough to be checked call by call; the checks would cost a larger one more than they find.
+    run = Run(args, comm, check=args.batch_tokens * args.d_model * args.layers < 2**22)
+    first = comm.rank == 0
+    rate = products.rate(comm, args.dtype)
+    try:
+        if args.resume:
+            run.resume()
+        begun_at, seconds = len(run.losses), 0.0
+        with report.steps("training", args.steps, begun_at, args.batch_tokens, first) as told:
+            while len(run.losses) < args.steps:
+                begun = perf_counter()
+                loss = run.step()
+                seconds += perf_counter() - begun
+                told(loss)
+                if args.checkpoint is not None and run.to_be_saved():
+                    run.save()
+    except CheckpointError as error:
+        raise start.UsageError(str(error)) from None
+    bits = run.validation_bits()
+    written = run.sample()
+    ran = len(run.losses) - begun_at
+    rows = run.mesh.ledger.report(run.predicted(ran))
+    memory, agreed = zip(*run.control.everyone((run.trainer.memory(run.shapes), agrees(rows))), strict=True)
+    if not first:
+        return 0
+    tokens = ran * args.batch_tokens
+    flops = run.trainer.model.flops(args.sequence_length) * tokens
+    files = curve.write(args.output, run.losses, args.batch_tokens, bits)
+    elsewhere = ("json", "dtype", "seed", "data", "mesh", "checkpoint", "output")
+    wrong = [f"communication of rank {r}" for r, ok in enumerate(agreed) if not ok]
+    wrong += [f"memory of rank {r}" for r, m in enumerate(memory) if m["saved"] != m["predicted_saved"] and ran]
+    result = {
+        "command": "train",
+        "ok": not wrong,
+        "ranks": comm.size,
+        "mesh": run.mesh.sizes,
+        "dtype": args.dtype,
+        "seed": args.seed,
+        "config": {k: v for k, v in vars(args).items() if k not in elsewhere},
+        "parameters": run.parameters,
+        "first_step": begun_at + 1,
+        "loss": run.losses[begun_at:],
+        "validation_bits_per_byte": bits,
+        "tokens_per_second": tokens / seconds if ran else None,
+        "seconds": seconds,
+        "model_flops_per_second": flops / seconds if ran else None,
+        "matmul_flops_per_second": rate,
+        "utilisation": flops / seconds / rate if ran else None,
+        "communication": rows,
+        "memory": {f"{kind}_bytes_per_rank": [m[kind] for m in memory] for kind in memory[0]},
+        "files": [str(f) for f in files],
+        "sample": written,
+    }
+    if args.json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        show(args, run, result)
+        print(f"NOT ALL AGREED: {', '.join(wrong)}" if wrong else "all agreed")
+    return 1 if wrong else 0
+
+
+def show(args: argparse.Namespace, run: Run, result: dict) -> None:
+    """The report for people."""
+    axes = ", ".join(f"{name}={n}" for name, n in result["mesh"].items())
+    print(
+        f"{args.family}-like model of {result['parameters']:,} parameters on {axes}: {args.layers} layers, D {args.d_model}, "
+        f"{args.heads} heads, F {args.d_ff}, sequences of {args.sequence_length}; {args.batch_tokens} tokens a step, "
+        f"{args.dtype}, seed {args.seed}\n"
+    )
+    losses = run.losses
+    rows = sorted({1, *(len(losses) * n // 8 for n in range(1, 9))} - {0})
+    report.table("Loss", ("step", "nats a byte", "bits a byte"),
+                 [(n, f"{losses[n - 1]:.4f}", f"{losses[n - 1] / log(2):.4f}") for n in rows])  # fmt: skip
+    report.communication(result["communication"], f"{len(result['loss'])} steps, validation and sample on rank 0")
+    report.memory(result["memory"])
+    print(f"validation: {result['validation_bits_per_byte']:.4f} bits a byte, over the last tenth of the text")
+    if result["loss"]:
+        print(
+            f"{result['tokens_per_second']:,.0f} tokens/s; {result['model_flops_per_second'] / 1e9:.1f} of "
+            f"{result['matmul_flops_per_second'] / 1e9:.1f} Gflop/s that matrix products alone reach here: "
+            f"{result['utilisation']:.0%}"
+        )
+    print(f"curve: {', '.join(result['files'])}")
+    if result["sample"]:
+        print(f"\nA sample, after 'The ':\n{textwrap.indent(result['sample'], '  | ', lambda line: True)}\n")
+
+
+if __name__ == "__main__":
+    start.run(options(), check, main)

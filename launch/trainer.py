@@ -1,0 +1,136 @@
+"""A training step of a language model on a dp x tp mesh, and what it keeps and sends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from parallel.checkpoint import Checkpoint, Piece, pieces
+
+from launch.step import nbytes
+from launch.text import Part
+from layers.optimizer import AdamW, global_norm
+from layers.transformer import Transformer
+from parallel.data import Flat, GradientSums
+from parallel.ledger import Traffic
+from parallel.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`clip`: the largest norm of the whole gradient, or 0 for none. `zero`: split the optimizer's state over dp.
+    `overlap`: send buckets of gradients while backward goes on."""
+
+    clip: float = 1.0
+    zero: bool = False
+    overlap: bool = True
+    bucket_bytes: int = 4 * 2**20
+    weight_decay: float = 0.1
+
+
+class Trainer:
+    """`step(parts, tokens, lr)` does all of it: forward and backward of each micro-batch, sums over dp, clipping, AdamW."""
+
+    def __init__(self, model: Transformer, mesh: Mesh, plan: Plan) -> None:
+        self.model, self.mesh, self.plan = model, mesh, plan
+        self.flat = Flat(model.filling_order)
+        self.sums = GradientSums(self.flat, mesh.dp, plan.bucket_bytes, plan.overlap, plan.zero)
+        self.optimizer = AdamW(self.flat, self.sums.owned, weight_decay=plan.weight_decay)
+        self._counted = self.flat.counted_once(mesh.tp)
+        self.saved_bytes = 0
+
+    def gradients(self, parts: Sequence[Part], tokens: int) -> float:
+        """The gradient of the mean over the `tokens` of all ranks' parts in flat.grad; the mean itself."""
+        self.flat.zero_grad()
+        total = 0.0
+        for part in parts:
+            with self.mesh.phase("forward"):
+                logits_Tv, saved = self.model.forward(part.ids, part.lengths)
+                nll_T, saved_loss = self.model.loss.forward(logits_Tv, part.targets)
+            self.saved_bytes = max(self.saved_bytes, nbytes(saved[1:]) + nbytes(saved_loss[:2]))
+            total += float(nll_T.sum(dtype=np.float64))
+            with self.mesh.phase("backward"):
+                dlogits_Tv = self.model.loss.backward(np.full(len(nll_T), 1 / tokens, nll_T.dtype), saved_loss)
+                # Only the last micro-batch completes a gradient.
+                filled = self.sums.filled if part is parts[-1] else lambda parameters: None
+                self.model.backward(dlogits_Tv, saved, filled)
+        with self.mesh.phase("backward"):
+            self.sums.finish()
+        with self.mesh.phase("step"):
+            return self.mesh.dp.all_reduce(np.array([total / tokens])).item()
+
+    def update(self, lr: float) -> float:
+        """AdamW from flat.grad; the norm of the whole gradient before clipping."""
+        with self.mesh.phase("step"):
+            mesh, split = self.mesh, self.plan.zero
+            norm = global_norm(self.flat, self.sums.owned, self._counted, mesh.tp, mesh.dp, split)
+            scale = self.plan.clip / norm if 0 < self.plan.clip < norm else 1.0
+            self.optimizer.step(lr, scale)
+            if split:
+                self.sums.gather()
+        return norm
+
+    def step(self, parts: Sequence[Part], tokens: int, lr: float) -> float:
+        """One step on this rank's micro-batches; the mean loss over all `tokens`, in nats."""
+        loss = self.gradients(parts, tokens)
+        self.update(lr)
+        return loss
+
+    def loss(self, part: Part) -> float:
+        """The sum of this part's nll, no gradients."""
+        with self.mesh.phase("validation"):
+            logits_Tv, _ = self.model.forward(part.ids, part.lengths)
+            return float(self.model.loss.forward(logits_Tv, part.targets)[0].sum(dtype=np.float64))
+
+    def traffic(self, parts: Sequence[Part]) -> list[Traffic]:
+        """What one step on these micro-batches sends."""
+        sent = [t for part in parts for t in self.model.traffic(len(part.ids))]
+        scalars = [Traffic("all_reduce", "dp", "step", 8), Traffic("all_reduce", "tp", "step", 8)]
+        scalars += [Traffic("all_reduce", "dp", "step", 8)] if self.plan.zero else []
+        return [*sent, *self.sums.traffic(), *scalars]
+
+    def memory(self, parts: Sequence[Part]) -> dict[str, int]:
+        """This rank's bytes: counted, and where there is a closed form beside it."""
+        return {
+            "weights": self.flat.data.nbytes,
+            "gradients": self.flat.grad.nbytes,
+            "optimizer": self.optimizer.m.nbytes + self.optimizer.v.nbytes,
+            "saved": self.saved_bytes,
+            "predicted_saved": max(self.model.saved_bytes(len(part.ids)) for part in parts),
+        }
+
+    # --- checkpoints
+
+    def pieces(self) -> Iterator[Piece]:
+        """What this rank writes of weights and optimizer state. All ranks go through it together: state that is split over dp
+        is put together one array at a time, and the arrays are dealt out over dp to be written."""
+        for n, (home, at) in enumerate(self.flat.places()):
+            moments = self.optimizer.state_in(at)
+            if self.plan.zero:
+                # Zero where another rank has it: the sum is exact.
+                with self.mesh.phase("checkpoint"):
+                    moments = self.mesh.dp.all_reduce(moments)
+            if n % self.mesh.dp.size != self.mesh.dp.rank:
+                continue
+            for kind, flat in (("", home.data), ("m.", moments[0]), ("v.", moments[1])):
+                for p, index in home.parts:
+                    part = flat.reshape(home.data.shape)[index]
+                    yield from pieces(kind + p.name, p.layout, self.mesh.tp.rank, part)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Weights and optimizer state from a checkpoint of whatever mesh."""
+        dtype = self.flat.data.dtype
+        for home, at in self.flat.places():
+            moments = np.empty((2, home.data.size), dtype)
+            for kind, flat in (("", home.data), ("m.", moments[0]), ("v.", moments[1])):
+                whole = flat.reshape(home.data.shape)
+                for p, index in home.parts:
+                    whole[index] = checkpoint.read(kind + p.name, p.layout, self.mesh.tp.rank, dtype)
+            self.optimizer.take_state(at, moments)
+        self.optimizer.steps = checkpoint.step
+
+    def checkpoint_traffic(self) -> list[Traffic]:
+        """What one checkpoint sends."""
+        sizes = [2 * home.data.nbytes for home in self.flat.homes] if self.plan.zero else []
+        return [Traffic("all_reduce", "dp", "checkpoint", n) for n in sizes]

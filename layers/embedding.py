@@ -1,0 +1,127 @@
+"""Token and position embeddings, and the output head: rows of the table, columns of the head, cut over tp by vocabulary.
+
+T tokens   D model width   V vocabulary   v this rank's share of V over tp   P positions
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from layers.linear import ColumnParallelLinear
+from parallel.ledger import Traffic, message
+from parallel.mesh import Axis
+from parallel.parameter import Parameter, Weights
+from parallel.shard import Layout, even
+
+# The spread of an untrained table (GPT-2).
+STD = 0.02
+
+
+def _add_rows(table: Parameter, rows_T: np.ndarray, dx_TD: np.ndarray) -> None:
+    """table.grad[rows] += dx, a row as often as it is named: rows sorted, then summed run by run, always in token order."""
+    grad = np.zeros_like(table.data)
+    if len(rows_T):
+        order = np.argsort(rows_T, kind="stable")
+        sorted_T = rows_T[order]
+        starts = np.flatnonzero(np.r_[True, sorted_T[1:] != sorted_T[:-1]])
+        grad[sorted_T[starts]] = np.add.reduceat(dx_TD[order], starts, axis=0)
+    table.add_grad(grad)
+
+
+class VocabParallelEmbedding:
+    """x = table[ids], each rank knowing its rows of it (Megatron-LM, arXiv 1909.08053, section 3).
+
+        x_TD    = all_reduce(Wte_vD[ids], 0 where another rank has the row)
+        dWte_vD += dx_TD, added up by row
+
+    Any vocabulary size: rows are dealt out evenly or not. Saved for backward: this rank's rows and where in T they are.
+    Raises ValueError for more ranks than rows.
+    """
+
+    def __init__(self, tp: Axis, weights: Weights, vocabulary: int, d_model: int) -> None:
+        self.tp, self.cut = tp, even(vocabulary, tp.size, "rows of the vocabulary")
+        layout = Layout((vocabulary, d_model), 0, self.cut)
+        self.table_vD = Parameter("Wte", layout, weights("Wte", layout, tp.rank, 0.0, STD))
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [self.table_vD]
+
+    def forward(self, ids_T: np.ndarray) -> tuple[np.ndarray, tuple]:
+        """ids (T,), integers in 0..V-1 -> x (T, D), saved."""
+        first, last = self.cut.bounds[self.tp.rank]
+        here = np.flatnonzero((ids_T >= first) & (ids_T < last))
+        rows = ids_T[here] - first
+        x_TD = np.zeros((len(ids_T), self.table_vD.data.shape[1]), self.table_vD.data.dtype)
+        x_TD[here] = self.table_vD.data[rows]
+        return self.tp.all_reduce(x_TD), (here, rows)
+
+    def backward(self, dx_TD: np.ndarray, saved: tuple) -> None:
+        """dx (T, D), saved. Adds into the gradient."""
+        here, rows = saved
+        _add_rows(self.table_vD, rows, dx_TD[here])
+
+    def traffic(self, tokens: int) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send."""
+        size = message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize)
+        return [Traffic("all_reduce", self.tp.name, "forward", size)]
+
+
+class LearnedPositions:
+    """x + Wpe[positions], a table that is whole on every rank (GPT-2). Saved for backward: the positions."""
+
+    def __init__(self, weights: Weights, context: int, d_model: int) -> None:
+        layout = Layout((context, d_model))
+        self.table_PD = Parameter("Wpe", layout, weights("Wpe", layout, 0, 0.0, STD))
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [self.table_PD]
+
+    def forward(self, x_TD: np.ndarray, positions_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """x (T, D), positions (T,), whole numbers below P -> x (T, D), saved."""
+        return x_TD + self.table_PD.data[positions_T], positions_T
+
+    def backward(self, dx_TD: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+        """dx (T, D), saved -> dx (T, D). Adds into the gradient."""
+        _add_rows(self.table_PD, positions_T, dx_TD)
+        return dx_TD
+
+
+class TiedHead:
+    """logits = h table^T, with the token embedding's own table: its gradient has a part from either end.
+
+        logits_Tv = h_TD @ Wte_vD^T                 cut along V, never gathered
+        dh_TD     = all_reduce(dlogits_Tv @ Wte_vD)
+        dWte_vD  += dlogits_Tv^T @ h_TD
+
+    Saved for backward: h.
+    """
+
+    def __init__(self, embedding: VocabParallelEmbedding) -> None:
+        self.tp, self.table_vD = embedding.tp, embedding.table_vD
+
+    parameters: tuple[Parameter, ...] = ()
+
+    def forward(self, h_TD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """h (T, D) -> logits (T, v), saved."""
+        return h_TD @ self.table_vD.data.T, h_TD
+
+    def backward(self, dlogits_Tv: np.ndarray, h_TD: np.ndarray) -> np.ndarray:
+        """dlogits (T, v), saved -> dh (T, D). Adds into the gradient."""
+        self.table_vD.add_grad_product(dlogits_Tv, h_TD)
+        return self.tp.all_reduce(dlogits_Tv @ self.table_vD.data)
+
+    def traffic(self, tokens: int) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send."""
+        size = message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize)
+        return [Traffic("all_reduce", self.tp.name, "backward", size)]
+
+    def saved_bytes(self, tokens: int) -> int:
+        return message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize)
+
+
+def untied_head(tp: Axis, weights: Weights, d_model: int, vocabulary: int) -> ColumnParallelLinear:
+    """logits = h Whead, a column-parallel layer of its own."""
+    cut = even(vocabulary, tp.size, "rows of the vocabulary")
+    return ColumnParallelLinear(tp, weights, "head", d_model, (vocabulary,), cut, bias=False)

@@ -1,0 +1,1 @@
+"""Models that exist: what they are made of, and their files."""

@@ -1,0 +1,153 @@
+"""Data parallelism: gradients in one array, summed over dp in buckets while backward goes on; and their split for ZeRO-1.
+
+    flat = Flat(model.filling_order)                        # weights and gradients, in the order backward completes them
+    sums = GradientSums(flat, mesh.dp, bucket_bytes)
+    model.backward(dlogits, saved, filled=sums.filled)      # a full bucket is on its way while the next block computes
+    sums.finish()
+
+Gradients are of sums over this rank's tokens divided by the tokens of the whole batch, so that their sum over dp is the
+gradient of the mean, however unequal the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from parallel.ledger import Traffic
+from parallel.mesh import Axis, Pending
+from parallel.parameter import Fused, Parameter
+from parallel.shard import Cut, even
+
+
+class Flat:
+    """Every parameter of this rank in one array `data`, every gradient in one array `grad`, in the order given.
+
+    From here on each parameter's data and grad are views. Parameters that share memory (`Fused`) follow one another.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter]) -> None:
+        self.homes: list[Parameter | Fused] = list(dict.fromkeys(p.home for p in parameters))
+        self.ends = np.cumsum([home.data.size for home in self.homes])
+        dtype = self.homes[0].data.dtype
+        self.data, self.grad = np.empty(self.ends[-1], dtype), np.zeros(self.ends[-1], dtype)
+        for home, at in self.places():
+            home.move(self.data[at].reshape(home.data.shape), self.grad[at].reshape(home.data.shape))
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [p for home in self.homes for p, _ in home.parts]
+
+    def places(self) -> Iterator[tuple[Parameter | Fused, slice]]:
+        """Each home with where it is in the flat arrays."""
+        return zip(self.homes, (slice(e - h.data.size, e) for e, h in zip(self.ends, self.homes, strict=True)), strict=True)
+
+    def zero_grad(self) -> None:
+        for p in self.parameters:
+            p.zero_grad()
+
+    def mask(self, holds: dict[str, np.ndarray | bool]) -> np.ndarray:
+        """True and False for each entry of data, from what `holds` says of each parameter by name (of its shape, or one)."""
+        found = np.empty(len(self.data), bool)
+        for home, at in self.places():
+            part = found[at].reshape(home.data.shape)
+            for p, index in home.parts:
+                part[index] = holds[p.name]
+        return found
+
+    def counted_once(self, tp: Axis) -> np.ndarray:
+        """Which entries this rank counts in a sum over all weights: what no lower rank of tp holds."""
+        holds: dict[str, np.ndarray | bool] = {}
+        for p in self.parameters:
+            if p.layout.cut is None:
+                holds[p.name] = tp.rank == 0
+                continue
+            shape = [1] * p.data.ndim
+            shape[p.layout.dim] = -1
+            start, stop = p.layout.cut.bounds[tp.rank]
+            holds[p.name] = np.array([p.layout.cut.owner(i) == tp.rank for i in range(start, stop)]).reshape(shape)
+        return self.mask(holds)
+
+
+class GradientSums:
+    """The gradients of `flat` summed over dp, bucket by bucket, each sent as soon as backward has filled it.
+
+    Buckets are ranges of flat.grad: as backward fills it from the front, every bucket that is full is sent. With `overlap`
+    off, all are sent in `finish`. With `split` (ZeRO stage 1, arXiv 1910.02054) a rank gets only its part of each bucket,
+    `owned`, updates the weights there, and `gather` brings the others' parts: as many bytes as whole sums take.
+    """
+
+    def __init__(self, flat: Flat, dp: Axis, bucket_bytes: int, overlap: bool = True, split: bool = False) -> None:
+        self.flat, self.dp, self.overlap, self.split = flat, dp, overlap, split
+        size = len(flat.data)
+        step = max(bucket_bytes // flat.data.itemsize, dp.size)
+        # What is left over is no bucket of its own where not every rank could own some of it.
+        starts = [at for at in range(0, size, step) if at == 0 or size - at >= dp.size]
+        self.buckets = [slice(a, b) for a, b in zip(starts, [*starts[1:], size], strict=True)]
+        self.cuts: list[Cut] = [even(b.stop - b.start, dp.size, "entries of a bucket") for b in self.buckets] if split else []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._filled: set[int] = set()
+        self._homes = self._end = 0
+        self._pending: list[Pending] = []
+
+    @property
+    def owned(self) -> list[slice]:
+        """The ranges of the flat arrays whose gradients this rank gets whole, and whose weights it updates."""
+        if not self.split:
+            return [slice(0, len(self.flat.data))]
+        bounds = (cut.bounds[self.dp.rank] for cut in self.cuts)
+        return [slice(b.start + start, b.start + stop) for b, (start, stop) in zip(self.buckets, bounds, strict=True)]
+
+    def filled(self, parameters: Iterable[Parameter]) -> None:
+        """These gradients are complete. Sends the buckets that are full by that, in order."""
+        self._filled |= {id(p.home) for p in parameters}
+        for pending in self._pending:
+            pending.poke()
+        while self._homes < len(self.flat.homes) and id(self.flat.homes[self._homes]) in self._filled:
+            self._make_zero_where_none(self.flat.homes[self._homes])
+            self._end = int(self.flat.ends[self._homes])
+            self._homes += 1
+        if self.overlap:
+            self._send()
+
+    @staticmethod
+    def _make_zero_where_none(home: Parameter | Fused) -> None:
+        for p, _ in home.parts:
+            if p.grad is None:
+                p.add_grad(np.zeros_like(p.data))
+
+    def _send(self) -> None:
+        for n in range(len(self._pending), len(self.buckets)):
+            bucket = self.buckets[n]
+            if bucket.stop > self._end:
+                return
+            grad = self.flat.grad[bucket]
+            start = self.dp.start_reduce_scatter(grad, self.cuts[n]) if self.split else self.dp.start_all_reduce(grad)
+            self._pending.append(start)
+
+    def finish(self) -> None:
+        """Wait until every bucket is summed. Raises ValueError if backward has left gradients unfilled."""
+        if self._homes < len(self.flat.homes):
+            missing = [p.name for p, _ in self.flat.homes[self._homes].parts]
+            raise ValueError(f"gradients of {', '.join(missing)} were never filled: pass `filled` to backward")
+        self._send()
+        sums = [pending.wait() for pending in self._pending]
+        if self.split:
+            for at, part in zip(self.owned, sums, strict=True):
+                self.flat.grad[at] = part
+        self._forget()
+
+    def gather(self) -> None:
+        """With `split`: the weights that the other ranks have updated."""
+        for bucket, at, cut in zip(self.buckets, self.owned, self.cuts, strict=True):
+            self.dp.all_gather(self.flat.data[at].copy(), 0, cut, out=self.flat.data[bucket])
+
+    def traffic(self) -> list[Traffic]:
+        """What one step sends over dp."""
+        size = [(b.stop - b.start) * self.flat.data.itemsize for b in self.buckets]
+        verb = "reduce_scatter" if self.split else "all_reduce"
+        sent = [Traffic(verb, self.dp.name, "backward", n) for n in size]
+        return sent + [Traffic("all_gather", self.dp.name, "step", n) for n in size if self.split]
