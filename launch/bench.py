@@ -19,7 +19,7 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from launch import products, report, step
+from launch import bench_train, products, report, step
 from layers.attention import Attention
 from layers.mlp import MLP
 from layers.ops import ACTIVATIONS
@@ -28,22 +28,36 @@ from parallel.mesh import Axis, Mesh
 from parallel.parameter import drawn
 
 # Options that belong to one of the layers.
-OWN = {"mlp": ("d_ff", "activation"), "attention": ("heads", "kv_heads")}
+OWN = {
+    "mlp": ("d_ff", "activation"),
+    "attention": ("heads", "kv_heads"),
+    "train": ("d_ff", "heads", "layers", "sequence_length"),
+}
+# Where a subject means other sizes than the parser's own.
+DEFAULTS = {
+    "mlp": {"tokens": 2048, "d_model": 1024, "d_ff": 4096, "rounds": 11},
+    "attention": {"tokens": 2048, "d_model": 1024, "heads": 16, "rounds": 11},
+    "train": {"tokens": 4096, "d_model": 512, "d_ff": 2048, "heads": 8, "rounds": 5},
+}
 
 
 def options() -> argparse.ArgumentParser:
     p = start.parser(
         "bench", "Measure a step against its matrix products alone, and against a peer. 2 ranks unless under mpirun."
     )
-    p.add_argument("what", choices=tuple(OWN), help="the layer to measure; attention is causal, over one sequence")
-    p.add_argument("--tokens", type=start.positive, default=2048, help="T")
-    p.add_argument("--d-model", type=start.positive, default=1024, help="D")
-    p.add_argument("--d-ff", type=start.positive, default=4096, help="mlp: F, cut over the ranks")
+    p.add_argument(
+        "what", choices=tuple(OWN), help="the layer to measure (attention: causal, over one sequence), or a training step"
+    )
+    p.add_argument("--tokens", type=start.positive, help="T (2048; train 4096)")
+    p.add_argument("--d-model", type=start.positive, help="D (1024; train 512)")
+    p.add_argument("--d-ff", type=start.positive, help="mlp, train: F, cut over the ranks (4096; train 2048)")
     p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="gelu", help="mlp: between the two layers")
-    p.add_argument("--heads", type=start.positive, default=16, help="attention: H, cut over the ranks; a divisor of D")
+    p.add_argument("--heads", type=start.positive, help="attention, train: H, cut over the ranks; a divisor of D (16; train 8)")
     p.add_argument("--kv-heads", type=start.positive, help="attention: K, a divisor of H (H)")
-    p.add_argument("--no-bias", action="store_true", help="leave the biases out")
-    p.add_argument("--rounds", type=start.positive, default=11, help="turns that each gets; medians are reported")
+    p.add_argument("--layers", type=start.positive, default=4, help="train: blocks")
+    p.add_argument("--sequence-length", type=start.positive, default=256, help="train: tokens of a sequence")
+    p.add_argument("--no-bias", action="store_true", help="mlp, attention: leave the biases out")
+    p.add_argument("--rounds", type=start.positive, help="turns that each gets; medians are reported (11; train 5)")
     p.add_argument("--threads", type=start.positive, default=1, help="BLAS threads of each rank")
     p.add_argument("--peer", choices=("torch",), help="time the same layer in this library too, on the same ranks")
     p.add_argument("--memory", action="store_true", help="instead of time: the peak of a step's memory, for T/8 to T tokens")
@@ -51,9 +65,20 @@ def options() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace, ranks: int) -> None:
-    if args.what == "mlp" and ranks > args.d_ff:
+    for name, value in DEFAULTS[args.what].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.what in ("mlp", "train") and ranks > args.d_ff:
         raise start.UsageError(f"cannot cut --d-ff {args.d_ff} over {ranks} ranks: use at most {args.d_ff} ranks")
-    if args.what == "attention":
+    if args.what == "train" and (args.tokens % args.sequence_length or args.tokens // args.sequence_length < ranks):
+        least = ranks * args.sequence_length
+        raise start.UsageError(
+            f"--tokens {args.tokens} is no multiple of --sequence-length {args.sequence_length} that {ranks} ranks can share: "
+            f"use {least}"
+        )
+    if args.memory and args.what == "train":
+        raise start.UsageError("--memory is for mlp and attention: launch.train reports its own")
+    if args.what in ("attention", "train"):
         args.kv_heads = args.kv_heads or args.heads
         if args.d_model % args.heads:
             raise start.UsageError(f"--heads {args.heads} does not divide --d-model {args.d_model}: use a divisor")
@@ -67,7 +92,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
         )
     if args.peer and args.what == "mlp" and args.activation != "gelu":
         raise start.UsageError(f"--peer torch times --activation gelu, not {args.activation}")
-    if args.peer and args.what == "attention" and (args.heads % ranks or args.kv_heads % ranks):
+    if args.peer and args.what != "mlp" and (args.heads % ranks or args.kv_heads % ranks):
         raise start.UsageError(f"--peer torch needs heads and kv-heads that {ranks} ranks divide: use for instance {8 * ranks}")
 
 
@@ -121,12 +146,16 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         "dtype": args.dtype,
         "seed": args.seed,
         "config": {
-            "bias": not args.no_bias,
+            **({} if args.what == "train" else {"bias": not args.no_bias}),
             **{k: getattr(args, k) for k in ("what", "tokens", "d_model", *OWN[args.what], "rounds", "threads", "peer")},
         },
     }
-    measure, show = (memory, show_memory) if args.memory else (speed, show_speed)
-    result |= measure(args, comm, mesh)
+    if args.what == "train":
+        result |= bench_train.measure(args, comm, in_turn, ratio)
+        show = bench_train.show
+    else:
+        measure, show = (memory, show_memory) if args.memory else (speed, show_speed)
+        result |= measure(args, comm, mesh)
     if comm.rank == 0:
         if args.json:
             print(json.dumps(result))

@@ -32,6 +32,18 @@ def rate(comm: MPI.Intracomm, dtype: str, size: int = 768, repeats: int = 5) -> 
     return comm.allreduce(2 * size**3 / median(seconds[1:]))
 
 
+def read_bandwidth(comm: MPI.Intracomm, size: int = 2**25, repeats: int = 5) -> float:
+    """Bytes a second that this rank reads from memory while all do, at best: the inner product of 128 MiB with themselves."""
+    a = np.ones(size, np.float32)
+    seconds = []
+    for _ in range(repeats + 1):
+        comm.Barrier()
+        begun = perf_counter()
+        np.dot(a, a)
+        seconds.append(perf_counter() - begun)
+    return a.nbytes / min(seconds[1:])
+
+
 def linear(x: np.ndarray, W: np.ndarray) -> Callable[[], None]:
     """A product and the two of its backward. x (T, I), W (I, O)."""
     y = np.ones((len(x), W.shape[1]), x.dtype)

@@ -102,6 +102,7 @@ MEMORY = {
     "optimizer": "optimizer's state",
     "saved": "saved for backward",
     "predicted_saved": "  predicted",
+    "peak": "most held at once, by the system's count",
 }
 
 

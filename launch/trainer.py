@@ -65,7 +65,8 @@ class Trainer:
         with self.mesh.phase("step"):
             mesh, split = self.mesh, self.plan.zero
             norm = global_norm(self.flat, self.sums.owned, self._counted, mesh.tp, mesh.dp, split)
-            scale = self.plan.clip / norm if 0 < self.plan.clip < norm else 1.0
+            # As PyTorch and Megatron clip: the small number is theirs.
+            scale = min(1.0, self.plan.clip / (norm + 1e-6)) if self.plan.clip else 1.0
             self.optimizer.step(lr, scale)
             if split:
                 self.sums.gather()

@@ -9,7 +9,7 @@ Memory grows with the tokens, not with their square: forward keeps only the outp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 
@@ -22,6 +22,10 @@ HEADROOM = 60.0
 
 # A sequence: where its queries and its keys are. Its queries are the last of its keys.
 Span = tuple[slice, slice]
+
+# A cache's side of one layer: given what it keeps of each new token, it appends that and yields, sequence by sequence, where
+# the sequence's new tokens are, and what is kept of all its tokens, (S, ...).
+Store = Callable[..., Iterable[tuple]]
 
 
 def spans(lengths: Sequence[int], tokens: int) -> list[Span]:
@@ -150,6 +154,43 @@ def attend(
                 o_NRV /= l_NR1
                 _put_rows(o_TKgV, heads, queries, o_NRV)
                 _put_rows(lse_TKg[..., None], heads, queries, m_NR1 + np.log(l_NR1))
+
+
+# Rows of scores that are computed at once where there are so few of them: a step of decoding, a verified draft.
+FEW = 64
+
+
+def attend_cached(
+    q_TKgE: np.ndarray,
+    k_SKE: np.ndarray,
+    v_SKV: np.ndarray,
+    o_TKgV: np.ndarray,
+    scale: float,
+    lse_TKg: np.ndarray | None = None,
+) -> None:
+    """Write o = softmax(scale q k^T) v of one sequence whose T queries are the last of its S keys; and, if asked, log-sum-exp.
+
+    Few queries take their keys in one go: no copy of the cache, memory of T g S a head.
+    """
+    T, K, g, E = q_TKgE.shape
+    S, R = len(k_SKE), T * g
+    if R > FEW:
+        lse_TKg = np.empty((T, K, g), q_TKgE.dtype) if lse_TKg is None else lse_TKg
+        attend(q_TKgE, k_SKE, v_SKV, o_TKgV, lse_TKg, [(slice(0, T), slice(0, S))], scale)
+        return
+    q_KRE = q_TKgE.transpose(1, 0, 2, 3).reshape(K, R, E) * q_TKgE.dtype.type(scale)
+    s_KRS = q_KRE @ k_SKE.transpose(1, 2, 0)
+    if T > 1:
+        _hide(s_KRS, T)
+    m_KR1 = s_KRS.max(axis=-1, keepdims=True)
+    s_KRS -= m_KR1
+    p_KRS = np.exp(s_KRS, out=s_KRS)
+    l_KR1 = p_KRS.sum(axis=-1, keepdims=True)
+    o_KRV = p_KRS @ v_SKV.transpose(1, 0, 2)
+    o_KRV /= l_KR1
+    o_TKgV[...] = o_KRV.reshape(K, T, g, -1).transpose(1, 0, 2, 3)
+    if lse_TKg is not None:
+        lse_TKg[...] = (m_KR1 + np.log(l_KR1)).reshape(K, T, g).transpose(1, 0, 2)
 
 
 def attend_backward(

@@ -11,9 +11,10 @@ from itertools import groupby
 
 import numpy as np
 
-from layers.attend import attend, attend_backward, spans
+from layers.attend import Store, attend, attend_backward, attend_cached, spans
 from layers.linear import RowParallelLinear
 from layers.norm import rms_norm, rms_norm_backward
+from layers.ops import product
 from layers.rope import Rotation
 from parallel.ledger import Traffic, message
 from parallel.mesh import Axis, group_name
@@ -102,18 +103,29 @@ class Attention:
     def forward(self, x_TD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None) -> tuple[np.ndarray, tuple]:
         """x (T, D), sequences of `lengths` one after another, rotation of their positions -> y (T, D), saved."""
         sequences = spans(lengths, len(x_TD))
-        z_TnE = (x_TD @ self.W_DnE.data.reshape(self.d_model, -1)).reshape(len(x_TD), -1, self.E)
-        if self.b_nE is not None:
-            z_TnE += self.b_nE.data
-        qk_TnE, saved_norm = self._normed(z_TnE)
-        if rotation is not None:
-            rotation.forward(qk_TnE)
+        z_TnE, qk_TnE, saved_norm = self._projected(x_TD, rotation)
         o_ThE = np.empty((len(x_TD), self.h, self.E), x_TD.dtype)
         lse_Th = np.empty((len(x_TD), self.h), x_TD.dtype)
         for (q, k, v), (o, lse) in zip(self._inputs(qk_TnE, z_TnE), self._outputs(o_ThE, lse_Th), strict=True):
             attend(q, k, v, o, lse, sequences, self.scale, self.causal)
         y_TD, saved_out = self.out.forward(o_ThE)
         return y_TD, (x_TD, z_TnE, saved_norm, sequences, rotation, lse_Th, saved_out)
+
+    def cached(self, x_TD: np.ndarray, rotation: Rotation | None, store: Store) -> np.ndarray:
+        """x (T, D), new tokens of some sequences -> y (T, D): their queries read the keys and values that `store` keeps, and
+        their own. A cache keeps k_TkE and v_TkE of this rank's k key/value heads."""
+        z_TnE, qk_TnE, _ = self._projected(x_TD, rotation)
+        o_ThE = np.empty((len(x_TD), self.h, self.E), x_TD.dtype)
+        for at, k_SkE, v_SkE in store(qk_TnE[:, self.h :], z_TnE[:, self.h + self.k :]):
+            for q, kv, g in self.runs:
+                q_TkgE, o_TkgE = (a[at, q].reshape(at.stop - at.start, -1, g, self.E) for a in (qk_TnE, o_ThE))
+                attend_cached(q_TkgE, k_SkE[:, kv], v_SkE[:, kv], o_TkgE, self.scale)
+        return self.out.forward(o_ThE)[0]
+
+    @property
+    def cache_shapes(self) -> list[tuple[int, ...]]:
+        """What a cache keeps of a token on this rank: a key and a value of each of its heads."""
+        return [(self.k, self.E), (self.k, self.E)]
 
     def backward(self, dy_TD: np.ndarray, saved: tuple) -> np.ndarray:
         """dy (T, D), saved -> dx (T, D). Adds into the gradients."""
@@ -140,6 +152,16 @@ class Attention:
                 db_nE[columns] = tp_group.all_reduce(db_nE[columns])
             self.b_nE.add_grad(db_nE)
         return self.tp.all_reduce(dz_TnE.reshape(len(x_TD), -1) @ self.W_DnE.data.reshape(self.d_model, -1).T)
+
+    def _projected(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray, tuple]:
+        """z (T, n, E), the queries and keys in it (or in an array of their own, if normed) rotated, and what is saved."""
+        z_TnE = product(x_TD, self.W_DnE.data.reshape(self.d_model, -1)).reshape(len(x_TD), -1, self.E)
+        if self.b_nE is not None:
+            z_TnE += self.b_nE.data
+        qk_TnE, saved_norm = self._normed(z_TnE)
+        if rotation is not None:
+            rotation.forward(qk_TnE)
+        return z_TnE, qk_TnE, saved_norm
 
     def _queries_keys(self, z_TnE: np.ndarray) -> np.ndarray:
         return z_TnE[:, : self.h + self.k]

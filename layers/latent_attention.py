@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layers.attend import attend, attend_backward, spans
+from layers.attend import Store, attend, attend_backward, attend_cached, spans
 from layers.linear import RowParallelLinear
 from layers.norm import RMSNorm
 from layers.rope import Rotation
@@ -63,7 +63,7 @@ class LatentAttention:
         self.scale = (d_nope + d_rope) ** -0.5 if scale is None else scale
         self.score_width = heads * (d_nope + d_rope + d_value)
         cut = even(heads, tp.size, "heads")
-        self.h = cut.size(tp.rank)
+        self.cut, self.h = cut, cut.size(tp.rank)
 
         def whole(name: str, width: int) -> Parameter:
             layout = Layout((d_model, width))
@@ -135,21 +135,69 @@ class LatentAttention:
         oc_ThC = softmax(...) c_TC
         o_ThV  = oc_ThC @ Wuv_ChV
         """
-        sequences, T = spans(lengths, len(x_TD)), len(x_TD)
+        sequences = spans(lengths, len(x_TD))
+        q_ThM, c_TM = self._absorbed(x_TD, rotation)
+        oc_ThC, lse_Th = np.empty((len(x_TD), self.h, self.C), x_TD.dtype), np.empty((len(x_TD), self.h), x_TD.dtype)
+        # One key/value head, the latent, that all query heads read.
+        of = q_ThM[:, None], c_TM[:, None], c_TM[:, None, : self.C], oc_ThC[:, None], lse_Th[:, None]
+        attend(*of, sequences, self.scale, self.causal)
+        return self._out_absorbed(oc_ThC)
+
+    def cached(self, x_TD: np.ndarray, rotation: Rotation | None, store: Store) -> np.ndarray:
+        """x (T, D), new tokens of some sequences -> y (T, D), absorbed. A cache keeps c | kr (T, C + R) on every rank."""
+        q_ThM, c_TM = self._absorbed(x_TD, rotation)
+        oc_ThC = np.empty((len(x_TD), self.h, self.C), x_TD.dtype)
+        for at, c_SM in store(c_TM):
+            attend_cached(q_ThM[at, None], c_SM[:, None], c_SM[:, None, : self.C], oc_ThC[at, None], self.scale)
+        return self._out_absorbed(oc_ThC)
+
+    def cached_striped(self, x_TD: np.ndarray, rotation: Rotation | None, store: Store) -> np.ndarray:
+        """The same, each rank keeping every p-th position only: C + R numbers a token on one rank, not on all.
+
+        q_THM           = all_gather(q_ThM)                          every rank's queries read this rank's positions
+        oc_THC, lse_TH  = softmax over these positions
+        [oc | lse]      = all_to_all                                 to the rank whose heads they are, from every rank
+        oc_ThC          = sum_r exp(lse_r - max lse) oc_r / sum_r exp(lse_r - max lse)
+
+        `store` yields this rank's positions of a sequence, and of its new tokens how many of these each one sees.
+        """
+        q_ThM, c_TM = self._absorbed(x_TD, rotation)
+        T, p = len(x_TD), self.tp.size
+        q_THM = self.tp.all_gather(q_ThM, 1, self.cut)
+        part_TH = np.zeros((T, self.cut.length, self.C + 1), x_TD.dtype)
+        part_TH[..., self.C] = -np.inf
+        for at, c_SM, seen in store(c_TM):
+            for t, many in zip(range(at.start, at.stop), seen, strict=True):
+                if many:
+                    of = q_THM[t : t + 1, None], c_SM[:many, None], c_SM[:many, None, : self.C]
+                    o_THC, lse_TH = part_TH[t : t + 1, None, :, : self.C], part_TH[t : t + 1, None, :, self.C]
+                    attend_cached(*of, o_THC, self.scale, lse_TH)
+        ranks = even(p * T, p)
+        back = self.tp.all_to_all(part_TH, 1, self.cut, 0, ranks)
+        parts_pThC = back.reshape(p, T, self.h, self.C + 1)
+        lse_pTh1 = parts_pThC[..., self.C :]
+        weight_pTh1 = np.exp(lse_pTh1 - lse_pTh1.max(axis=0))
+        oc_ThC = (weight_pTh1 * parts_pThC[..., : self.C]).sum(axis=0) / weight_pTh1.sum(axis=0)
+        return self._out_absorbed(oc_ThC)
+
+    @property
+    def cache_shapes(self) -> list[tuple[int, ...]]:
+        """What a cache keeps of a token: the latent and the rotated key, side by side."""
+        return [(self.C + self.R,)]
+
+    def _absorbed(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray]:
+        """q (T, h, C + R), folded, and c | kr (T, C + R)."""
         q_Thn, _, _ = self._queries(x_TD, rotation)
         c_TC, kr_TR, _ = self._latent(x_TD, rotation)
         Wuk_hNC = self.Wukv_Chn.data[..., : self.N].transpose(1, 2, 0)
-        Wuv_hCV = self.Wukv_Chn.data[..., self.N :].transpose(1, 0, 2)
-        q_ThM = np.empty((T, self.h, self.C + self.R), x_TD.dtype)
+        q_ThM = np.empty((len(x_TD), self.h, self.C + self.R), x_TD.dtype)
         np.matmul(q_Thn[..., : self.N].transpose(1, 0, 2), Wuk_hNC, out=q_ThM[..., : self.C].transpose(1, 0, 2))
         q_ThM[..., self.C :] = q_Thn[..., self.N :]
-        k_TM = np.concatenate([c_TC, kr_TR], axis=1)
-        oc_ThC, lse_Th = np.empty((T, self.h, self.C), x_TD.dtype), np.empty((T, self.h), x_TD.dtype)
-        # One key/value head, the latent, that all query heads read.
-        of = q_ThM[:, None], k_TM[:, None], c_TC[:, None], oc_ThC[:, None], lse_Th[:, None]
-        attend(*of, sequences, self.scale, self.causal)
-        o_ThV = (oc_ThC.transpose(1, 0, 2) @ Wuv_hCV).transpose(1, 0, 2)
-        return self.out.forward(o_ThV)[0]
+        return q_ThM, np.concatenate([c_TC, kr_TR], axis=1)
+
+    def _out_absorbed(self, oc_ThC: np.ndarray) -> np.ndarray:
+        Wuv_hCV = self.Wukv_Chn.data[..., self.N :].transpose(1, 0, 2)
+        return self.out.forward((oc_ThC.transpose(1, 0, 2) @ Wuv_hCV).transpose(1, 0, 2))[0]
 
     def _queries(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray, tuple]:
         """q (T, h, N + R) with its last R rotated, what it was projected from (the query latent, or x), and what is saved."""
@@ -185,6 +233,13 @@ class LatentAttention:
         width = self.C + self.R + len(self.Wq_Qhn.data)
         packed = message((tokens, width), self.Wq_Qhn.data.itemsize)
         return [*self.out.traffic(tokens), Traffic("all_reduce", self.tp.name, "backward", packed)]
+
+    def traffic_striped(self, tokens: int, phase: str) -> list[Traffic]:
+        """What `cached_striped` sends beside what `cached` does: all queries to all, partial outputs to their heads' ranks."""
+        H, b = self.cut.length, self.Wq_Qhn.data.itemsize
+        gathered = message((tokens, H, self.C + self.R), b)
+        back = message((tokens, H, self.C + 1), b)
+        return [Traffic("all_gather", self.tp.name, phase, gathered), Traffic("all_to_all", self.tp.name, phase, back)]
 
     def saved_bytes(self, tokens: int) -> int:
         """What this rank keeps from forward to backward. The rotation belongs to the batch and is not counted."""

@@ -11,6 +11,7 @@ from math import prod
 
 import numpy as np
 
+from layers.ops import product
 from parallel.ledger import Traffic, message
 from parallel.mesh import Axis
 from parallel.parameter import Parameter, Weights
@@ -43,7 +44,7 @@ class ColumnParallelLinear:
 
     def forward(self, x_TI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """x (T, I) -> z (T, ...o), saved."""
-        z_To = (x_TI @ self.W_Io.data.reshape(self.d_in, -1)).reshape(-1, *self.W_Io.data.shape[1:])
+        z_To = product(x_TI, self.W_Io.data.reshape(self.d_in, -1)).reshape(-1, *self.W_Io.data.shape[1:])
         if self.b_o is not None:
             z_To += self.b_o.data
         return z_To, x_TI
@@ -92,7 +93,7 @@ class RowParallelLinear:
     def forward(self, x_Ti: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """x (T, ...i) -> y (T, O), saved."""
         x_Ti = x_Ti.reshape(len(x_Ti), -1)
-        y_TO = self.tp.all_reduce(x_Ti @ self.W_iO.data.reshape(-1, self.d_out))
+        y_TO = self.tp.all_reduce(product(x_Ti, self.W_iO.data.reshape(-1, self.d_out)))
         if self.b_O is not None:
             y_TO += self.b_O.data
         return y_TO, x_Ti

@@ -1,4 +1,288 @@
-"""placeholder"""
+"""Routed MLPs (mixture of experts, arXiv 1701.06538), tensor-parallel by the experts' hidden width: every rank has a part of
+every expert, so that no token moves.
+
+T tokens   D model width   X experts   A experts active for a token   F hidden width of an expert   S of the shared one
+f, s this rank's share of F, S over tp   t the tokens of one expert
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from layers.ops import ACTIVATIONS
+from parallel.ledger import Traffic, message
+from parallel.mesh import Axis
+from parallel.parameter import Fused, Parameter, Weights
+from parallel.shard import Layout, even
+
+SWIGLU = ACTIVATIONS["swiglu"]
+# DeepSeek adds it to the sum of the chosen scores, as sigmoids may all be 0; of a softmax's it does not change a bit.
+TINY = 1e-20
 
 
-class MoE: ...
+class Router:
+    """Which experts serve a token and what each weighs: whole on every rank, and so are its gradients.
+
+        s_TX  = softmax(x_TD @ Wr_DX), or the sigmoid
+        c_TA  = the best by s_TX + br_X, among the experts of the best groups; of equals the lower index
+        g_TA  = scale s_TA / sum_A s_TA                    s_TA those chosen, without br; not normed: scale s_TA
+        ds_TA = (scale dg_TA - sum_A g dg) / sum_A s_TA    not normed: scale dg_TA
+        dz_TX = s (ds - sum_X s ds), or s (1 - s) ds       ds is 0 where an expert was not chosen
+        dWr_DX += x_TD^T @ dz_TX
+        dx_TD = dz_TX @ Wr_DX^T
+
+    The options are those of `MoE`. br, the correction, is a buffer: whoever trains sets it from the experts' load
+    (arXiv 2408.15664), as a choice has no gradient. Saved for backward: s, c and g; x is the caller's.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        d_model: int,
+        count: int,
+        active: int,
+        scoring: str = "softmax",
+        normed: bool = True,
+        scale: float = 1.0,
+        correction: bool = False,
+        groups: int = 1,
+        active_groups: int = 1,
+        group_top: int = 1,
+    ) -> None:
+        if scoring not in ("softmax", "sigmoid"):
+            raise ValueError(f"unknown scoring {scoring!r}: use 'softmax' or 'sigmoid'")
+        if groups < 1 or count % groups:
+            raise ValueError(f"cannot put {count} experts into {groups} groups: use a divisor of {count}")
+        if not 1 <= active_groups <= groups:
+            raise ValueError(f"cannot choose {active_groups} of {groups} groups: use 1 to {groups}")
+        if not 1 <= group_top <= count // groups:
+            raise ValueError(f"cannot add the best {group_top} of a group's {count // groups}: use 1 to {count // groups}")
+        if not 1 <= active <= active_groups * count // groups:
+            most = active_groups * count // groups
+            raise ValueError(
+                f"cannot choose {active} of the {most} experts in {active_groups} of {groups} groups: use 1 to {most}"
+            )
+        self.count, self.active, self.sigmoid, self.normed, self.scale = count, active, scoring == "sigmoid", normed, scale
+        self.groups, self.active_groups, self.group_top = groups, active_groups, group_top
+        W, b = Layout((d_model, count)), Layout((count,))
+        self.Wr_DX = Parameter("Wr", W, weights("Wr", W, 0, 0.0, d_model**-0.5))
+        self.br_X = Parameter("br", b, weights("br", b, 0, 0.0, 0.0)) if correction else None
+
+    def forward(self, x_TD: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple]:
+        """x (T, D) -> c (T, A) and g (T, A), best first, and what is saved."""
+        s_TX = self._scores(x_TD @ self.Wr_DX.data)
+        c_TA = self._choice(s_TX if self.br_X is None else s_TX + self.br_X.data)
+        s_TA = np.take_along_axis(s_TX, c_TA, axis=1)
+        g_TA = self.scale * (s_TA / self._sum(s_TA) if self.normed else s_TA)
+        return c_TA, g_TA, (s_TX, c_TA, g_TA)
+
+    def backward(self, dg_TA: np.ndarray, x_TD: np.ndarray, saved: tuple) -> np.ndarray:
+        """dg (T, A), summed over the ranks, x, saved -> dx (T, D), the same on every rank. Adds into the gradients."""
+        s_TX, c_TA, g_TA = saved
+        s_TA = np.take_along_axis(s_TX, c_TA, axis=1)
+        ds_TA = self.scale * dg_TA
+        if self.normed:
+            ds_TA = (ds_TA - np.vecdot(g_TA, dg_TA)[:, None]) / self._sum(s_TA)
+        ds_TA *= s_TA
+        dz_TX = np.zeros_like(s_TX) if self.sigmoid else -s_TX * ds_TA.sum(axis=1, keepdims=True)
+        dz_TA = np.take_along_axis(dz_TX, c_TA, axis=1) + (ds_TA * (1 - s_TA) if self.sigmoid else ds_TA)
+        np.put_along_axis(dz_TX, c_TA, dz_TA, axis=1)
+        self.Wr_DX.add_grad_product(x_TD, dz_TX)
+        return dz_TX @ self.Wr_DX.data.T
+
+    def _scores(self, z_TX: np.ndarray) -> np.ndarray:
+        if not self.sigmoid:
+            s_TX = np.exp(z_TX - z_TX.max(axis=1, keepdims=True))
+            return s_TX / s_TX.sum(axis=1, keepdims=True)
+        # Not by tanh, as in ops: small scores are divided by their sum, so that their relative error counts.
+        e_TX = np.exp(-np.abs(z_TX))
+        return np.where(z_TX < 0, e_TX, 1) / (1 + e_TX)
+
+    def _choice(self, worth_TX: np.ndarray) -> np.ndarray:
+        """The experts (T, A) worth most, best first."""
+        if self.active_groups < self.groups:
+            # Grouped: G groups of W experts.
+            worth_TGW = worth_TX.reshape(len(worth_TX), self.groups, self.count // self.groups).copy()
+            worth_TG = np.sort(worth_TGW, axis=2)[..., -self.group_top :].sum(axis=2)
+            dropped = np.argsort(-worth_TG, axis=1, kind="stable")[:, self.active_groups :]
+            np.put_along_axis(worth_TGW, dropped[..., None], -np.inf, axis=1)
+            worth_TX = worth_TGW.reshape(worth_TX.shape)
+        return np.argsort(-worth_TX, axis=1, kind="stable")[:, : self.active].copy()
+
+    @staticmethod
+    def _sum(s_TA: np.ndarray) -> np.ndarray:
+        return s_TA.sum(axis=1, keepdims=True) + TINY
+
+    def saved_bytes(self, tokens: int) -> int:
+        chosen = message((tokens, self.active), np.dtype(np.intp).itemsize)
+        return chosen + message((tokens, self.count + self.active), self.Wr_DX.data.itemsize)
+
+
+def hidden(x_tD: np.ndarray, W1_D2f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """h (t, f) = silu(x W1[:, 0]) * (x W1[:, 1]) of this rank's hidden units, and the slope (t, 2, f)."""
+    return SWIGLU.forward((x_tD @ W1_D2f.reshape(len(W1_D2f), -1)).reshape(len(x_tD), *W1_D2f.shape[1:]))
+
+
+class SharedExpert:
+    """The MLP that serves every token: one that leaves its sums to the routed experts', with which its own travel.
+
+    h_Ts  = silu(x_TD @ W1_Ds[0]) * (x_TD @ W1_Ds[1])
+    y_TD  = h_Ts @ W2_sD                 partial over s
+    dh_Ts = dy_TD @ W2_sD^T
+    dx_TD = dz_T2s @ W1_D2s^T            partial over s
+    """
+
+    def __init__(self, tp: Axis, weights: Weights, d_model: int, d_shared: int) -> None:
+        cut = even(d_shared, tp.size, "hidden units of the shared expert (d_shared)")
+        W1, W2 = Layout((d_model, 2, d_shared), 2, cut), Layout((d_shared, d_model), 0, cut)
+        self.W1_D2s = Parameter("shared.W1", W1, weights("shared.W1", W1, tp.rank, 0.0, d_model**-0.5))
+        self.W2_sD = Parameter("shared.W2", W2, weights("shared.W2", W2, tp.rank, 0.0, d_shared**-0.5))
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [self.W1_D2s, self.W2_sD]
+
+    def forward(self, x_TD: np.ndarray) -> tuple[np.ndarray, tuple]:
+        """x (T, D) -> y (T, D), partial, and what is saved beside x."""
+        h_Ts, slope_T2s = hidden(x_TD, self.W1_D2s.data)
+        return h_Ts @ self.W2_sD.data, (h_Ts, slope_T2s)
+
+    def backward(self, dy_TD: np.ndarray, x_TD: np.ndarray, saved: tuple) -> np.ndarray:
+        """dy (T, D), x, saved -> dx (T, D), partial. Adds into the gradients."""
+        h_Ts, slope_T2s = saved
+        W1_Dn = self.W1_D2s.data.reshape(x_TD.shape[1], -1)
+        self.W2_sD.add_grad_product(h_Ts, dy_TD)
+        dz_Tn = SWIGLU.backward(dy_TD @ self.W2_sD.data.T, slope_T2s).reshape(len(x_TD), W1_Dn.shape[1])
+        self.W1_D2s.add_grad_product(x_TD, dz_Tn)
+        return dz_Tn @ W1_Dn.T
+
+    def saved_bytes(self, tokens: int) -> int:
+        return message((tokens, 3, len(self.W2_sD.data)), self.W2_sD.data.itemsize)
+
+
+class MoE:
+    """y = the chosen experts' outputs, weighed, and the shared expert's: one all-reduce forward and one backward for it all.
+
+        c_TA, g_TA = route(x_TD)                                the same on every rank
+        h_tf  = silu(x_tD @ W1_Df[0]) * (x_tD @ W1_Df[1])       of each expert, x_tD the rows of its tokens
+        u_tf  = g_t h_tf
+        y_TD  = all_reduce(sum_A u_tf @ W2_fD + shared(x_TD))
+        du_tf = dy_tD @ W2_fD^T
+        dg_t  = sum_f h_tf du_tf                                partial over f
+        dz_t2f = act'(z) g_t du_tf
+        dx_tD = dz_t2f @ W1_D2f^T                               partial over f
+        [dx_TD | dg_TA] = all_reduce([sum_A dx + shared' | dg])
+        dx_TD += route'(dg_TA)                                  the same on every rank
+
+    `d_ff` is F, and `active` of `count` experts serve a token; `d_shared` (0: none) is the width of one that serves all.
+    `scoring`: "softmax" or "sigmoid"; `normed`: the chosen scores are divided by their sum; `scale` multiplies them. `groups`,
+    `active_groups`, `group_top`: experts are first limited to the best groups, a group's worth being the sum of its
+    `group_top` best scores. `correction`: scores have a bias that chooses but does not weigh.
+    Mixtral (2401.04088): normed. DeepSeek-V2 (2405.04434): not normed, groups, group_top 1, scale. DeepSeek-V3 (2412.19437):
+    sigmoid, normed, groups, group_top 2, scale, correction.
+
+    Tokens are sorted by expert, as many as there are: no padding, no capacity, none dropped. Saved for backward: x, the scores
+    and the choice, and by expert its tokens, h and the slope. Raises ValueError for more ranks than hidden units or options
+    that do not fit one another.
+    """
+
+    def __init__(
+        self,
+        tp: Axis,
+        weights: Weights,
+        d_model: int,
+        d_ff: int,
+        count: int,
+        active: int,
+        d_shared: int = 0,
+        scoring: str = "softmax",
+        normed: bool = True,
+        scale: float = 1.0,
+        correction: bool = False,
+        groups: int = 1,
+        active_groups: int = 1,
+        group_top: int = 1,
+    ) -> None:
+        self.tp, self.d_model = tp, d_model
+        self.router = Router(
+            weights, d_model, count, active, scoring, normed, scale, correction, groups, active_groups, group_top
+        )
+        cut = even(d_ff, tp.size, "hidden units of an expert (d_ff)")
+        W1, W2 = Layout((count, d_model, 2, d_ff), 3, cut), Layout((count, d_ff, d_model), 1, cut)
+        # Each fused with none but itself: a gradient is made expert by expert, in memory that is kept.
+        self.W1_XD2f = Fused([Parameter("W1", W1, weights("W1", W1, tp.rank, 0.0, d_model**-0.5))], 0)
+        self.W2_XfD = Fused([Parameter("W2", W2, weights("W2", W2, tp.rank, 0.0, d_ff**-0.5))], 0)
+        self.shared = SharedExpert(tp, weights, d_model, d_shared) if d_shared else None
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        shared = [] if self.shared is None else self.shared.parameters
+        return [self.router.Wr_DX, *self.W1_XD2f.parameters, *self.W2_XfD.parameters, *shared]
+
+    @property
+    def buffers(self) -> list[Parameter]:
+        """Arrays that belong to the model and are not trained: br (X,), where there is a correction."""
+        return [] if self.router.br_X is None else [self.router.br_X]
+
+    def forward(self, x_TD: np.ndarray) -> tuple[np.ndarray, tuple]:
+        """x (T, D) -> y (T, D), saved."""
+        c_TA, g_TA, saved_router = self.router.forward(x_TD)
+        y_TD, saved_shared = (np.zeros_like(x_TD), ()) if self.shared is None else self.shared.forward(x_TD)
+        experts = []
+        for e, pairs in by_expert(c_TA, self.router.count):
+            tokens = pairs // self.router.active
+            h_tf, slope_t2f = hidden(x_TD[tokens], self.W1_XD2f.data[e])
+            y_TD[tokens] += (g_TA.reshape(-1)[pairs, None] * h_tf) @ self.W2_XfD.data[e]
+            experts.append((e, pairs, h_tf, slope_t2f))
+        return self.tp.all_reduce(y_TD), (x_TD, saved_router, tuple(experts), saved_shared)
+
+    def backward(self, dy_TD: np.ndarray, saved: tuple) -> np.ndarray:
+        """dy (T, D), saved -> dx (T, D). Adds into the gradients."""
+        x_TD, saved_router, experts, saved_shared = saved
+        T, D, A = len(x_TD), self.d_model, self.router.active
+        _, _, g_TA = saved_router
+        # What is partial over f, side by side: one sum serves both.
+        packed_Tn = np.zeros((T, D + A), dy_TD.dtype)
+        dx_TD, dg_TA = packed_Tn[:, :D], packed_Tn[:, D:]
+        if self.shared is not None:
+            dx_TD += self.shared.backward(dy_TD, x_TD, saved_shared)
+        dW1_XD2f, dW2_XfD = self.W1_XD2f.room(), self.W2_XfD.room()
+        idle = sorted(set(range(self.router.count)) - {e for e, *_ in experts})
+        dW1_XD2f[idle] = dW2_XfD[idle] = 0
+        for e, pairs, h_tf, slope_t2f in experts:
+            tokens, at = pairs // A, pairs % A
+            x_tD, dy_tD, g_t1 = x_TD[tokens], dy_TD[tokens], g_TA.reshape(-1)[pairs, None]
+            np.matmul((g_t1 * h_tf).T, dy_tD, out=dW2_XfD[e])
+            du_tf = dy_tD @ self.W2_XfD.data[e].T
+            dg_TA[tokens, at] = np.vecdot(h_tf, du_tf)
+            dz_tn = SWIGLU.backward(g_t1 * du_tf, slope_t2f).reshape(len(tokens), -1)
+            np.matmul(x_tD.T, dz_tn, out=dW1_XD2f[e].reshape(D, -1))
+            dx_TD[tokens] += dz_tn @ self.W1_XD2f.data[e].reshape(D, -1).T
+        self.W1_XD2f.add_grad(dW1_XD2f)
+        self.W2_XfD.add_grad(dW2_XfD)
+        whole_Tn = self.tp.all_reduce(packed_Tn)
+        return whole_Tn[:, :D] + self.router.backward(whole_Tn[:, D:], x_TD, saved_router)
+
+    def traffic(self, tokens: int) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send."""
+        b = self.W1_XD2f.data.itemsize
+        widths = {"forward": self.d_model, "backward": self.d_model + self.router.active}
+        return [Traffic("all_reduce", self.tp.name, phase, message((tokens, n), b)) for phase, n in widths.items()]
+
+    def saved_bytes(self, tokens: int) -> int:
+        """What this rank keeps from forward to backward, whatever the choice."""
+        b, pairs, f = self.W1_XD2f.data.itemsize, tokens * self.router.active, self.W2_XfD.data.shape[1]
+        experts = message((pairs, 3, f), b) + message((pairs,), np.dtype(np.intp).itemsize)
+        shared = 0 if self.shared is None else self.shared.saved_bytes(tokens)
+        return message((tokens, self.d_model), b) + self.router.saved_bytes(tokens) + experts + shared
+
+
+def by_expert(c_TA: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Each expert that was chosen, with the places in c, flat and ascending, where it was: token * A + which of its A."""
+    pairs = np.argsort(c_TA, axis=None, kind="stable")
+    sizes = np.bincount(c_TA.reshape(-1), minlength=count)
+    ends = np.cumsum(sizes)
+    for e in np.flatnonzero(sizes):
+        yield int(e), pairs[ends[e] - sizes[e] : ends[e]]

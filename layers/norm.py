@@ -27,8 +27,9 @@ def rms_norm(x: np.ndarray, w_D: np.ndarray, eps: float, out: np.ndarray | None 
     y = np.empty_like(x) if out is None else out
     r = np.empty((*x.shape[:-1], 1), x.dtype)
     for at in _row_blocks(x):
-        np.multiply(x[at], x[at], out=y[at])
-        np.mean(y[at], axis=-1, keepdims=True, out=r[at])
+        # vecdot: sums of products by the BLAS, without an array of the products.
+        np.vecdot(x[at], x[at], out=r[at][..., 0])
+        r[at] /= x.shape[-1]
         r[at] += eps
         np.sqrt(r[at], out=r[at])
         np.divide(1, r[at], out=r[at])
@@ -44,10 +45,8 @@ def rms_norm_backward(dy: np.ndarray, x: np.ndarray, r: np.ndarray, w_D: np.ndar
         n, g = x[at] * r[at], dx[at]
         np.multiply(n, dy[at], out=g)
         dw_D += g.reshape(-1, len(w_D)).sum(axis=0)
-        g *= w_D
-        mean = g.mean(axis=-1, keepdims=True)
-        n *= mean
         np.multiply(dy[at], w_D, out=g)
+        n *= (np.vecdot(n, g) / len(w_D))[..., None]
         g -= n
         g *= r[at]
     return dx, dw_D
@@ -97,11 +96,11 @@ class LayerNorm:
         """x (T, D) -> y (T, D), saved."""
         y_TD, n_TD = np.empty_like(x_TD), np.empty_like(x_TD)
         r_T1 = np.empty((len(x_TD), 1), x_TD.dtype)
+        mean_D = np.full(x_TD.shape[1], 1 / x_TD.shape[1], x_TD.dtype)
         for at in _row_blocks(x_TD):
             n, y, r = n_TD[at], y_TD[at], r_T1[at]
-            np.subtract(x_TD[at], x_TD[at].mean(axis=-1, keepdims=True), out=n)
-            np.multiply(n, n, out=y)
-            r[...] = 1 / np.sqrt(y.mean(axis=-1, keepdims=True) + x_TD.dtype.type(self.eps))
+            np.subtract(x_TD[at], (x_TD[at] @ mean_D)[:, None], out=n)
+            r[:, 0] = 1 / np.sqrt(np.vecdot(n, n) / x_TD.shape[1] + self.eps)
             n *= r
             np.multiply(n, self.w_D.data, out=y)
             y += self.b_D.data
@@ -111,14 +110,15 @@ class LayerNorm:
         """dy (T, D), saved -> dx (T, D): r (g - mean(g) - n mean(g n)), g = w dy. Adds into the gradients."""
         n_TD, r_T1 = saved
         dx_TD, dw_D = np.empty_like(dy_TD), np.zeros_like(self.w_D.data)
+        mean_D = np.full(dy_TD.shape[1], 1 / dy_TD.shape[1], dy_TD.dtype)
         for at in _row_blocks(dy_TD):
             n, g = n_TD[at], dx_TD[at]
-            along = dy_TD[at] * n
-            dw_D += along.sum(axis=0)
-            along *= self.w_D.data
+            np.multiply(dy_TD[at], n, out=g)
+            dw_D += g.sum(axis=0)
             np.multiply(dy_TD[at], self.w_D.data, out=g)
-            g -= g.mean(axis=-1, keepdims=True)
-            g -= n * along.mean(axis=-1, keepdims=True)
+            along = np.vecdot(g, n) / g.shape[1]
+            g -= (g @ mean_D)[:, None]
+            g -= n * along[:, None]
             g *= r_T1[at]
         self.w_D.add_grad(dw_D)
         self.b_D.add_grad(dy_TD.sum(axis=0))

@@ -99,27 +99,26 @@ class AdamW:
         self.steps += 1
         b1, b2 = self.betas
         of = self.flat.data.dtype.type
-        unbias_m, unbias_v = 1 - b1**self.steps, 1 - b2**self.steps
-        room_g, room_t = np.empty((2, BLOCK), self.flat.data.dtype)
+        unbias_m, unbias_v = 1 - b1**self.steps, sqrt(1 - b2**self.steps)
+        room = np.empty(BLOCK, self.flat.data.dtype)
         for at, state, decay in self._runs:
             for here in _blocks([at]):
-                offset = here.start - at.start + state.start
                 n = here.stop - here.start
-                w, g, t = self.flat.data[here], room_g[:n], room_t[:n]
+                offset = here.start - at.start + state.start
+                w, g, t = self.flat.data[here], self.flat.grad[here], room[:n]
                 m, v = self.m[offset : offset + n], self.v[offset : offset + n]
-                np.multiply(self.flat.grad[here], of(scale), out=g)
-                np.multiply(g, of(1 - b1), out=t)
+                np.multiply(g, of((1 - b1) * scale), out=t)
                 m *= of(b1)
                 m += t
-                g *= g
-                g *= of(1 - b2)
+                np.multiply(g, g, out=t)
+                t *= of((1 - b2) * scale**2)
                 v *= of(b2)
-                v += g
+                v += t
+                # m / unbias_m / (sqrt(v) / unbias_v + eps), with one number before and one after the division
                 np.sqrt(v, out=t)
-                t *= of(sqrt(1 / unbias_v))
-                t += of(self.eps)
+                t += of(self.eps * unbias_v)
                 np.divide(m, t, out=t)
-                t *= of(lr / unbias_m)
+                t *= of(lr * unbias_v / unbias_m)
                 if decay:
                     w *= of(1 - lr * self.weight_decay)
                 w -= t

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., arXiv 2104.09864), its two pairings and its three scalings.
+"""Rotary position embedding (Su et al., arXiv 2104.09864), its two pairings and its scalings.
 
     T tokens   n heads   E head width   R rotated width, the first R of E   P = R/2 pairs
 
@@ -44,12 +44,25 @@ class Llama3:
 
 
 @dataclass(frozen=True)
+class Divided:
+    """Every frequency divided by a factor of its own, as GGUF files store Llama 3.1's."""
+
+    factors: tuple[float, ...]
+
+    def frequencies(self, f_P: np.ndarray, base: float) -> np.ndarray:
+        if len(self.factors) != len(f_P):
+            raise ValueError(f"cannot divide {len(f_P)} frequencies by {len(self.factors)} factors: give one each")
+        return f_P / self.factors
+
+
+@dataclass(frozen=True)
 class Yarn:
     """YaRN (Peng et al., arXiv 2309.00071) as DeepSeek uses it, with its two separate corrections.
 
     Frequencies: pairs that turn more than `beta_fast` times within the original context are kept, those that turn less than
-    `beta_slow` times divided by `factor`, a ramp between. `table_factor` multiplies cos and sin; `softmax_factor` multiplies
-    the scale of the scores.
+    `beta_slow` times divided by `factor`, a ramp between, from one whole pair to another if `truncate`. `table_factor`
+    multiplies cos and sin: `attention_factor` if given, else what the mscales say. `softmax_factor` multiplies the scale of
+    the scores.
     """
 
     factor: float = 40.0
@@ -58,11 +71,15 @@ class Yarn:
     beta_slow: float = 1.0
     mscale: float = 1.0
     mscale_all_dim: float = 0.0
+    attention_factor: float | None = None
+    truncate: bool = True
 
     def frequencies(self, f_P: np.ndarray, base: float) -> np.ndarray:
         pairs = len(f_P)
         low, high = (pairs * log(self.original / (2 * pi * turns)) / log(base) for turns in (self.beta_fast, self.beta_slow))
-        low, high = max(np.floor(low), 0.0), min(np.ceil(high), 2 * pairs - 1.0)
+        if self.truncate:
+            low, high = np.floor(low), np.ceil(high)
+        low, high = max(low, 0.0), min(high, 2 * pairs - 1.0)
         divided_P = np.clip((np.arange(pairs) - low) / max(high - low, 1e-3), 0, 1)
         return (1 - divided_P) * f_P + divided_P * f_P / self.factor
 
@@ -71,6 +88,8 @@ class Yarn:
 
     @property
     def table_factor(self) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
         return self._magnitude(self.mscale) / self._magnitude(self.mscale_all_dim)
 
     @property
@@ -78,7 +97,7 @@ class Yarn:
         return self._magnitude(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
 
 
-Scaling = Linear | Llama3 | Yarn
+Scaling = Linear | Llama3 | Divided | Yarn
 
 
 class Rope:

@@ -11,6 +11,7 @@ from math import prod
 
 import numpy as np
 
+from layers.attend import Store
 from layers.attention import Attention
 from layers.embedding import LearnedPositions, TiedHead, VocabParallelEmbedding
 from layers.latent_attention import LatentAttention
@@ -60,6 +61,12 @@ class Block:
         dn_TD = self.attention.backward(dh_TD, saved_attention)
         dx_TD = dh_TD + self.norm1.backward(dn_TD, saved_norm1)
         return dx_TD
+
+    def cached(self, x_TD: np.ndarray, rotation: Rotation | None, store: Store, striped: bool = False) -> np.ndarray:
+        """x (T, D), new tokens of sequences whose earlier ones `store` keeps -> y (T, D)."""
+        attention = self.attention.cached_striped if striped else self.attention.cached
+        h_TD = x_TD + attention(self.norm1.forward(x_TD)[0], rotation, store)
+        return h_TD + self.mlp.forward(self.norm2.forward(h_TD)[0])[0]
 
     def traffic(self, tokens: int) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
@@ -157,6 +164,21 @@ class Transformer:
         h_TD, saved_norm = self.norm.forward(x_TD)
         logits_Tv, saved_head = self.head.forward(h_TD)
         return logits_Tv, ((saved_embedding, positions_T), tuple(saved_blocks), saved_norm, saved_head)
+
+    def cached(
+        self, ids_T: np.ndarray, positions_T: np.ndarray, stores: Sequence[Store], rows: np.ndarray, striped: bool = False
+    ) -> np.ndarray:
+        """ids (T,) of new tokens at `positions` of their sequences -> logits (len(rows), v) of those `rows` of them.
+
+        `stores`: a cache's side of each block.
+        """
+        x_TD, _ = self.embedding.forward(ids_T)
+        if self.positions is not None:
+            x_TD, _ = self.positions.forward(x_TD, positions_T)
+        rotation = None if self.rope is None else self.rope.at(positions_T, x_TD.dtype)
+        for block, store in zip(self.blocks, stores, strict=True):
+            x_TD = block.cached(x_TD, rotation, store, striped)
+        return self.head.forward(self.norm.forward(x_TD[rows])[0])[0]
 
     def backward(
         self, dlogits_Tv: np.ndarray, saved: tuple, filled: Callable[[list[Parameter]], None] = lambda parameters: None

@@ -20,11 +20,441 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Buffer, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 
 import numpy as np
 
 from parallel.control import Control
 from parallel.shard import Cut, Layout
+
+MANIFEST = "manifest.json"
+FORMAT, VERSION = "rankwise checkpoint", 1
+# What safetensors calls NumPy's dtypes. Its files are little-endian.
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"}
+DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
+CODES = {np.dtype(d): code for code, d in DTYPES.items()}
+# Bytes hashed and written at a time: they stay in the cache between the two hashes and the write.
+BLOCK = 2**18
+# The manifest's last entry: the SHA-256 of all bytes before it.
+SEAL = b',\n "sha256": '
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, or not be trusted. The text names the file, the tensor, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a whole array of `shape`, which this rank writes: along `dim` the indices from `start` on; `data`, in any
+    memory order, has all entries of the other dims. Raises CheckpointError when it is none, or of a dtype or name that
+    safetensors does not have."""
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int
+    start: int
+    data: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.name in ("", "__metadata__"):
+            raise CheckpointError(f"{self.name!r} cannot be the name of a tensor in safetensors: use another")
+        if not self.shape:
+            raise CheckpointError(f"{self.name} has no dims: keep single numbers in the state")
+        if self.data.dtype.newbyteorder("<") not in CODES:
+            raise CheckpointError(
+                f"{self.name} is of dtype {self.data.dtype}: use one that safetensors has, {', '.join(DTYPES)}"
+            )
+        others = lambda shape: (len(shape), *shape[: self.dim], *shape[self.dim + 1 :])  # noqa: E731
+        fits = 0 <= self.dim < len(self.shape) and others(self.data.shape) == others(self.shape)
+        if not fits or not 0 <= self.start <= self.stop <= self.shape[self.dim]:
+            raise CheckpointError(
+                f"{self.name}: {self.data.shape} from index {self.start} of dim {self.dim} on is no part of {self.shape}"
+            )
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.data.shape[self.dim]
+
+    @property
+    def key(self) -> str:
+        """Its name in the file."""
+        if (self.start, self.stop) == (0, self.shape[self.dim]):
+            return self.name
+        return f"{self.name}[{':, ' * self.dim}{self.start}:{self.stop}]"
+
+    @property
+    def code(self) -> str:
+        """Its dtype, as safetensors calls it."""
+        return CODES[self.data.dtype.newbyteorder("<")]
+
+
+def pieces(name: str, layout: Layout, rank: int, data: np.ndarray) -> list[Piece]:
+    """What rank `rank` of the axis that `layout` is cut over writes of its part `data`: what no lower rank holds.
+
+    [] where lower ranks hold all of it. What every rank holds whole is rank 0's to write.
+    """
+    if data.shape != layout.local_shape(rank):
+        raise CheckpointError(f"{name}: rank {rank}'s part should be {layout.local_shape(rank)}, it is {data.shape}")
+    if layout.cut is None:
+        return [] if rank else [Piece(name, layout.shape, 0, 0, data)]
+    first, stop = layout.cut.bounds[rank]
+    runs = [(first, stop)] if first < stop else []
+    for a, b in layout.cut.bounds[:rank]:
+        runs = [(s, e) for start, end in runs for s, e in ((start, min(end, a)), (max(start, b), end)) if s < e]
+    at = (slice(None),) * layout.dim
+    return [Piece(name, layout.shape, layout.dim, s, data[(*at, slice(s - first, e - first))]) for s, e in runs]
+
+
+def _on_all(control: Control, what: str, work: Callable[[], object]) -> list:
+    """work() on every rank, then what each returned, by rank. All ranks call it together.
+
+    Raises CheckpointError on every rank, with the same text, when work raises on any.
+    """
+    error = result = None
+    try:
+        result = work()
+    except Exception as e:
+        error = e
+    named = "" if isinstance(error, CheckpointError) else f"{type(error).__name__}: "
+    # Asleep: one rank's disk may be slower than another's.
+    control.wait()
+    told = control.everyone((result, error and f"{what}: {named}{error}"))
+    failed = [text for _, text in told if text]
+    if failed:
+        raise CheckpointError("\n".join(failed)) from error
+    return [returned for returned, _ in told]
+
+
+def _on_first(control: Control, what: str, work: Callable, *args: object) -> object:
+    """As _on_all, work(*args) on rank 0 only; what it returned."""
+    return _on_all(control, what, lambda: work(*args) if control.rank == 0 else None)[0]
+
+
+# --- writing
+
+
+def save(folder: Path, step: int, mine: Iterable[Piece], state: dict, control: Control, keep: int = 2) -> Path:
+    """Write all ranks' pieces into folder/step-... and return it; then remove what is older than the newest `keep` steps.
+
+    All ranks call it together, with the same step and the same state (what JSON holds, integers of any size): a checkpoint
+    knows nothing of the mesh. The ranks' pieces must together be every array exactly once. `mine` is gone through before
+    anything is written, so it may call collectives; its data must stay as it is until save returns (views cost nothing).
+
+    Raises CheckpointError on every rank when anything fails on any: then no step has been added or removed. Only a `mine`
+    that fails on one rank, while another waits for that rank in a collective, leaves the other waiting. Steps later than
+    this one are never removed.
+    """
+    step = index(step)
+    if step < 0 or keep < 1:
+        raise ValueError(f"cannot save step {step} and keep {keep} steps: use a step of 0 or more, and keep 1 or more")
+    path = Path(folder) / f"step-{step:08d}"
+    partial = path.with_name(f".{path.name}.partial")
+    shard = _Shard(step, control.rank, control.size)
+    ours = f"rank {control.rank}, {path}/{shard.file}"
+    try:
+        plans = _on_all(control, ours, lambda: (step, _json(state), shard.plan(mine)))
+        if any(plan[:2] != plans[0][:2] for plan in plans):
+            raise CheckpointError(f"{path}: step and state must be the same on every rank")
+        manifest = {"format": FORMAT, "version": VERSION, "step": step, "ranks": control.size, "state": state}
+        manifest |= {"files": {}, "tensors": _tensors([entry for *_, entries in plans for entry in entries])}
+        _on_first(control, f"{path}", _make_room, path, partial)
+        written = _on_all(control, ours, lambda: shard.write(partial))
+        for (*_, entries), (file, should, hashes) in zip(plans, written, strict=True):
+            manifest["files"][file] = should
+            for entry, piece_hash in zip(entries, hashes, strict=True):
+                entry["piece"]["sha256"] = piece_hash
+        _on_first(control, f"{path}/{MANIFEST}", _commit, manifest, partial, path)
+    except CheckpointError:
+        # Raised on all ranks, so none is writing any more.
+        if control.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        control.wait()
+        raise
+    _on_first(control, f"{path} is saved, but an older one could not be removed", _remove_older, path, keep)
+    return path
+
+
+class _Shard:
+    """The file of one rank."""
+
+    def __init__(self, step: int, rank: int, ranks: int) -> None:
+        self.file = f"rank-{rank:04d}-of-{ranks:04d}.safetensors"
+        self._metadata = _metadata(step, rank, ranks)
+        self._header, self._held = b"", []
+
+    def plan(self, mine: Iterable[Piece]) -> list[dict]:
+        """Lay the pieces out in the file. For each: name, shape and dtype of its array, and what the manifest says of it."""
+        # Wide dtypes first: then each piece is aligned in the file, as other tools want it.
+        self._held = sorted(mine, key=lambda p: -p.data.itemsize)
+        content: dict[str, dict] = {"__metadata__": self._metadata}
+        end = 0
+        for p in self._held:
+            if p.key in content:
+                raise CheckpointError(f"{p.key} is there twice")
+            start, end = end, end + p.data.nbytes
+            content[p.key] = {"dtype": p.code, "shape": p.data.shape, "data_offsets": (start, end)}
+        text = json.dumps(content).encode()
+        text += b" " * (-len(text) % 8)
+        self._header = len(text).to_bytes(8, "little") + text
+        entries = []
+        for p in self._held:
+            place = {"dim": int(p.dim), "start": int(p.start), "stop": int(p.stop)}
+            at = [len(self._header) + offset for offset in content[p.key]["data_offsets"]]
+            piece = {"file": self.file, "key": p.key, **place, "bytes": at}
+            entries.append({"name": p.name, "dtype": p.code, "shape": [int(n) for n in p.shape], "piece": piece})
+        return entries
+
+    def write(self, folder: Path) -> tuple[str, dict, list[str]]:
+        """Write and flush the file. Its name, its size and SHA-256, and each piece's SHA-256: of what is in memory."""
+        hashes: list[str] = []
+
+        def blocks() -> Iterator[bytes | np.ndarray]:
+            yield self._header
+            for p in self._held:
+                flat = np.ascontiguousarray(p.data, DTYPES[p.code]).reshape(-1).view(np.uint8)
+                piece_hash = hashlib.sha256()
+                for at in range(0, flat.size, BLOCK):
+                    piece_hash.update(flat[at : at + BLOCK])
+                    yield flat[at : at + BLOCK]
+                hashes.append(piece_hash.hexdigest())
+
+        return self.file, _write(folder / self.file, blocks()), hashes
+
+
+def _metadata(step: int, rank: int, ranks: int) -> dict[str, str]:
+    return {"checkpoint": f"{FORMAT} {VERSION}", "step": f"{step}", "rank": f"{rank}", "ranks": f"{ranks}"}
+
+
+def _json(state: dict) -> str:
+    """The state as text. Raises CheckpointError when it would not come back the same."""
+    try:
+        text = json.dumps(state, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the state must be what JSON holds: {error}") from error
+    if json.loads(text) != state:
+        raise CheckpointError("the state must be what JSON holds: use lists for tuples, and text for keys")
+    return text
+
+
+def _tensors(entries: list[dict]) -> dict[str, dict]:
+    """The arrays by name, with their pieces. Raises CheckpointError unless these are each array exactly once."""
+    tensors: dict[str, dict] = {}
+    for e in entries:
+        t = tensors.setdefault(e["name"], {"dtype": e["dtype"], "shape": e["shape"], "pieces": []})
+        if (t["dtype"], t["shape"]) != (e["dtype"], e["shape"]):
+            both = f"{t['dtype']} {t['shape']} in {t['pieces'][0]['file']}, {e['dtype']} {e['shape']} in {e['piece']['file']}"
+            raise CheckpointError(f"{e['name']} must be one array, it is {both}")
+        t["pieces"].append(e["piece"])
+    _require_covered(tensors)
+    return tensors
+
+
+def _require_covered(tensors: dict[str, dict]) -> None:
+    for name, t in tensors.items():
+        dims = sorted({p["dim"] for p in t["pieces"]})
+        bounds = tuple(sorted((p["start"], p["stop"]) for p in t["pieces"]))
+        if len(dims) > 1 or not Cut(t["shape"][dims[0]], bounds).is_partition:
+            there = ", ".join(f"{p['key']} in {p['file']}" for p in t["pieces"])
+            raise CheckpointError(f"{name} {t['shape']} must be there exactly once, cut along one dim; there is {there}")
+
+
+def _make_room(path: Path, partial: Path) -> None:
+    """An empty folder `partial`, beside `path`, which must not be there."""
+    if os.path.lexists(path):
+        raise CheckpointError("it is already there: remove it, or save in another folder")
+    folder = path.parent
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    # What a kill has left, of any step.
+    for left in [*folder.glob(".step-*.partial"), *folder.glob(".step-*.removed")]:
+        shutil.rmtree(left)
+    partial.mkdir()
+    for p in made:
+        _flush(p.parent)
+
+
+def _commit(manifest: dict, partial: Path, path: Path) -> None:
+    body = json.dumps(manifest, indent=1).removesuffix("\n}").encode()
+    _write(partial / MANIFEST, [body, SEAL, _seal(body)])
+    _flush(partial)
+    partial.rename(path)
+    _flush(path.parent)
+
+
+def _remove_older(path: Path, keep: int) -> None:
+    older = [p for p in _steps(path.parent) if _step(p) < _step(path)]
+    for old in older[: max(0, len(older) - keep + 1)]:
+        # Under its own name it would look complete while it is being removed.
+        gone = old.rename(old.with_name(f".{old.name}.removed"))
+        _flush(path.parent)
+        shutil.rmtree(gone)
+
+
+def _write(path: Path, blocks: Iterable[bytes | np.ndarray]) -> dict:
+    """Write a new file and flush it. Its size and its SHA-256."""
+    whole = hashlib.sha256()
+    with open(path, "xb") as f:
+        for block in blocks:
+            whole.update(block)
+            f.write(block)
+        f.flush()
+        os.fsync(f.fileno())
+        return {"size": f.tell(), "sha256": whole.hexdigest()}
+
+
+def _flush(folder: Path) -> None:
+    """What was made, renamed or removed in the folder is on the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _seal(body: bytes) -> bytes:
+    return f'"{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+
+
+# --- reading
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest step in the folder, or None. What kills have left is passed over."""
+    steps = _steps(Path(folder))
+    return steps[-1] if steps else None
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("step-*") if _step(p) is not None and p.is_dir()), key=_step)
+
+
+def _step(path: Path) -> int | None:
+    """The step that a folder is named for, if any."""
+    named = re.fullmatch(r"step-(\d{8,})", path.name)
+    return int(named[1]) if named else None
+
+
+class Checkpoint:
+    """A checkpoint every bit of which is what was saved; gives parts of its arrays on any mesh.
+
+    All ranks make it together: the files are dealt out over them, and each is read and hashed once. Raises CheckpointError
+    with the same text on every rank, naming each file that is missing, changed or foreign, and the tensors in it.
+    """
+
+    def __init__(self, path: Path, control: Control) -> None:
+        self.path = Path(path)
+        manifest = _on_first(control, f"{path}", _manifest, self.path)
+        self.step: int = manifest["step"]
+        self.state: dict = manifest["state"]
+        self._tensors: dict[str, dict] = manifest["tensors"]
+        files = list(manifest["files"].items())
+        mine = range(control.rank, len(files), control.size)
+        faults = _on_all(control, f"{path}", lambda: [self._fault(*files[r], r, len(files)) for r in mine])
+        found = [fault for of_rank in faults for fault in of_rank if fault]
+        if found:
+            raise CheckpointError("\n".join(f"{path}: {fault}" for fault in found))
+
+    def _fault(self, file: str, should: dict, rank: int, ranks: int) -> str:
+        """What is wrong with the file that rank `rank` of `ranks` wrote, or nothing."""
+        path = self.path / file
+        held = [p for t in self._tensors.values() for p in t["pieces"] if p["file"] == file]
+        keys = _listed(p["key"] for p in held)
+        if not path.is_file():
+            return f"{file} is missing: {keys} should be in it"
+        size = path.stat().st_size
+        with open(path, "rb") as f:
+            if size == should["size"] and hashlib.file_digest(f, "sha256").hexdigest() == should["sha256"]:
+                return ""
+            changed = []
+            for p in held:
+                start, end = p["bytes"]
+                f.seek(start)
+                if hashlib.sha256(f.read(end - start)).hexdigest() != p["sha256"]:
+                    changed.append(p["key"])
+        what = f"{_listed(changed)} changed" if changed else f"{keys} did not change, what is around did"
+        if size != should["size"]:
+            what += f"; it should have {should['size']} bytes and has {size}"
+        origin = _origin(path)
+        if origin not in (None, _metadata(self.step, rank, ranks)):
+            what += "; it calls itself " + ", ".join(f"{key} {value}" for key, value in origin.items())
+        return f"{file} is not what was saved: {what}"
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensor(name)["shape"])
+
+    def _tensor(self, name: str) -> dict:
+        if name not in self._tensors:
+            raise CheckpointError(f"{self.path} has no tensor {name!r}: it has {_listed(self.names)}")
+        return self._tensors[name]
+
+    def read(self, name: str, layout: Layout, rank: int, dtype: np.dtype | type | str) -> np.ndarray:
+        """The part of `name` that rank `rank` holds by `layout`, from whichever files have it; nothing else is read.
+
+        Raises CheckpointError when there is no such tensor, or one of another shape or dtype.
+        """
+        tensor, dtype = self._tensor(name), np.dtype(dtype)
+        stored = np.dtype(DTYPES[tensor["dtype"]])
+        if self.shape(name) != layout.shape:
+            raise CheckpointError(f"{self.path}: {name} is of shape {self.shape(name)}, it should be {layout.shape}")
+        if (stored.kind, stored.itemsize) != (dtype.kind, dtype.itemsize):
+            raise CheckpointError(f"{self.path}: {name} is {stored}, not {dtype}: read it as {stored}, then convert it")
+        wanted = [(0, n) for n in layout.shape]
+        if layout.cut is not None:
+            wanted[layout.dim] = layout.cut.bounds[rank]
+        part = np.empty(layout.local_shape(rank), dtype)
+        for p in tensor["pieces"]:
+            held = [(0, n) for n in layout.shape]
+            held[p["dim"]] = p["start"], p["stop"]
+            both = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(wanted, held, strict=True)]
+            if all(start < stop for start, stop in both):
+                shape = tuple(stop - start for start, stop in held)
+                there = np.memmap(self.path / p["file"], stored, "r", p["bytes"][0], shape)
+                part[_within(wanted, both)] = there[_within(held, both)]
+        return part
+
+
+def _within(box: list[tuple[int, int]], part: list[tuple[int, int]]) -> tuple[slice, ...]:
+    """The index that takes what lies at `part` from an array that lies at `box`."""
+    return tuple(slice(start - origin, stop - origin) for (origin, _), (start, stop) in zip(box, part, strict=True))
+
+
+def _manifest(path: Path) -> dict:
+    """The manifest of the checkpoint at `path`. Raises CheckpointError when it is not sound in itself."""
+    if not (path / MANIFEST).is_file():
+        raise CheckpointError(f"{MANIFEST} is missing: this is no complete checkpoint")
+    body, _, seal = (path / MANIFEST).read_bytes().rpartition(SEAL)
+    if seal != _seal(body):
+        raise CheckpointError(f"{MANIFEST} is not what was saved: the SHA-256 at its end is not that of what precedes")
+    manifest = json.loads(body + b"}")
+    kind = manifest.get("format"), manifest.get("version")
+    if kind != (FORMAT, VERSION):
+        raise CheckpointError(f"{MANIFEST} is of {kind[0]}, version {kind[1]}: this program reads {FORMAT}, version {VERSION}")
+    if _step(path) not in (None, manifest["step"]):
+        raise CheckpointError(f"{MANIFEST} is of step {manifest['step']}, its folder of step {_step(path)}")
+    foreign = sorted({p.name for p in path.glob("*.safetensors")} - manifest["files"].keys())
+    if foreign:
+        raise CheckpointError(f"{', '.join(foreign)} is not in {MANIFEST}: it belongs to another checkpoint")
+    _require_covered(manifest["tensors"])
+    return manifest
+
+
+def _origin(path: Path) -> dict[str, str] | None:
+    """What a file says itself of the checkpoint that it belongs to; None where that cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            return dict(json.loads(f.read(min(length, path.stat().st_size)))["__metadata__"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _listed(names: Iterable[str]) -> str:
+    first = list(names)
+    return (", ".join(first[:4]) or "no tensor") + (f" and {len(first) - 4} more" if len(first) > 4 else "")

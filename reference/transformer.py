@@ -3,6 +3,8 @@ and the MLP have them, and the norms' wn1, bn1, wn2, bn2; without biases the nor
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from reference.attention import Options, attention, layer_norm, rms_norm
@@ -15,8 +17,59 @@ def norm(W: dict, n: int, x: np.ndarray, eps: float) -> np.ndarray:
     return rms_norm(x, W[f"wn{n}"], eps)
 
 
-def mlp(W: dict, x: np.ndarray) -> np.ndarray:
-    """W1 (D, F): gelu. W1 (D, 2, F): swiglu, gate and up."""
+@dataclass(frozen=True)
+class Routing:
+    """How a token's `active` experts are chosen and weighed; the other fields as in the models' own papers: DeepSeek-V3's
+    (arXiv 2412.19437) uses all of them, with group_top 2; without groups, and normed, it is Mixtral's (2401.04088)."""
+
+    active: int
+    scoring: str = "softmax"
+    normed: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    active_groups: int = 1
+    group_top: int = 1
+
+
+def chosen(worth: np.ndarray, r: Routing) -> list[int]:
+    """One token's experts, from what each is worth to the choice (X,). Of equals, the first."""
+    of_group = len(worth) // r.groups
+    groups = [list(range(n, n + of_group)) for n in range(0, len(worth), of_group)]
+    groups.sort(key=lambda group: -sum(sorted(worth[group])[-r.group_top :]))
+    experts = sorted(e for group in groups[: r.active_groups] for e in group)
+    experts.sort(key=lambda e: -worth[e])
+    return experts[: r.active]
+
+
+def expert(W1: np.ndarray, W2: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """One token through one expert: W1 (D, 2, F), gate and up, and W2 (F, D)."""
+    return swiglu(x @ W1[:, 0], x @ W1[:, 1]) @ W2
+
+
+def routed(W: dict, x: np.ndarray, r: Routing) -> np.ndarray:
+    """Token by token: W1 (X, D, 2, F) and W2 (X, F, D) of the experts, Wr (D, X) of the router, and where they are there its
+    correction br (X,), which only chooses, and shared.W1, shared.W2 of the expert that serves all."""
+    rows = []
+    for t in range(len(x)):
+        z = x[t] @ W["Wr"]
+        if r.scoring == "softmax":
+            score = np.exp(z - z.real.max())
+            score = score / score.sum()
+        else:
+            score = 1 / (1 + np.exp(-z))
+        experts = chosen(score.real + (W["br"].real if "br" in W else 0.0), r)
+        total = sum(score[e] for e in experts) + 1e-20 if r.normed else 1.0
+        y = sum(expert(W["W1"][e], W["W2"][e], x[t]) * (score[e] / total * r.scale) for e in experts)
+        if "shared.W1" in W:
+            y = y + expert(W["shared.W1"], W["shared.W2"], x[t])
+        rows.append(y)
+    return np.stack(rows)
+
+
+def mlp(W: dict, x: np.ndarray, routing: Routing | None = None) -> np.ndarray:
+    """W1 (D, F): gelu. W1 (D, 2, F): swiglu, gate and up. With Wr: routed."""
+    if "Wr" in W:
+        return routed(W, x, routing)
     if len(W["W1"].shape) == 3:
         gate, up = (x @ W["W1"][:, i] + (W["b1"][i] if "b1" in W else 0.0) for i in range(2))
         z = swiglu(gate, up)
@@ -25,10 +78,10 @@ def mlp(W: dict, x: np.ndarray) -> np.ndarray:
     return z @ W["W2"] + W.get("b2", 0.0)
 
 
-def block(W: dict, o: Options, eps: float) -> np.ndarray:
+def block(W: dict, o: Options, eps: float, routing: Routing | None = None) -> np.ndarray:
     """y (T, D), from W with x in it."""
     h = W["x"] + attention({**W, "x": norm(W, 1, W["x"], eps)}, o)
-    return h + mlp(W, norm(W, 2, h, eps))
+    return h + mlp(W, norm(W, 2, h, eps), routing)
 
 
 def part(W: dict, prefix: str) -> dict:
@@ -40,7 +93,7 @@ def one_hot(at: np.ndarray, width: int) -> np.ndarray:
     return (at[:, None] == np.arange(width)).astype(float)
 
 
-def logits(W: dict, ids: np.ndarray, o: Options, eps: float) -> np.ndarray:
+def logits(W: dict, ids: np.ndarray, o: Options, eps: float, routing: Routing | None = None) -> np.ndarray:
     """A language model's logits (T, V), from W: Wte, blocks.0.Wq, ..., the last norm wnf, and where they are there Wpe, bnf and
     Whead (else the head is Wte turned)."""
     x = one_hot(ids, W["Wte"].shape[0]) @ W["Wte"]
@@ -48,7 +101,7 @@ def logits(W: dict, ids: np.ndarray, o: Options, eps: float) -> np.ndarray:
         x = x + np.concatenate([W["Wpe"][:n] for n in o.lengths])
     layers = 1 + max(int(name.split(".")[1]) for name in W if name.startswith("blocks."))
     for i in range(layers):
-        x = block({**part(W, f"blocks.{i}."), "x": x}, o, eps)
+        x = block({**part(W, f"blocks.{i}."), "x": x}, o, eps, routing)
     h = norm({"wn1": W["wnf"]} | ({"bn1": W["bnf"]} if "bnf" in W else {}), 1, x, eps)
     return h @ (W["Whead"] if "Whead" in W else W["Wte"].T)
 

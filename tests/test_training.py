@@ -1,7 +1,5 @@
 """Training on any dp x tp mesh: the same losses and weights, whatever is split, recomputed or accumulated."""
 
-from itertools import product
-
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -41,16 +39,18 @@ def alone():
     return {kind: trained(mesh, kind)[:2] for kind in CONFIGS}
 
 
+# Every pair of options, off and on.
+OPTIONS = [(False, False, 1), (True, False, 3), (False, True, 3), (True, True, 1)]
+
+
+@pytest.mark.limit(120)
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("which", range(3))
-def test_twenty_steps_are_the_same_on_every_mesh(comm, alone, which, kind):
-    if which >= len(MESHES[comm.size]):
-        pytest.skip(f"{comm.size} ranks make {len(MESHES[comm.size])} meshes")
-    dp, tp = MESHES[comm.size][which]
+@pytest.mark.parametrize(("zero", "recompute", "micro_batches"), OPTIONS)
+def test_twenty_steps_are_the_same_on_every_mesh(comm, alone, kind, zero, recompute, micro_batches):
     losses, weights = alone[kind]
-    with Mesh(comm, check=True, dp=dp, tp=tp) as mesh:
-        # 13 sequences over 4 ranks: unequal parts, in up to 3 micro-batches.
-        for zero, recompute, micro_batches in product((False, True), (False, True), (1, 3)):
+    for dp, tp in MESHES[comm.size]:
+        with Mesh(comm, check=True, dp=dp, tp=tp) as mesh:
+            # 13 sequences over 4 ranks: unequal parts, in up to 3 micro-batches.
             plan = Plan(clip=0.8, zero=zero, overlap=zero != recompute, bucket_bytes=5000)
             got, after, _ = trained(mesh, kind, micro_batches, recompute, plan)
             np.testing.assert_allclose(got, losses, rtol=0, atol=1e-10)
@@ -139,7 +139,9 @@ def test_pytorch_agrees(comm, kind):
             if n == 0:
                 for p in model.parameters:
                     got, want = p.whole(mesh.tp, p.grad), of[f"d{p.name}"]
-                    np.testing.assert_allclose(got, want, rtol=0, atol=1e-11 * np.abs(want).max(), err_msg=p.name)
+                    # Keys' biases move nothing: their gradient is what rounding leaves, in both.
+                    atol = max(1e-11 * np.abs(want).max(), 1e-15)
+                    np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=p.name)
             norm = trainer.update(0.01)
             if n == 0:
                 assert norm == pytest.approx(float(of["norm"]), rel=1e-11)

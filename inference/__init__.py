@@ -1,0 +1,1 @@
+"""Loops round a model: caches, sampling, speculation, scheduling, serving."""

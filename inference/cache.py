@@ -1,0 +1,313 @@
+"""What attention keeps of earlier tokens, for several sequences: contiguous, paged, or striped over the ranks.
+
+    S tokens of a sequence so far   T new tokens of several, one sequence's after another's
+
+A cache knows neither heads nor latents: a layer says which arrays it keeps of a token (`cache_shapes`). One interface:
+
+    cache.open(s); cache.extend(s, n)         # room for n more tokens; then every layer's store fills it
+    cache.truncate(s, length); cache.branch(s, t); cache.free(s)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+
+import numpy as np
+
+BLOCK = 16
+
+# Of a step: each sequence with how many new tokens it has, in the order in which they stand in the batch.
+Batch = Sequence[tuple[int, int]]
+
+
+class Cache:
+    """`shapes`: by layer, the shapes of what is kept of a token. Lengths are the same in every layer.
+
+    Raises KeyError for a sequence that is not open, ValueError for one that is, and for a length beyond what is there.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str) -> None:
+        self.shapes, self.dtype = [list(s) for s in shapes], np.dtype(dtype)
+        self.lengths: dict[int, int] = {}
+
+    def open(self, sequence: int) -> None:
+        """Begin a sequence without tokens."""
+        if sequence in self.lengths:
+            raise ValueError(f"sequence {sequence} is open already: free it first")
+        self.lengths[sequence] = 0
+
+    def extend(self, sequence: int, tokens: int) -> None:
+        """Room for that many more tokens, to be filled by the layers' stores."""
+        self._reserve(sequence, self.lengths[sequence] + tokens)
+        self.lengths[sequence] += tokens
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        if not 0 <= length <= self.lengths[sequence]:
+            raise ValueError(f"cannot cut sequence {sequence} to {length} tokens: it has {self.lengths[sequence]}")
+        self.lengths[sequence] = length
+        self._release(sequence, length)
+
+    def branch(self, sequence: int, new: int) -> None:
+        """A new sequence that begins as `sequence` stands; each then goes its own way."""
+        self.open(new)
+        self.lengths[new] = self.lengths[sequence]
+        self._share(sequence, new)
+
+    def free(self, sequence: int) -> None:
+        self.truncate(sequence, 0)
+        del self.lengths[sequence]
+        self._forget(sequence)
+
+    def stores(self, batch: Batch) -> list[Callable[..., Iterator[tuple]]]:
+        """Each layer's side of a step: appends what it keeps of the new tokens, yields what is kept of all."""
+
+        def store(layer: int, *new: np.ndarray) -> Iterator[tuple]:
+            first = 0
+            for sequence, tokens in batch:
+                at = slice(first, first + tokens)
+                self._write(layer, sequence, [a[at] for a in new])
+                yield at, *self._read(layer, sequence)
+                first += tokens
+
+        return [lambda *new, layer=layer: store(layer, *new) for layer in range(len(self.shapes))]
+
+    def bytes_of(self, sequence: int) -> int:
+        """What is kept of a sequence on this rank, counted."""
+        return sum(a.nbytes for layer in range(len(self.shapes)) for a in self._read(layer, sequence))
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of one token in all layers on this rank, by formula."""
+        return self.dtype.itemsize * sum(prod(shape) for layer in self.shapes for shape in layer)
+
+    # What the kinds differ in. `length` tokens are there once a step is through.
+
+    def _reserve(self, sequence: int, length: int) -> None:
+        raise NotImplementedError
+
+    def _release(self, sequence: int, length: int) -> None:
+        raise NotImplementedError
+
+    def _share(self, sequence: int, new: int) -> None:
+        raise NotImplementedError
+
+    def _forget(self, sequence: int) -> None:
+        raise NotImplementedError
+
+    def _write(self, layer: int, sequence: int, new: list[np.ndarray]) -> None:
+        """The last len(new[0]) tokens of the sequence, in this layer."""
+        raise NotImplementedError
+
+    def _read(self, layer: int, sequence: int) -> list[np.ndarray]:
+        raise NotImplementedError
+
+
+class ContiguousCache(Cache):
+    """One growing array a sequence, layer and kind: doubled when full, so that a token is copied once on average."""
+
+    def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str) -> None:
+        super().__init__(shapes, dtype)
+        self._arrays: dict[int, list[list[np.ndarray]]] = {}
+
+    def _room(self, tokens: int) -> list[list[np.ndarray]]:
+        return [[np.empty((tokens, *shape), self.dtype) for shape in layer] for layer in self.shapes]
+
+    def open(self, sequence: int) -> None:
+        super().open(sequence)
+        self._arrays[sequence] = self._room(0)
+
+    def _reserve(self, sequence: int, length: int) -> None:
+        held = self._arrays[sequence]
+        room = len(held[0][0])
+        if length <= room:
+            return
+        grown = self._room(max(length, 2 * room, BLOCK))
+        kept = self.lengths[sequence]
+        for into, old in zip(grown, held, strict=True):
+            for a, b in zip(into, old, strict=True):
+                a[:kept] = b[:kept]
+        self._arrays[sequence] = grown
+
+    def _release(self, sequence: int, length: int) -> None:
+        """The memory stays, for the tokens that will take the place of those forgotten."""
+
+    def _share(self, sequence: int, new: int) -> None:
+        self._arrays[new] = [[a.copy() for a in layer] for layer in self._arrays[sequence]]
+
+    def _forget(self, sequence: int) -> None:
+        del self._arrays[sequence]
+
+    def _write(self, layer: int, sequence: int, new: list[np.ndarray]) -> None:
+        length = self.lengths[sequence]
+        for held, a in zip(self._arrays[sequence][layer], new, strict=True):
+            held[length - len(a) : length] = a
+
+    def _read(self, layer: int, sequence: int) -> list[np.ndarray]:
+        return [held[: self.lengths[sequence]] for held in self._arrays[sequence][layer]]
+
+    @property
+    def bytes_held(self) -> int:
+        return sum(a.nbytes for arrays in self._arrays.values() for layer in arrays for a in layer)
+
+
+class OutOfBlocks(MemoryError):
+    """The pool has not as many free blocks as were asked for; nothing was changed."""
+
+
+class PagedCache(Cache):
+    """Blocks of 16 tokens from one pool, and a table of blocks a sequence (PagedAttention, arXiv 2309.06180).
+
+    Sequences share blocks after `branch`; one that writes into a shared block copies it first. `blocks`: the pool's size, or
+    None for one that grows. Waste is at most 15 tokens a sequence.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str, blocks: int | None = None) -> None:
+        super().__init__(shapes, dtype)
+        self.most = blocks
+        self.tables: dict[int, list[int]] = {}
+        self.users: list[int] = []
+        self._free: list[int] = []
+        self._pool = [[np.empty((0, BLOCK, *shape), self.dtype) for shape in layer] for layer in self.shapes]
+
+    @property
+    def free_blocks(self) -> int | None:
+        """Blocks that can still be taken; None where the pool grows."""
+        return None if self.most is None else self.most - sum(1 for n in self.users if n)
+
+    @property
+    def bytes_held(self) -> int:
+        return sum(a.nbytes for layer in self._pool for a in layer)
+
+    def open(self, sequence: int) -> None:
+        super().open(sequence)
+        self.tables[sequence] = []
+
+    def _take(self) -> int:
+        if not self._free:
+            held = len(self.users)
+            grown = held + max(8, held) if self.most is None else min(self.most, held + max(8, held))
+            self._free = list(range(grown - 1, held - 1, -1))
+            self.users += [0] * (grown - held)
+            for layer in self._pool:
+                for n, a in enumerate(layer):
+                    layer[n] = np.empty((grown, *a.shape[1:]), self.dtype)
+                    layer[n][:held] = a
+        block = self._free.pop()
+        self.users[block] = 1
+        return block
+
+    def _drop(self, block: int) -> None:
+        self.users[block] -= 1
+        if not self.users[block]:
+            self._free.append(block)
+
+    def needed(self, sequence: int, tokens: int) -> int:
+        """Blocks that `extend` would take from the pool, a copy of a shared last one included."""
+        table, length = self.tables[sequence], self.lengths[sequence]
+        shared = length % BLOCK and self.users[table[length // BLOCK]] > 1 and tokens
+        return -(-(length + tokens) // BLOCK) - len(table) + bool(shared)
+
+    def _reserve(self, sequence: int, length: int) -> None:
+        table, before = self.tables[sequence], self.lengths[sequence]
+        needed = self.needed(sequence, length - before)
+        if self.free_blocks is not None and needed > self.free_blocks:
+            raise OutOfBlocks(f"sequence {sequence} needs {needed} blocks of {BLOCK} tokens, {self.free_blocks} are free")
+        last = before // BLOCK
+        if before % BLOCK and self.users[table[last]] > 1 and length > before:
+            copy = self._take()
+            for layer in self._pool:
+                for a in layer:
+                    a[copy] = a[table[last]]
+            self._drop(table[last])
+            table[last] = copy
+        while len(table) * BLOCK < length:
+            table.append(self._take())
+
+    def _release(self, sequence: int, length: int) -> None:
+        table = self.tables[sequence]
+        while len(table) > -(-length // BLOCK):
+            self._drop(table.pop())
+
+    def _share(self, sequence: int, new: int) -> None:
+        self.tables[new] = list(self.tables[sequence])
+        for block in self.tables[new]:
+            self.users[block] += 1
+
+    def _forget(self, sequence: int) -> None:
+        del self.tables[sequence]
+
+    def _write(self, layer: int, sequence: int, new: list[np.ndarray]) -> None:
+        length, table = self.lengths[sequence], np.array(self.tables[sequence], np.int64)
+        positions = np.arange(length - len(new[0]), length)
+        for held, a in zip(self._pool[layer], new, strict=True):
+            held[table[positions // BLOCK], positions % BLOCK] = a
+
+    def _read(self, layer: int, sequence: int) -> list[np.ndarray]:
+        length, table = self.lengths[sequence], self.tables[sequence]
+        return [held[table].reshape(-1, *held.shape[2:])[:length] for held in self._pool[layer]]
+
+
+class Striped:
+    """Of a cache whose layers are the same on every rank, this rank's every p-th position: token n is kept by rank n mod p.
+
+    Wraps a cache that holds this rank's positions; its stores also say how many of them each new token sees.
+    """
+
+    def __init__(self, own: Cache, ranks: int, rank: int) -> None:
+        self.own, self.ranks, self.rank = own, ranks, rank
+        self.lengths: dict[int, int] = {}
+
+    def _mine(self, length: int) -> int:
+        """How many of the first `length` positions are this rank's."""
+        return (length - self.rank + self.ranks - 1) // self.ranks if length > self.rank else 0
+
+    def open(self, sequence: int) -> None:
+        self.own.open(sequence)
+        self.lengths[sequence] = 0
+
+    def extend(self, sequence: int, tokens: int) -> None:
+        self.lengths[sequence] += tokens
+        self.own.extend(sequence, self._mine(self.lengths[sequence]) - self.own.lengths[sequence])
+
+    def truncate(self, sequence: int, length: int) -> None:
+        self.own.truncate(sequence, self._mine(length))
+        self.lengths[sequence] = length
+
+    def branch(self, sequence: int, new: int) -> None:
+        self.own.branch(sequence, new)
+        self.lengths[new] = self.lengths[sequence]
+
+    def free(self, sequence: int) -> None:
+        self.own.free(sequence)
+        del self.lengths[sequence]
+
+    def stores(self, batch: Batch) -> list[Callable[..., Iterator[tuple]]]:
+        positions = [np.arange(self.lengths[s] - n, self.lengths[s]) for s, n in batch]
+        kept = [p % self.ranks == self.rank for p in positions]
+        own = self.own.stores([(s, int(k.sum())) for (s, _), k in zip(batch, kept, strict=True)])
+        chosen = np.flatnonzero(np.concatenate(kept))
+
+        def store(inner: Callable, *new: np.ndarray) -> Iterator[tuple]:
+            first = 0
+            for p, (_, *held) in zip(positions, inner(*(a[chosen] for a in new)), strict=True):
+                yield slice(first, first + len(p)), *held, [self._mine(int(n) + 1) for n in p]
+                first += len(p)
+
+        return [lambda *new, inner=inner: store(inner, *new) for inner in own]
+
+    def bytes_of(self, sequence: int) -> int:
+        return self.own.bytes_of(sequence)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """On average over the positions."""
+        return self.own.bytes_per_token / self.ranks
+
+    @property
+    def bytes_held(self) -> int:
+        return self.own.bytes_held
+
+
+CACHES = {"contiguous": ContiguousCache, "paged": PagedCache}

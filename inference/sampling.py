@@ -1,0 +1,184 @@
+"""The next token from logits that are cut over the ranks by vocabulary, without gathering them.
+
+    B rows, one a sequence   V vocabulary   v this rank's share of V over tp
+
+Every decision is made from numbers that all ranks have gathered alike, so that they cannot disagree; and a draw is a function
+of (seed, request, position, token), so that it depends neither on the number of ranks nor on who else is in the batch.
+Filters are applied in the order temperature, top-k, top-p, min-p (as in Transformers).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from parallel.mesh import Axis
+from parallel.shard import Cut, even
+
+# Candidates that a rank sends at first where top-p must find its cut; four times as many until the mass is reached.
+CANDIDATES = 32
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 leave everything. Raises ValueError out of range."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature {self.temperature} must be 0 (greedy) or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k {self.top_k} must be 0 (all) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} must be above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p {self.min_p} must be from 0 to 1")
+
+
+def gumbel(seed: int, request: int, position: int, first: int, last: int) -> np.ndarray:
+    """Gumbel noise of the tokens first <= id < last, float64: -log(-log(u)), u from a counter-based generator (Philox; Salmon
+    et al., 2011) keyed with the seed, the request and the position, whose counter is the token."""
+    key = blake2b(f"{seed}/{request}/{position}".encode(), digest_size=16).digest()
+    start = first // 4
+    random = np.random.Generator(np.random.Philox(key=np.frombuffer(key, np.uint64), counter=[start, 0, 0, 0]))
+    u = random.random(last - 4 * start)[first - 4 * start :]
+    # random() can be 0, whose noise would be -inf: half of its grain is added.
+    return -np.log(-np.log(u + 2.0**-54))
+
+
+class Sampler:
+    """Choices from logits cut over `tp` as `cut` says. All ranks call together and get the same."""
+
+    def __init__(self, tp: Axis, cut: Cut) -> None:
+        self.tp, self.cut = tp, cut
+        self.first, self.last = cut.bounds[tp.rank]
+        self._ranks = even(tp.size, tp.size)
+
+    def _everyones(self, mine: np.ndarray) -> np.ndarray:
+        """(p, ...): what each rank has, by rank."""
+        return self.tp.all_gather(mine[None], 0, self._ranks)
+
+    def best(self, z_Bv: np.ndarray) -> np.ndarray:
+        """The id of the largest entry of each row, the lowest id where several are: a reduction of (value, id)."""
+        at_B = z_Bv.argmax(axis=1)
+        mine_B2 = np.stack([z_Bv[np.arange(len(z_Bv)), at_B], self.first + at_B], axis=1).astype(np.float64)
+        every_pB2 = self._everyones(mine_B2)
+        # Ranks hold ascending ids: the first rank with the largest value has the lowest.
+        winner_B = every_pB2[..., 0].argmax(axis=0)
+        return every_pB2[winner_B, np.arange(len(z_Bv)), 1].astype(np.int64)
+
+    def log_normaliser(self, z_v: np.ndarray) -> float:
+        """log sum exp of the whole row, the same number on every rank, in float64."""
+        z_v = z_v.astype(np.float64)
+        top = z_v.max(initial=-np.inf)
+        total = np.exp(z_v - top).sum() if top > -np.inf else 0.0
+        every_p2 = self._everyones(np.array([top, total]))
+        highest = every_p2[:, 0].max()
+        return float(highest + np.log(np.sum(every_p2[:, 1] * np.exp(every_p2[:, 0] - highest))))
+
+    def log_probabilities(self, z_v: np.ndarray) -> np.ndarray:
+        """log softmax of the whole row at this rank's ids."""
+        return z_v.astype(np.float64) - self.log_normaliser(z_v)
+
+    def of_token(self, values_v: np.ndarray, token: int) -> float:
+        """The value at `token`, from the rank that has it, on every rank."""
+        mine = values_v[token - self.first] if self.first <= token < self.last else 0.0
+        return float(self._everyones(np.array([mine], np.float64))[self.cut.owner(token), 0])
+
+    def _largest(self, z_v: np.ndarray, many: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `many` largest entries of this rank, sorted by (value descending, id ascending): values and ids."""
+        many = min(many, len(z_v))
+        at = np.argpartition(-z_v, many - 1)[:many] if many < len(z_v) else np.arange(len(z_v))
+        # argpartition keeps any of several equal ones: take all that equal the last, then the lowest ids.
+        at = np.flatnonzero(z_v >= z_v[at].min())
+        at = at[np.lexsort((at, -z_v[at]))][:many]
+        return z_v[at], self.first + at
+
+    def _sorted_candidates(self, z_v: np.ndarray, many: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """The best of all ranks' `many` largest, sorted as above, as far as that order is certain; and whether they are all."""
+        many = max(1, many)
+        values, ids = self._largest(z_v, many)
+        padded = np.full((2, many), -np.inf)
+        padded[0, : len(values)], padded[1, : len(ids)] = values, ids
+        every_p2m = self._everyones(padded)
+        complete = all(n <= many for n in self.cut.sizes)
+        flat_v, flat_i = every_p2m[:, 0].reshape(-1), every_p2m[:, 1].reshape(-1)
+        real = np.isfinite(flat_i)
+        flat_v, flat_i = flat_v[real], flat_i[real].astype(np.int64)
+        order = np.lexsort((flat_i, -flat_v))
+        flat_v, flat_i = flat_v[order], flat_i[order]
+        if not complete:
+            # What a rank has not sent is no larger than the last that it sent: beyond the largest of these, others may follow.
+            lasts = [every[0, -1] for every, n in zip(every_p2m, self.cut.sizes, strict=True) if n > many]
+            certain = flat_v > max(lasts)
+            flat_v, flat_i = flat_v[certain], flat_i[certain]
+        return flat_v, flat_i, complete
+
+    def _prefix(self, z_v: np.ndarray, enough: object) -> tuple[np.ndarray, np.ndarray]:
+        """The shortest list of the whole row's largest entries for which `enough(values)` names a length."""
+        many = CANDIDATES
+        while True:
+            values, ids, complete = self._sorted_candidates(z_v, many)
+            length = enough(values)
+            if length is not None or complete:
+                length = len(values) if length is None else length
+                return values[:length], ids[:length]
+            many *= 4
+
+    def filtered(self, z_v: np.ndarray, sampling: Sampling) -> np.ndarray:
+        """log p at this rank's ids, of the distribution after temperature and filters; -inf for what is left out."""
+        if sampling.temperature == 0:
+            log_p_v = np.full(len(z_v), -np.inf)
+            chosen = int(self.best(z_v[None])[0])
+            if self.first <= chosen < self.last:
+                log_p_v[chosen - self.first] = 0.0
+            return log_p_v
+        z_v = z_v.astype(np.float64) / sampling.temperature
+        if 0 < sampling.top_k < self.cut.length:
+            k = sampling.top_k
+            values, ids = self._prefix(z_v, lambda values: k if len(values) >= k else None)
+            z_v = self._only_up_to(z_v, values, ids)
+        if sampling.top_p < 1:
+            norm = self.log_normaliser(z_v)
+
+            def crossing(values: np.ndarray) -> int | None:
+                # The token that crosses p is kept: the mass before it is less than p.
+                before = np.cumsum(np.exp(values - norm))
+                reached = np.flatnonzero(before >= sampling.top_p)
+                return int(reached[0]) + 1 if len(reached) else None
+
+            z_v = self._only_up_to(z_v, *self._prefix(z_v, crossing))
+        if sampling.min_p > 0:
+            top = self._everyones(np.array([z_v.max(initial=-np.inf)])).max()
+            z_v = np.where(z_v >= top + np.log(sampling.min_p), z_v, -np.inf)
+        return z_v - self.log_normaliser(z_v)
+
+    def _only_up_to(self, z_v: np.ndarray, values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """What stands in the order (value descending, id ascending) up to the last of these; the rest -inf."""
+        last_value, last_id = values[-1], ids[-1]
+        ids_v = np.arange(self.first, self.last)
+        return np.where((z_v > last_value) | ((z_v == last_value) & (ids_v <= last_id)), z_v, -np.inf)
+
+    def draw(self, log_p_v: np.ndarray, sampling: Sampling, request: int, position: int) -> int:
+        """A token of the distribution p, not necessarily normalised: the largest of log p + Gumbel noise."""
+        noise_v = gumbel(sampling.seed, request, position, self.first, self.last)
+        return int(self.best((log_p_v + noise_v)[None])[0])
+
+    def choose(self, logits_Bv: np.ndarray, sampling: list[Sampling], requests: list[int], positions: list[int]) -> list[int]:
+        """The next token of each row: of request `requests[b]`, at `positions[b]` of its sequence."""
+        chosen = [0] * len(sampling)
+        greedy = [b for b, s in enumerate(sampling) if s.temperature == 0]
+        if greedy:
+            for b, token in zip(greedy, self.best(logits_Bv[greedy]), strict=True):
+                chosen[b] = int(token)
+        for b, s in enumerate(sampling):
+            if s.temperature > 0:
+                chosen[b] = self.draw(self.filtered(logits_Bv[b], s), s, requests[b], positions[b])
+        return chosen

@@ -1,0 +1,232 @@
+"""Continue a prompt with a pretrained model, each rank holding its share of the weights and of the KV cache."""
+
+from __future__ import annotations
+
+from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
+
+import argparse
+import json
+from time import perf_counter
+
+from mpi4py import MPI
+
+from inference.cache import CACHES
+from inference.generate import Generator, make_cache
+from inference.sampling import Sampling
+from launch import pretrained, products, report
+from models.config import Config, build
+from parallel.control import Control
+from parallel.ledger import Traffic, agrees
+from parallel.mesh import Mesh
+
+
+def options() -> argparse.ArgumentParser:
+    p = start.parser("generate", "Continue a prompt with a pretrained model, tensor-parallel.")
+    pretrained.add_model(p)
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", metavar="TEXT", help="text to continue")
+    what.add_argument("--tokens", type=pretrained.token_ids, help="token ids to continue: 1,2,3")
+    what.add_argument("--chat", metavar="TEXT", help="what a user says, to be answered by the model's chat template")
+    p.add_argument("--max-new-tokens", type=start.positive, default=64, help="the most tokens to add")
+    p.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
+    p.add_argument("--stop", metavar="TEXT", action="append", default=[], help="text at which to end; may be given again")
+    s = p.add_argument_group("sampling (the order is temperature, top-k, top-p, min-p)")
+    s.add_argument("--temperature", type=start.amount, default=0.0, help="0 is greedy")
+    s.add_argument("--top-k", type=start.natural, default=0, help="only the k best tokens, 0 for all")
+    s.add_argument("--top-p", type=start.amount, default=1.0, help="only the best tokens of this probability together")
+    s.add_argument("--min-p", type=start.amount, default=0.0, help="only tokens at least so likely, relative to the best")
+    s.add_argument("--logprobs", action="store_true", help="each token's log-probability")
+    c = p.add_argument_group("KV cache")
+    c.add_argument("--cache", choices=tuple(CACHES), default="contiguous", help="how the cache is kept")
+    c.add_argument("--prefill-chunk", type=start.positive, help="tokens of the prompt at a time (all)")
+    c.add_argument(
+        "--mla-cache", choices=("replicated", "striped"), default="replicated", help="latents on every rank, or dealt out"
+    )
+    return p
+
+
+def check(args: argparse.Namespace, ranks: int) -> None:
+    try:
+        filters = (args.temperature, args.top_k, args.top_p, args.min_p)
+        args.sampling = Sampling(*filters, args.seed)
+    except ValueError as error:
+        raise start.UsageError(str(error)) from None
+    args.source = pretrained.opened(args.model, ranks)
+    args.tokenizer = pretrained.tokenizer(args.source)
+    args.prompt_ids = prompt_ids(args)
+    if not args.prompt_ids:
+        raise start.UsageError("the prompt is empty: use at least one token")
+    most = len(args.prompt_ids) + args.max_new_tokens
+    pretrained.check_ids(args.prompt_ids, args.source.config, len(args.prompt_ids) + 1)
+    if most > args.source.config.context:
+        room = args.source.config.context - len(args.prompt_ids)
+        raise start.UsageError(
+            f"--max-new-tokens {args.max_new_tokens} after a prompt of {len(args.prompt_ids)} tokens is beyond the model's "
+            f"context of {args.source.config.context}: use at most {room}"
+        )
+    if args.stop and args.tokenizer is None:
+        raise start.UsageError(f"--stop needs a tokenizer, which {args.source.path} has not: leave it out")
+    if "" in args.stop:
+        raise start.UsageError("--stop '' would end before anything: use some text")
+    if args.mla_cache == "striped" and args.source.config.latent is None:
+        raise start.UsageError("--mla-cache striped is for latent attention, which this model has not: leave it out")
+
+
+def prompt_ids(args: argparse.Namespace) -> list[int]:
+    if args.tokens is not None:
+        return args.tokens
+    if args.prompt is not None:
+        return pretrained.encoded(args.prompt, args.source, args.tokenizer)
+    if args.tokenizer is None:
+        raise start.UsageError(f"--chat needs a tokenizer, which {args.source.path} has not: use --tokens")
+    try:
+        return args.tokenizer.chat([{"role": "user", "content": args.chat}])
+    except ValueError as error:
+        raise start.UsageError(f"--chat: {error}") from None
+
+
+def read_bytes(generator: Generator, config: Config) -> int:
+    """Bytes of weights that this rank reads for one new token: all but tables of which it reads a row, and idle experts."""
+    total = 0
+    for p in generator.model.parameters:
+        last = p.name.rpartition(".")[2]
+        if last == "Wpe" or (last == "Wte" and not config.tied):
+            continue
+        # An expert's matrices have one dim more than a dense MLP's.
+        routed = config.experts is not None and p.data.ndim == {"W1": 4, "W2": 3}.get(last)
+        total += p.data.nbytes * config.experts.active // config.experts.count if routed else p.data.nbytes
+    return total
+
+
+def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+    control, first = Control(comm), comm.rank == 0
+    mesh = Mesh(comm, check=args.source.nbytes < 2**20, tp=comm.size)
+    begun = perf_counter()
+    model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
+    load_seconds = perf_counter() - begun
+    generator = Generator(model, mesh, make_cache(model, args.cache, args.mla_cache == "striped"))
+    control.wait()
+    told = generated(args, generator, shown=first and not args.json)
+    bandwidth = products.read_bandwidth(comm)
+    read = read_bytes(generator, args.source.config)
+    clock, steps = generator.clock, generator.clock.decode_tokens
+    rows = mesh.ledger.report(predicted(args, generator))
+    # What sampling with filters sends depends on the logits; only greedy choices have a closed form.
+    agreed = agrees(rows) if args.sampling.temperature == 0 and not args.logprobs else True
+    every = control.everyone(
+        (told["tokens"], agreed, pretrained.peak_bytes(), sum(p.data.nbytes for p in model.parameters), read / bandwidth)
+    )
+    if not first:
+        return 0
+    wrong = [f"tokens of rank {r}" for r, (tokens, *_) in enumerate(every) if tokens != told["tokens"]]
+    wrong += [f"communication of rank {r}" for r, (_, ok, *_) in enumerate(every) if not ok]
+    bound = 1 / max(seconds for *_, seconds in every)
+    sent = sum(r["wire_bytes"] for r in rows if r["phase"] == "decode")
+    result = {
+        "command": "generate",
+        "ok": not wrong,
+        "ranks": comm.size,
+        "mesh": mesh.sizes,
+        "dtype": args.dtype,
+        "seed": args.seed,
+        "model": str(args.source.path),
+        "family": args.source.family,
+        "prompt_tokens": args.prompt_ids,
+        **told,
+        "load_seconds": load_seconds,
+        "prefill_seconds": clock.prefill_seconds,
+        "prefill_tokens_per_second": clock.prefill_tokens / clock.prefill_seconds,
+        "decode_seconds": clock.decode_seconds,
+        "decode_tokens_per_second": steps / clock.decode_seconds if steps else None,
+        "bandwidth_bound_tokens_per_second": bound,
+        "kv_bytes_per_token_per_rank": generator.cache.bytes_per_token,
+        "kv_bytes_per_token_per_rank_counted": clock.cache_bytes_per_token,
+        "mpi_bytes_per_token": sent / steps if steps else None,
+        "gather_bytes_per_token": 4 * args.source.config.vocabulary,
+        "communication": rows,
+        "memory": {
+            "weights_bytes_per_rank": [weights for *_, weights, _ in every],
+            "peak_bytes_per_rank": [peak for _, _, peak, *_ in every],
+        },
+    }
+    if args.json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        show(args, result)
+        print(f"NOT ALL AGREED: {', '.join(wrong)}" if wrong else "all ranks agreed")
+    return 1 if wrong else 0
+
+
+def generated(args: argparse.Namespace, generator: Generator, shown: bool) -> dict:
+    """The new tokens, their text and log-probabilities, and why it ended; the text is printed as it comes."""
+    ends = frozenset() if args.ignore_eos or args.tokenizer is None else frozenset(args.tokenizer.eos_ids)
+    stream = None if args.tokenizer is None else args.tokenizer.stream(stop=args.stop)
+    tokens, logprobs, text, reason = [], [], [], "length"
+    most = {"chunk": args.prefill_chunk, "ends": ends, "logprobs": args.logprobs}
+    if shown and args.prompt is not None:
+        print(args.prompt, end="", flush=True)
+    for step in generator.tokens(args.prompt_ids, args.sampling, args.max_new_tokens, **most):
+        tokens.append(step.token)
+        logprobs.append(step.logprob)
+        if step.token in ends:
+            reason = "end token"
+            break
+        if stream is not None:
+            text.append(stream.push(step.token))
+            if shown:
+                print(text[-1], end="", flush=True)
+            if stream.stopped:
+                reason = "stop text"
+                break
+        elif shown:
+            print(step.token, end=" ", flush=True)
+    if stream is not None:
+        text.append(stream.flush())
+        if shown:
+            print(text[-1], end="", flush=True)
+    if shown:
+        print("\n")
+    return {
+        "tokens": tokens,
+        "text": None if stream is None else "".join(text),
+        "logprobs": logprobs if args.logprobs else None,
+        "finish_reason": reason,
+    }
+
+
+def predicted(args: argparse.Namespace, generator: Generator) -> list[Traffic]:
+    """What the prompt and the decoding of greedy tokens send, by the closed forms."""
+    prompt, chunk = len(args.prompt_ids), args.prefill_chunk or len(args.prompt_ids)
+    sizes = [min(chunk, prompt - first) for first in range(0, prompt, chunk)]
+    sent = [t for n in sizes for t in generator.traffic(n, "prefill")]
+    sent += [t for _ in range(generator.clock.decode_tokens) for t in generator.traffic(1, "decode")]
+    return sent + [t for _ in range(generator.clock.chosen) for t in generator.traffic_greedy()]
+
+
+def show(args: argparse.Namespace, result: dict) -> None:
+    """The report for people."""
+    rows = [
+        ("prompt", f"{len(result['prompt_tokens'])} tokens", f"{result['prefill_tokens_per_second']:.1f} tokens/s"),
+        ("time to first token", f"{1e3 * result['prefill_seconds']:.0f} ms", ""),
+    ]
+    if result["decode_tokens_per_second"]:
+        share = result["decode_tokens_per_second"] / result["bandwidth_bound_tokens_per_second"]
+        rows.append(("decode", f"{len(result['tokens'])} tokens", f"{result['decode_tokens_per_second']:.1f} tokens/s"))
+        bound = f"{result['bandwidth_bound_tokens_per_second']:.1f} tokens/s"
+        rows.append(("  bound by memory's bandwidth", f"{share:.0%} of", bound))
+        rows.append(("sent by a rank, a token", report.size(result["mpi_bytes_per_token"]), ""))
+        rows.append(("  gathered logits alone would be", report.size(result["gather_bytes_per_token"]), ""))
+    kept = (result["kv_bytes_per_token_per_rank"], result["kv_bytes_per_token_per_rank_counted"])
+    rows.append(("KV cache of a token, on a rank", report.size(kept[0]), f"counted {report.size(kept[1])}"))
+    rows.append(("loading", f"{result['load_seconds']:.2f} s", ""))
+    axes = f"tp={result['ranks']}, {result['dtype']}, {args.cache} cache; ended by {result['finish_reason']}"
+    report.table(f"{result['family']} on {axes}", ("", "", ""), rows)
+    if args.logprobs:
+        report.table("Log-probabilities", ("token", "log p"),
+                     [(t, f"{p:.4f}") for t, p in zip(result["tokens"], result["logprobs"], strict=True)])  # fmt: skip
+    report.communication(result["communication"], "it all on rank 0")
+    report.memory(result["memory"])
+
+
+if __name__ == "__main__":
+    start.run(options(), check, main)

@@ -1,0 +1,117 @@
+"""What the commands for pretrained models share: opening them, their prompts and token ids, and what is checked of these."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from launch.start import UsageError
+from models.config import Config
+from models.default import default_model
+from models.source import ModelError, Source, open_model
+from models.tokenizer import Tokenizer, open_tokenizer
+
+
+def add_model(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", metavar="PATH", type=Path, help="folder or .gguf file (SmolLM2-135M-Instruct)")
+
+
+def token_ids(text: str) -> list[int]:
+    """An argparse type: 1,2,3."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of token ids: use for instance 1,2,3")
+    return [int(part) for part in parts]
+
+
+def opened(path: Path | None, tp: int) -> Source:
+    """The model, its headers read. Raises UsageError for one that cannot be used, or not be cut over so many ranks."""
+    try:
+        source = open_model(default_model() if path is None else path)
+    except (ModelError, OSError) as error:
+        raise UsageError(f"--model: {error}") from None
+    c = source.config
+    widths = {"heads": c.heads, "hidden units": c.d_ff, "rows of the vocabulary": c.vocabulary}
+    if c.experts is not None:
+        widths["hidden units of an expert"] = c.experts.d_ff
+    for name, most in widths.items():
+        if tp > most:
+            raise UsageError(f"cannot cut the model's {most} {name} over tp={tp}: use at most {most} ranks")
+    return source
+
+
+def tokenizer(source: Source) -> Tokenizer | None:
+    try:
+        return open_tokenizer(source.path, source.metadata)
+    except ValueError as error:
+        raise UsageError(f"--model {source.path}: {error}") from None
+
+
+def encoded(text: str, source: Source, known: Tokenizer | None) -> list[int]:
+    if known is None:
+        raise UsageError(f"--model {source.path} has no tokenizer: give token ids with --tokens")
+    return known.encode(text)
+
+
+def sequences(args: argparse.Namespace) -> np.ndarray:
+    """(sequences, tokens) from --text, --text-file, --tokens or --tokens-file."""
+    if args.tokens is not None:
+        return np.array([args.tokens], np.int64)
+    if args.tokens_file is not None:
+        return _ids_of_file(args.tokens_file)
+    text = args.text
+    if args.text_file is not None:
+        try:
+            text = args.text_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--text-file {args.text_file}: {error}: use a file of UTF-8 text") from None
+    ids = encoded(text, args.source, args.tokenizer)
+    if not ids:
+        raise UsageError("the text to score is empty: use some text")
+    return np.array([ids], np.int64)
+
+
+def _ids_of_file(path: Path) -> np.ndarray:
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--tokens-file {path}: {error}: use an .npy file of integers") from None
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or not ids.size:
+        shape = f"{ids.dtype} of shape {ids.shape}" if isinstance(ids, np.ndarray) else type(ids).__name__
+        raise UsageError(f"--tokens-file {path} holds {shape}: use integers of shape (tokens,) or (sequences, tokens)")
+    return np.atleast_2d(ids).astype(np.int64)
+
+
+def check_ids(ids: np.ndarray | Sequence[int], config: Config, length: int) -> None:
+    """Refuse ids outside of the vocabulary and sequences beyond the context."""
+    ids = np.asarray(ids)
+    wrong = ids[(ids < 0) | (ids >= config.vocabulary)]
+    if wrong.size:
+        raise UsageError(f"token id {wrong[0]} is outside of the vocabulary: use 0 to {config.vocabulary - 1}")
+    if length > config.context:
+        raise UsageError(f"{length} tokens are beyond the model's context: use at most {config.context}")
+
+
+def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
+    """Write a file whole or not at all. Raises OSError, naming it, where it cannot be written."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            put(file)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most

@@ -1,0 +1,116 @@
+"""A Hugging Face folder: config.json, and safetensors files, one or several with an index."""
+
+from __future__ import annotations
+
+import json
+import re
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from models.families import huggingface_names, pieces
+from models.huggingface_config import config_of
+from models.source import ModelError, Source
+
+# Of safetensors' dtypes, those that weights are stored in; bfloat16 as the upper half of a float32.
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+# Buffers that older versions of transformers saved: masks, and the frequencies that the configuration gives.
+_BUFFERS = {
+    "gpt2": r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",
+    "": r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+}
+
+
+class Safetensors:
+    """The tensors of safetensors files (https://huggingface.co/docs/safetensors: 8 bytes of the header's length, the header in
+    JSON, the data), each read through a map of the file that is open as long as the read.
+
+    safetensors itself checks the headers; its slices are not used, as they have no bfloat16 for NumPy and keep all pages that
+    were read in the process's memory. Raises ModelError for a file that is broken.
+    """
+
+    def __init__(self, files: list[Path]) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.nbytes = 0
+        self._at: dict[str, tuple[Path, str, int]] = {}
+        for file in files:
+            try:
+                with safe_open(file, framework="numpy"):
+                    pass
+            except (SafetensorError, OSError) as e:
+                raise ModelError(f"{file}: not a whole safetensors file: {e}") from None
+            with open(file, "rb") as f:
+                length = int.from_bytes(f.read(8), "little")
+                header = json.loads(f.read(length))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                if name in self._at:
+                    raise ModelError(f"{file}: tensor {name!r} is in {self._at[name][0].name} too")
+                start, stop = entry["data_offsets"]
+                self.shapes[name] = tuple(entry["shape"])
+                self.nbytes += stop - start
+                self._at[name] = file, entry["dtype"], 8 + length + start
+
+    def read(self, name: str, at: tuple[slice, ...]) -> np.ndarray:
+        file, dtype, offset = self._at[name]
+        shape = self.shapes[name]
+        if not prod(shape):
+            return np.empty(shape, _DTYPES[dtype])[at]
+        whole = np.memmap(file, np.dtype(_DTYPES[dtype]).newbyteorder("<"), "r", offset, shape)
+        part = np.array(whole[at], order="C")
+        return (part.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else part
+
+    def file(self, name: str) -> Path:
+        return self._at[name][0]
+
+    def unreadable(self, name: str) -> str | None:
+        dtype = self._at[name][1]
+        return None if dtype in _DTYPES else f"{dtype}, use one of {', '.join(_DTYPES)}"
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except OSError as e:
+        raise ModelError(f"{file}: {e.strerror}") from None
+    except ValueError as e:
+        raise ModelError(f"{file}: not JSON: {e}") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{file}: holds {type(values).__name__}, use an object of keys and values")
+    return values
+
+
+def _files(folder: Path) -> Safetensors:
+    if not (folder / INDEX).exists():
+        if not (folder / WHOLE).exists():
+            raise ModelError(f"{folder}: neither {WHOLE} nor {INDEX}: save the weights as safetensors")
+        return Safetensors([folder / WHOLE])
+    where = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+        raise ModelError(f"{folder / INDEX}: weight_map is not the tensors' files by their names")
+    tensors = Safetensors([folder / file for file in sorted(set(where.values()))])
+    for name, file in where.items():
+        if name not in tensors.shapes:
+            raise ModelError(f"{folder / file}: tensor {name!r} is missing, {INDEX} says that it is there")
+    return tensors
+
+
+def open_folder(folder: Path) -> Source:
+    """The model in a folder with config.json. Reads headers only; its tensors are yet to be checked."""
+    family, config = config_of(_read_json(folder / "config.json"), str(folder / "config.json"))
+    tensors = _files(folder)
+    names = huggingface_names(family, tensors.shapes)
+    buffers = re.compile(_BUFFERS.get(family, _BUFFERS[""]))
+
+    def harmless(name: str) -> bool:
+        # DeepSeek-V3's modules that predict further tokens stand behind the last layer; the model itself does without.
+        block = re.match(r"model\.layers\.(\d+)\.", name)
+        further = family == "deepseek_v3" and block is not None and int(block[1]) >= config.layers
+        return further or buffers.fullmatch(name) is not None
+
+    copies = {names["head"]: names["wte"]} if config.tied else {}
+    parts = pieces(config, names, turned=family != "gpt2")
+    return Source(folder, family, config, tensors, parts, harmless, copies)

@@ -1,0 +1,60 @@
+"""Settings from a model's file, each asked for by key, type and default. What is wrong is named: file, key and value."""
+
+from __future__ import annotations
+
+from models.source import ModelError
+
+
+class Settings:
+    """`values` by key, from `where`. A key that is absent has the default that is passed; so has one that is null, where the
+    default is None. `taken`: the keys that were asked for.
+
+    Raises ModelError for a value of another type or without sense, and for an absent one that has no default (`...`).
+    """
+
+    def __init__(self, values: dict, where: str) -> None:
+        self.values, self.where = values, where
+        self.taken: set[str] = set()
+
+    def refuse(self, key: str, right: str) -> ModelError:
+        """What is to be raised for the value at `key`, saying what would be right."""
+        return ModelError(f"{self.where}: {key} is {self.values.get(key, 'absent')!r}: {right}")
+
+    def get(self, key: str, default: object = None) -> object:
+        self.taken.add(key)
+        if key not in self.values and default is ...:
+            raise ModelError(f"{self.where}: {key} is missing")
+        return self.values.get(key, default)
+
+    def size(self, key: str, default: int | None = ..., least: int = 1, most: int | None = None) -> int | None:
+        """A whole number from `least` on, up to `most`; None only where that is the default."""
+        value = self.get(key, default)
+        if value is None and default is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= (value if most is None else most):
+            raise self.refuse(key, f"use a whole number, {least} {'or more' if most is None else f'to {most}'}")
+        return value
+
+    def number(self, key: str, default: float | None = ..., least: float = 0.0) -> float | None:
+        """A finite number from `least` on; None only where that is the default."""
+        value = self.get(key, default)
+        if value is None and default is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+            raise self.refuse(key, f"use a number, {least:g} or more")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false; null is false."""
+        value = self.get(key, default)
+        if value is not None and not isinstance(value, bool):
+            raise self.refuse(key, "use true or false")
+        return bool(value)
+
+    def only(self, key: str, default: object, *allowed: object) -> object:
+        """A value that must be the default or one of `allowed`: those that the layers can do."""
+        value = self.get(key, default)
+        known = dict.fromkeys((default, *allowed))
+        if value not in known:
+            raise self.refuse(key, f"not supported: only {' or '.join(map(repr, known))} is")
+        return value
