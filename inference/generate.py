@@ -40,13 +40,12 @@ class Step:
 
 @dataclass
 class Clock:
-    """Seconds of the two phases, the tokens that they took in, tokens chosen, and what the cache held of one on this rank."""
+    """Seconds of the two phases, the prompt's tokens, those made by decoding, and what the cache held of one on this rank."""
 
     prefill_seconds: float = 0.0
     prefill_tokens: int = 0
     decode_seconds: float = 0.0
     decode_tokens: int = 0
-    chosen: int = 0
     cache_bytes_per_token: float = 0.0
 
 
@@ -59,16 +58,18 @@ class Generator:
         self.striped = isinstance(cache, Striped)
         self.clock = Clock()
 
-    def forward(self, batch: Sequence[tuple[int, Sequence[int]]], rows: Sequence[int] | None = None) -> np.ndarray:
+    def forward(
+        self, batch: Sequence[tuple[int, Sequence[int]]], rows: Sequence[int] | None = None, layers: int | None = None
+    ) -> np.ndarray:
         """New tokens of some sequences, (sequence, ids) each -> logits (len(rows), v) of those rows of the batch; None: of each
-        sequence's last token. The cache holds them afterwards."""
+        sequence's last token. The cache holds them afterwards; with `layers`, only in so many first layers."""
         positions = [np.arange(self.cache.lengths[s], self.cache.lengths[s] + len(ids)) for s, ids in batch]
         sizes = [(s, len(ids)) for s, ids in batch]
         for s, n in sizes:
             self.cache.extend(s, n)
         ids_T = np.concatenate([np.asarray(ids, np.int64) for _, ids in batch])
         chosen = np.cumsum([n for _, n in sizes]) - 1 if rows is None else np.asarray(rows)
-        return self.model.cached(ids_T, np.concatenate(positions), self.cache.stores(sizes), chosen, self.striped)
+        return self.model.cached(ids_T, np.concatenate(positions), self.cache.stores(sizes)[:layers], chosen, self.striped)
 
     def prefill(self, sequence: int, prompt: Sequence[int], chunk: int | None = None) -> np.ndarray:
         """The prompt, `chunk` tokens at a time, into an open sequence -> logits (1, v) of its last token."""
@@ -99,34 +100,43 @@ class Generator:
         self.cache.open(request)
         try:
             logits_1v = self.prefill(request, prompt, chunk)
-            for n in range(most):
-                begun = perf_counter()
-                with self.mesh.phase("decode"):
-                    token = self.sampler.choose(logits_1v, [sampling], [request], [len(prompt) + n])[0]
-                    logprob = self._logprob(logits_1v[0], token) if logprobs else None
-                self.clock.chosen += 1
-                self._spent(n, perf_counter() - begun)
-                yield Step(token, logprob)
-                if token in ends or n + 1 == most:
+            begun = perf_counter()
+            with self.mesh.phase("prefill"):
+                first = self._chosen(logits_1v, sampling, request, len(prompt), logprobs)
+            self.clock.prefill_seconds += perf_counter() - begun
+            yield first
+            if first.token in ends:
+                return
+            for step in self._decoded(list(prompt), first.token, sampling, most, request, logprobs):
+                yield step
+                if step.token in ends:
                     return
-                begun = perf_counter()
-                with self.mesh.phase("decode"):
-                    logits_1v = self.forward([(request, [token])])
-                self.clock.decode_tokens += 1
-                self.clock.decode_seconds += perf_counter() - begun
         finally:
             length = self.cache.lengths[request]
             self.clock.cache_bytes_per_token = self.cache.bytes_of(request) / length if length else 0.0
             self.cache.free(request)
 
-    def _spent(self, n: int, seconds: float) -> None:
-        if n == 0:
-            self.clock.prefill_seconds += seconds
-        else:
-            self.clock.decode_seconds += seconds
+    def _decoded(
+        self, context: list[int], first: int, sampling: Sampling, most: int, request: int, logprobs: bool
+    ) -> Iterator[Step]:
+        """The tokens after `first`, which was chosen from the prompt's logits and has not been run."""
+        token = first
+        for n in range(1, most):
+            begun = perf_counter()
+            with self.mesh.phase("decode"):
+                logits_1v = self.forward([(request, [token])])
+                step = self._chosen(logits_1v, sampling, request, len(context) + n, logprobs)
+            self.clock.decode_tokens += 1
+            self.clock.decode_seconds += perf_counter() - begun
+            token = step.token
+            yield step
+
+    def _chosen(self, logits_1v: np.ndarray, sampling: Sampling, request: int, position: int, logprobs: bool) -> Step:
+        token = self.sampler.choose(logits_1v, [sampling], [request], [position])[0]
+        return Step(token, self._logprob(logits_1v[0], token) if logprobs else None)
 
     def _logprob(self, logits_v: np.ndarray, token: int) -> float:
-        return self.sampler.of_token(self.sampler.log_probabilities(logits_v), token)
+        return float(self.sampler.of_token(self.sampler.log_probabilities(logits_v), token))
 
     def traffic(self, tokens: int, phase: str) -> list[Traffic]:
         """What a forward of `tokens` new tokens sends, without the choice of the next one."""
@@ -135,6 +145,6 @@ class Generator:
             sent += [t for block in self.model.blocks for t in block.attention.traffic_striped(tokens, phase)]
         return sent
 
-    def traffic_greedy(self, rows: int = 1) -> list[Traffic]:
+    def traffic_greedy(self, phase: str, rows: int = 1) -> list[Traffic]:
         """What a greedy choice sends, by the closed form: a value and an id from each rank; gathered logits would be 4 V."""
-        return [Traffic("all_gather", self.sampler.tp.name, "decode", 16 * rows * self.sampler.tp.size)]
+        return [Traffic("all_gather", self.sampler.tp.name, phase, 16 * rows * self.sampler.tp.size)]

@@ -42,13 +42,23 @@ class Sampling:
             raise ValueError(f"min_p {self.min_p} must be from 0 to 1")
 
 
-def gumbel(seed: int, request: int, position: int, first: int, last: int) -> np.ndarray:
-    """Gumbel noise of the tokens first <= id < last, float64: -log(-log(u)), u from a counter-based generator (Philox; Salmon
-    et al., 2011) keyed with the seed, the request and the position, whose counter is the token."""
-    key = blake2b(f"{seed}/{request}/{position}".encode(), digest_size=16).digest()
+def _random(seed: int, request: int, position: int, use: str, start: int = 0) -> np.random.Generator:
+    """A counter-based generator (Philox; Salmon et al., 2011) keyed with all of these, from its counter `start` on."""
+    key = blake2b(f"{seed}/{request}/{position}/{use}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(key, np.uint64), counter=[start, 0, 0, 0]))
+
+
+def uniform(seed: int, request: int, position: int) -> float:
+    """A number of (0, 1], to accept or reject a drafted token by."""
+    return 1 - _random(seed, request, position, "accept").random()
+
+
+def gumbel(seed: int, request: int, position: int, first: int, last: int, use: str = "token") -> np.ndarray:
+    """Gumbel noise of the tokens first <= id < last, float64: -log(-log(u)), u from the counter that is the token. `use`: what
+    is drawn with it, as draws for several purposes at one position must not depend on one another."""
+    # A step of the counter gives four numbers.
     start = first // 4
-    random = np.random.Generator(np.random.Philox(key=np.frombuffer(key, np.uint64), counter=[start, 0, 0, 0]))
-    u = random.random(last - 4 * start)[first - 4 * start :]
+    u = _random(seed, request, position, use, start).random(last - 4 * start)[first - 4 * start :]
     # random() can be 0, whose noise would be -inf: half of its grain is added.
     return -np.log(-np.log(u + 2.0**-54))
 
@@ -87,10 +97,19 @@ class Sampler:
         """log softmax of the whole row at this rank's ids."""
         return z_v.astype(np.float64) - self.log_normaliser(z_v)
 
-    def of_token(self, values_v: np.ndarray, token: int) -> float:
-        """The value at `token`, from the rank that has it, on every rank."""
-        mine = values_v[token - self.first] if self.first <= token < self.last else 0.0
-        return float(self._everyones(np.array([mine], np.float64))[self.cut.owner(token), 0])
+    def of_token(self, values_v: np.ndarray, token: int) -> np.ndarray:
+        """What stands at `token` in an array (v, ...), from the rank that has it, on every rank."""
+        here = self.first <= token < self.last
+        mine = values_v[token - self.first] if here else np.zeros(values_v.shape[1:])
+        return self._everyones(np.asarray(mine, np.float64))[self.cut.owner(token)]
+
+    def certain(self, token: int) -> np.ndarray:
+        """log of the distribution that is all at `token`."""
+        return np.where(np.arange(self.first, self.last) == token, 0.0, -np.inf)
+
+    def part(self, whole_V: np.ndarray) -> np.ndarray:
+        """This rank's part of what is known of every token."""
+        return whole_V[self.first : self.last]
 
     def _largest(self, z_v: np.ndarray, many: int) -> tuple[np.ndarray, np.ndarray]:
         """The `many` largest entries of this rank, sorted by (value descending, id ascending): values and ids."""
@@ -135,11 +154,7 @@ class Sampler:
     def filtered(self, z_v: np.ndarray, sampling: Sampling) -> np.ndarray:
         """log p at this rank's ids, of the distribution after temperature and filters; -inf for what is left out."""
         if sampling.temperature == 0:
-            log_p_v = np.full(len(z_v), -np.inf)
-            chosen = int(self.best(z_v[None])[0])
-            if self.first <= chosen < self.last:
-                log_p_v[chosen - self.first] = 0.0
-            return log_p_v
+            return self.certain(int(self.best(z_v[None])[0]))
         z_v = z_v.astype(np.float64) / sampling.temperature
         if 0 < sampling.top_k < self.cut.length:
             k = sampling.top_k
@@ -166,9 +181,9 @@ class Sampler:
         ids_v = np.arange(self.first, self.last)
         return np.where((z_v > last_value) | ((z_v == last_value) & (ids_v <= last_id)), z_v, -np.inf)
 
-    def draw(self, log_p_v: np.ndarray, sampling: Sampling, request: int, position: int) -> int:
+    def draw(self, log_p_v: np.ndarray, sampling: Sampling, request: int, position: int, use: str = "token") -> int:
         """A token of the distribution p, not necessarily normalised: the largest of log p + Gumbel noise."""
-        noise_v = gumbel(sampling.seed, request, position, self.first, self.last)
+        noise_v = gumbel(sampling.seed, request, position, self.first, self.last, use)
         return int(self.best((log_p_v + noise_v)[None])[0])
 
     def choose(self, logits_Bv: np.ndarray, sampling: list[Sampling], requests: list[int], positions: list[int]) -> list[int]:

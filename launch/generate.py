@@ -6,6 +6,7 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 
 import argparse
 import json
+from dataclasses import replace
 from time import perf_counter
 
 from mpi4py import MPI
@@ -199,8 +200,9 @@ def predicted(args: argparse.Namespace, generator: Generator) -> list[Traffic]:
     prompt, chunk = len(args.prompt_ids), args.prefill_chunk or len(args.prompt_ids)
     sizes = [min(chunk, prompt - first) for first in range(0, prompt, chunk)]
     sent = [t for n in sizes for t in generator.traffic(n, "prefill")]
-    sent += [t for _ in range(generator.clock.decode_tokens) for t in generator.traffic(1, "decode")]
-    return sent + [t for _ in range(generator.clock.chosen) for t in generator.traffic_greedy()]
+    sent += generator.traffic_greedy("prefill")
+    each = [*generator.traffic(1, "decode"), *generator.traffic_greedy("decode")]
+    return sent + [replace(t, calls=generator.clock.decode_tokens * t.calls) for t in each]
 
 
 def show(args: argparse.Namespace, result: dict) -> None:

@@ -17,7 +17,7 @@ from launch import pretrained, report
 from models.config import build
 from parallel.control import Control
 from parallel.data import Flat, GradientSums
-from parallel.ledger import Traffic, agrees, message
+from parallel.ledger import Traffic, agrees, message, sent_by
 from parallel.mesh import Mesh
 from parallel.shard import Cut, even
 
@@ -105,7 +105,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         if comm.rank == 0:
             exported = args.source.exported(gradients)
             pretrained.write(args.gradients, lambda file: np.savez(file, **exported))
-    rows = mesh.ledger.report(predicted)
+    rows = mesh.ledger.report(sent_by(mesh.tp.rank, predicted))
     told = control.everyone((agrees(rows), pretrained.peak_bytes(), sum(p.data.nbytes for p in model.parameters)))
     if comm.rank:
         return 0

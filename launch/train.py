@@ -26,7 +26,7 @@ from layers.optimizer import warmup_cosine
 from layers.transformer import forward_only
 from models.config import Config, build, gpt2_like, llama_like
 from parallel.control import Control
-from parallel.ledger import Traffic, agrees
+from parallel.ledger import Traffic, agrees, sent_by
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 
@@ -210,7 +210,8 @@ class Run:
     def predicted(self, steps: int) -> list[Traffic]:
         """What `steps` steps, the checkpoints among them, the validation and the sample send, by the closed forms."""
         trainer, model, S = self.trainer, self.trainer.model, self.args.sequence_length
-        sent = [replace(t, calls=steps * t.calls) for t in trainer.traffic(self.shapes)]
+        step = sent_by(self.mesh.tp.rank, trainer.traffic(self.shapes))
+        sent = [replace(t, calls=steps * t.calls) for t in step]
         sent += [replace(t, calls=self.saves * t.calls) for t in trainer.checkpoint_traffic()]
         for chosen in self._validation()[1]:
             sent += forward_only([*model.traffic(len(chosen) * S)], "validation")

@@ -208,7 +208,8 @@ class Attention:
         rows = (self.d_model,) if self.b_nE is None else (self.d_model, 1)
         for heads, ranks in self.kv_cut.shared():
             group = group_name(self.tp.name, ranks)
-            sent += [Traffic("all_reduce", group, "backward", message((n, 2 * len(heads), self.E), b)) for n in rows]
+            size = 2 * len(heads) * self.E
+            sent += [Traffic("all_reduce", group, "backward", message((n, size), b), ranks=ranks) for n in rows]
         return sent
 
     def saved_bytes(self, tokens: int) -> int:

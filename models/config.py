@@ -88,6 +88,15 @@ class Config:
     experts: Experts | None = None
 
 
+def cache_entries(config: Config) -> int:
+    """What a cache keeps of a token of the whole model, in entries: in each layer keys and values of all key/value heads, or
+    one latent and one rotated key."""
+    c = config
+    if c.latent is not None:
+        return c.layers * (c.latent.d_latent + c.latent.d_rope)
+    return c.layers * 2 * c.kv_heads * (c.d_head or c.d_model // c.heads)
+
+
 def gpt2_like(vocabulary: int, d_model: int, layers: int, heads: int, d_ff: int, context: int, tied: bool = True) -> Config:
     """Layer norms, biases, tanh GELU, learned positions (Radford et al., 2019)."""
     biases = {"bias": True, "bias_out": True, "bias_mlp": True}

@@ -181,13 +181,17 @@ def _config(s: Settings, architecture: str, gguf: GGUF) -> Config:
     E = of_latent.d_rope if latent else s.size("attention.key_length", D // H)
     if not latent:
         s.only("attention.value_length", E)
+    # Latent attention is stored as one key/value head, the latent itself.
+    K = s.size("attention.head_count_kv", H)
+    K = H if latent else K
+    if H % K:
+        raise s.refuse("attention.head_count_kv", f"use a divisor of attention.head_count, {H}")
     config = Config(
         vocabulary=gguf.shapes["token_embd.weight"][0],
         d_model=D,
         layers=layers,
         heads=H,
-        # Latent attention is stored as one key/value head, the latent itself.
-        kv_heads=H if s.size("attention.head_count_kv", H) and latent else s.size("attention.head_count_kv", H),
+        kv_heads=K,
         d_ff=d_ff,
         context=context,
         d_head=None if latent else E,
@@ -225,17 +229,19 @@ def _latent(s: Settings) -> Latent:
 
 def _experts(s: Settings, d_ff: int, layers: int, latent: bool) -> Experts | None:
     count, first = s.size("expert_count", 0, least=0), s.size("leading_dense_block_count", 0, least=0)
-    active = s.size("expert_used_count", 0, least=0, most=count)
-    s.only("nextn_predict_layers", 0)
     width = s.size("expert_feed_forward_length", d_ff)
-    shared = s.size("expert_shared_count", 0, least=0) * width
+    shared = width * s.size("expert_shared_count", 0, least=0)
+    s.only("nextn_predict_layers", 0)
     if not count or first >= layers:
+        s.get("expert_used_count")
         return None
-    if not latent:
-        return Experts(count, active, width)
+    groups = s.size("expert_group_count", 1, most=count)
+    if count % groups:
+        raise s.refuse("expert_group_count", f"use a divisor of expert_count, {count}")
+    active_groups = s.size("expert_group_used_count", 1, most=groups)
+    active = s.size("expert_used_count", most=active_groups * count // groups)
     # 1 is softmax, also where nothing is said; 2 is sigmoid.
     sigmoid = s.only("expert_gating_func", 1, 2) == 2
-    groups = s.size("expert_group_count", 1, most=count)
     return Experts(
         count,
         active,
@@ -243,10 +249,10 @@ def _experts(s: Settings, d_ff: int, layers: int, latent: bool) -> Experts | Non
         shared,
         first,
         scoring="sigmoid" if sigmoid else "softmax",
-        normed=s.flag("expert_weights_norm", False),
-        scale=s.number("expert_weights_scale", 1.0),
+        normed=s.flag("expert_weights_norm", not latent),
+        scale=s.number("expert_weights_scale", 1.0) or 1.0,
         groups=groups,
-        active_groups=s.size("expert_group_used_count", 1, most=groups),
+        active_groups=active_groups,
         group_top=min(2, count // groups) if sigmoid else 1,
         correction=sigmoid,
     )

@@ -37,6 +37,8 @@ class Safetensors:
         self.nbytes = 0
         self._at: dict[str, tuple[Path, str, int]] = {}
         for file in files:
+            if not file.exists():
+                raise ModelError(f"{file}: no such file: {INDEX} names it")
             try:
                 with safe_open(file, framework="numpy"):
                     pass

@@ -227,7 +227,7 @@ def _rope(s: Settings, width: int, context: int, base: float, pairing: str, late
     # What stands outside serves where the inside says nothing.
     outside = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
     r = Settings({k: s.get(k) for k in outside if s.get(k) is not None} | values, f"{s.where}: {key}")
-    kind = r.get("rope_type", r.get("type", "default"))
+    kind = r.get("rope_type") or r.get("type") or "default"
     r.only("partial_rotary_factor", 1.0)
     base = r.number("rope_theta", base, least=1.0)
     original = r.size("original_max_position_embeddings", context)
@@ -240,7 +240,7 @@ def _rope(s: Settings, width: int, context: int, base: float, pairing: str, late
     elif kind == "yarn":
         scaling = _yarn(r, context, original, latent)
     elif kind != "default":
-        raise r.refuse("rope_type" if "rope_type" in values else "type", "not supported, use default, linear, llama3 or yarn")
+        raise r.refuse("rope_type" if r.get("rope_type") else "type", "not supported, use default, linear, llama3 or yarn")
     if width % 2:
         raise s.refuse("qk_rope_head_dim" if latent else "head_dim", f"cannot rotate a width of {width}, use an even one")
     return Rope(width, base, pairing, scaling)
@@ -249,7 +249,7 @@ def _rope(s: Settings, width: int, context: int, base: float, pairing: str, late
 def _yarn(r: Settings, context: int, original: int, latent: bool) -> Yarn:
     """Yarn's two corrections. That of cos and sin: attention_factor, or of mscale and mscale_all_dim if both are given, or 0.1
     ln(factor) + 1. That of the softmax, by mscale_all_dim, is in DeepSeek's attention only."""
-    factor = r.number("factor", None, least=1.0) or context / original
+    factor = r.number("factor", None, least=1.0) or max(1.0, context / original)
     mscale, everywhere = r.number("mscale", None) or 0.0, r.number("mscale_all_dim", None) or 0.0
     table = r.number("attention_factor", None)
     if table is None:

@@ -18,12 +18,13 @@ class Settings:
 
     def refuse(self, key: str, right: str) -> ModelError:
         """What is to be raised for the value at `key`, saying what would be right."""
-        return ModelError(f"{self.where}: {key} is {self.values.get(key, 'absent')!r}: {right}")
+        given = repr(self.values[key]) if key in self.values else "not given"
+        return ModelError(f"{self.where}: {key} is {given}: {right}")
 
     def get(self, key: str, default: object = None) -> object:
         self.taken.add(key)
         if key not in self.values and default is ...:
-            raise ModelError(f"{self.where}: {key} is missing")
+            raise self.refuse(key, "it has no default")
         return self.values.get(key, default)
 
     def size(self, key: str, default: int | None = ..., least: int = 1, most: int | None = None) -> int | None:
@@ -54,7 +55,7 @@ class Settings:
     def only(self, key: str, default: object, *allowed: object) -> object:
         """A value that must be the default or one of `allowed`: those that the layers can do."""
         value = self.get(key, default)
-        known = dict.fromkeys((default, *allowed))
+        known = [default, *allowed]
         if value not in known:
             raise self.refuse(key, f"not supported: only {' or '.join(map(repr, known))} is")
         return value

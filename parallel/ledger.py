@@ -30,13 +30,20 @@ def wire_bytes(verb: str, message_bytes: int, ranks: int) -> int | float:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a layer says that it will send: the closed form that the ledger is held to."""
+    """What a layer says that it will send: the closed form that the ledger is held to. `ranks`: who takes part, where that is
+    not the whole axis."""
 
     verb: str
     axis: str
     phase: str
     message_bytes: int
     calls: int = 1
+    ranks: range | None = None
+
+
+def sent_by(rank: int, traffic: Iterable[Traffic]) -> list[Traffic]:
+    """What of it this rank of the axis takes part in."""
+    return [t for t in traffic if t.ranks is None or rank in t.ranks]
 
 
 def message(shape: Iterable[int], dtype_bytes: int) -> int:

@@ -84,5 +84,5 @@ def compare(
     largest = float(error[place])
     scale = float(np.abs(want).max())
     if scale <= allowed:
-        scale = allowed / (CONFIDENCE * np.finfo(got.dtype).eps / 2) or 1.0
+        scale = allowed / (CONFIDENCE * float(np.finfo(got.dtype).eps) / 2) or 1.0
     return Comparison(tensor, phase, largest, largest / scale, allowed, largest <= allowed, error.size, worst)

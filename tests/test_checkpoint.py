@@ -651,10 +651,14 @@ def test_killed_before_each_of_its_system_calls(tmp_path):
                     if left < 0:
                         os.kill(os.getpid(), signal.SIGKILL)
 
-            sys.setprofile(count)
-            write(folder, 3, Alone)
-            sys.setprofile(None)
-            os._exit(0)
+            try:
+                sys.setprofile(count)
+                write(folder, 3, Alone)
+                sys.setprofile(None)
+                os._exit(0)
+            finally:
+                # Whatever was raised: this copy of pytest must not go on.
+                os._exit(1)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert status in (0, -signal.SIGKILL)
         found = [int(p.name[5:]) for p in sorted(folder.glob("step-*"))]
