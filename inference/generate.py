@@ -10,6 +10,7 @@ import numpy as np
 
 from inference.cache import CACHES, Cache, Striped
 from inference.sampling import Sampler, Sampling
+from layers.embedding import TiedHead
 from layers.latent_attention import LatentAttention
 from layers.transformer import Transformer, forward_only
 from parallel.ledger import Traffic
@@ -57,6 +58,8 @@ class Generator:
         self.sampler = Sampler(model.embedding.tp, model.embedding.cut)
         self.striped = isinstance(cache, Striped)
         self.clock = Clock()
+        if isinstance(model.head, TiedHead):
+            model.head.keep_turned()
 
     def forward(
         self, batch: Sequence[tuple[int, Sequence[int]]], rows: Sequence[int] | None = None, layers: int | None = None

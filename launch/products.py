@@ -32,16 +32,19 @@ def rate(comm: MPI.Intracomm, dtype: str, size: int = 768, repeats: int = 5) -> 
     return comm.allreduce(2 * size**3 / median(seconds[1:]))
 
 
-def read_bandwidth(comm: MPI.Intracomm, size: int = 2**25, repeats: int = 5) -> float:
-    """Bytes a second that this rank reads from memory while all do, at best: the inner product of 128 MiB with themselves."""
-    a = np.ones(size, np.float32)
+def read_bandwidth(comm: MPI.Intracomm, rows: int = 2048, columns: int = 16384, repeats: int = 5) -> float:
+    """Bytes a second that this rank reads from memory while all do, at best: 128 MiB, as an inner product with themselves and
+    as a matrix that multiplies a row, whichever is faster."""
+    W = np.ones((rows, columns), np.float32)
+    flat, x, out = W.reshape(-1), np.ones(rows, np.float32), np.empty(columns, np.float32)
     seconds = []
-    for _ in range(repeats + 1):
-        comm.Barrier()
-        begun = perf_counter()
-        np.dot(a, a)
-        seconds.append(perf_counter() - begun)
-    return a.nbytes / min(seconds[1:])
+    for read in (lambda: np.dot(flat, flat), lambda: np.matmul(x, W, out=out)):
+        for _ in range(repeats):
+            comm.Barrier()
+            begun = perf_counter()
+            read()
+            seconds.append(perf_counter() - begun)
+    return W.nbytes / min(seconds)
 
 
 def linear(x: np.ndarray, W: np.ndarray) -> Callable[[], None]:

@@ -49,6 +49,10 @@ class ColumnParallelLinear:
             z_To += self.b_o.data
         return z_To, x_TI
 
+    def apply(self, x_TI: np.ndarray) -> np.ndarray:
+        """x (T, I) -> z (T, ...o), where there is no backward."""
+        return self.forward(x_TI)[0]
+
     def backward(self, dz_To: np.ndarray, x_TI: np.ndarray) -> np.ndarray:
         """dz (T, ...o), saved -> dx (T, I). Adds into the gradients."""
         if self.b_o is not None:

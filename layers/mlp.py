@@ -59,6 +59,11 @@ class MLP:
         y_TO, saved_down = self.down.forward(h_Tf)
         return y_TO, (saved_up, slope_Tf, saved_down)
 
+    def apply(self, x_TD: np.ndarray) -> np.ndarray:
+        """x (T, D) -> y (T, O), where there is no backward."""
+        z_Tf, _ = self.up.forward(x_TD)
+        return self.down.forward(self.activation.value(z_Tf))[0]
+
     def backward(self, dy_TO: np.ndarray, saved: tuple) -> np.ndarray:
         """dy (T, O), saved -> dx (T, D). Adds into the gradients."""
         saved_up, slope_Tf, saved_down = saved

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from layers.ops import ACTIVATIONS
+from layers.ops import ACTIVATIONS, product
 from parallel.ledger import Traffic, message
 from parallel.mesh import Axis
 from parallel.parameter import Fused, Parameter, Weights
@@ -61,9 +61,7 @@ class Router:
             raise ValueError(f"cannot add the best {group_top} of a group's {count // groups}: use 1 to {count // groups}")
         if not 1 <= active <= active_groups * count // groups:
             most = active_groups * count // groups
-            raise ValueError(
-                f"cannot choose {active} of the {most} experts in {active_groups} of {groups} groups: use 1 to {most}"
-            )
+            raise ValueError(f"cannot choose {active} of {most} experts ({active_groups} of {groups} groups): use 1 to {most}")
         self.count, self.active, self.sigmoid, self.normed, self.scale = count, active, scoring == "sigmoid", normed, scale
         self.groups, self.active_groups, self.group_top = groups, active_groups, group_top
         W, b = Layout((d_model, count)), Layout((count,))
@@ -85,9 +83,12 @@ class Router:
         ds_TA = self.scale * dg_TA
         if self.normed:
             ds_TA = (ds_TA - np.vecdot(g_TA, dg_TA)[:, None]) / self._sum(s_TA)
-        ds_TA *= s_TA
-        dz_TX = np.zeros_like(s_TX) if self.sigmoid else -s_TX * ds_TA.sum(axis=1, keepdims=True)
-        dz_TA = np.take_along_axis(dz_TX, c_TA, axis=1) + (ds_TA * (1 - s_TA) if self.sigmoid else ds_TA)
+        sds_TA = s_TA * ds_TA
+        if self.sigmoid:
+            dz_TX, dz_TA = np.zeros_like(s_TX), (1 - s_TA) * sds_TA
+        else:
+            dz_TX = -s_TX * sds_TA.sum(axis=1, keepdims=True)
+            dz_TA = np.take_along_axis(dz_TX, c_TA, axis=1) + sds_TA
         np.put_along_axis(dz_TX, c_TA, dz_TA, axis=1)
         self.Wr_DX.add_grad_product(x_TD, dz_TX)
         return dz_TX @ self.Wr_DX.data.T
@@ -103,7 +104,7 @@ class Router:
     def _choice(self, worth_TX: np.ndarray) -> np.ndarray:
         """The experts (T, A) worth most, best first."""
         if self.active_groups < self.groups:
-            # Grouped: G groups of W experts.
+            # G groups of W experts.
             worth_TGW = worth_TX.reshape(len(worth_TX), self.groups, self.count // self.groups).copy()
             worth_TG = np.sort(worth_TGW, axis=2)[..., -self.group_top :].sum(axis=2)
             dropped = np.argsort(-worth_TG, axis=1, kind="stable")[:, self.active_groups :]
@@ -120,9 +121,9 @@ class Router:
         return chosen + message((tokens, self.count + self.active), self.Wr_DX.data.itemsize)
 
 
-def hidden(x_tD: np.ndarray, W1_D2f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """h (t, f) = silu(x W1[:, 0]) * (x W1[:, 1]) of this rank's hidden units, and the slope (t, 2, f)."""
-    return SWIGLU.forward((x_tD @ W1_D2f.reshape(len(W1_D2f), -1)).reshape(len(x_tD), *W1_D2f.shape[1:]))
+def gate_up(x_tD: np.ndarray, W1_D2f: np.ndarray) -> np.ndarray:
+    """z (t, 2, f), what this rank's hidden units are computed from."""
+    return product(x_tD, W1_D2f.reshape(len(W1_D2f), -1)).reshape(len(x_tD), *W1_D2f.shape[1:])
 
 
 class SharedExpert:
@@ -146,8 +147,12 @@ class SharedExpert:
 
     def forward(self, x_TD: np.ndarray) -> tuple[np.ndarray, tuple]:
         """x (T, D) -> y (T, D), partial, and what is saved beside x."""
-        h_Ts, slope_T2s = hidden(x_TD, self.W1_D2s.data)
-        return h_Ts @ self.W2_sD.data, (h_Ts, slope_T2s)
+        h_Ts, slope_T2s = SWIGLU.forward(gate_up(x_TD, self.W1_D2s.data))
+        return product(h_Ts, self.W2_sD.data), (h_Ts, slope_T2s)
+
+    def apply(self, x_TD: np.ndarray) -> np.ndarray:
+        """x (T, D) -> y (T, D), partial, where there is no backward."""
+        return product(SWIGLU.value(gate_up(x_TD, self.W1_D2s.data)), self.W2_sD.data)
 
     def backward(self, dy_TD: np.ndarray, x_TD: np.ndarray, saved: tuple) -> np.ndarray:
         """dy (T, D), x, saved -> dx (T, D), partial. Adds into the gradients."""
@@ -233,10 +238,20 @@ class MoE:
         experts = []
         for e, pairs in by_expert(c_TA, self.router.count):
             tokens = pairs // self.router.active
-            h_tf, slope_t2f = hidden(x_TD[tokens], self.W1_XD2f.data[e])
-            y_TD[tokens] += (g_TA.reshape(-1)[pairs, None] * h_tf) @ self.W2_XfD.data[e]
+            h_tf, slope_t2f = SWIGLU.forward(gate_up(x_TD[tokens], self.W1_XD2f.data[e]))
+            y_TD[tokens] += product(g_TA.reshape(-1)[pairs, None] * h_tf, self.W2_XfD.data[e])
             experts.append((e, pairs, h_tf, slope_t2f))
         return self.tp.all_reduce(y_TD), (x_TD, saved_router, tuple(experts), saved_shared)
+
+    def apply(self, x_TD: np.ndarray) -> np.ndarray:
+        """x (T, D) -> y (T, D), where there is no backward."""
+        c_TA, g_TA, _ = self.router.forward(x_TD)
+        y_TD = np.zeros_like(x_TD) if self.shared is None else self.shared.apply(x_TD)
+        for e, pairs in by_expert(c_TA, self.router.count):
+            tokens = pairs // self.router.active
+            h_tf = SWIGLU.value(gate_up(x_TD[tokens], self.W1_XD2f.data[e]))
+            y_TD[tokens] += product(g_TA.reshape(-1)[pairs, None] * h_tf, self.W2_XfD.data[e])
+        return self.tp.all_reduce(y_TD)
 
     def backward(self, dy_TD: np.ndarray, saved: tuple) -> np.ndarray:
         """dy (T, D), saved -> dx (T, D). Adds into the gradients."""

@@ -27,14 +27,11 @@ def rms_norm(x: np.ndarray, w_D: np.ndarray, eps: float, out: np.ndarray | None 
     y = np.empty_like(x) if out is None else out
     r = np.empty((*x.shape[:-1], 1), x.dtype)
     for at in _row_blocks(x):
+        x_at, y_at, r_at = x[at], y[at], r[at]
         # vecdot: sums of products by the BLAS, without an array of the products.
-        np.vecdot(x[at], x[at], out=r[at][..., 0])
-        r[at] /= x.shape[-1]
-        r[at] += eps
-        np.sqrt(r[at], out=r[at])
-        np.divide(1, r[at], out=r[at])
-        np.multiply(x[at], r[at], out=y[at])
-        y[at] *= w_D
+        r_at[..., 0] = 1 / np.sqrt(np.vecdot(x_at, x_at) / x.shape[-1] + eps)
+        np.multiply(x_at, r_at, out=y_at)
+        y_at *= w_D
     return y, r
 
 

@@ -100,12 +100,35 @@ def _swiglu(z_T2f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return silu_Tf * up_Tf, np.stack([slope_Tf, silu_Tf], axis=1)
 
 
+def _half_wave(z: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """z (1 + tanh(u)) / 2, written into u."""
+    np.tanh(u, out=u)
+    u += 1
+    u *= 0.5
+    u *= z
+    return u
+
+
+def _gelu_value(z_Tf: np.ndarray) -> np.ndarray:
+    u_Tf = z_Tf * z_Tf
+    u_Tf *= 0.044715 * sqrt(2 / pi)
+    u_Tf += sqrt(2 / pi)
+    u_Tf *= z_Tf
+    return _half_wave(z_Tf, u_Tf)
+
+
+def _silu_value(z_Tf: np.ndarray) -> np.ndarray:
+    return _half_wave(z_Tf, z_Tf * 0.5)
+
+
 @dataclass(frozen=True)
 class Activation:
     """`inputs`: how many hidden arrays it takes (2 where one gates the other). `slope_bytes`: of a slope entry, or None
-    for the bytes of the dtype. Called with z (T, f) or (T, 2, f), it returns h (T, f) and the slope, of z's shape."""
+    for the bytes of the dtype. Called with z (T, f) or (T, 2, f), `function` returns h (T, f) and the slope, of z's shape, and
+    `value` h alone, for where there is no backward."""
 
     function: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    value: Callable[[np.ndarray], np.ndarray]
     inputs: int = 1
     slope_bytes: int | None = None
 
@@ -117,8 +140,8 @@ class Activation:
 
 
 ACTIVATIONS = {
-    "relu": Activation(_relu, slope_bytes=1),
-    "gelu": Activation(_gelu),
-    "silu": Activation(_silu),
-    "swiglu": Activation(_swiglu, inputs=2),
+    "relu": Activation(_relu, lambda z_Tf: np.maximum(z_Tf, 0), slope_bytes=1),
+    "gelu": Activation(_gelu, _gelu_value),
+    "silu": Activation(_silu, _silu_value),
+    "swiglu": Activation(_swiglu, lambda z_T2f: _silu_value(z_T2f[:, 0]) * z_T2f[:, 1], inputs=2),
 }

@@ -66,7 +66,7 @@ class Block:
         """x (T, D), new tokens of sequences whose earlier ones `store` keeps -> y (T, D)."""
         attention = self.attention.cached_striped if striped else self.attention.cached
         h_TD = x_TD + attention(self.norm1.forward(x_TD)[0], rotation, store)
-        return h_TD + self.mlp.forward(self.norm2.forward(h_TD)[0])[0]
+        return h_TD + self.mlp.apply(self.norm2.forward(h_TD)[0])
 
     def traffic(self, tokens: int) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
@@ -178,7 +178,7 @@ class Transformer:
         rotation = None if self.rope is None else self.rope.at(positions_T, x_TD.dtype)
         for block, store in zip(self.blocks, stores, strict=False):
             x_TD = block.cached(x_TD, rotation, store, striped)
-        return self.head.forward(self.norm.forward(x_TD[rows])[0])[0]
+        return self.head.apply(self.norm.forward(x_TD[rows])[0])
 
     def backward(
         self, dlogits_Tv: np.ndarray, saved: tuple, filled: Callable[[list[Parameter]], None] = lambda parameters: None

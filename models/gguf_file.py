@@ -206,7 +206,7 @@ def _config(s: Settings, architecture: str, gguf: GGUF) -> Config:
         positions=context if gpt2 else 0,
         rope=None if gpt2 else _rope(s, E, architecture, gguf),
         latent=of_latent,
-        experts=_experts(s, d_ff, layers, latent),
+        experts=_experts(s, d_ff, layers, latent, gguf),
     )
     # Known, and of no consequence.
     for key in ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned"):
@@ -219,15 +219,15 @@ def _config(s: Settings, architecture: str, gguf: GGUF) -> Config:
 
 
 def _latent(s: Settings) -> Latent:
-    R, wide = s.size("rope.dimension_count"), s.size("attention.key_length_mla", None) or s.size("attention.key_length")
-    C = s.size("attention.kv_lora_rank")
-    s.get("attention.key_length")
-    value = s.size("attention.value_length_mla", None) or s.size("attention.value_length")
-    s.get("attention.value_length")
+    # Files with the keys of the first line have in those of the second the widths of the absorbed form.
+    wide, value = s.size("attention.key_length_mla", None), s.size("attention.value_length_mla", None)
+    absorbed = s.size("attention.key_length"), s.size("attention.value_length")
+    wide, value = wide or absorbed[0], value or absorbed[1]
+    C, R = s.size("attention.kv_lora_rank"), s.size("rope.dimension_count", most=wide - 1)
     return Latent(C, wide - R, R, value, s.size("attention.q_lora_rank", None) or 0)
 
 
-def _experts(s: Settings, d_ff: int, layers: int, latent: bool) -> Experts | None:
+def _experts(s: Settings, d_ff: int, layers: int, latent: bool, gguf: GGUF) -> Experts | None:
     count, first = s.size("expert_count", 0, least=0), s.size("leading_dense_block_count", 0, least=0)
     width = s.size("expert_feed_forward_length", d_ff)
     shared = width * s.size("expert_shared_count", 0, least=0)
@@ -254,13 +254,15 @@ def _experts(s: Settings, d_ff: int, layers: int, latent: bool) -> Experts | Non
         groups=groups,
         active_groups=active_groups,
         group_top=min(2, count // groups) if sigmoid else 1,
-        correction=sigmoid,
+        correction=f"blk.{first}.exp_probs_b.bias" in gguf.shapes,
     )
 
 
 def _rope(s: Settings, width: int, architecture: str, gguf: GGUF) -> Rope:
     """llama's and deepseek2's weights are turned for interleaved pairs by whoever makes GGUF files, the others are not."""
     s.only("rope.dimension_count", width)
+    if width % 2:
+        raise s.refuse("rope.dimension_count", f"cannot rotate a width of {width}, use an even one")
     base, kind = s.number("rope.freq_base", 10000.0, least=1.0), s.only("rope.scaling.type", "none", "linear", "yarn")
     factor = s.number("rope.scaling.factor", 1.0, least=1.0)
     scaling: Scaling | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +57,7 @@ class Safetensors:
 
     def read(self, name: str, at: tuple[slice, ...]) -> np.ndarray:
         file, dtype, offset = self._at[name]
-        shape = self.shapes[name]
-        if not prod(shape):
-            return np.empty(shape, _DTYPES[dtype])[at]
-        whole = np.memmap(file, np.dtype(_DTYPES[dtype]).newbyteorder("<"), "r", offset, shape)
+        whole = np.memmap(file, np.dtype(_DTYPES[dtype]).newbyteorder("<"), "r", offset, self.shapes[name])
         part = np.array(whole[at], order="C")
         return (part.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else part
 

@@ -205,7 +205,7 @@ def _deepseek_experts(s: Settings, family: str, layers: int) -> Experts | None:
         count,
         s.size("num_experts_per_tok", 8 if v3 else ..., most=active_groups * count // groups),
         width,
-        d_shared=width * s.size("n_shared_experts", 1 if v3 else 2),
+        d_shared=width * s.size("n_shared_experts", 1 if v3 else 2, least=0),
         first=first,
         scoring="sigmoid" if v3 else "softmax",
         normed=v3 and s.flag("norm_topk_prob", True),

@@ -111,7 +111,8 @@ class Piece:
 
 
 def blocks(shape: tuple[int, ...], most: int = BLOCK) -> Iterator[tuple[slice, ...]]:
-    """Indices of consecutive blocks of at most `most` entries, one of them in the slowest dims that are too large for it."""
+    """Consecutive blocks of an array of `shape`, of at most `most` entries, as indices: one step of each of the slowest dims, a
+    range of the next, and all of the others."""
     dim = next((d for d in range(len(shape)) if prod(shape[d + 1 :]) <= most), 0)
     step = max(1, most // max(1, prod(shape[dim + 1 :])))
     rest = [slice(0, n) for n in shape[dim + 1 :]]
@@ -147,25 +148,26 @@ class Source:
         """Weights for `build`: each call reads this rank's part of one array from the files, and no more."""
 
         def read(name: str, layout: Layout, rank: int, mean: float, std: float) -> np.ndarray:
-            pieces = self.pieces.get(name, [])
-            if sum(p.size for p in pieces) != prod(layout.shape):
-                raise ModelError(f"{self.path}: a {self.family} of its configuration has no {name} of shape {layout.shape}")
+            self._require(name, layout.shape)
             part = np.empty(layout.local_shape(rank), dtype)
-            for piece in pieces:
+            for piece in self.pieces[name]:
                 piece.read(self.tensors, part, layout, rank)
             return part
 
         return read
 
+    def _require(self, name: str, shape: tuple[int, ...]) -> None:
+        if sum(p.size for p in self.pieces.get(name, [])) != prod(shape):
+            raise ModelError(f"{self.path}: a {self.family} of its configuration has no {name} of shape {shape}")
+
     def exported(self, ours: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Whole arrays by our names, weights or gradients, to the tensors that they are in the files, by the files' names.
 
-        Tensors none of whose parts are given are left out. Raises ModelError for a name that the model does not have, and for
-        a tensor of which only a part is given.
+        Tensors none of whose parts are given are left out. A tied head is there if it is in the files. Raises ModelError for a
+        name that the model does not have, or not in this size, and for a tensor of which only a part is given.
         """
-        unknown = [name for name in ours if name not in self.pieces]
-        if unknown:
-            raise ModelError(f"{self.path}: a {self.family} of its configuration has no {unknown[0]}{_more(unknown)}")
+        for name, x in ours.items():
+            self._require(name, x.shape)
         inside: dict[str, list[tuple[str, Piece]]] = {}
         for name, pieces in self.pieces.items():
             for piece in pieces:
@@ -231,7 +233,7 @@ def open_model(path: Path | str) -> Source:
             found = f"{len(files)} .gguf files" if files else "no config.json and no .gguf file"
             raise ModelError(f"{path}: {found}: give a folder with config.json, or one .gguf file")
         file = files[0]
-    # Here, as both are made of what is in this module; and the gguf package alone takes a third of a second to import.
+    # Imported here, as both are made of what this module has; and whoever reads safetensors need not wait for gguf.
     if file.is_dir():
         from models.huggingface import open_folder
 

@@ -16,8 +16,8 @@ from tokenizers.models import BPE
 
 from models.source import ModelError
 
-# How text is cut into words before merging, by GGUF's `tokenizer.ggml.pre`: one pattern after another, each cutting what the
-# ones before have left. The patterns are those of the models' own tokenizer.json; llama.cpp has the same list (llama-vocab.cpp).
+# How text is cut into words before merging, by GGUF's `tokenizer.ggml.pre`: by one pattern after another, each cutting the
+# pieces of the one before. The patterns are those of the models' own tokenizer.json, as in llama.cpp's list (llama-vocab.cpp).
 _SUFFIXES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -48,7 +48,8 @@ _WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken
 # GGUF's token types that differ from ordinary ones: what a model is steered by, and what is one token wherever it stands.
 _CONTROL, _USER_DEFINED = 3, 4
 # Control tokens that end a turn or a text, also where a file names another one as its eos.
-_ENDS = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>"}
+_ENDS = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>"}
+_ENDS |= {"<\uff5cend\u2581of\u2581sentence\uff5c>"}  # DeepSeek's
 _IM_START, _IM_END = "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")
 
@@ -65,6 +66,7 @@ _BYTE_OF = _alphabet()
 
 class Tokenizer:
     """`bos_id`: what begins a text, if there is one; `add_bos`: whether `encode` puts it there. `eos_ids`: what ends one.
+    `vocabulary`: how many tokens there are; a model may have rows for more.
 
     `special` means the control tokens, as <|im_end|>. Unless it is asked for, text that looks like one is text: what a user
     types can neither end a turn nor begin one. Safe to use from several threads.
@@ -80,6 +82,10 @@ class Tokenizer:
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
+        # Not every file marks these as control tokens.
+        turns = [t for t in (_IM_START, _IM_END) if backend.token_to_id(t) is not None]
+        marked = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
+        backend.add_tokens([AddedToken(t, special=True, normalized=False) for t in turns if t not in marked])
         backend.encode_special_tokens = True
         self._plain = backend
         self._added = backend.get_added_tokens_decoder()
@@ -93,13 +99,14 @@ class Tokenizer:
 
     @cached_property
     def _special(self) -> tokenizers.Tokenizer:
-        # Of its own, as the setting belongs to a tokenizer, not to a call; it is not among what is copied.
+        # One more, as encode_special_tokens belongs to a tokenizer and not to a call; it is not among what is copied.
         return tokenizers.Tokenizer.from_str(self._plain.to_str())
 
     def encode(self, text: str, special: bool = False, bos: bool | None = None) -> list[int]:
-        """Token ids of `text`. `special`: text of a control token becomes that token. `bos`: led by bos; None: as the model has it.
+        """Token ids of `text`. `special`: a control token's text becomes that token. `bos`: led by bos, or None: if `add_bos`.
 
-        Raises ValueError for text that is not Unicode (half a surrogate pair, as JSON may hold).
+        A byte that is no token is left out (SmolLM2 has none for 0x04 and 20 others). Raises ValueError for text that is not
+        Unicode: half a surrogate pair, as JSON may hold.
         """
         backend = self._special if special else self._plain
         try:
@@ -212,7 +219,7 @@ class Stream:
 
 
 def open_tokenizer(path: Path, metadata: dict[str, object]) -> Tokenizer | None:
-    """The tokenizer of the model at `path`: a folder's tokenizer.json, or that in a GGUF file's `metadata`; None if there is none.
+    """The tokenizer of the model at `path`, from a GGUF file's `metadata` or a folder's tokenizer.json; None if there is none.
 
     Raises ModelError for a tokenizer that is broken or of a kind that we do not have.
     """
@@ -284,7 +291,7 @@ def _from_folder(folder: Path) -> Tokenizer:
     if isinstance(template, list):
         template = next((t["template"] for t in template if t["name"] == "default"), None)
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text()
+        template = (folder / "chat_template.jinja").read_text("utf-8")
     try:
         return Tokenizer(backend, bos, [i for i in eos if i is not None], add_bos, template)
     except ModelError as e:
@@ -295,7 +302,7 @@ def _json(file: Path) -> dict:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text("utf-8"))
     except ValueError as e:
         raise ModelError(f"{file}: not JSON: {e}") from None
 

@@ -53,11 +53,12 @@ def message(shape: Iterable[int], dtype_bytes: int) -> int:
 
 @dataclass
 class Row:
-    """`seconds`: that the rank spent in the verb. `hidden_seconds`: that one went on beside computation, for those that can."""
+    """`ranks`: of the axis. `seconds`: that the rank spent in the verb. `hidden_seconds`: that one went on beside computation,
+    for those that can."""
 
+    ranks: int = 1
     calls: int = 0
     message_bytes: int = 0
-    wire_bytes: int | float = 0
     seconds: float = 0.0
     hidden_seconds: float = 0.0
 
@@ -79,10 +80,12 @@ class Ledger:
 
     def add(self, verb: str, axis: str, message_bytes: int, ranks: int, seconds: float) -> Row:
         """Enter one call; returns its row, for what becomes known later."""
-        row = self.rows.setdefault((verb, axis, self._phase), Row())
+        key = verb, axis, self._phase
+        row = self.rows.get(key)
+        if row is None:
+            row = self.rows[key] = Row(ranks)
         row.calls += 1
         row.message_bytes += message_bytes
-        row.wire_bytes += wire_bytes(verb, message_bytes, ranks)
         row.seconds += seconds
         return row
 
@@ -104,7 +107,7 @@ class Ledger:
                 "predicted_calls": calls.get(key, 0),
                 "message_bytes": row.message_bytes,
                 "predicted_message_bytes": size.get(key, 0),
-                "wire_bytes": row.wire_bytes,
+                "wire_bytes": wire_bytes(key[0], row.message_bytes, row.ranks),
                 "seconds": row.seconds,
                 "hidden_seconds": row.hidden_seconds,
             }

@@ -5,7 +5,7 @@ import pytest
 
 from parallel.control import Control
 from parallel.guard import CollectiveMismatch
-from parallel.ledger import Ledger, Traffic, agrees, together
+from parallel.ledger import Ledger, Traffic, agrees, together, wire_bytes
 from parallel.mesh import DTYPES, Mesh
 from parallel.shard import Cut, even
 
@@ -175,7 +175,10 @@ def test_the_ledger_counts_messages_and_ring_bytes_by_phase(tp, comm):
                 mesh.tp.all_gather(np.zeros((cut.size(tp.rank), 2)), 0, cut)
         with mesh.phase("backward"):
             mesh.tp.reduce_scatter(np.zeros((5, 2)), 0, cut)
-        rows = {key: (row.calls, row.message_bytes, row.wire_bytes) for key, row in mesh.ledger.rows.items()}
+        rows = {
+            key: (row.calls, row.message_bytes, wire_bytes(key[0], row.message_bytes, row.ranks))
+            for key, row in mesh.ledger.rows.items()
+        }
     assert rows == {
         ("all_reduce", "tp", "forward"): (2, 96, pytest.approx(2 * (p - 1) / p * 96)),
         ("all_gather", "tp", "backward"): (1, 80, pytest.approx((p - 1) / p * 80)),

@@ -1,0 +1,174 @@
+"""Which block of keys and values is whose: free, in use (by one request or several), or kept for the prefix that it holds.
+
+Plain data: a block is a number below the pool's size, 16 tokens long; where its arrays lie is for the cache to know. After
+PagedAttention (arXiv 2309.06180): a request has a table of blocks, and several tables may name the same full block.
+
+A full block whose tokens have all been computed may be published. It is then known by its link, the tokens in it and, through
+the link before it, all tokens before them; a later request that begins with the same tokens takes it into its table instead of
+computing it again. Published blocks that nobody uses any more stay until there is no other free block; then the one that was
+used longest ago goes first. As a table is dropped from its end, a link never goes after the one before it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from inference.cache import BLOCK, OutOfBlocks
+
+
+def needed(tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-tokens // BLOCK)
+
+
+class Link:
+    """The tokens of a full block after those of another; two links are the same only if they are one object."""
+
+    __slots__ = ("before", "hash", "tokens")
+
+    def __init__(self, before: Link | None, tokens: tuple[int, ...]) -> None:
+        self.before, self.tokens = before, tokens
+        self.hash = chain(before, tokens)
+
+
+def chain(before: Link | None, tokens: tuple[int, ...]) -> int:
+    """The hash of a block's tokens and, through that of the block before it, of all tokens before them. The same in every
+    process: Python salts the hashes of strings only."""
+    return hash((before.hash if before is not None else 0, tokens))
+
+
+class Opened(NamedTuple):
+    """A new table: its blocks, how many of its first ones are published ones, with the link of the last of these, how many
+    tokens need not be computed, and the block to copy before the step, if any: (from, to)."""
+
+    table: list[int]
+    published: int
+    link: Link | None
+    computed: int
+    copy: tuple[int, int] | None
+
+
+class BlockPool:
+    """`size` blocks, or as many as are asked for (None)."""
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+        self.users = [0] * (size or 0)
+        self._free = list(range((size or 0) - 1, -1, -1))
+        # Published and used by nobody, the one used longest ago first.
+        self._kept: OrderedDict[int, None] = OrderedDict()
+        self._links: dict[int, Link] = {}
+        self._published: dict[int, int] = {}
+
+    @property
+    def free(self) -> int:
+        """Blocks that can be taken, the kept ones among them."""
+        return sys.maxsize if self.size is None else len(self._free) + len(self._kept)
+
+    @property
+    def kept(self) -> int:
+        """Published blocks that nobody uses."""
+        return len(self._kept)
+
+    @property
+    def used(self) -> int:
+        return len(self.users) - len(self._free) - len(self._kept)
+
+    def take(self) -> int:
+        """A block for one user, whose content is no longer of any meaning. Raises OutOfBlocks."""
+        if not self._free and self.size is None:
+            self._free.append(len(self.users))
+            self.users.append(0)
+        if self._free:
+            block = self._free.pop()
+        elif self._kept:
+            block, _ = self._kept.popitem(last=False)
+            del self._published[self._links.pop(block).hash]
+        else:
+            raise OutOfBlocks(f"all {self.size} blocks of {BLOCK} tokens are in use")
+        self.users[block] = 1
+        return block
+
+    def use(self, block: int) -> None:
+        """One user more of a block that is in use or kept."""
+        self._kept.pop(block, None)
+        self.users[block] += 1
+
+    def drop(self, block: int) -> None:
+        """One user less. Raises ValueError for a block without users."""
+        if not self.users[block]:
+            raise ValueError(f"block {block} is free already")
+        self.users[block] -= 1
+        if self.users[block]:
+            return
+        if block in self._links:
+            self._kept[block] = None
+        else:
+            self._free.append(block)
+
+    def drop_all(self, table: list[int]) -> None:
+        """Empties a table, from its end."""
+        while table:
+            self.drop(table.pop())
+
+    def find(self, tokens: Sequence[int]) -> list[int]:
+        """The published blocks that hold the longest beginning of `tokens`. Equal hashes are not believed: a block is one of
+        them if its tokens are the same and the block before it is the one found before it."""
+        found: list[int] = []
+        link = None
+        for first in range(0, len(tokens) - BLOCK + 1, BLOCK):
+            part = tuple(tokens[first : first + BLOCK])
+            block = self._published.get(chain(link, part))
+            if block is None or self._links[block].before is not link or self._links[block].tokens != part:
+                break
+            link = self._links[block]
+            found.append(block)
+        return found
+
+    def open(self, tokens: Sequence[int], reserve: int = 0, reuse: bool = True) -> Opened | None:
+        """A table for all of `tokens`, with at least `reserve` blocks left free; None, and nothing changed, if there are not
+        enough. `reuse`: begin with published blocks.
+
+        At least one token is left to compute, as somebody wants its logits. Where published blocks hold all of them, the last
+        block is copied, not shared, since that token is written again.
+        """
+        found = self.find(tokens) if reuse else []
+        for block in found:
+            self.use(block)
+        whole = bool(found) and len(found) * BLOCK == len(tokens)
+        if whole and self.free < 1 + reserve:
+            # No room for the copy beside what it is copied from: that block is computed again.
+            self.drop(found.pop())
+            whole = False
+        new = needed(len(tokens)) - len(found)
+        if self.free < new + whole + reserve:
+            self.drop_all(found)
+            return None
+        source = found.pop() if whole else None
+        table = found + [self.take() for _ in range(new + whole)]
+        computed = len(tokens) - 1 if whole else len(found) * BLOCK
+        if source is not None:
+            self.drop(source)
+        link = self._links[found[-1]] if found else None
+        return Opened(table, len(found), link, computed, None if source is None else (source, table[-1]))
+
+    def publish(self, block: int, before: Link | None, tokens: tuple[int, ...]) -> tuple[int, Link]:
+        """Make a full, computed block known: its number from now on and its link.
+
+        If another block holds the same after the same, the user of this one is moved to that one and this one is dropped.
+        """
+        link = Link(before, tokens)
+        other = self._published.get(link.hash)
+        if other is None:
+            self._published[link.hash], self._links[block] = block, link
+            return block, link
+        known = self._links[other]
+        if known.before is before and known.tokens == tokens:
+            self.use(other)
+            self.drop(block)
+            return other, known
+        # Equal hashes by chance: the first stays known, this one is not.
+        return block, link

@@ -1,0 +1,402 @@
+"""Which requests run in the next step, how many tokens of each, and in which blocks: continuous batching as plain data.
+
+After Orca (OSDI '22: requests join and leave between any two steps) and vLLM (SOSP '23: paged blocks, preemption by
+recomputation), with prefill in chunks beside decodes (Sarathi-Serve, OSDI '24). No arrays, no MPI; an engine drives it:
+
+    scheduler.add(id, prompt, max_tokens)
+    while scheduler.requests:
+        step = scheduler.schedule()
+        ...                                     # step.copies, then one ragged forward of step.runs, then sampling
+        for output in scheduler.commit(step, {id: new tokens of each run with sample}):
+            ...                                 # output.tokens go to the client, output.reason says why it ended, or None
+
+A request knows its tokens, the prompt's and those it got, and how many of them are computed: have their keys and values in its
+blocks. It decodes when all but the last are; anything else is prefill, to which a preempted request, whose blocks are gone,
+returns with all its tokens. Tokens are delivered when they are added, so never twice.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+from inference.blocks import BLOCK, BlockPool, Link, needed
+
+POLICIES = ("continuous", "static")
+
+
+class QueueFull(RuntimeError):
+    """As many requests wait as may; nothing was changed."""
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """`tokens`: prompt and what came. `goal`: tokens it had when it was admitted, or 0: it decodes once these are computed."""
+
+    id: int
+    prompt: int
+    tokens: list[int]
+    max_tokens: int
+    ends: frozenset[int]
+    reuse: bool
+    order: tuple[int, int]
+    computed: int = 0
+    goal: int = 0
+    table: list[int] = field(default_factory=list)
+    published: int = 0
+    link: Link | None = None
+    draft: list[int] = field(default_factory=list)
+
+    @property
+    def decoding(self) -> bool:
+        return 0 < self.goal <= self.computed
+
+    @property
+    def left(self) -> int:
+        """Tokens that it may still get."""
+        return self.prompt + self.max_tokens - len(self.tokens)
+
+
+class Run(NamedTuple):
+    """A request's part of a step: `tokens` take the positions from `first` on and see all before them, by way of `table`.
+
+    The last `drafts` of them are guesses. `sample`: the logits of the last 1 + `drafts` tokens are wanted; without it, of none.
+    """
+
+    id: int
+    first: int
+    tokens: list[int]
+    drafts: int
+    sample: bool
+    prefill: bool
+    table: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`copies`: blocks to copy before the forward, (from, to). `admitted`: ids, and how many tokens each found computed.
+    `preempted`: ids that lost their blocks. False if there is nothing to run."""
+
+    number: int
+    runs: list[Run]
+    copies: list[tuple[int, int]]
+    admitted: list[tuple[int, int]]
+    preempted: list[int]
+
+    def __bool__(self) -> bool:
+        return bool(self.runs)
+
+
+class Output(NamedTuple):
+    """New tokens of a request; `reason` when it is finished: "stop" (the last one is an end token) or "length"."""
+
+    id: int
+    tokens: list[int]
+    reason: str | None
+
+
+@dataclass
+class Counts:
+    """Since the start. A decode step has no prefill in it; a hit is a token found computed; a position is room for a token."""
+
+    steps: int = 0
+    decode_steps: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    hit_tokens: int = 0
+    preemptions: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
+    slots_used: int = 0
+    positions_held: int = 0
+    positions_empty: int = 0
+
+
+class Scheduler:
+    """`blocks` of 16 tokens (None: no limit), at most `slots` requests and `max_batch_tokens` tokens in a step.
+
+    Order. A request stands in the queue as though it had come `aging` steps later for each unit of its priority (0 is the usual
+    one, lower is sooner): first come, first served within a priority, and any request is overtaken only by those that come in
+    the next `aging` times its priority steps, so by finitely many. The order never changes, and everything follows it: who is
+    admitted, who gets the budget, and, from the other end, who is preempted when blocks run out, so that the first of the
+    running is never preempted and the whole always gets on.
+
+    A step. Each decoding request runs a token, which is why `max_batch_tokens` may not be less than `slots`; what is left of
+    the budget goes to prompts that are under way, then to new ones, then to drafts, which also never cost anybody a block.
+    Nobody is admitted in a step that preempted, or unless each running request could have one more block afterwards.
+    `mixed` False: prefill and decodes in steps of their own, prefill first but never twice running if somebody decodes.
+
+    `policy` "static": nobody is admitted until the last of the running is finished, for comparison. `context`: the most tokens
+    of a request, prompt and new. `prefix_caching` False: no blocks are shared.
+
+    Raises ValueError for sizes that cannot work.
+    """
+
+    def __init__(
+        self,
+        blocks: int | None = None,
+        *,
+        slots: int = 16,
+        max_batch_tokens: int = 512,
+        context: int | None = None,
+        queue_limit: int | None = None,
+        policy: str = "continuous",
+        mixed: bool = True,
+        prefix_caching: bool = True,
+        aging: int = 256,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"policy {policy!r} must be one of {', '.join(POLICIES)}")
+        limits = {"blocks": blocks, "slots": slots, "context": context, "queue_limit": queue_limit, "aging": aging}
+        for name, value in limits.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} must be 1 or more")
+        if max_batch_tokens < slots:
+            raise ValueError(f"max_batch_tokens {max_batch_tokens} must be {slots} or more: each of {slots} slots may need one")
+        self.slots, self.max_batch_tokens, self.context, self.queue_limit = slots, max_batch_tokens, context, queue_limit
+        self.static, self.mixed, self.prefix_caching, self.aging = policy == "static", mixed, prefix_caching, aging
+        self.pool = BlockPool(blocks)
+        self.requests: dict[int, Request] = {}
+        # Both in the order of the docstring.
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.counts = Counts()
+        self._added = 0
+        self._after_prefill = False
+        self._flight: tuple[Step, list[Request]] | None = None
+
+    # --- what comes from outside, between steps or while one is under way
+
+    def add(
+        self,
+        id: int,
+        prompt: Sequence[int],
+        max_tokens: int,
+        *,
+        ends: Collection[int] = (),
+        priority: int = 0,
+        reuse: bool = True,
+    ) -> None:
+        """A request for up to `max_tokens` tokens, fewer if one of `ends` comes. `reuse` False: nothing of it is taken from
+        what others computed (the log-probabilities of a prompt need all its logits).
+
+        Raises ValueError for a request that cannot be served however long it waits, QueueFull if the queue is full.
+        """
+        if id in self.requests:
+            raise ValueError(f"request {id} is there already: take another id, or cancel it first")
+        if not prompt or max_tokens < 1:
+            raise ValueError(f"request {id} has {len(prompt)} tokens and asks for {max_tokens}: both must be 1 or more")
+        what, total = f"request {id} of {len(prompt)} + {max_tokens} tokens", len(prompt) + max_tokens
+        if self.context is not None and total > self.context:
+            raise ValueError(f"{what} is longer than the context of {self.context}: shorten it by {total - self.context}")
+        # The last token is never run.
+        blocks = needed(total - 1)
+        if self.pool.size is not None and blocks > self.pool.size:
+            raise ValueError(f"{what} needs {blocks} blocks of {BLOCK}, the pool has {self.pool.size}: shorten it or add some")
+        if self.queue_limit is not None and len(self.waiting) >= self.queue_limit:
+            raise QueueFull(f"{len(self.waiting)} requests wait, of at most {self.queue_limit}: try again later")
+        self._added += 1
+        order, reuse = (self.counts.steps + self.aging * priority, self._added), reuse and self.prefix_caching
+        request = Request(id, len(prompt), list(prompt), max_tokens, frozenset(ends), reuse, order)
+        self.requests[id] = request
+        insort(self.waiting, request, key=lambda r: r.order)
+
+    def propose(self, id: int, draft: Sequence[int]) -> None:
+        """Guesses of the next tokens of a request, for the next step only. As many of the first are run as can be, which may
+        be none: a request that is not decoding, or not there, runs none."""
+        if id in self.requests:
+            self.requests[id].draft = list(draft)
+
+    def finish(self, id: int, reason: str = "stop") -> bool:
+        """End a request now, at a stop string for instance. False if it is not there, or not any more."""
+        request = self.requests.pop(id, None)
+        if request is None:
+            return False
+        (self.running if request.goal else self.waiting).remove(request)
+        self.pool.drop_all(request.table)
+        self.counts.finished[reason] = self.counts.finished.get(reason, 0) + 1
+        return True
+
+    def cancel(self, id: int) -> bool:
+        """`finish` for a client that is gone."""
+        return self.finish(id, "cancelled")
+
+    # --- a step
+
+    def schedule(self) -> Step:
+        """The next step. It is to be committed before the one after, unless it is empty; with a request there, it is not.
+
+        Raises RuntimeError if the last one has not been committed.
+        """
+        if self._flight is not None:
+            raise RuntimeError(f"step {self._flight[0].number} has not been committed")
+        plan: dict[Request, int] = {}
+        step = Step(self.counts.steps, [], [], [], [])
+        if self.mixed or self._after_prefill:
+            self._decodes(plan, step)
+        if self.mixed or not plan:
+            self._prefills(plan, step)
+        if not plan:
+            self._decodes(plan, step)
+        flight = [r for r in self.running if r in plan]
+        spare = self.max_batch_tokens - sum(plan.values())
+        for request in flight:
+            known, drafts = plan[request], self._drafts(request, spare)
+            spare -= drafts
+            first, last = request.computed, request.computed + known
+            tokens = request.tokens[first:last] + request.draft[:drafts]
+            sample = last == len(request.tokens)
+            step.runs.append(Run(request.id, first, tokens, drafts, sample, not request.decoding, request.table.copy()))
+        for request in self.running:
+            request.draft = []
+        if step:
+            self._count(step)
+            self._flight = step, flight
+        return step
+
+    def _decodes(self, plan: dict[Request, int], step: Step) -> None:
+        """One token of each decoding request, in order; whoever is last gives up its blocks if there is none for it."""
+        for request in list(self.running):
+            # Not decoding: it is at its prompt, or was preempted by one before it just now.
+            while request.decoding and len(request.table) * BLOCK <= request.computed:
+                if self.pool.free:
+                    request.table.append(self.pool.take())
+                else:
+                    step.preempted.append(self._preempt(self.running[-1]))
+            if request.decoding:
+                plan[request] = 1
+
+    def _prefills(self, plan: dict[Request, int], step: Step) -> None:
+        """Prompts under way, then new ones, as far as the budget goes."""
+        left = self.max_batch_tokens - len(plan)
+        closed = bool(step.preempted or (self.static and self.running))
+        for request in self.running:
+            if left and not request.decoding:
+                plan[request] = min(left, request.goal - request.computed)
+                left -= plan[request]
+        # A static batch is filled at once, be its prompts run when they may.
+        while self.waiting and not closed and len(self.running) < self.slots and (left or self.static):
+            request = self._admit(step)
+            if request is None:
+                return
+            if left:
+                plan[request] = min(left, request.goal - request.computed)
+                left -= plan[request]
+
+    def _drafts(self, request: Request, spare: int) -> int:
+        """How many drafts can be run: the budget, the tokens still to come and the free blocks allow it. Takes the blocks."""
+        if not request.draft or not request.decoding:
+            return 0
+        first = request.computed + 1
+        # One token comes without a draft.
+        drafts = min(len(request.draft), spare, request.left - 1)
+        drafts = min(drafts, (len(request.table) + self.pool.free) * BLOCK - first)
+        while len(request.table) * BLOCK < first + drafts:
+            request.table.append(self.pool.take())
+        return drafts
+
+    def _admit(self, step: Step) -> Request | None:
+        """The first of the queue, with blocks for all its tokens; or nobody, then nobody overtakes it."""
+        request = self.waiting[0]
+        opened = self.pool.open(request.tokens, len(self.running), request.reuse)
+        if opened is None:
+            return None
+        del self.waiting[0]
+        insort(self.running, request, key=lambda r: r.order)
+        request.table, request.published, request.link, request.computed, copy = opened
+        request.goal = len(request.tokens)
+        step.admitted.append((request.id, request.computed))
+        self.counts.hit_tokens += request.computed
+        if copy is not None:
+            step.copies.append(copy)
+        return request
+
+    def _preempt(self, request: Request) -> int:
+        """Back to the queue without blocks, to be computed again with the tokens that it got. Its id."""
+        self.running.remove(request)
+        self.pool.drop_all(request.table)
+        request.computed = request.goal = request.published = 0
+        request.link, request.draft = None, []
+        insort(self.waiting, request, key=lambda r: r.order)
+        self.counts.preemptions += 1
+        return request.id
+
+    def commit(self, step: Step, new: Mapping[int, Sequence[int]]) -> list[Output]:
+        """What came of a step. `new`: for each run with `sample`, the drafts that were accepted and one token more; what is
+        there for a request that was ended in the meantime is left aside.
+
+        Returns what is to be delivered. Blocks of drafts that were not accepted are given back, full ones are published.
+        Raises ValueError, before anything is changed, for a step that is not under way or tokens that cannot come of it.
+        """
+        if not step:
+            return []
+        if self._flight is None or self._flight[0] is not step:
+            raise ValueError(f"step {step.number} is not under way")
+        there = [(run, r) for run, r in zip(step.runs, self._flight[1], strict=True) if self.requests.get(r.id) is r]
+        for run, _ in there:
+            came, guessed = list(new.get(run.id, ())), run.tokens[len(run.tokens) - run.drafts :]
+            if len(came) not in (range(1, run.drafts + 2) if run.sample else (0,)) or came[:-1] != guessed[: len(came) - 1]:
+                wanted = "some of these drafts and one token more" if run.sample else "no token"
+                raise ValueError(f"request {run.id} with drafts {guessed} got {came}: expected {wanted}")
+        self._flight = None
+        outputs = []
+        for run, request in there:
+            if not run.sample:
+                request.computed = run.first + len(run.tokens)
+                self._publish(request)
+                continue
+            came = list(new[run.id])
+            self.counts.accepted_tokens += len(came) - 1
+            ended = next((n + 1 for n, token in enumerate(came) if token in request.ends), None)
+            request.tokens += came[:ended]
+            # The last one was not run; of the drafts before it, all are right.
+            request.computed = len(request.tokens) - 1
+            while len(request.table) > needed(len(request.tokens)):
+                self.pool.drop(request.table.pop())
+            self._publish(request)
+            reason = "stop" if ended else "length" if not request.left else None
+            outputs.append(Output(request.id, came[:ended], reason))
+            if reason:
+                self.finish(request.id, reason)
+        return outputs
+
+    def _publish(self, request: Request) -> None:
+        """Make the full blocks known all of whose tokens are computed, and not merely guessed."""
+        while self.prefix_caching and (request.published + 1) * BLOCK <= request.computed:
+            n = request.published
+            tokens = tuple(request.tokens[n * BLOCK : (n + 1) * BLOCK])
+            request.table[n], request.link = self.pool.publish(request.table[n], request.link, tokens)
+            request.published += 1
+
+    # --- what a monitor wants to know
+
+    def _count(self, step: Step) -> None:
+        counts = self.counts
+        prefill = sum(len(run.tokens) for run in step.runs if run.prefill)
+        drafts = sum(run.drafts for run in step.runs)
+        counts.steps += 1
+        counts.prefill_tokens += prefill
+        counts.draft_tokens += drafts
+        counts.decode_tokens += sum(len(run.tokens) for run in step.runs) - prefill - drafts
+        counts.decode_steps += not prefill
+        counts.slots_used += len(self.running)
+        counts.positions_held += self.pool.used * BLOCK
+        counts.positions_empty += sum(max(0, len(r.table) * BLOCK - len(r.tokens)) for r in self.running)
+        self._after_prefill = bool(prefill)
+
+    def metrics(self) -> dict[str, object]:
+        """The counts, the queues and blocks as they stand (free is None without a limit), and two shares of the steps so far:
+        `slot_use`, of slots with a request, and `kv_waste`, of positions in used blocks without a token of a request."""
+        counts, pool = self.counts, self.pool
+        return asdict(counts) | {
+            "waiting": len(self.waiting),
+            "running": len(self.running),
+            "blocks_used": pool.used,
+            "blocks_kept": pool.kept,
+            "blocks_free": None if pool.size is None else pool.size - pool.used - pool.kept,
+            "slot_use": counts.slots_used / (counts.steps * self.slots) if counts.steps else 0.0,
+            "kv_waste": counts.positions_empty / counts.positions_held if counts.positions_held else 0.0,
+        }
