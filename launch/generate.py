@@ -14,6 +14,7 @@ from mpi4py import MPI
 from inference.cache import CACHES
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
+from inference.speculative import Account
 from launch import pretrained, products, report
 from models.config import Config, build
 from parallel.control import Control
@@ -43,6 +44,8 @@ def options() -> argparse.ArgumentParser:
     c.add_argument(
         "--mla-cache", choices=("replicated", "striped"), default="replicated", help="latents on every rank, or dealt out"
     )
+    d = p.add_argument_group("speculative decoding")
+    pretrained.add_speculation(d)
     return p
 
 
@@ -69,6 +72,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
         raise start.UsageError(f"--stop needs a tokenizer, which {args.source.path} has not: leave it out")
     if "" in args.stop:
         raise start.UsageError("--stop '' would end before anything: use some text")
+    pretrained.check_speculation(args, ranks)
     if args.mla_cache == "striped" and args.source.config.latent is None:
         raise start.UsageError("--mla-cache striped is for latent attention, which this model has not: leave it out")
 
@@ -105,15 +109,21 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     begun = perf_counter()
     model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
     load_seconds = perf_counter() - begun
-    generator = Generator(model, mesh, make_cache(model, args.cache, args.mla_cache == "striped"))
+    cache = make_cache(model, args.cache, args.mla_cache == "striped")
+    speculative = pretrained.speculation(args, model, mesh, cache)
+    generator = Generator(model, mesh, cache) if speculative is None else speculative
     control.wait()
     told = generated(args, generator, shown=first and not args.json)
     bandwidth = products.read_bandwidth(comm)
     read = read_bytes(generator, args.source.config)
     clock, steps = generator.clock, generator.clock.decode_tokens
     rows = mesh.ledger.report(predicted(args, generator))
-    # What sampling with filters sends depends on the logits; only greedy choices have a closed form.
-    agreed = agrees(rows) if args.sampling.temperature == 0 and not args.logprobs else True
+    # What filters and drafts send depends on the logits; only plain greedy choices have a closed form.
+    closed = args.sampling.temperature == 0 and not args.logprobs and speculative is None
+    agreed = agrees(rows) if closed else True
+    if not closed:
+        for r in rows:
+            r["predicted_calls"] = r["predicted_message_bytes"] = None
     every = control.everyone(
         (told["tokens"], agreed, pretrained.peak_bytes(), sum(p.data.nbytes for p in model.parameters), read / bandwidth)
     )
@@ -144,6 +154,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         "kv_bytes_per_token_per_rank_counted": clock.cache_bytes_per_token,
         "mpi_bytes_per_token": sent / steps if steps else None,
         "gather_bytes_per_token": 4 * args.source.config.vocabulary,
+        "speculation": None if speculative is None else told_of(speculative.account),
         "communication": rows,
         "memory": {
             "weights_bytes_per_rank": [weights for *_, weights, _ in every],
@@ -156,6 +167,17 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         show(args, result)
         print(f"NOT ALL AGREED: {', '.join(wrong)}" if wrong else "all ranks agreed")
     return 1 if wrong else 0
+
+
+def told_of(account: Account) -> dict:
+    """What a run of speculation has shown, for JSON."""
+    return {
+        "rounds": account.rounds,
+        "drafted": account.drafted,
+        "accepted": account.accepted,
+        "alpha": account.alpha,
+        "tokens_per_round": account.tokens / account.rounds if account.rounds else None,
+    }
 
 
 def generated(args: argparse.Namespace, generator: Generator, shown: bool) -> dict:
@@ -218,6 +240,11 @@ def show(args: argparse.Namespace, result: dict) -> None:
         rows.append(("  bound by memory's bandwidth", f"{share:.0%} of", bound))
         rows.append(("sent by a rank, a token", report.size(result["mpi_bytes_per_token"]), ""))
         rows.append(("  gathered logits alone would be", report.size(result["gather_bytes_per_token"]), ""))
+    if result["speculation"] is not None:
+        s = result["speculation"]
+        alpha = "" if s["alpha"] is None else f"alpha {s['alpha']:.2f}"
+        rows.append((f"speculation ({args.speculate or 'model'})", f"{s['accepted']} of {s['drafted']} drafts", alpha))
+        rows.append(("  tokens a round of the target", f"{s['tokens_per_round'] or 0:.2f}", f"{s['rounds']} rounds"))
     kept = (result["kv_bytes_per_token_per_rank"], result["kv_bytes_per_token_per_rank_counted"])
     rows.append(("KV cache of a token, on a rank", report.size(kept[0]), f"counted {report.size(kept[1])}"))
     rows.append(("loading", f"{result['load_seconds']:.2f} s", ""))

@@ -208,9 +208,7 @@ def _figure(height: float, heights: Sequence[float]) -> tuple[Figure, list[Axes]
     return figure, axes
 
 
-def _cells(
-    axes: Axes, x: float, y: float, colours: Sequence[str], size: tuple[float, float] = (1, 0.9), **style: object
-) -> None:
+def _cells(axes: Axes, x: float, y: float, colours: Sequence[str], size: tuple = (1, 0.9), **style: object) -> None:
     """A row of cells from x on, y their middle."""
     style = {"edgecolor": "0.45", "linewidth": 0.5} | style
     spans = [(x + i * size[0], size[0]) for i in range(len(colours))]

@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from mpi4py import MPI
 
+from inference.cache import Cache, Striped
+from inference.generate import Generator, make_cache
+from inference.speculative import MOST, Speculative
 from launch.start import UsageError
-from models.config import Config
+from layers.transformer import Transformer
+from models.config import Config, build
 from models.default import default_model
 from models.source import ModelError, Source, open_model
 from models.tokenizer import Tokenizer, open_tokenizer
+from parallel.mesh import Mesh
 
 
 def add_model(p: argparse.ArgumentParser) -> None:
@@ -97,6 +103,54 @@ def check_ids(ids: np.ndarray | Sequence[int], config: Config, length: int) -> N
         raise UsageError(f"token id {wrong[0]} is outside of the vocabulary: use 0 to {config.vocabulary - 1}")
     if length > config.context:
         raise UsageError(f"{length} tokens are beyond the model's context: use at most {config.context}")
+
+
+def _kind(text: str) -> str:
+    """An argparse type: ngram, or layers=K."""
+    name, _, layers = text.partition("=")
+    if text != "ngram" and not (name == "layers" and layers.isdecimal() and int(layers)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no draft: use ngram, or layers=K with a number of layers")
+    return text
+
+
+def _gamma(text: str) -> int | None:
+    """An argparse type: a number of drafted tokens, or None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of drafted tokens: use 1 to {MOST}, or auto")
+    return int(text)
+
+
+def add_speculation(p: argparse._ArgumentGroup) -> None:
+    p.add_argument("--speculate", type=_kind, metavar="ngram|layers=K", help="draft by prompt lookup, or by the first K layers")
+    p.add_argument("--draft", metavar="PATH", type=Path, help="draft with another model of the same vocabulary")
+    p.add_argument("--draft-whole", action="store_true", help="run the --draft model whole on every rank, not cut over them")
+    p.add_argument("--gamma", type=_gamma, default=None, help="tokens to draft, 1 to 8; auto for as many as pay (auto)")
+
+
+def check_speculation(args: argparse.Namespace, ranks: int) -> None:
+    """Refuse drafts that cannot be; opens the draft's model."""
+    if args.speculate and args.draft:
+        raise UsageError("--speculate and --draft are two ways to draft: use one of them")
+    if args.draft_whole and not args.draft:
+        raise UsageError("--draft-whole is about the model of --draft PATH: give one, or leave it out")
+    layers = args.source.config.layers
+    if args.speculate and args.speculate != "ngram" and int(args.speculate.partition("=")[2]) >= layers:
+        raise UsageError(f"--speculate {args.speculate}: the model has {layers} layers: use layers=1 to layers={layers - 1}")
+    args.draft_source = opened(args.draft, 1 if args.draft_whole else ranks) if args.draft else None
+    if args.draft_source is not None and args.draft_source.config.vocabulary != args.source.config.vocabulary:
+        theirs, ours = args.draft_source.config.vocabulary, args.source.config.vocabulary
+        raise UsageError(f"--draft {args.draft} has a vocabulary of {theirs}, the model one of {ours}: use one of the same")
+
+
+def speculation(args: argparse.Namespace, model: Transformer, mesh: Mesh, cache: Cache | Striped) -> Speculative | None:
+    """What drafts and verifies as the options say; None where they ask for plain decoding."""
+    if args.draft_source is not None:
+        axes = Mesh(MPI.COMM_SELF, tp=1) if args.draft_whole else mesh
+        other = build(args.draft_source.config, axes.tp, args.draft_source.weights(args.dtype))
+        return Speculative(model, mesh, cache, Generator(other, axes, make_cache(other, args.cache)), args.gamma)
+    return Speculative(model, mesh, cache, args.speculate, args.gamma) if args.speculate else None
 
 
 def write(path: Path, put: Callable[[BinaryIO], None]) -> None:

@@ -84,7 +84,7 @@ def communication(rows: Sequence[dict], what: str = "one step") -> None:
                 r["phase"],
                 r["calls"],
                 f"{r['message_bytes']:,}",
-                f"{r['predicted_message_bytes']:,}",
+                "-" if r["predicted_message_bytes"] is None else f"{r['predicted_message_bytes']:,}",
                 f"{r['wire_bytes']:,.0f}",
                 f"{1e3 * r['seconds']:.2f}",
                 *((f"{1e3 * r['hidden_seconds']:.2f}",) if hidden else ()),

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from parallel.checkpoint import Checkpoint, Piece, pieces
 
 from launch.step import nbytes
 from launch.text import Part
 from layers.optimizer import AdamW, global_norm
 from layers.transformer import Transformer
+from parallel.checkpoint import Checkpoint, Piece, pieces
 from parallel.data import Flat, GradientSums
 from parallel.ledger import Traffic
 from parallel.mesh import Mesh

@@ -130,8 +130,8 @@ def gguf_names(present: dict[str, tuple[int, ...]]) -> Names:
 class _Pieces:
     """Gathers the pieces of a model's parameters. `turned`: whether matrices are stored (out, in), as linear layers are."""
 
-    def __init__(self, names: Names, turned: bool = True) -> None:
-        self.names, self.turned = names, turned
+    def __init__(self, names: Names, there: int, turned: bool) -> None:
+        self.names, self.there, self.turned = names, there, turned
         self.of: dict[str, list[Piece]] = {}
 
     def name(self, role: str, **which: int) -> str:
@@ -165,13 +165,16 @@ class _Pieces:
             self.add(f"{lead}b{last}", Piece(name, (outs,), tuple(range(len(outs))), at, within and (0, *within)))
 
 
-def pieces(c: Config, names: Names, turned: bool = True) -> dict[str, list[Piece]]:
-    """All parameters of a model of configuration `c`, by our names, in tensors of these names."""
-    p = _Pieces(names, turned)
+def pieces(c: Config, names: Names, there: int, turned: bool = True) -> dict[str, list[Piece]]:
+    """All parameters of a model of configuration `c`, by our names, in tensors of these names.
+
+    `there`: how many tensors there are. Of layers, and of experts, one more than that is looked for at most: it is missing.
+    """
+    p = _Pieces(names, there, turned)
     p.array("Wte", p.name("wte"), c.vocabulary, c.d_model)
     if c.positions:
         p.array("Wpe", p.name("wpe"), c.positions, c.d_model)
-    for i in range(c.layers):
+    for i in range(min(c.layers, there + 1)):
         _norm(p, c, f"blocks.{i}.", "n1", i)
         (_latent_attention if c.latent is not None else _attention)(p, c, i)
         _norm(p, c, f"blocks.{i}.", "n2", i)
@@ -247,7 +250,7 @@ def _experts(p: _Pieces, c: Config, i: int) -> None:
     if e.correction:
         p.array(f"{lead}br", p.name("correction", i=i), X)
     if "{x}" in p.names["x_down"]:
-        for x in range(X):
+        for x in range(min(X, p.there + 1)):
             p.matrix(f"{lead}W1", p.name("x_gate", i=i, x=x), (D,), (F,), at=(x, every, 0))
             p.matrix(f"{lead}W1", p.name("x_up", i=i, x=x), (D,), (F,), at=(x, every, 1))
             p.matrix(f"{lead}W2", p.name("x_down", i=i, x=x), (F,), (D,), at=(x,))

@@ -160,7 +160,7 @@ def open_file(file: Path) -> Source:
         architecture,
         config,
         gguf,
-        pieces(config, gguf_names(gguf.shapes)),
+        pieces(config, gguf_names(gguf.shapes), len(gguf.shapes)),
         harmless=lambda name: name == "rope_freqs.weight" and config.rope is not None,
         metadata=gguf.metadata,
     )
@@ -261,8 +261,6 @@ def _experts(s: Settings, d_ff: int, layers: int, latent: bool, gguf: GGUF) -> E
 def _rope(s: Settings, width: int, architecture: str, gguf: GGUF) -> Rope:
     """llama's and deepseek2's weights are turned for interleaved pairs by whoever makes GGUF files, the others are not."""
     s.only("rope.dimension_count", width)
-    if width % 2:
-        raise s.refuse("rope.dimension_count", f"cannot rotate a width of {width}, use an even one")
     base, kind = s.number("rope.freq_base", 10000.0, least=1.0), s.only("rope.scaling.type", "none", "linear", "yarn")
     factor = s.number("rope.scaling.factor", 1.0, least=1.0)
     scaling: Scaling | None = None
@@ -278,7 +276,12 @@ def _rope(s: Settings, width: int, architecture: str, gguf: GGUF) -> Rope:
                 f"use ({width // 2},) and 'none'"
             )
         scaling = Divided(tuple(gguf.read("rope_freqs.weight", (slice(0, width // 2),)).tolist()))
-    return Rope(width, base, "interleaved" if architecture in ("llama", "deepseek2") else "half", scaling)
+    return Rope(
+        s.rotated("rope.dimension_count", width),
+        base,
+        "interleaved" if architecture in ("llama", "deepseek2") else "half",
+        scaling,
+    )
 
 
 def _yarn(s: Settings, factor: float, latent: bool) -> Yarn:

@@ -110,5 +110,5 @@ def open_folder(folder: Path) -> Source:
         return further or buffers.fullmatch(name) is not None
 
     copies = {names["head"]: names["wte"]} if config.tied else {}
-    parts = pieces(config, names, turned=family != "gpt2")
+    parts = pieces(config, names, len(tensors.shapes), turned=family != "gpt2")
     return Source(folder, family, config, tensors, parts, harmless, copies)

@@ -241,9 +241,7 @@ def _rope(s: Settings, width: int, context: int, base: float, pairing: str, late
         scaling = _yarn(r, context, original, latent)
     elif kind != "default":
         raise r.refuse("rope_type" if r.get("rope_type") else "type", "not supported, use default, linear, llama3 or yarn")
-    if width % 2:
-        raise s.refuse("qk_rope_head_dim" if latent else "head_dim", f"cannot rotate a width of {width}, use an even one")
-    return Rope(width, base, pairing, scaling)
+    return Rope(s.rotated("qk_rope_head_dim" if latent else "head_dim", width), base, pairing, scaling)
 
 
 def _yarn(r: Settings, context: int, original: int, latent: bool) -> Yarn:

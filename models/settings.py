@@ -45,6 +45,12 @@ class Settings:
             raise self.refuse(key, f"use a number, {least:g} or more")
         return float(value)
 
+    def rotated(self, key: str, width: int) -> int:
+        """A width that can be rotated; `key`: where it is from. Tables of angles are made before tensors are looked at."""
+        if width % 2 or width > 2**16:
+            raise self.refuse(key, f"cannot rotate a width of {width}, use an even one, 2 to 65536")
+        return width
+
     def flag(self, key: str, default: bool) -> bool:
         """True or false; null is false."""
         value = self.get(key, default)

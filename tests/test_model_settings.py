@@ -169,6 +169,12 @@ def test_a_missing_a_surplus_and_a_misshapen_tensor_are_refused(tmp_path):
     assert "'lm_head.weight' has shape (23, 15)" in refused(edited(tmp_path / "tied", "qwen2", tensors=tied))
 
 
+@pytest.mark.parametrize(("family", "key"), [("llama", "num_hidden_layers"), ("mixtral", "num_local_experts")])
+def test_far_more_than_there_is_is_missing(tmp_path, family, key):
+    """And found to be so at once."""
+    assert "is missing (and " in refused(edited(tmp_path, family, {key: 10**30}))
+
+
 def test_a_stored_type_that_is_not_a_float_is_refused(tmp_path):
     folder = edited(tmp_path, "llama")
     add_tensor(folder, "model.norm.weight", "F8_E4M3", [12], bytes(12))

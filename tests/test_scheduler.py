@@ -15,7 +15,7 @@ IDS = 50  # of the hash model
 
 def key(before, token):
     """What the hash model keeps of a token: as in a transformer, it depends on all tokens before."""
-    return hash((before, token, "kv".__len__()))
+    return hash((before, token))
 
 
 def keys(tokens):
@@ -230,7 +230,7 @@ def test_arrivals_are_a_poisson_process():
 
 @pytest.mark.parametrize(("load", "slots", "static", "continuous"), CASES)
 def test_decode_steps_of_static_and_continuous_batches(load, slots, static, continuous):
-    """A prompt fits a step, whose logits give the first token, and only steps without prefill count: max_tokens - 1 a request."""
+    """A step takes any prompts and gives their first tokens; only steps without prefill count: max_tokens - 1 a request."""
     tokens = sum(load.max_tokens) - len(load.prompts)
     for policy, steps in (("static", static), ("continuous", continuous)):
         scheduler, got = run_through(Scheduler(slots=slots, max_batch_tokens=10**6, policy=policy, mixed=False), *load)
@@ -303,7 +303,7 @@ def test_prefill_apart_takes_turns_with_decodes():
 def test_a_static_batch_ends_before_another_begins():
     # The budget is less than the prompts of a batch: it is filled all the same.
     engine = Engine(Scheduler(slots=3, max_batch_tokens=16, policy="static"))
-    for id, most in enumerate([2, 9, 4, 1, 3]):
+    for id, most in enumerate([2, 9, 4, 2, 3]):
         engine.add(id, range(id, id + 14), most)
     admitted = {}
     while engine.scheduler.requests:
@@ -331,13 +331,13 @@ def test_lower_numbers_first_and_nobody_waits_for_ever():
     while engine.scheduler.requests:
         order += [id for id, _ in engine.step().admitted]
     assert order == [3, 0, 2, 4, 1]
-    # One that may wait, and always another that may not: it is the turn of the first after 5 * 10 steps.
+    # One that may wait, and always another that may not: the first is overtaken by those of 5 * 10 steps, at 2 steps each.
     engine = Engine(Scheduler(slots=1, max_batch_tokens=16, aging=10))
     engine.add(0, [1], 2, priority=5)
     while 0 not in engine.ended:
         engine.add(engine.steps + 1, [2], 2)
         engine.step()
-    assert 50 <= engine.steps <= 54
+    assert 100 <= engine.steps <= 104
 
 
 def test_a_prefix_is_found_and_one_token_is_always_computed():
@@ -411,7 +411,7 @@ def test_the_prefix_used_longest_ago_goes_first_from_its_end():
     engine.add(3, range(300, 349), 1)
     engine.finish()
     pool = engine.scheduler.pool
-    assert [len(pool.find(range(first, first + 32))) for first in (100, 200, 300)] == [2, 0, 3]
+    assert [len(pool.find(range(first, first + 48))) for first in (100, 200, 300)] == [2, 0, 3]
     # Three free or of 100: from the end of what was used longest ago.
     engine.add(4, range(400, 417), 1)
     engine.finish()
@@ -424,7 +424,7 @@ def test_preempted_again_and_again_the_tokens_are_the_same(mixed):
         engine = Engine(Scheduler(pool, slots=8, max_batch_tokens=40, mixed=mixed), Random(3), guesses=3)
         random = Random(5)
         for id in range(24):
-            engine.add(id, [random.randrange(IDS) for _ in range(random.randint(1, 40))], random.randint(1, 60))
+            engine.add(id, [random.randrange(IDS) for _ in range(random.randint(1, 16))], random.randint(50, 90))
         engine.finish()
         return engine.scheduler.counts.preemptions, [engine.delivered(id) for id in range(24)]
 
@@ -435,12 +435,12 @@ def test_preempted_again_and_again_the_tokens_are_the_same(mixed):
 
 
 def test_the_latest_is_preempted_and_its_tokens_are_computed_again():
-    # Blocks for 64 tokens; two requests of 20 + 28 tokens need 3 each.
-    engine = Engine(Scheduler(4, slots=2, max_batch_tokens=64, prefix_caching=False))
+    # Two requests of 20 + 28 tokens need 3 blocks each.
+    engine = Engine(Scheduler(5, slots=2, max_batch_tokens=64, prefix_caching=False))
     engine.add(0, range(20), 28)
     engine.add(1, range(20, 40), 28)
     while not (step := engine.step()).preempted:
-        pass
+        assert len(step.runs) == 2
     assert step.preempted == [1]
     assert (step.runs[0].id, step.runs[0].first) == (0, 32)
     # It had 12 tokens since its prompt and the step gave it none: nothing of it is lost.
@@ -505,14 +505,14 @@ def test_drafts_are_shortened():
         scheduler = drafting(**options)
         scheduler.propose(0, draft)
         assert scheduler.schedule().runs[0].drafts == run
-    # The blocks: two other requests have three of four, and the last block of the first has room for five more tokens.
-    scheduler = drafting(slots=3, max_batch_tokens=64)
-    scheduler.add(1, range(40, 56), 2)
-    scheduler.add(2, range(60, 76), 2)
-    scheduler.commit(scheduler.schedule(), {0: [1], 1: [1]})
+    # Two other requests take the last blocks, and that of the first has room for four tokens more.
+    scheduler = drafting(blocks=5, slots=3, max_batch_tokens=64)
+    scheduler.add(1, range(40, 56), 3)
+    scheduler.add(2, range(60, 76), 3)
+    scheduler.commit(scheduler.schedule(), {0: [1], 1: [1], 2: [1]})
     scheduler.propose(0, [2] * 30)
     step = scheduler.schedule()
-    assert [(r.id, r.drafts, len(r.table)) for r in step.runs] == [(0, 4, 1), (1, 0, 2)] or step.runs[0].drafts <= 17
+    assert [(r.id, r.drafts, len(r.table)) for r in step.runs] == [(0, 4, 1), (1, 0, 2), (2, 0, 2)]
     # New prompts come before drafts.
     scheduler = drafting()
     scheduler.add(1, range(30), 2)
@@ -520,6 +520,22 @@ def test_drafts_are_shortened():
     step = scheduler.schedule()
     assert [(r.id, len(r.tokens), r.drafts) for r in step.runs] == [(0, 1, 0), (1, 15, 0)]
     scheduler.propose(77, [1])
+
+
+def test_a_block_with_refused_drafts_is_not_known():
+    engine = Engine(Scheduler(slots=2, max_batch_tokens=99))
+    engine.add(0, range(12), 20)
+    engine.step()
+    wrong = [(token + 1) % IDS for token in engine.due[0][1:7]]
+    engine.scheduler.propose(0, wrong)
+    engine.step()
+    engine.add(1, [*engine.texts[0][:13], *wrong], 5)
+    engine.finish()
+    # Now that the first has the block's own tokens, these are known and those are not.
+    engine.add(2, [*range(12), engine.due[0][0], *wrong], 5)
+    engine.add(3, engine.texts[0], 5)
+    assert engine.step().admitted == [(2, 16), (3, 16)]
+    engine.finish()
 
 
 def test_an_end_among_accepted_drafts():
@@ -632,9 +648,9 @@ def test_blocks_are_taken_and_dropped_once():
 def anything(seed, guesses=4):
     """Arrivals with prefixes of each other, tiny pools, drafts, ends, priorities and cancellations; all end well."""
     random = Random(seed)
-    slots = random.randint(1, 6)
+    slots, longest = random.randint(1, 8), random.choice([3, 7, 7])
     scheduler = Scheduler(
-        random.choice([None, 6, 7, 9, 14]),
+        random.choice([None, longest, longest + 1, longest + 3, longest + 5, 2 * longest]),
         slots=slots,
         max_batch_tokens=slots + random.choice([0, 3, 20, 100]),
         policy=random.choice(["continuous", "continuous", "continuous", "static"]),
@@ -646,14 +662,15 @@ def anything(seed, guesses=4):
     texts = [[random.randrange(IDS) for _ in range(60)] for _ in range(2)]
     added = 0
     for _ in range(40):
-        while added < 30 and random.random() < 0.45:
+        while added < 25 and random.random() < 0.5:
             # The beginning of something seen, a draft that was refused too, often to a block's end; at times something new.
             text = random.choice(texts + list(engine.texts.values())[-3:] + engine.drafted[-3:])
-            length = random.choice([random.randint(1, 60), BLOCK, 2 * BLOCK, len(text)])
+            text = text[random.choice([0, 0, 0, 0, BLOCK]) :] or text
+            length = random.choice([random.randint(1, 60), random.randint(1, 20), BLOCK, 2 * BLOCK, len(text)])
             prompt = text[:length] + [random.randrange(IDS) for _ in range(random.choice([0, 0, 1, 20]))]
-            prompt = prompt[: random.choice([60, 48, 33])]
-            most = random.randint(1, 6 * BLOCK + 1 - len(prompt))
-            ends = {random.randrange(IDS) for _ in range(random.choice([0, 0, 3]))}
+            prompt = prompt[: random.choice([(longest - 1) * BLOCK, 33, 16, 5])]
+            most = min(random.choice([random.randint(1, 40), 100]), longest * BLOCK + 1 - len(prompt))
+            ends = {random.randrange(IDS) for _ in range(random.choice([0, 0, 0, 3]))}
             engine.add(added, prompt, most, ends=ends, priority=random.choice([0, 0, 0, 2, -1]), reuse=random.random() < 0.9)
             added += 1
         if scheduler.requests:
@@ -665,12 +682,12 @@ def anything(seed, guesses=4):
 
 
 def test_anything_at_any_time_ends_well():
-    ran = [anything(seed) for seed in range(150)]
+    ran = [anything(seed) for seed in range(60)]
     assert sum(e.steps for e in ran) > 10_000
     # It is not empty of what it is about.
     counts = [e.scheduler.counts for e in ran]
-    for what in ("preemptions", "hit_tokens", "accepted_tokens", "draft_tokens"):
-        assert sum(getattr(c, what) for c in counts) > 500, what
+    for what, least in (("preemptions", 100), ("hit_tokens", 1000), ("accepted_tokens", 1000), ("draft_tokens", 3000)):
+        assert sum(getattr(c, what) for c in counts) > least, what
     assert {reason for c in counts for reason in c.finished} == {"stop", "length", "cancelled"}
 
 
@@ -779,7 +796,7 @@ def forget_the_roll_back(monkeypatch):
     monkeypatch.setattr(Scheduler, "commit", long)
 
 
-def keep_the_blocks_of_drafts(monkeypatch):
+def draft_without_blocks(monkeypatch):
     monkeypatch.setattr(Scheduler, "_drafts", lambda self, request, spare: len(request.draft[:spare]))
 
 
@@ -817,7 +834,7 @@ SABOTAGES = [
     resume_after_the_prompt_only,
     believe_hashes,
     forget_the_roll_back,
-    keep_the_blocks_of_drafts,
+    draft_without_blocks,
     copy_nothing,
     publish_what_is_not_full,
     preempt_the_first,
@@ -828,8 +845,8 @@ SABOTAGES = [
 def test_sabotage_is_seen(monkeypatch, sabotage):
     sabotage(monkeypatch)
     with pytest.raises((AssertionError, ValueError, IndexError)):
-        for seed in range(150):
-            anything(seed)
+        test_a_block_with_refused_drafts_is_not_known()
+        [anything(seed) for seed in range(100)]
 
 
 def test_a_link_knows_all_before_it():

@@ -256,10 +256,9 @@ def test_sampled_tokens_do_not_depend_on_the_ranks(mesh, draft, gamma):
 def test_a_draft_cache_one_short_after_full_acceptance_is_seen(mesh, monkeypatch):
     def one_short(self, context, many):
         for request, length in list(self.generator.cache.lengths.items()):
-            right = min(length, len(context) + many)
-            # The token that was not run is believed to have been: the next one stands in its place.
-            self.generator.cache.truncate(request, right)
-            if length == right:
+            self.generator.cache.truncate(request, min(length, len(context) + many))
+            if length < len(context) + many:
+                # The last drafted token, which was not run, is believed to have been.
                 self.generator.cache.extend(request, 1)
 
     monkeypatch.setattr(speculative.ModelDraft, "accepted", one_short)

@@ -4,9 +4,9 @@
     python tests/oracles/make_models.py
 
 The models are those of Transformers, of the blocks in make_blocks.py: in float64, with its two replacements throughout. Each
-sequence runs by itself; `loss` is the mean over all tokens of the cross-entropy with `targets`, which are drawn, not the ids that
-follow. Gradients (`dNAME`) are those of the first step, before clipping to CLIP; `norm` is their norm, `losses` the loss before
-each step, `after.NAME` the weights after the last. Weights are stored by our names, (in, out) and by heads.
+sequence runs by itself; `loss` is the mean over all tokens of the cross-entropy with `targets`, drawn at random like the ids.
+Gradients (`dNAME`) are those of the first step, before clipping to CLIP; `norm` is their norm, `losses` the loss before each
+step, `after.NAME` the weights after the last. Weights are stored by our names, (in, out) and by heads.
 
 Not everything after three steps is exact: a key's bias has no gradient but rounding, which AdamW makes some 1e-11 of; and
 clip_grad_norm_ multiplies by CLIP / (norm + 1e-6), without which weights are some 3e-9 off.
