@@ -141,10 +141,10 @@ class Generator:
     def _logprob(self, logits_v: np.ndarray, token: int) -> float:
         return float(self.sampler.of_token(self.sampler.log_probabilities(logits_v), token))
 
-    def traffic(self, tokens: int, phase: str) -> list[Traffic]:
-        """What a forward of `tokens` new tokens sends, without the choice of the next one."""
+    def traffic(self, tokens: int, phase: str, striped: bool | None = None) -> list[Traffic]:
+        """What a forward of `tokens` new tokens sends, without the choice of the next one. `striped`: as if the cache were."""
         sent = forward_only(self.model.traffic_of_logits(tokens), phase)
-        if self.striped:
+        if self.striped if striped is None else striped:
             sent += [t for block in self.model.blocks for t in block.attention.traffic_striped(tokens, phase)]
         return sent
 

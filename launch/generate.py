@@ -18,7 +18,7 @@ from inference.speculative import Account
 from launch import pretrained, products, report
 from models.config import Config, build
 from parallel.control import Control
-from parallel.ledger import Traffic, agrees
+from parallel.ledger import Traffic, agrees, wire_bytes
 from parallel.mesh import Mesh
 
 
@@ -154,6 +154,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         "kv_bytes_per_token_per_rank_counted": clock.cache_bytes_per_token,
         "mpi_bytes_per_token": sent / steps if steps else None,
         "gather_bytes_per_token": 4 * args.source.config.vocabulary,
+        "latent_layouts": latent_layouts(generator, mesh.tp.size) if args.source.config.latent is not None else None,
         "speculation": None if speculative is None else told_of(speculative.account),
         "communication": rows,
         "memory": {
@@ -167,6 +168,21 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         show(args, result)
         print(f"NOT ALL AGREED: {', '.join(wrong)}" if wrong else "all ranks agreed")
     return 1 if wrong else 0
+
+
+def latent_layouts(generator: Generator, ranks: int) -> list[dict]:
+    """A latent cache, whole on every rank and dealt out: what a rank keeps of a token, and sends for one."""
+    whole = generator.cache.bytes_per_token * (ranks if generator.striped else 1)
+    return [
+        {
+            "layout": "striped" if striped else "replicated",
+            "kv_bytes_per_token_per_rank": whole / ranks if striped else whole,
+            "mpi_bytes_per_token": sum(
+                t.calls * wire_bytes(t.verb, t.message_bytes, ranks) for t in generator.traffic(1, "decode", striped)
+            ),
+        }
+        for striped in (False, True)
+    ]
 
 
 def told_of(account: Account) -> dict:
@@ -250,6 +266,10 @@ def show(args: argparse.Namespace, result: dict) -> None:
     rows.append(("loading", f"{result['load_seconds']:.2f} s", ""))
     axes = f"tp={result['ranks']}, {result['dtype']}, {args.cache} cache; ended by {result['finish_reason']}"
     report.table(f"{result['family']} on {axes}", ("", "", ""), rows)
+    if result["latent_layouts"]:
+        report.table("The latent cache in its two layouts", ("", "kept by a rank, a token", "sent by a rank, a token"),
+                     [(r["layout"], report.size(r["kv_bytes_per_token_per_rank"]), report.size(r["mpi_bytes_per_token"]))
+                      for r in result["latent_layouts"]])  # fmt: skip
     if args.logprobs:
         report.table("Log-probabilities", ("token", "log p"),
                      [(t, f"{p:.4f}") for t, p in zip(result["tokens"], result["logprobs"], strict=True)])  # fmt: skip

@@ -111,7 +111,7 @@ class Rope:
             raise ValueError(f"cannot rotate a width of {width}: use an even one, 2 or more")
         if pairing not in PAIRINGS:
             raise ValueError(f"unknown pairing {pairing!r}: use one of {', '.join(PAIRINGS)}")
-        self.width, self.pairing, self.scaling = width, pairing, scaling
+        self.width, self.base, self.pairing, self.scaling = width, base, pairing, scaling
         f_P = base ** (-np.arange(0, width, 2) / width)
         self.frequencies_P = f_P if scaling is None else scaling.frequencies(f_P, base)
 

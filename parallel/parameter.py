@@ -82,7 +82,7 @@ class Fused:
         self._at = [(slice(None),) * dim + (slice(*between),) for between in pairwise(ends)]
         for p, at in zip(parameters, self._at, strict=True):
             p.data, p.home = self.data[at], self
-        self._kept = np.empty_like(self.data)
+        self._kept: np.ndarray | None = None
 
     @property
     def parts(self) -> list[tuple[Parameter, tuple[slice, ...]]]:
@@ -97,11 +97,16 @@ class Fused:
 
     def room(self) -> np.ndarray:
         """An array for the next gradient, of data's shape: memory that is kept, unless a gradient stands in it."""
-        free = all(p.grad is None for p in self.parameters)
-        return self._kept if free else np.empty_like(self.data)
+        if any(p.grad is not None for p in self.parameters):
+            return np.empty_like(self.data)
+        if self._kept is None:
+            self._kept = np.empty_like(self.data)
+        return self._kept
 
     def add_grad(self, g: np.ndarray) -> None:
         """Each one's gradient += its part of g. g: of data's shape."""
+        if self._kept is None:
+            self._kept = np.empty_like(self.data)
         for p, at in self.parts:
             if p.grad is not None:
                 p.grad += g[at]

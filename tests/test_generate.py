@@ -84,6 +84,10 @@ def test_generate_from_token_ids_without_a_tokenizer(name, ranks):
     assert got["kv_bytes_per_token_per_rank_counted"] == pytest.approx(got["kv_bytes_per_token_per_rank"], rel=0.05)
     assert {r["phase"] for r in got["communication"]} == {"prefill", "decode"}
     assert all(r["message_bytes"] == r["predicted_message_bytes"] for r in got["communication"])
+    if name == "deepseek_v2":
+        replicated, striped = got["latent_layouts"]
+        assert replicated["kv_bytes_per_token_per_rank"] == 3 * striped["kv_bytes_per_token_per_rank"]
+        assert striped["mpi_bytes_per_token"] > replicated["mpi_bytes_per_token"]
     sampled = [run("generate", n, *what, "--temperature", "0.9", "--top-p", "0.9", "--seed", "4", "--logprobs") for n in (0, 2)]
     assert sampled[0]["tokens"] == sampled[1]["tokens"] != got["tokens"]
     np.testing.assert_allclose(sampled[0]["logprobs"], sampled[1]["logprobs"], atol=1e-10)
