@@ -100,7 +100,7 @@ class Ngram:
     """Prompt lookup: what followed the last time that the context ended as it does now, by its longest ending of up to
     `longest` tokens, at least `shortest`. Costs nothing, and is right where text repeats."""
 
-    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
+    def __init__(self, longest: int = 6, shortest: int = 3) -> None:
         self.longest, self.shortest = longest, shortest
         self._seen: dict[tuple[int, ...], int] = {}
         self._read = 0
@@ -250,20 +250,21 @@ class Account:
 class Gamma:
     """How many tokens to draft next: always the same, or (`most` None) as acceptance and measured times advise.
 
-    alpha is a mean that forgets, over drafts tested; times are means that forget, of rounds by their number of rows, and where
-    one has not been measured, `COSTS` times the plain step's. Where drafting does not pay it is tried again now and then, for
-    text changes: RETRY rounds later, twice as late each time that it did not pay again.
+    alpha is a mean that forgets, over drafts tested. Times are a unit that all rounds tell of, so that a machine that turns busy
+    changes no choice, times what so many rows cost in units: `COSTS` at first, and slowly what they were found to. Where
+    drafting does not pay it is tried again now and then, for text changes: RETRY rounds later, twice as late each time that it
+    did not pay again.
     """
 
     # What this many rows cost in rows of one, before it is measured.
-    COSTS = (1.0, 1.4, 1.7, 2.0, 2.4, 2.5, 2.6, 2.8, 3.0)
+    COSTS = (1.0, 1.45, 1.8, 1.85, 1.95, 2.05, 2.2, 2.3, 2.4)
     RETRY, LATEST = 16, 128
-    KEPT = 0.9
+    KEPT, KEPT_UNIT = 0.9, 0.7
 
     def __init__(self, fixed: int | None) -> None:
         self.fixed, self.alpha = fixed, 0.7
-        self._verify: dict[int, float] = {}
-        self._draft = 0.0
+        self._unit, self._draft = 0.0, 0.0
+        self._rows = list(self.COSTS)
         self._silent, self._wait = 0, self.RETRY
 
     def next(self) -> int:
@@ -274,23 +275,19 @@ class Gamma:
             return 2
         return best
 
-    def _rows(self, rows: int) -> float:
-        plain = self._verify.get(1, 1.0)
-        return self._verify.get(rows, plain * self.COSTS[rows - 1])
-
     def _rate(self, gamma: int) -> float:
-        """Tokens a second."""
-        return expected_tokens(self.alpha, gamma) / (self._rows(gamma + 1) + gamma * self._draft)
+        """Tokens a unit of time."""
+        return expected_tokens(self.alpha, gamma) / (self._rows[gamma] + gamma * self._draft)
 
     def learn(self, asked: int, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
         kept = self.KEPT
         for n in range(min(accepted + 1, drafted)):
             self.alpha = kept * self.alpha + (1 - kept) * (n < accepted)
-        rows = drafted + 1
-        before = self._verify.get(rows)
-        self._verify[rows] = verify_seconds if before is None else kept * before + (1 - kept) * verify_seconds
+        unit = verify_seconds / self._rows[drafted]
+        self._unit = self.KEPT_UNIT * self._unit + (1 - self.KEPT_UNIT) * unit if self._unit else unit
+        self._rows[drafted] = kept * self._rows[drafted] + (1 - kept) * verify_seconds / self._unit
         if drafted:
-            each = draft_seconds / drafted
+            each = draft_seconds / drafted / self._unit
             self._draft = kept * self._draft + (1 - kept) * each if self._draft else each
         if asked == 0:
             self._silent += 1

@@ -47,9 +47,7 @@ def total_by_customer(orders):
 '''
 
 RENAME = '''\
-The function `load` below is renamed to `read_table`. Nothing else changes.
-
-Before:
+Here is a Python file.
 
 ```python
 import csv
@@ -72,10 +70,7 @@ def average(rows, column):
     return sum(values) / len(values)
 ```
 
-After:
-
-```python
-'''
+Write the whole file again, with the function `load` renamed to `read_table`.'''
 
 QUOTES = """\
 Report of the harbour office, 14 March. The storm reached the outer wall shortly after four in the morning. Two fishing boats \
@@ -83,22 +78,15 @@ broke loose and drifted against the northern pier, where they sank before a tug 
 lighthouse lost its power at half past four and was dark until the keeper started the old diesel engine by hand. By noon the wind \
 had fallen, and the ferry company announced that no ship would leave before the wall had been inspected by divers.
 
-Summary of the report, in its own words:
-
-- "The storm reached the outer wall shortly after four in the morning."
--"""
+What does the report say about the boats, the lighthouse and the ferry? Quote its sentences."""
 
 PROOFREAD = """\
-Text with mistakes of spelling:
+Correct the spelling of this text.
 
 The libary opens at nine in the morning and closes at six in the evening, except on Sundays, when it is closed all day. Readers \
 may borow up to five books at a time and keep them for three weeks. Books that are not returned in time cost ten cents a day. \
 Children under twelve need the signature of a parent before they can borrow anything. Newspapers and dictionaries can only be \
-read in the reading room, wich is on the first floor next to the stairs.
-
-The same text, corrected:
-
-The library"""
+read in the reading room, wich is on the first floor next to the stairs."""
 
 LIST = """\
 Things to pack for a week of walking in the mountains:
@@ -124,9 +112,9 @@ PROMPTS = {
     "story": Prompt(STORY),
     "essay": Prompt(ESSAY),
     "function": Prompt(FUNCTION),
-    "rename": Prompt(RENAME, repeats=True),
-    "quotes": Prompt(QUOTES, repeats=True),
-    "proofread": Prompt(PROOFREAD, repeats=True),
+    "rename": Prompt(RENAME, chat=True, repeats=True),
+    "quotes": Prompt(QUOTES, chat=True, repeats=True),
+    "proofread": Prompt(PROOFREAD, chat=True, repeats=True),
     "list": Prompt(LIST),
     "questions": Prompt(QUESTIONS, chat=True),
     "table": Prompt(TABLE, chat=True),

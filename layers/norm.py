@@ -24,6 +24,12 @@ def _row_blocks(x: np.ndarray) -> Iterator[slice]:
 
 def rms_norm(x: np.ndarray, w_D: np.ndarray, eps: float, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """y = w x r, r = 1 / sqrt(mean_D(x^2) + eps); returns y and r (..., 1). `out` may not be x."""
+    if x.size <= BLOCK and out is None:
+        # A step of decoding: no array is large enough to be worth a block.
+        r = (1 / np.sqrt(np.vecdot(x, x) / x.shape[-1] + eps))[..., None].astype(x.dtype, copy=False)
+        y = x * r
+        y *= w_D
+        return y, r
     y = np.empty_like(x) if out is None else out
     r = np.empty((*x.shape[:-1], 1), x.dtype)
     for at in _row_blocks(x):

@@ -10,7 +10,7 @@
 
 A step is written in a folder with a leading dot, flushed, and renamed: a folder `step-...` is complete, whatever was killed
 and when. All ranks must see the same folder, and one job at a time may write to it. In the files a piece is named like an
-index in NumPy, `W1[:, 4:8]`, or `W1` where it is the whole array. https://huggingface.co/docs/safetensors#format
+index in NumPy, `W1[:, 4:8]`, or `W1` where it is the whole array.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from operator import index
 from pathlib import Path
 
@@ -29,83 +28,25 @@ import numpy as np
 
 from parallel.control import Control
 from parallel.shard import Cut, Layout
+from parallel.shard_file import (
+    DTYPES,
+    FORMAT,
+    VERSION,
+    CheckpointError,
+    Piece,
+    ShardFile,
+    flush,
+    metadata,
+    origin_of,
+    pieces,
+    write_flushed,
+)
+
+__all__ = ["Checkpoint", "CheckpointError", "Piece", "latest", "pieces", "save"]
 
 MANIFEST = "manifest.json"
-FORMAT, VERSION = "rankwise checkpoint", 1
-# What safetensors calls NumPy's dtypes. Its files are little-endian.
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"}
-DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
-CODES = {np.dtype(d): code for code, d in DTYPES.items()}
-# Bytes hashed and written at a time: they stay in the cache between the two hashes and the write.
-BLOCK = 2**18
 # The manifest's last entry: the SHA-256 of all bytes before it.
 SEAL = b',\n "sha256": '
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, or not be trusted. The text names the file, the tensor, and what would be right."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a whole array of `shape`, which this rank writes: along `dim` the indices from `start` on; `data`, in any
-    memory order, has all entries of the other dims. Raises CheckpointError when it is none, or of a dtype or name that
-    safetensors does not have."""
-
-    name: str
-    shape: tuple[int, ...]
-    dim: int
-    start: int
-    data: np.ndarray
-
-    def __post_init__(self) -> None:
-        if self.name in ("", "__metadata__"):
-            raise CheckpointError(f"{self.name!r} cannot be the name of a tensor in safetensors: use another")
-        if not self.shape:
-            raise CheckpointError(f"{self.name} has no dims: keep single numbers in the state")
-        if self.data.dtype.newbyteorder("<") not in CODES:
-            raise CheckpointError(
-                f"{self.name} is of dtype {self.data.dtype}: use one that safetensors has, {', '.join(DTYPES)}"
-            )
-        others = lambda shape: (len(shape), *shape[: self.dim], *shape[self.dim + 1 :])  # noqa: E731
-        fits = 0 <= self.dim < len(self.shape) and others(self.data.shape) == others(self.shape)
-        if not fits or not 0 <= self.start <= self.stop <= self.shape[self.dim]:
-            raise CheckpointError(
-                f"{self.name}: {self.data.shape} from index {self.start} of dim {self.dim} on is no part of {self.shape}"
-            )
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.data.shape[self.dim]
-
-    @property
-    def key(self) -> str:
-        """Its name in the file."""
-        if (self.start, self.stop) == (0, self.shape[self.dim]):
-            return self.name
-        return f"{self.name}[{':, ' * self.dim}{self.start}:{self.stop}]"
-
-    @property
-    def code(self) -> str:
-        """Its dtype, as safetensors calls it."""
-        return CODES[self.data.dtype.newbyteorder("<")]
-
-
-def pieces(name: str, layout: Layout, rank: int, data: np.ndarray) -> list[Piece]:
-    """What rank `rank` of the axis that `layout` is cut over writes of its part `data`: what no lower rank holds.
-
-    [] where lower ranks hold all of it. What every rank holds whole is rank 0's to write.
-    """
-    if data.shape != layout.local_shape(rank):
-        raise CheckpointError(f"{name}: rank {rank}'s part should be {layout.local_shape(rank)}, it is {data.shape}")
-    if layout.cut is None:
-        return [] if rank else [Piece(name, layout.shape, 0, 0, data)]
-    first, stop = layout.cut.bounds[rank]
-    runs = [(first, stop)] if first < stop else []
-    for a, b in layout.cut.bounds[:rank]:
-        runs = [(s, e) for start, end in runs for s, e in ((start, min(end, a)), (max(start, b), end)) if s < e]
-    at = (slice(None),) * layout.dim
-    return [Piece(name, layout.shape, layout.dim, s, data[(*at, slice(s - first, e - first))]) for s, e in runs]
 
 
 def _on_all(control: Control, what: str, work: Callable[[], object]) -> list:
@@ -152,7 +93,7 @@ def save(folder: Path, step: int, mine: Iterable[Piece], state: dict, control: C
         raise ValueError(f"cannot save step {step} and keep {keep} steps: use a step of 0 or more, and keep 1 or more")
     path = Path(folder) / f"step-{step:08d}"
     partial = path.with_name(f".{path.name}.partial")
-    shard = _Shard(step, control.rank, control.size)
+    shard = ShardFile(step, control.rank, control.size)
     ours = f"rank {control.rank}, {path}/{shard.file}"
     try:
         plans = _on_all(control, ours, lambda: (step, _json(state), shard.plan(mine)))
@@ -175,57 +116,6 @@ def save(folder: Path, step: int, mine: Iterable[Piece], state: dict, control: C
         raise
     _on_first(control, f"{path} is saved, but an older one could not be removed", _remove_older, path, keep)
     return path
-
-
-class _Shard:
-    """The file of one rank."""
-
-    def __init__(self, step: int, rank: int, ranks: int) -> None:
-        self.file = f"rank-{rank:04d}-of-{ranks:04d}.safetensors"
-        self._metadata = _metadata(step, rank, ranks)
-        self._header, self._held = b"", []
-
-    def plan(self, mine: Iterable[Piece]) -> list[dict]:
-        """Lay the pieces out in the file. For each: name, shape and dtype of its array, and what the manifest says of it."""
-        # Wide dtypes first: then each piece is aligned in the file, as other tools want it.
-        self._held = sorted(mine, key=lambda p: -p.data.itemsize)
-        content: dict[str, dict] = {"__metadata__": self._metadata}
-        end = 0
-        for p in self._held:
-            if p.key in content:
-                raise CheckpointError(f"{p.key} is there twice")
-            start, end = end, end + p.data.nbytes
-            content[p.key] = {"dtype": p.code, "shape": p.data.shape, "data_offsets": (start, end)}
-        text = json.dumps(content).encode()
-        text += b" " * (-len(text) % 8)
-        self._header = len(text).to_bytes(8, "little") + text
-        entries = []
-        for p in self._held:
-            place = {"dim": int(p.dim), "start": int(p.start), "stop": int(p.stop)}
-            at = [len(self._header) + offset for offset in content[p.key]["data_offsets"]]
-            piece = {"file": self.file, "key": p.key, **place, "bytes": at}
-            entries.append({"name": p.name, "dtype": p.code, "shape": [int(n) for n in p.shape], "piece": piece})
-        return entries
-
-    def write(self, folder: Path) -> tuple[str, dict, list[str]]:
-        """Write and flush the file. Its name, its size and SHA-256, and each piece's SHA-256: of what is in memory."""
-        hashes: list[str] = []
-
-        def blocks() -> Iterator[bytes | np.ndarray]:
-            yield self._header
-            for p in self._held:
-                flat = np.ascontiguousarray(p.data, DTYPES[p.code]).reshape(-1).view(np.uint8)
-                piece_hash = hashlib.sha256()
-                for at in range(0, flat.size, BLOCK):
-                    piece_hash.update(flat[at : at + BLOCK])
-                    yield flat[at : at + BLOCK]
-                hashes.append(piece_hash.hexdigest())
-
-        return self.file, _write(folder / self.file, blocks()), hashes
-
-
-def _metadata(step: int, rank: int, ranks: int) -> dict[str, str]:
-    return {"checkpoint": f"{FORMAT} {VERSION}", "step": f"{step}", "rank": f"{rank}", "ranks": f"{ranks}"}
 
 
 def _json(state: dict) -> str:
@@ -273,15 +163,15 @@ def _make_room(path: Path, partial: Path) -> None:
         shutil.rmtree(left)
     partial.mkdir()
     for p in made:
-        _flush(p.parent)
+        flush(p.parent)
 
 
 def _commit(manifest: dict, partial: Path, path: Path) -> None:
     body = json.dumps(manifest, indent=1).removesuffix("\n}").encode()
-    _write(partial / MANIFEST, [body, SEAL, _seal(body)])
-    _flush(partial)
+    write_flushed(partial / MANIFEST, [body, SEAL, _seal(body)])
+    flush(partial)
     partial.rename(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def _remove_older(path: Path, keep: int) -> None:
@@ -289,29 +179,8 @@ def _remove_older(path: Path, keep: int) -> None:
     for old in older[: max(0, len(older) - keep + 1)]:
         # Under its own name it would look complete while it is being removed.
         gone = old.rename(old.with_name(f".{old.name}.removed"))
-        _flush(path.parent)
+        flush(path.parent)
         shutil.rmtree(gone)
-
-
-def _write(path: Path, blocks: Iterable[bytes | np.ndarray]) -> dict:
-    """Write a new file and flush it. Its size and its SHA-256."""
-    whole = hashlib.sha256()
-    with open(path, "xb") as f:
-        for block in blocks:
-            whole.update(block)
-            f.write(block)
-        f.flush()
-        os.fsync(f.fileno())
-        return {"size": f.tell(), "sha256": whole.hexdigest()}
-
-
-def _flush(folder: Path) -> None:
-    """What was made, renamed or removed in the folder is on the disk."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _seal(body: bytes) -> bytes:
@@ -377,8 +246,8 @@ class Checkpoint:
         what = f"{_listed(changed)} changed" if changed else f"{keys} did not change, what is around did"
         if size != should["size"]:
             what += f"; it should have {should['size']} bytes and has {size}"
-        origin = _origin(path)
-        if origin not in (None, _metadata(self.step, rank, ranks)):
+        origin = origin_of(path)
+        if origin not in (None, metadata(self.step, rank, ranks)):
             what += "; it calls itself " + ", ".join(f"{key} {value}" for key, value in origin.items())
         return f"{file} is not what was saved: {what}"
 
@@ -443,16 +312,6 @@ def _manifest(path: Path) -> dict:
         raise CheckpointError(f"{', '.join(foreign)} is not in {MANIFEST}: it belongs to another checkpoint")
     _require_covered(manifest["tensors"])
     return manifest
-
-
-def _origin(path: Path) -> dict[str, str] | None:
-    """What a file says itself of the checkpoint that it belongs to; None where that cannot be read."""
-    try:
-        with open(path, "rb") as f:
-            length = int.from_bytes(f.read(8), "little")
-            return dict(json.loads(f.read(min(length, path.stat().st_size)))["__metadata__"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ from parallel.shard import Cut
 
 # Reductions and buffers of these are the same on every MPI. float16, complex and bool are not, so they are refused.
 DTYPES = tuple(np.dtype(t) for t in ("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"))
+_SENDABLE = frozenset(DTYPES)
 
 
 @cache
@@ -49,7 +50,7 @@ def _reduction(op: str, dtype: np.dtype) -> MPI.Op:
 
 def _sendable(x: np.ndarray) -> np.ndarray:
     """`x` itself if MPI can read it as it lies, else a C-ordered copy (MPI would read an F-ordered array permuted)."""
-    if not isinstance(x, np.ndarray) or x.dtype not in DTYPES:
+    if not isinstance(x, np.ndarray) or x.dtype not in _SENDABLE:
         kind = f"dtype {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
         raise TypeError(f"cannot send {kind}: use a NumPy array of {', '.join(d.name for d in DTYPES)}")
     return x if x.flags.c_contiguous else x.copy(order="C")
