@@ -144,16 +144,17 @@ class BlockPool:
             self.drop(found.pop())
             whole = False
         new = needed(len(tokens)) - len(found)
-        if self.free < new + whole + reserve:
+        if self.free < new + reserve:
             self.drop_all(found)
             return None
         source = found.pop() if whole else None
         table = found + [self.take() for _ in range(new + whole)]
         computed = len(tokens) - 1 if whole else len(found) * BLOCK
-        if source is not None:
-            self.drop(source)
         link = self._links[found[-1]] if found else None
-        return Opened(table, len(found), link, computed, None if source is None else (source, table[-1]))
+        if source is None:
+            return Opened(table, len(found), link, computed, None)
+        self.drop(source)
+        return Opened(table, len(found), link, computed, (source, table[-1]))
 
     def publish(self, block: int, before: Link | None, tokens: tuple[int, ...]) -> tuple[int, Link]:
         """Make a full, computed block known: its number from now on and its link.

@@ -118,21 +118,18 @@ class Counts:
 class Scheduler:
     """`blocks` of 16 tokens (None: no limit), at most `slots` requests and `max_batch_tokens` tokens in a step.
 
-    Order. A request stands in the queue as though it had come `aging` steps later for each unit of its priority (0 is the usual
-    one, lower is sooner): first come, first served within a priority, and any request is overtaken only by those that come in
-    the next `aging` times its priority steps, so by finitely many. The order never changes, and everything follows it: who is
-    admitted, who gets the budget, and, from the other end, who is preempted when blocks run out, so that the first of the
-    running is never preempted and the whole always gets on.
+    Order. A request counts as though it had come `aging` steps later for each unit of its priority (0 is usual, lower goes
+    first): first come, first served within a priority, and no request is overtaken for ever, only by those that come within
+    `aging` steps for each unit between their priorities. The order never changes, and all follows it: who is admitted, who gets
+    the budget and, from the other end, who is preempted when blocks run out; so the first of the running always gets on.
 
     A step. Each decoding request runs a token, which is why `max_batch_tokens` may not be less than `slots`; what is left of
-    the budget goes to prompts that are under way, then to new ones, then to drafts, which also never cost anybody a block.
+    the budget goes to prompts that are under way, then to new ones, then to drafts, for which nobody is preempted either.
     Nobody is admitted in a step that preempted, or unless each running request could have one more block afterwards.
-    `mixed` False: prefill and decodes in steps of their own, prefill first but never twice running if somebody decodes.
+    `mixed` False: prefill and decodes in steps of their own, prefill first but not twice in a row if somebody decodes.
 
-    `policy` "static": nobody is admitted until the last of the running is finished, for comparison. `context`: the most tokens
-    of a request, prompt and new. `prefix_caching` False: no blocks are shared.
-
-    Raises ValueError for sizes that cannot work.
+    `policy` "static": for comparison, nobody is admitted before all of the running are finished. `context`: the most tokens of
+    a request, prompt and new. `prefix_caching` False: no blocks are shared. Raises ValueError for sizes that cannot work.
     """
 
     def __init__(
@@ -205,8 +202,8 @@ class Scheduler:
         insort(self.waiting, request, key=lambda r: r.order)
 
     def propose(self, id: int, draft: Sequence[int]) -> None:
-        """Guesses of the next tokens of a request, for the next step only. As many of the first are run as can be, which may
-        be none: a request that is not decoding, or not there, runs none."""
+        """Guesses of a request's next tokens, for the next step only. The first ones are run, as many as can be, which may be
+        none: a request that is not decoding runs none."""
         if id in self.requests:
             self.requests[id].draft = list(draft)
 
@@ -318,8 +315,7 @@ class Scheduler:
         """Back to the queue without blocks, to be computed again with the tokens that it got. Its id."""
         self.running.remove(request)
         self.pool.drop_all(request.table)
-        request.computed = request.goal = request.published = 0
-        request.link, request.draft = None, []
+        request.computed = request.goal = 0
         insort(self.waiting, request, key=lambda r: r.order)
         self.counts.preemptions += 1
         return request.id

@@ -248,12 +248,12 @@ class Account:
 
 
 class Gamma:
-    """How many tokens to draft next: always the same, or (`most` None) as acceptance and measured times advise.
+    """How many tokens to draft next: always the same, or (`fixed` None) as acceptance and measured times advise.
 
-    alpha is a mean that forgets, over drafts tested. Times are a unit that all rounds tell of, so that a machine that turns busy
-    changes no choice, times what so many rows cost in units: `COSTS` at first, and slowly what they were found to. Where
-    drafting does not pay it is tried again now and then, for text changes: RETRY rounds later, twice as late each time that it
-    did not pay again.
+    alpha is a mean that forgets, over drafts tested. Times are a unit that all rounds tell of, so that a machine that turns
+    busy changes no choice, times what so many rows cost in units: `COSTS` at first, and slowly what they were found to. Where
+    drafting does not pay it is tried again now and then, for text changes: RETRY rounds later, one token at a time as long as
+    they are right, and twice as late each time that it did not pay again.
     """
 
     # What this many rows cost in rows of one, before it is measured.
@@ -272,7 +272,7 @@ class Gamma:
             return self.fixed
         best = max(range(MOST + 1), key=self._rate)
         if best == 0 and self._silent >= self._wait:
-            return 2
+            return 1
         return best
 
     def _rate(self, gamma: int) -> float:
@@ -291,15 +291,15 @@ class Gamma:
             self._draft = kept * self._draft + (1 - kept) * each if self._draft else each
         if asked == 0:
             self._silent += 1
-        elif drafted:
-            paid = max(range(MOST + 1), key=self._rate) > 0
-            self._wait = self.RETRY if paid else min(2 * self._wait, self.LATEST)
-            self._silent = 0
+        elif max(range(MOST + 1), key=self._rate) > 0:
+            self._silent, self._wait = 0, self.RETRY
+        elif accepted < drafted:
+            self._silent, self._wait = 0, min(2 * self._wait, self.LATEST)
 
 
 class Speculative(Generator):
-    """A generator that drafts and verifies. Its tokens are distributed as a plain one's. Greedy ones are the same, but where the
-    two best logits are within rounding: verifying several tokens at once sums in another order than one at a time."""
+    """A generator that drafts and verifies. Its tokens are distributed as a plain one's. Greedy ones are the same, but where
+    the two best logits are within rounding: verifying several tokens at once sums in another order than one at a time."""
 
     def __init__(
         self, model: Transformer, mesh: Mesh, cache: Cache | Striped, draft: str | Generator, gamma: int | None = None

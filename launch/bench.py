@@ -19,7 +19,7 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from launch import bench_decode, bench_train, pretrained, products, report, step
+from launch import bench_decode, bench_speculate, bench_train, pretrained, products, report, step
 from layers.attention import Attention
 from layers.mlp import MLP
 from layers.ops import ACTIVATIONS
@@ -33,6 +33,7 @@ OWN = {
     "attention": ("heads", "kv_heads"),
     "train": ("d_ff", "heads", "layers", "sequence_length"),
     "decode": (),
+    "speculate": (),
 }
 # Where a subject means other sizes than the parser's own.
 DEFAULTS = {
@@ -40,9 +41,10 @@ DEFAULTS = {
     "attention": {"tokens": 2048, "d_model": 1024, "heads": 16, "rounds": 11},
     "train": {"tokens": 4096, "d_model": 512, "d_ff": 2048, "heads": 8, "rounds": 5},
     "decode": {"tokens": 64, "rounds": 7},
+    "speculate": {"tokens": 128, "rounds": 5},
 }
 # Subjects with a module of their own.
-MODULES = {"train": bench_train, "decode": bench_decode}
+MODULES = {"train": bench_train, "decode": bench_decode, "speculate": bench_speculate}
 
 
 def options() -> argparse.ArgumentParser:
@@ -52,7 +54,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument(
         "what", choices=tuple(OWN), help="the layer to measure (attention: causal, over one sequence), or a training step"
     )
-    p.add_argument("--tokens", type=start.positive, help="T (2048; train 4096; decode 64 new ones)")
+    p.add_argument("--tokens", type=start.positive, help="T (2048; train 4096; new ones: decode 64, speculate 128)")
     p.add_argument("--d-model", type=start.positive, help="D (1024; train 512)")
     p.add_argument("--d-ff", type=start.positive, help="mlp, train: F, cut over the ranks (4096; train 2048)")
     p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="gelu", help="mlp: between the two layers")
@@ -61,7 +63,9 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--layers", type=start.positive, default=4, help="train: blocks")
     p.add_argument("--sequence-length", type=start.positive, default=256, help="train: tokens of a sequence")
     p.add_argument("--no-bias", action="store_true", help="mlp, attention: leave the biases out")
-    p.add_argument("--rounds", type=start.positive, help="turns that each gets; medians are reported (11; train 5, decode 7)")
+    p.add_argument(
+        "--rounds", type=start.positive, help="turns that each gets; medians are reported (11; train, speculate 5, decode 7)"
+    )
     p.add_argument("--threads", type=start.positive, default=1, help="BLAS threads of each rank")
     p.add_argument("--peer", choices=("torch",), help="time the same layer in this library too, on the same ranks")
     pretrained.add_model(p)
@@ -83,8 +87,10 @@ def check(args: argparse.Namespace, ranks: int) -> None:
         )
     if args.memory and args.what in MODULES:
         raise start.UsageError(f"--memory is for mlp and attention: launch.bench {args.what} measures time")
-    if args.what == "decode":
-        bench_decode.check(args, ranks)
+    if args.what in ("decode", "speculate"):
+        MODULES[args.what].check(args, ranks)
+    if args.peer and args.what == "speculate":
+        raise start.UsageError("--peer torch has no part in speculate, which compares with plain decoding: leave it out")
     if args.what in ("attention", "train"):
         args.kv_heads = args.kv_heads or args.heads
         if args.d_model % args.heads:
@@ -157,12 +163,9 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
             **{k: getattr(args, k) for k in ("what", "tokens", "d_model", *OWN[args.what], "rounds", "threads", "peer")},
         },
     }
-    if args.what == "train":
-        result |= bench_train.measure(args, comm, in_turn, ratio)
-        show = bench_train.show
-    elif args.what == "decode":
-        result |= {"model": str(args.source.path)} | bench_decode.measure(args, comm, ratio)
-        show = bench_decode.show
+    if args.what in MODULES:
+        result |= MODULES[args.what].measure(args, comm, in_turn, ratio)
+        show = MODULES[args.what].show
     else:
         measure, show = (memory, show_memory) if args.memory else (speed, show_speed)
         result |= measure(args, comm, mesh)

@@ -28,7 +28,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     args.prompt_ids = [1, 2, 3] if known is None else known.encode(PROMPT)
 
 
-def measure(args: argparse.Namespace, comm: MPI.Intracomm, ratio: Callable) -> dict:
+def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ratio: Callable) -> dict:
     """By round: seconds a token of decoding, the seconds in which memory could give the weights, and the peer's."""
     control = Control(comm)
     mesh = Mesh(comm, tp=comm.size)
@@ -64,6 +64,7 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, ratio: Callable) -> d
     if args.peer:
         ratios["decode_to_torch"] = ratio(turns["torch"], turns["decode"])
     return {
+        "model": str(args.source.path),
         "seconds": {name: median(s) for name, s in turns.items()},
         "tokens_per_second": {name: 1 / median(s) for name, s in turns.items()},
         "turns": turns,

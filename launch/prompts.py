@@ -21,15 +21,16 @@ class Prompt(NamedTuple):
 
 
 STORY = """\
-The ferry had not run since the storm, and so Marta walked down to the harbour every morning to look at it. The ropes were new, \
-the paint was not, and the man who sold tickets slept in his hut with the door open. On the fourth day she found a letter pushed \
-under the stone where she used to sit. It was addressed to nobody. She turned it over twice, looked back at the town, and"""
+The ferry had not run since the storm, and so Marta walked down to the harbour every morning to look at it. The ropes \
+were new, the paint was not, and the man who sold tickets slept in his hut with the door open. On the fourth day she \
+found a letter pushed under the stone where she used to sit. It was addressed to nobody. She turned it over twice, \
+looked back at the town, and"""
 
 ESSAY = """\
-Why do old cities have crooked streets? Part of the answer is that nobody drew them. People walked where the ground was dry and \
-the slope was gentle, and houses were built along the paths that feet had already made. A straight road needs someone with the \
-power to say where it goes, and with the patience to move whatever stands in its way. Yet the crooked street has advantages of \
-its own."""
+Why do old cities have crooked streets? Part of the answer is that nobody drew them. People walked where the ground \
+was dry and the slope was gentle, and houses were built along the paths that feet had already made. A straight road \
+needs someone with the power to say where it goes, and with the patience to move whatever stands in its way. Yet the \
+crooked street has advantages of its own."""
 
 FUNCTION = '''\
 import csv
@@ -73,20 +74,21 @@ def average(rows, column):
 Write the whole file again, with the function `load` renamed to `read_table`.'''
 
 QUOTES = """\
-Report of the harbour office, 14 March. The storm reached the outer wall shortly after four in the morning. Two fishing boats \
-broke loose and drifted against the northern pier, where they sank before a tug could reach them. Nobody was on board. The \
-lighthouse lost its power at half past four and was dark until the keeper started the old diesel engine by hand. By noon the wind \
-had fallen, and the ferry company announced that no ship would leave before the wall had been inspected by divers.
+Report of the harbour office, 14 March. The storm reached the outer wall shortly after four in the morning. Two \
+fishing boats broke loose and drifted against the northern pier, where they sank before a tug could reach them. Nobody \
+was on board. The lighthouse lost its power at half past four and was dark until the keeper started the old diesel \
+engine by hand. By noon the wind had fallen, and the ferry company announced that no ship would leave before the wall \
+had been inspected by divers.
 
 What does the report say about the boats, the lighthouse and the ferry? Quote its sentences."""
 
 PROOFREAD = """\
 Correct the spelling of this text.
 
-The libary opens at nine in the morning and closes at six in the evening, except on Sundays, when it is closed all day. Readers \
-may borow up to five books at a time and keep them for three weeks. Books that are not returned in time cost ten cents a day. \
-Children under twelve need the signature of a parent before they can borrow anything. Newspapers and dictionaries can only be \
-read in the reading room, wich is on the first floor next to the stairs."""
+The libary opens at nine in the morning and closes at six in the evening, except on Sundays, when it is closed all \
+day. Readers may borow up to five books at a time and keep them for three weeks. Books that are not returned in time \
+cost ten cents a day. Children under twelve need the signature of a parent before they can borrow anything. Newspapers \
+and dictionaries can only be read in the reading room, wich is on the first floor next to the stairs."""
 
 LIST = """\
 Things to pack for a week of walking in the mountains:

@@ -1,0 +1,117 @@
+"""`launch.bench speculate`: SmolLM2 plainly and with drafts by prompt lookup, on text that repeats its source and on prose."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+from mpi4py import MPI
+from threadpoolctl import threadpool_limits
+
+from inference.generate import Clock, Generator, make_cache
+from inference.sampling import Sampling
+from inference.speculative import Account, Gamma, Speculative
+from launch import pretrained, report
+from launch.prompts import PROMPTS
+from launch.start import UsageError
+from models.config import build
+from parallel.control import Control
+from parallel.mesh import Mesh
+
+REPEATING = tuple(name for name, p in PROMPTS.items() if p.repeats)
+PROSE = ("story", "essay", "questions")
+
+
+def check(args: argparse.Namespace, ranks: int) -> None:
+    """Opens SmolLM2. Raises UsageError where it is not installed or cannot be cut."""
+    args.source = pretrained.opened(None, ranks)
+    args.tokenizer = pretrained.tokenizer(args.source)
+    if args.tokens < 2:
+        raise UsageError(f"--tokens {args.tokens} leaves nothing to draft: use 2 or more")
+
+
+def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ratio: Callable) -> dict:
+    """Seconds of decoding up to `args.tokens` greedy tokens after each prompt, plainly and with as many drafts as pay; medians
+    of ratios of turns of the same round. Prefill, the same for both, is left out, and counted in `ratios_with_prefill`."""
+    mesh = Mesh(comm, tp=comm.size)
+    model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
+    plain = Generator(model, mesh, make_cache(model, "contiguous"))
+    ngram = Speculative(model, mesh, make_cache(model, "contiguous"), "ngram")
+    clocks: dict[str, list[Clock]] = {}
+    tokens: dict[str, list[int]] = {}
+
+    def run(name: str, it: Generator, prompt: str) -> None:
+        it.clock = Clock()
+        if it is ngram:
+            ngram.gamma, ngram.account = Gamma(None), Account()
+        steps = it.tokens(PROMPTS[prompt].ids(args.tokenizer), Sampling(), args.tokens, ends=frozenset(args.tokenizer.eos_ids))
+        tokens[name] = [s.token for s in steps]
+        clocks.setdefault(name, []).append(it.clock)
+        accounts[prompt] = ngram.account
+
+    accounts: dict[str, Account] = {}
+    steps = {
+        f"{kind}_{prompt}": partial(run, f"{kind}_{prompt}", it, prompt)
+        for prompt in (*REPEATING, *PROSE)
+        for kind, it in (("plain", plain), ("ngram", ngram))
+    }
+    with threadpool_limits(args.threads, user_api="blas"):
+        whole = in_turn(steps, args.rounds, comm)
+    control = Control(comm)
+    every = control.everyone({name: [c.decode_seconds for c in cs[1:]] for name, cs in clocks.items()})
+    control.close()
+    decode = {name: [max(s) for s in zip(*(e[name] for e in every), strict=True)] for name in steps}
+
+    def factors(turns: dict[str, list[float]], of: Callable[[list[float]], float]) -> dict[str, float]:
+        return {p: of([a / b for a, b in zip(turns[f"plain_{p}"], turns[f"ngram_{p}"], strict=True)]) for p in accounts}
+
+    return {
+        "seconds": {name: median(s) for name, s in decode.items()},
+        "spread": {
+            p: {"least": low, "most": high, "repeats": p in REPEATING, "tokens": len(tokens[f"plain_{p}"])}
+            | {"alpha": accounts[p].alpha, "tokens_per_round": accounts[p].tokens / max(1, accounts[p].rounds)}
+            | {"same_tokens": tokens[f"plain_{p}"] == tokens[f"ngram_{p}"]}
+            for (p, low), high in zip(factors(decode, min).items(), factors(decode, max).values(), strict=True)
+        },
+        "ratios": {p: ratio(decode[f"plain_{p}"], decode[f"ngram_{p}"]) for p in accounts},
+        "ratios_with_prefill": {p: ratio(whole[f"plain_{p}"], whole[f"ngram_{p}"]) for p in accounts},
+    }
+
+
+def show(result: dict) -> None:
+    c, spread = result["config"], result["spread"]
+    number = lambda v: "-" if v is None else f"{v:.2f}"  # noqa: E731
+    report.table(
+        f"SmolLM2, up to {c['tokens']} greedy tokens, ngram with auto gamma against plain decoding: {result['dtype']}, "
+        f"{result['ranks']} ranks of {c['threads']} BLAS thread(s), {c['rounds']} rounds in turn",
+        (
+            "prompt",
+            "tokens",
+            "plain ms",
+            "ngram ms",
+            "times as fast",
+            "least",
+            "most",
+            "with prefill",
+            "alpha",
+            "tokens/run",
+            "same",
+        ),
+        [
+            (
+                f"{p} ({'repeats its source' if s['repeats'] else 'prose'})",
+                s["tokens"],
+                *(f"{1e3 * result['seconds'][f'{kind}_{p}']:.0f}" for kind in ("plain", "ngram")),
+                *(f"{v:.2f}" for v in (result["ratios"][p], s["least"], s["most"], result["ratios_with_prefill"][p])),
+                number(s["alpha"]),
+                f"{s['tokens_per_round']:.2f}",
+                "yes" if s["same_tokens"] else "NO",
+            )
+            for p, s in spread.items()
+        ],
+    )
+    for repeats, what in ((True, "where the text repeats"), (False, "on prose")):
+        found = [r for p, r in result["ratios"].items() if spread[p]["repeats"] == repeats]
+        print(f"{what}, drafts by prompt lookup make decoding {min(found):.2f} to {max(found):.2f} times as fast")
