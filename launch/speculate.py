@@ -46,23 +46,23 @@ def options() -> argparse.ArgumentParser:
     p = start.parser(
         "speculate",
         "Is speculative decoding worth it here? Runs real prompts plainly and with each draft and gamma, in turn. As it "
-        "stands, with SmolLM2 on 2 ranks, about two minutes: fewer --gammas, --prompts or --max-new-tokens take less.",
+        "stands, with SmolLM2 on 2 ranks, about three minutes: fewer --gammas, --prompts or --max-new-tokens take less.",
     )
     pretrained.add_model(p)
-    p.add_argument("--draft", metavar="PATH", type=Path, help="draft with this other model of the same vocabulary too")
+    p.add_argument("--draft", metavar="PATH", type=Path, help="draft with this other model of the same vocabulary")
     p.add_argument(
         "--drafts",
         type=_drafts,
         metavar="ngram,layers=K",
-        help="ways to draft (ngram and a third of the layers; none with --draft)",
+        help="ways to draft (ngram and a third of the layers; beside --draft none)",
     )
-    p.add_argument("--gammas", type=_gammas, default=list(range(1, MOST + 1)), help="numbers of tokens to draft: 1,2,4")
+    p.add_argument("--gammas", type=_gammas, default="1,2,3,4,5,6,7,8", help="numbers of tokens to draft")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--prompts", default=",".join(DEFAULT_PROMPTS), help=f"of {', '.join(PROMPTS)}; or all")
     what.add_argument(
         "--tokens", type=pretrained.token_ids, help="token ids instead of prompts, for models without a tokenizer"
     )
-    p.add_argument("--max-new-tokens", type=start.positive, default=48, help="the most tokens to add to a prompt, 2 or more")
+    p.add_argument("--max-new-tokens", type=start.positive, default=32, help="the most tokens to add to a prompt, 2 or more")
     p.add_argument("--temperature", type=start.amount, default=0.0, help="0 is greedy, and is checked against plain decoding")
     p.add_argument("--cache", choices=tuple(CACHES), default="contiguous", help="how the KV cache is kept")
     p.add_argument("--png", metavar="FILE", type=Path, default=Path("out/speculate.png"), help="the picture")

@@ -32,8 +32,8 @@ from parallel.parameter import drawn
 
 # What a run that is taken up again must have in common with the one that was left, and what may change.
 FIXED = ("family", "layers", "d_model", "heads", "kv_heads", "d_ff", "tied", "sequence_length", "batch_tokens", "steps", "lr")
-# What a sample begins with.
-PROMPT = b"The "
+# What a sample begins with, and how far it goes from what is likeliest.
+PROMPT, TEMPERATURE = b"The ", 0.5
 FIXED += ("warmup", "clip", "weight_decay", "seed", "dtype")
 
 
@@ -195,7 +195,7 @@ class Run:
         return total / (count * S * log(2))
 
     def sample(self) -> str:
-        """Bytes drawn at temperature 0.7, each from a forward over what stands before it."""
+        """Bytes drawn at TEMPERATURE, each from a forward over what stands before it."""
         random, model, tp = np.random.default_rng(self.args.seed), self.trainer.model, self.mesh.tp
         ids = list(PROMPT)
         with self.mesh.phase("sample"):
@@ -204,7 +204,7 @@ class Run:
                 logits_Tv, _ = model.forward(recent, [len(recent)])
                 z_V = tp.all_gather(logits_Tv[-1], 0, model.embedding.cut).astype(np.float64)
                 # The largest of z / temperature + Gumbel noise is a draw from their softmax.
-                ids.append(int(np.argmax(z_V / 0.7 + random.gumbel(size=len(z_V)))))
+                ids.append(int(np.argmax(z_V / TEMPERATURE + random.gumbel(size=len(z_V)))))
         return bytes(ids).decode("utf-8", errors="replace") if self.args.sample else ""
 
     def predicted(self, steps: int) -> list[Traffic]:
