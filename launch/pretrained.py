@@ -105,7 +105,7 @@ def check_ids(ids: np.ndarray | Sequence[int], config: Config, length: int) -> N
         raise UsageError(f"{length} tokens are beyond the model's context: use at most {config.context}")
 
 
-def _kind(text: str) -> str:
+def kind(text: str) -> str:
     """An argparse type: ngram, or layers=K."""
     name, _, layers = text.partition("=")
     if text != "ngram" and not (name == "layers" and layers.isdecimal() and int(layers)):
@@ -123,7 +123,7 @@ def _gamma(text: str) -> int | None:
 
 
 def add_speculation(p: argparse._ArgumentGroup) -> None:
-    p.add_argument("--speculate", type=_kind, metavar="ngram|layers=K", help="draft by prompt lookup, or by the first K layers")
+    p.add_argument("--speculate", type=kind, metavar="ngram|layers=K", help="draft by prompt lookup, or by the first K layers")
     p.add_argument("--draft", metavar="PATH", type=Path, help="draft with another model of the same vocabulary")
     p.add_argument("--draft-whole", action="store_true", help="run the --draft model whole on every rank, not cut over them")
     p.add_argument("--gamma", type=_gamma, default=None, help="tokens to draft, 1 to 8; auto for as many as pay (auto)")

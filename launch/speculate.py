@@ -39,7 +39,7 @@ def _gammas(text: str) -> list[int]:
 
 def _drafts(text: str) -> list[str]:
     """An argparse type: ngram,layers=10."""
-    return list(dict.fromkeys(pretrained._kind(part) for part in text.split(",")))
+    return list(dict.fromkeys(pretrained.kind(part) for part in text.split(",")))
 
 
 def options() -> argparse.ArgumentParser:

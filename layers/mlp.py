@@ -62,7 +62,7 @@ class MLP:
     def apply(self, x_TD: np.ndarray) -> np.ndarray:
         """x (T, D) -> y (T, O), where there is no backward."""
         z_Tf, _ = self.up.forward(x_TD)
-        return self.down.forward(self.activation.value(z_Tf))[0]
+        return self.down.forward(self.activation.apply(z_Tf))[0]
 
     def backward(self, dy_TO: np.ndarray, saved: tuple) -> np.ndarray:
         """dy (T, O), saved -> dx (T, D). Adds into the gradients."""

@@ -152,7 +152,7 @@ class SharedExpert:
 
     def apply(self, x_TD: np.ndarray) -> np.ndarray:
         """x (T, D) -> y (T, D), partial, where there is no backward."""
-        return product(SWIGLU.value(gate_up(x_TD, self.W1_D2s.data)), self.W2_sD.data)
+        return product(SWIGLU.apply(gate_up(x_TD, self.W1_D2s.data)), self.W2_sD.data)
 
     def backward(self, dy_TD: np.ndarray, x_TD: np.ndarray, saved: tuple) -> np.ndarray:
         """dy (T, D), x, saved -> dx (T, D), partial. Adds into the gradients."""
@@ -249,7 +249,7 @@ class MoE:
         y_TD = np.zeros_like(x_TD) if self.shared is None else self.shared.apply(x_TD)
         for e, pairs in by_expert(c_TA, self.router.count):
             tokens = pairs // self.router.active
-            h_tf = SWIGLU.value(gate_up(x_TD[tokens], self.W1_XD2f.data[e]))
+            h_tf = SWIGLU.apply(gate_up(x_TD[tokens], self.W1_XD2f.data[e]))
             y_TD[tokens] += product(g_TA.reshape(-1)[pairs, None] * h_tf, self.W2_XfD.data[e])
         return self.tp.all_reduce(y_TD)
 

@@ -229,7 +229,7 @@ CASES = [(kind, cache, False) for kind in CONFIGS for cache in ("contiguous", "p
 def test_greedy_tokens_are_the_plain_ones(mesh, kind, cache, striped, draft):
     model = build(CONFIGS[kind], mesh.tp, drawn(1, "float64", 0.25))
     plain = [s.token for s in Generator(model, mesh, make_cache(model, cache)).tokens(PROMPT, Sampling(), 25)]
-    for gamma in (1, 5, 8, None):
+    for gamma in (1, 5, 8, None) if kind == "llama" else (3, None):
         it = speculator(mesh, kind, cache, draft, gamma, striped)
         assert [s.token for s in it.tokens(PROMPT, Sampling(), 25)] == plain
         assert not it.cache.lengths
@@ -258,8 +258,11 @@ def test_a_draft_cache_one_short_after_full_acceptance_is_seen(mesh, monkeypatch
         for request, length in list(self.generator.cache.lengths.items()):
             self.generator.cache.truncate(request, min(length, len(context) + many))
             if length < len(context) + many:
-                # The last drafted token, which was not run, is believed to have been.
+                # The last drafted token, which was not run, is believed to have been. What memory held there before may be right.
                 self.generator.cache.extend(request, 1)
+                for layer in self.generator.cache._arrays[request]:
+                    for kept in layer:
+                        kept[length] = 0
 
     monkeypatch.setattr(speculative.ModelDraft, "accepted", one_short)
     it = speculator(mesh, "llama", "contiguous", "same", 3)
