@@ -258,8 +258,9 @@ def test_a_draft_cache_one_short_after_full_acceptance_is_seen(mesh, monkeypatch
         for request, length in list(self.generator.cache.lengths.items()):
             self.generator.cache.truncate(request, min(length, len(context) + many))
             if length < len(context) + many:
-                # The last drafted token, which was not run, is believed to have been. What memory held there before may be right.
+                # The last drafted token, which was not run, is believed to have been.
                 self.generator.cache.extend(request, 1)
+                # What the memory held before may be right by chance.
                 for layer in self.generator.cache._arrays[request]:
                     for kept in layer:
                         kept[length] = 0
