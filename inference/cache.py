@@ -10,6 +10,7 @@ A cache knows neither heads nor latents: a layer says which arrays it keeps of a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
@@ -21,7 +22,7 @@ BLOCK = 16
 Batch = Sequence[tuple[int, int]]
 
 
-class Cache:
+class Cache(ABC):
     """`shapes`: by layer, the shapes of what is kept of a token. Lengths are the same in every layer.
 
     Raises KeyError for a sequence that is not open, ValueError for one that is, and for a length beyond what is there.
@@ -84,24 +85,29 @@ class Cache:
 
     # What the kinds differ in. `length` tokens are there once a step is through.
 
+    @abstractmethod
     def _reserve(self, sequence: int, length: int) -> None:
-        raise NotImplementedError
+        """Room for `length` tokens; those there stay."""
 
+    @abstractmethod
     def _release(self, sequence: int, length: int) -> None:
-        raise NotImplementedError
+        """What is beyond the first `length` tokens is not needed."""
 
+    @abstractmethod
     def _share(self, sequence: int, new: int) -> None:
-        raise NotImplementedError
+        """`new` has what `sequence` has."""
 
+    @abstractmethod
     def _forget(self, sequence: int) -> None:
-        raise NotImplementedError
+        """The sequence is empty, and ends."""
 
+    @abstractmethod
     def _write(self, layer: int, sequence: int, new: list[np.ndarray]) -> None:
         """The last len(new[0]) tokens of the sequence, in this layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read(self, layer: int, sequence: int) -> list[np.ndarray]:
-        raise NotImplementedError
+        """All tokens of the sequence, in this layer."""
 
 
 class ContiguousCache(Cache):

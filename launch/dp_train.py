@@ -108,17 +108,12 @@ class Ran:
         self.loss, self.gradients, self.sizes = [], [], []
         for _ in range(args.steps):
             self.loss.append(self.trainer.gradients(self.parts, self.tokens))
-            self.sums_of_all()
+            with mesh.phase("compare"):
+                # With ZeRO, a rank has the sums of its part only.
+                self.trainer.sums.gather(self.trainer.flat.grad)
             self.gradients.append(self._named("grad"))
             self.trainer.update(RATE)
         self.after = self._named("data")
-
-    def sums_of_all(self) -> None:
-        """With ZeRO, a rank has the sums of its part only: for the comparison, bring the others'."""
-        sums = self.trainer.sums
-        with sums.dp.ledger.phase("compare"):
-            for bucket, at, cut in zip(sums.buckets, sums.owned, sums.cuts, strict=False):
-                sums.dp.all_gather(sums.flat.grad[at].copy(), 0, cut, out=sums.flat.grad[bucket])
 
     def _named(self, what: str) -> dict[str, np.ndarray]:
         return {p.name: getattr(p, what).copy() for p in self.trainer.model.parameters}

@@ -68,8 +68,7 @@ class Trainer:
             # As PyTorch and Megatron clip: the small number is theirs.
             scale = min(1.0, self.plan.clip / (norm + 1e-6)) if self.plan.clip else 1.0
             self.optimizer.step(lr, scale)
-            if split:
-                self.sums.gather()
+            self.sums.gather(self.flat.data)
         return norm
 
     def step(self, parts: Sequence[Part], tokens: int, lr: float) -> float:

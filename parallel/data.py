@@ -140,10 +140,11 @@ class GradientSums:
                 self.flat.grad[at] = part
         self._forget()
 
-    def gather(self) -> None:
-        """With `split`: the weights that the other ranks have updated."""
-        for bucket, at, cut in zip(self.buckets, self.owned, self.cuts, strict=True):
-            self.dp.all_gather(self.flat.data[at].copy(), 0, cut, out=self.flat.data[bucket])
+    def gather(self, flat: np.ndarray) -> None:
+        """With `split`: bring what the other ranks own of flat.data or flat.grad. Without, a rank owns all of it."""
+        if self.split:
+            for bucket, at, cut in zip(self.buckets, self.owned, self.cuts, strict=True):
+                self.dp.all_gather(flat[at].copy(), 0, cut, out=flat[bucket])
 
     def traffic(self) -> list[Traffic]:
         """What one step sends over dp."""
