@@ -8,6 +8,7 @@ another has failed, ends the run: every rank's Python stack is printed and all r
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import re
 import signal
@@ -206,3 +207,16 @@ def mpirun(ranks: int, *args: str, timeout: float = 60, **environ: str) -> subpr
         out, err = process.communicate()
         pytest.fail(f"mpirun -n {ranks} {' '.join(args)}: still running after {timeout} s\n{out}\n{err}")
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def command(name: str, ranks: int, *args: str, status: int = 0, timeout: float = 120) -> dict | str:
+    """launch.NAME as a user types it: its JSON, or with a status other than 0 its one line of error."""
+    done = mpirun(ranks, "-m", f"launch.{name}", *args, timeout=timeout)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    if not status:
+        return json.loads(done.stdout)
+    assert done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    return errors[0]

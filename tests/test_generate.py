@@ -1,6 +1,5 @@
 """launch.score and launch.generate, on tiny models of every family with Transformers' own results, and on SmolLM2."""
 
-import json
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,6 +11,7 @@ from models.config import build
 from models.source import open_model
 from parallel.mesh import Mesh
 from tests.harness import ROOT, mpirun
+from tests.harness import command as run
 
 FAMILIES = ROOT / "tests/oracles/families"
 NAMES = sorted(p.parent.name for p in FAMILIES.glob("*/expected.npz"))
@@ -35,18 +35,6 @@ def test_greedy_tokens_are_those_of_transformers(mesh, name):
         generator = Generator(model, mesh, make_cache(model, cache, striped))
         steps = generator.tokens(expected["prompt"].tolist(), Sampling(), len(expected["greedy"]), chunk=chunk)
         assert [s.token for s in steps] == expected["greedy"].tolist()
-
-
-def run(command, ranks, *args, status=0, timeout=120):
-    done = mpirun(ranks, "-m", f"launch.{command}", *args, timeout=timeout)
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    if status:
-        assert done.stdout == ""
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, done.stderr
-        return errors[0]
-    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(

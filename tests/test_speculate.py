@@ -1,7 +1,7 @@
 """launch.speculate: alpha, costs and factors on tiny models; its prompts with SmolLM2."""
 
-import json
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -20,7 +20,7 @@ from models.tokenizer import open_tokenizer
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.shard import even
-from tests.harness import ROOT, mpirun
+from tests.harness import ROOT, command, mpirun
 
 LLAMA = str(ROOT / "tests/oracles/families/llama")
 on_ranks = pytest.mark.mpi
@@ -129,17 +129,7 @@ def test_a_tie_is_explained_in_float32_alone(dtype):
 # --- the command
 
 
-def run(ranks, *args, status=0, timeout=120):
-    done = mpirun(ranks, "-m", "launch.speculate", *args, timeout=timeout)
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    if status:
-        assert done.stdout == ""
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, done.stderr
-        return errors[0]
-    return json.loads(done.stdout)
-
+run = partial(command, "speculate")
 
 TOKENS = ("--model", LLAMA, "--tokens", "1,2,3,4,5,1,2,3,4,5,1,2", "--dtype", "float64", "--max-new-tokens", "20")
 
