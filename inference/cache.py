@@ -16,7 +16,7 @@ from math import prod
 
 import numpy as np
 
-BLOCK = 16
+from inference.pool import BLOCK, Pool
 
 # Of a step: each sequence with how many new tokens it has, in the order in which they stand in the batch.
 Batch = Sequence[tuple[int, int]]
@@ -175,7 +175,7 @@ class PagedCache(Cache):
         self.tables: dict[int, list[int]] = {}
         self.users: list[int] = []
         self._free: list[int] = []
-        self._pool = [[np.empty((0, BLOCK, *shape), self.dtype) for shape in layer] for layer in self.shapes]
+        self._pool = Pool(shapes, dtype)
 
     @property
     def free_blocks(self) -> int | None:
@@ -184,7 +184,7 @@ class PagedCache(Cache):
 
     @property
     def bytes_held(self) -> int:
-        return sum(a.nbytes for layer in self._pool for a in layer)
+        return self._pool.nbytes
 
     def open(self, sequence: int) -> None:
         super().open(sequence)
@@ -196,10 +196,7 @@ class PagedCache(Cache):
             grown = held + max(8, held) if self.most is None else min(self.most, held + max(8, held))
             self._free = list(range(grown - 1, held - 1, -1))
             self.users += [0] * (grown - held)
-            for layer in self._pool:
-                for n, a in enumerate(layer):
-                    layer[n] = np.empty((grown, *a.shape[1:]), self.dtype)
-                    layer[n][:held] = a
+            self._pool.hold(grown)
         block = self._free.pop()
         self.users[block] = 1
         return block
@@ -223,9 +220,7 @@ class PagedCache(Cache):
         last = before // BLOCK
         if before % BLOCK and self.users[table[last]] > 1 and length > before:
             copy = self._take()
-            for layer in self._pool:
-                for a in layer:
-                    a[copy] = a[table[last]]
+            self._pool.copy(table[last], copy)
             self._drop(table[last])
             table[last] = copy
         while len(table) * BLOCK < length:
@@ -247,12 +242,10 @@ class PagedCache(Cache):
     def _write(self, layer: int, sequence: int, new: list[np.ndarray]) -> None:
         length, table = self.lengths[sequence], np.array(self.tables[sequence], np.int64)
         positions = np.arange(length - len(new[0]), length)
-        for held, a in zip(self._pool[layer], new, strict=True):
-            held[table[positions // BLOCK], positions % BLOCK] = a
+        self._pool.write(layer, table[positions // BLOCK], positions % BLOCK, new)
 
     def _read(self, layer: int, sequence: int) -> list[np.ndarray]:
-        length, table = self.lengths[sequence], self.tables[sequence]
-        return [held[table].reshape(-1, *held.shape[2:])[:length] for held in self._pool[layer]]
+        return self._pool.read(layer, self.tables[sequence], self.lengths[sequence])
 
 
 class Striped:

@@ -103,6 +103,11 @@ class Sampler:
         mine = values_v[token - self.first] if here else np.zeros(values_v.shape[1:])
         return self._everyones(np.asarray(mine, np.float64))[self.cut.owner(token)]
 
+    def likeliest(self, z_v: np.ndarray, many: int) -> tuple[list[int], np.ndarray]:
+        """The `many` largest entries of the whole row, the lowest id first where several are equal: ids and values."""
+        values, ids = self._prefix(z_v, lambda values: many if len(values) >= many else None)
+        return ids[:many].tolist(), values[:many]
+
     def certain(self, token: int) -> np.ndarray:
         """log of the distribution that is all at `token`."""
         return np.where(np.arange(self.first, self.last) == token, 0.0, -np.inf)

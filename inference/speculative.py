@@ -49,6 +49,12 @@ class Drafted:
     log_q: list[np.ndarray | None]
 
 
+def matched(best: list[int], drafted: Sequence[int]) -> list[int]:
+    """The greedy case: the best token of each row, as far as the drafted ones are the same, and one more."""
+    same = [a == b for a, b in zip(best, drafted, strict=False)]
+    return best[: (same.index(False) if False in same else len(same)) + 1]
+
+
 def verified(
     sampler: Sampler,
     logits_gv: np.ndarray,
@@ -62,10 +68,7 @@ def verified(
     `position`: of the first of them. Random numbers are functions of (seed, request, position), the same on every rank.
     """
     if sampling.temperature == 0:
-        best = sampler.best(logits_gv).tolist()
-        same = [a == b for a, b in zip(best, drafted.tokens, strict=False)]
-        accepted = same.index(False) if False in same else len(same)
-        return best[: accepted + 1]
+        return matched(sampler.best(logits_gv).tolist(), drafted.tokens)
     tokens: list[int] = []
     for i, (x, log_q_v) in enumerate(zip(drafted.tokens, drafted.log_q, strict=True)):
         log_p_v = sampler.filtered(logits_gv[i], sampling)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import sleep
+from time import perf_counter, sleep
 
 from mpi4py import MPI
 
@@ -22,11 +22,16 @@ class Control:
         """What rank 0 passed, on every rank."""
         return self._comm.bcast(mine)
 
-    def wait(self) -> None:
-        """Until all ranks are here, asleep: a rank that waits in MPI burns the core that another may need."""
-        request = self._comm.Ibarrier()
+    def to_first(self, mine: object) -> list | None:
+        """What every rank passed, by rank, on rank 0; None on the others."""
+        return self._comm.gather(mine)
+
+    def wait(self, eager: float = 0.0) -> None:
+        """Until all ranks are here, asleep: a rank that waits in MPI burns the core that another may need. `eager`: seconds in
+        which to look again at once, where the others are likely to come soon."""
+        request, begun = self._comm.Ibarrier(), perf_counter()
         while not request.Test():
-            sleep(0.001)
+            sleep(0 if perf_counter() - begun < eager else 0.001)
 
     def close(self) -> None:
         self._comm.Free()

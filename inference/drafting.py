@@ -1,0 +1,67 @@
+"""How many tokens to draft for each request of a batch: speculation by prompt lookup, where every drafted token is one row more
+of a product that is computed anyway (arXiv 2211.17192 for one sequence; here the cost of a row falls with the rows there are).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from inference.sampling import Sampling
+from inference.speculative import MOST, Gamma, Ngram, expected_tokens
+
+# Steps until a request whose drafts did not pay is given one again.
+RETRY = 16
+
+
+def cost(rows: int) -> float:
+    """What a forward of so many rows takes, in forwards of one: measured up to MOST + 1, beyond them a product's own growth."""
+    known = Gamma.COSTS
+    return known[max(rows, 1) - 1] if rows <= len(known) else known[-1] + 0.11 * (rows - len(known))
+
+
+class _Lookup:
+    """One request's: what repeats in it, and how often it was right to expect it."""
+
+    def __init__(self) -> None:
+        self.ngram, self.alpha, self.silent = Ngram(), 0.7, 0
+
+    def learn(self, drafted: int, accepted: int) -> None:
+        for n in range(min(accepted + 1, drafted)):
+            self.alpha = 0.8 * self.alpha + 0.2 * (n < accepted)
+        self.silent = 0 if drafted else self.silent + 1
+
+
+class Drafting:
+    """Drafts for a batch, all by rank 0. `draft` before a step, `learn` after it, `forget` at a request's end."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Lookup] = {}
+
+    def draft(self, contexts: Mapping[int, Sequence[int]], rows: int) -> dict[int, list[int]]:
+        """Guesses for decoding requests, by their tokens so far, in a step that has `rows` rows without them: as many as make
+        the most tokens a unit of time."""
+        found = {}
+        for id, tokens in contexts.items():
+            lookup = self._known.setdefault(id, _Lookup())
+            guess = lookup.ngram.propose(tokens, MOST, Sampling(), id).tokens
+            if guess:
+                found[id] = lookup, guess
+        if not found:
+            return {}
+
+        def rate(most: int) -> float:
+            each = [(lookup.alpha, min(most, len(guess))) for lookup, guess in found.values()]
+            made = len(contexts) - len(each) + sum(expected_tokens(alpha, n) for alpha, n in each)
+            return made / cost(rows + sum(n for _, n in each))
+
+        best = max(range(MOST + 1), key=rate)
+        if best:
+            return {id: guess[:best] for id, (_, guess) in found.items()}
+        return {id: guess[:1] for id, (lookup, guess) in found.items() if lookup.silent >= RETRY}
+
+    def learn(self, id: int, drafted: int, accepted: int) -> None:
+        if id in self._known:
+            self._known[id].learn(drafted, accepted)
+
+    def forget(self, id: int) -> None:
+        self._known.pop(id, None)

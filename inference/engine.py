@@ -1,0 +1,302 @@
+"""Continuous batching on all ranks: each step is one ragged forward over whatever the scheduler has chosen (Orca, OSDI '22).
+
+    T tokens of all runs of a step   B rows whose logits are wanted   v this rank's share of the vocabulary over tp
+
+Rank 0 decides, and tells the others in one small message a step which tokens run in which blocks; the tokens that come of it
+are known to all, as every choice is made together. The others call `follow`:
+
+    engine = Engine(model, mesh, control, scheduler)
+    if control.rank:
+        engine.follow()
+    else:
+        engine.add(id, Ask(prompt, max_tokens)); ...
+        while report := engine.step(): ...
+        engine.stop()
+
+What a request gets depends on itself alone: greedy tokens on its own logits, sampled ones besides on (seed, stream, position).
+So they are the same alone and in any company, in whatever chunks, from found or recomputed keys, on any number of ranks, but
+for rounding: other shapes of the same products may differ in the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, field
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from inference.drafting import Drafting
+from inference.pool import Pool, Span
+from inference.sampling import Sampler, Sampling
+from inference.scheduler import Run, Scheduler, Step
+from inference.speculative import matched
+from layers.embedding import TiedHead
+from layers.transformer import Transformer
+from parallel.control import Control
+from parallel.mesh import Mesh
+
+# Seconds in which a rank that follows looks for the next step without sleeping.
+EAGER = 0.002
+
+
+class Ask(NamedTuple):
+    """What a client wants. `stream`: with the seed and the position all that a draw depends on, such as which of n answers this
+    is. `top_logprobs`: None for no log-probabilities; k for each token's own and those of the k likeliest."""
+
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling = Sampling()
+    stream: int = 0
+    ends: frozenset[int] = frozenset()
+    top_logprobs: int | None = None
+    priority: int = 0
+
+
+class Token(NamedTuple):
+    """`logprob`: under the model itself (temperature 1, no filters), if asked for; `top`: the likeliest, descending."""
+
+    id: int
+    logprob: float | None
+    top: list[tuple[int, float]]
+
+
+class Delivery(NamedTuple):
+    """New tokens of a request; `reason` when it is finished: "stop" (the last one is an end token) or "length"."""
+
+    id: int
+    tokens: list[Token]
+    reason: str | None
+
+
+class Report(NamedTuple):
+    """Of one step; `began` and `ended` in seconds of perf_counter."""
+
+    step: Step
+    deliveries: list[Delivery]
+    began: float
+    ended: float
+
+
+class _New(NamedTuple):
+    """What the ranks are told of a request when it first runs. `sampling`: its fields."""
+
+    id: int
+    sampling: tuple
+    stream: int
+    top_logprobs: int | None
+
+
+class _Part(NamedTuple):
+    """A run as it is told: its table is the one before it up to block `same`, then `blocks`."""
+
+    id: int
+    first: int
+    tokens: tuple[int, ...]
+    drafts: int
+    sample: bool
+    prefill: bool
+    same: int
+    blocks: tuple[int, ...]
+
+
+class _Work(NamedTuple):
+    """A step as it is told."""
+
+    new: tuple[_New, ...]
+    gone: tuple[int, ...]
+    copies: tuple[tuple[int, int], ...]
+    parts: tuple[tuple, ...]
+
+
+@dataclass
+class _Known:
+    """What every rank knows of a request that has run."""
+
+    sampling: Sampling
+    stream: int
+    top_logprobs: int | None
+    table: list[int] = field(default_factory=list)
+
+
+class Engine:
+    """One model on all ranks of its tp axis, and on rank 0 the scheduler that feeds it. `add` to `stop` are for rank 0, from
+    one thread; `follow` is for the others. `speculate`: drafts by prompt lookup, request by request, where they pay."""
+
+    def __init__(self, model: Transformer, mesh: Mesh, control: Control, scheduler: Scheduler, speculate: bool = False) -> None:
+        self.model, self.mesh, self.control, self.scheduler = model, mesh, control, scheduler
+        self.sampler = Sampler(model.embedding.tp, model.embedding.cut)
+        shapes = [block.attention.cache_shapes for block in model.blocks]
+        self.pool = Pool(shapes, model.embedding.table_vD.data.dtype, scheduler.pool.size or 0)
+        self._known: dict[int, _Known] = {}
+        self._asked: dict[int, Ask] = {}
+        self._gone: set[int] = set()
+        self._drafting = Drafting() if speculate else None
+        if isinstance(model.head, TiedHead):
+            model.head.keep_turned()
+
+    # --- rank 0
+
+    def add(self, id: int, ask: Ask) -> None:
+        """Raises ValueError for what cannot be served however long it waits, QueueFull if the queue is full. An id may be used
+        again once its request has ended."""
+        size = self.model.embedding.cut.length
+        wrong = [t for t in ask.prompt if not 0 <= t < size]
+        if wrong:
+            raise ValueError(f"token id {wrong[0]} is outside of the vocabulary: use 0 to {size - 1}")
+        if ask.top_logprobs is not None and not 0 <= ask.top_logprobs <= size:
+            raise ValueError(f"top_logprobs {ask.top_logprobs} is no number of tokens: use 0 to {size}")
+        self.scheduler.add(id, ask.prompt, ask.max_tokens, ends=ask.ends, priority=ask.priority)
+        self._asked[id] = ask
+
+    def finish(self, id: int, reason: str = "stop") -> bool:
+        """End a request now, as for a stop text; its blocks are free at once. False if it is not there, or not any more."""
+        if not self.scheduler.finish(id, reason):
+            return False
+        self._ended(id)
+        return True
+
+    def cancel(self, id: int) -> bool:
+        """`finish` for a client that is gone."""
+        return self.finish(id, "cancelled")
+
+    def _ended(self, id: int) -> None:
+        del self._asked[id]
+        if id in self._known:
+            self._gone.add(id)
+        if self._drafting is not None:
+            self._drafting.forget(id)
+
+    def step(self) -> Report | None:
+        """Run one step on all ranks, or return None at once if no request is there."""
+        began = perf_counter()
+        if self._drafting is not None:
+            self._draft(self._drafting)
+        step = self.scheduler.schedule()
+        if not step:
+            return None
+        made = self._run(self._tell(self._told(step)))
+        deliveries = []
+        for id, _, reason in self.scheduler.commit(step, {id: [t.id for t in tokens] for id, tokens in made.items()}):
+            count = next((n for n, t in enumerate(made[id], 1) if t.id in self._asked[id].ends), None)
+            deliveries.append(Delivery(id, made[id][:count], reason))
+            if reason:
+                self._ended(id)
+        if self._drafting is not None:
+            for run in step.runs:
+                if run.sample and not run.prefill:
+                    self._drafting.learn(run.id, run.drafts, len(made[run.id]) - 1)
+        return Report(step, deliveries, began, perf_counter())
+
+    def stop(self) -> None:
+        """Let the other ranks return from `follow`."""
+        self._tell(None)
+
+    def _draft(self, drafting: Drafting) -> None:
+        decoding = {r.id: r.tokens for r in self.scheduler.running if r.decoding}
+        for id, guess in drafting.draft(decoding, len(decoding)).items():
+            self.scheduler.propose(id, guess)
+
+    def _told(self, step: Step) -> _Work:
+        new, parts = [], []
+        for run in step.runs:
+            known = None if run.id in self._gone else self._known.get(run.id)
+            if known is None:
+                ask = self._asked[run.id]
+                new.append(_New(run.id, astuple(ask.sampling), ask.stream, ask.top_logprobs))
+            before = [] if known is None else known.table
+            same = next((n for n, (a, b) in enumerate(zip(before, run.table, strict=False)) if a != b), None)
+            same = min(len(before), len(run.table)) if same is None else same
+            part = _Part(
+                run.id, run.first, tuple(run.tokens), run.drafts, run.sample, run.prefill, same, tuple(run.table[same:])
+            )
+            parts.append(tuple(part))
+        work = _Work(tuple(new), tuple(sorted(self._gone)), tuple(step.copies), tuple(parts))
+        self._gone.clear()
+        return work
+
+    def _tell(self, work: _Work | None) -> _Work | None:
+        """Rank 0's work on every rank. The others are asleep if there was none for a while."""
+        self.control.wait(EAGER)
+        said = self.control.from_first(None if work is None else tuple(work))
+        return None if said is None else _Work(*said)
+
+    # --- all ranks
+
+    def follow(self) -> None:
+        """Take part in rank 0's steps until it stops."""
+        while (work := self._tell(None)) is not None:
+            self._run(work)
+
+    def _run(self, work: _Work) -> dict[int, list[Token]]:
+        """Do what was told: the new tokens of each run whose logits are wanted, accepted drafts and one more."""
+        for id in work.gone:
+            del self._known[id]
+        for id, sampling, stream, top_logprobs in work.new:
+            self._known[id] = _Known(Sampling(*sampling), stream, top_logprobs)
+        runs = [self._read(_Part(*part)) for part in work.parts]
+        self.pool.hold(1 + max(max(run.table) for run in runs))
+        for source, target in work.copies:
+            self.pool.copy(source, target)
+        with self.mesh.phase("prefill" if any(run.prefill for run in runs) else "decode"):
+            logits_Bv = self._forward(runs)
+            return self._chosen(logits_Bv, [run for run in runs if run.sample])
+
+    def _read(self, part: _Part) -> Run:
+        known = self._known[part.id]
+        known.table[part.same :] = part.blocks
+        return Run(part.id, part.first, list(part.tokens), part.drafts, part.sample, part.prefill, known.table)
+
+    def _forward(self, runs: Iterable[Run]) -> np.ndarray:
+        """(B, v): logits of the last 1 + drafts tokens of each run that samples."""
+        spans = [Span(run.first, len(run.tokens), run.table) for run in runs]
+        ids_T = np.concatenate([np.array(run.tokens, np.int64) for run in runs])
+        positions_T = np.concatenate([np.arange(first, first + tokens) for first, tokens, _ in spans])
+        ends = np.cumsum([tokens for _, tokens, _ in spans])
+        rows = [np.arange(end - 1 - run.drafts, end) for end, run in zip(ends, runs, strict=True) if run.sample]
+        rows_B = np.concatenate(rows) if rows else np.empty(0, np.int64)
+        return self.model.cached(ids_T, positions_T, self.pool.stores(spans), rows_B)
+
+    def _chosen(self, logits_Bv: np.ndarray, runs: Iterable[Run]) -> dict[int, list[Token]]:
+        """What each run gets from its rows."""
+        ends = np.cumsum([1 + run.drafts for run in runs])
+        rows = {run.id: np.arange(end - 1 - run.drafts, end) for run, end in zip(runs, ends, strict=True)}
+        greedy = [run.id for run in runs if self._known[run.id].sampling.temperature == 0]
+        best: Mapping[int, int] = {}
+        if greedy:
+            rows_G = np.concatenate([rows[id] for id in greedy])
+            best = dict(zip(rows_G.tolist(), self.sampler.best(logits_Bv[rows_G]).tolist(), strict=True))
+        made = {}
+        for run in runs:
+            known, mine = self._known[run.id], rows[run.id]
+            drafts = run.tokens[len(run.tokens) - run.drafts :]
+            if known.sampling.temperature == 0:
+                ids = matched([best[row] for row in mine.tolist()], drafts)
+            else:
+                ids = self._drawn(logits_Bv[mine], drafts, known, run.first + len(run.tokens) - run.drafts)
+            made[run.id] = [self._told_of(logits_Bv[row], id, known) for row, id in zip(mine, ids, strict=False)]
+        return made
+
+    def _drawn(self, logits_gv: np.ndarray, drafts: list[int], known: _Known, position: int) -> list[int]:
+        """The tokens from `position` on, as they would be drawn one by one, as far as the drafts are the same, and one more.
+
+        A guess without a distribution is accepted as often so as by the rule of speculative sampling, with probability p; but
+        here what comes does not depend on what was guessed, which depends on the company."""
+        ids: list[int] = []
+        for row, guess in zip(logits_gv, [*drafts, None], strict=True):
+            log_p_v = self.sampler.filtered(row, known.sampling)
+            ids.append(self.sampler.draw(log_p_v, known.sampling, known.stream, position + len(ids)))
+            if ids[-1] != guess:
+                break
+        return ids
+
+    def _told_of(self, logits_v: np.ndarray, id: int, known: _Known) -> Token:
+        if known.top_logprobs is None:
+            return Token(id, None, [])
+        norm = self.sampler.log_normaliser(logits_v)
+        own = float(self.sampler.of_token(logits_v.astype(np.float64), id) - norm)
+        if not known.top_logprobs:
+            return Token(id, own, [])
+        ids, values = self.sampler.likeliest(logits_v, known.top_logprobs)
+        return Token(id, own, list(zip(ids, (values.astype(np.float64) - norm).tolist(), strict=True)))
