@@ -133,3 +133,12 @@ def tie(it: Generator, prompt: list[int], plain: list[int], got: list[int], conf
     # Both must be within rounding of the best: two poor tokens that are alike are no tie.
     gap = best - min(pair)
     return {"at": at, "gap": gap, "tolerance": allowed, "explained": 0 < allowed >= gap}
+
+
+def explained(found: dict) -> str:
+    """What `tie` found, for people."""
+    gap = "one ends before the other"
+    if found["gap"] is not None:
+        gap = f"{found['gap']:.1e} from the best, rounding is {found['tolerance']:.1e}"
+    kind = "a tie within rounding (--dtype float64 decides)" if found["explained"] else "WRONG"
+    return f"token {found['at']} differs, {gap}: {kind}"

@@ -19,7 +19,7 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from launch import bench_decode, bench_speculate, bench_train, pretrained, products, report, step
+from launch import bench_decode, bench_serving, bench_speculate, bench_trace, bench_train, pretrained, products, report, step
 from layers.attention import Attention
 from layers.mlp import MLP
 from layers.ops import ACTIVATIONS
@@ -34,6 +34,8 @@ OWN = {
     "train": ("d_ff", "heads", "layers", "sequence_length"),
     "decode": (),
     "speculate": (),
+    "serving": (),
+    "trace": ("d_ff", "heads", "layers", "sequence_length"),
 }
 # Where a subject means other sizes than the parser's own.
 DEFAULTS = {
@@ -42,19 +44,29 @@ DEFAULTS = {
     "train": {"tokens": 4096, "d_model": 512, "d_ff": 2048, "heads": 8, "rounds": 5},
     "decode": {"tokens": 64, "rounds": 7},
     "speculate": {"tokens": 128, "rounds": 5},
+    "serving": {"tokens": 32, "rounds": 3},
+    "trace": {"tokens": 1024, "d_model": 512, "d_ff": 2048, "heads": 8, "rounds": 15},
 }
 # Subjects with a module of their own.
-MODULES = {"train": bench_train, "decode": bench_decode, "speculate": bench_speculate}
+MODULES = {
+    "train": bench_train,
+    "decode": bench_decode,
+    "speculate": bench_speculate,
+    "serving": bench_serving,
+    "trace": bench_trace,
+}
 
 
 def options() -> argparse.ArgumentParser:
     p = start.parser(
-        "bench", "Measure a step against its matrix products alone, and against a peer. 2 ranks unless under mpirun."
+        "bench",
+        "Measure a step against its matrix products alone, and against a peer. 2 ranks unless under mpirun.",
+        check_collectives="off",
     )
     p.add_argument(
         "what", choices=tuple(OWN), help="the layer to measure (attention: causal, over one sequence), or a training step"
     )
-    p.add_argument("--tokens", type=start.positive, help="T (2048; train 4096; new ones: decode 64, speculate 128)")
+    p.add_argument("--tokens", type=start.positive, help="T (2048; train 4096; new ones: decode 64, speculate 128, serving 32)")
     p.add_argument("--d-model", type=start.positive, help="D (1024; train 512)")
     p.add_argument("--d-ff", type=start.positive, help="mlp, train: F, cut over the ranks (4096; train 2048)")
     p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="gelu", help="mlp: between the two layers")
@@ -64,7 +76,9 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--sequence-length", type=start.positive, default=256, help="train: tokens of a sequence")
     p.add_argument("--no-bias", action="store_true", help="mlp, attention: leave the biases out")
     p.add_argument(
-        "--rounds", type=start.positive, help="turns that each gets; medians are reported (11; train, speculate 5, decode 7)"
+        "--rounds",
+        type=start.positive,
+        help="turns that each gets; medians are reported (11; train, speculate 5, decode 7, serving 3)",
     )
     p.add_argument("--threads", type=start.positive, default=1, help="BLAS threads of each rank")
     p.add_argument("--peer", choices=("torch",), help="time the same layer in this library too, on the same ranks")
@@ -77,9 +91,9 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     for name, value in DEFAULTS[args.what].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if args.what in ("mlp", "train") and ranks > args.d_ff:
+    if args.what in ("mlp", "train", "trace") and ranks > args.d_ff:
         raise start.UsageError(f"cannot cut --d-ff {args.d_ff} over {ranks} ranks: use at most {args.d_ff} ranks")
-    if args.what == "train" and (args.tokens % args.sequence_length or args.tokens // args.sequence_length < ranks):
+    if args.what in ("train", "trace") and (args.tokens % args.sequence_length or args.tokens // args.sequence_length < ranks):
         least = ranks * args.sequence_length
         raise start.UsageError(
             f"--tokens {args.tokens} is no multiple of --sequence-length {args.sequence_length} that {ranks} ranks can share: "
@@ -87,11 +101,13 @@ def check(args: argparse.Namespace, ranks: int) -> None:
         )
     if args.memory and args.what in MODULES:
         raise start.UsageError(f"--memory is for mlp and attention: launch.bench {args.what} measures time")
-    if args.what in ("decode", "speculate"):
+    if args.what in ("decode", "speculate", "serving"):
         MODULES[args.what].check(args, ranks)
+    if args.peer and args.what == "trace":
+        raise start.UsageError("--peer torch has no part in trace, which compares a step traced and untraced: leave it out")
     if args.peer and args.what == "speculate":
         raise start.UsageError("--peer torch has no part in speculate, which compares with plain decoding: leave it out")
-    if args.what in ("attention", "train"):
+    if args.what in ("attention", "train", "trace"):
         args.kv_heads = args.kv_heads or args.heads
         if args.d_model % args.heads:
             raise start.UsageError(f"--heads {args.heads} does not divide --d-model {args.d_model}: use a divisor")
@@ -150,7 +166,7 @@ def ratio(a: list[float], b: list[float]) -> float:
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
-    mesh = Mesh(comm, tp=comm.size)
+    mesh = start.make_mesh(args, comm, tp=comm.size)
     result = {
         "command": "bench",
         "ok": True,

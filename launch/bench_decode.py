@@ -13,11 +13,10 @@ from threadpoolctl import threadpool_limits
 
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
-from launch import pretrained, products, report
+from launch import pretrained, products, report, start
 from launch.generate import read_bytes
 from models.config import build
 from parallel.control import Control
-from parallel.mesh import Mesh
 
 PROMPT = "The capital of France is"
 
@@ -31,7 +30,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
 def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ratio: Callable) -> dict:
     """By round: seconds a token of decoding, the seconds in which memory could give the weights, and the peer's."""
     control = Control(comm)
-    mesh = Mesh(comm, tp=comm.size)
+    mesh = start.make_mesh(args, comm, tp=comm.size)
     with threadpool_limits(args.threads, user_api="blas"):
         begun = perf_counter()
         model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))

@@ -13,12 +13,10 @@ from threadpoolctl import threadpool_limits
 from inference.generate import Clock, Generator, make_cache
 from inference.sampling import Sampling
 from inference.speculative import Account, Gamma, Speculative
-from launch import pretrained, report
+from launch import pretrained, report, start
 from launch.prompts import PROMPTS
-from launch.start import UsageError
 from models.config import build
 from parallel.control import Control
-from parallel.mesh import Mesh
 
 REPEATING = tuple(name for name, p in PROMPTS.items() if p.repeats)
 PROSE = ("story", "essay", "questions")
@@ -29,13 +27,13 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     args.source = pretrained.opened(None, ranks)
     args.tokenizer = pretrained.tokenizer(args.source)
     if args.tokens < 2:
-        raise UsageError(f"--tokens {args.tokens} leaves nothing to draft: use 2 or more")
+        raise start.UsageError(f"--tokens {args.tokens} leaves nothing to draft: use 2 or more")
 
 
 def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ratio: Callable) -> dict:
     """Seconds of decoding up to `args.tokens` greedy tokens after each prompt, plainly and with as many drafts as pay; medians
     of ratios of turns of the same round. Prefill, the same for both, is left out, and counted in `ratios_with_prefill`."""
-    mesh = Mesh(comm, tp=comm.size)
+    mesh = start.make_mesh(args, comm, tp=comm.size)
     model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
     plain = Generator(model, mesh, make_cache(model, "contiguous"))
     ngram = Speculative(model, mesh, make_cache(model, "contiguous"), "ngram")

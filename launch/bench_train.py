@@ -10,7 +10,7 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from launch import products, report
+from launch import products, report, start
 from launch.text import VOCABULARY, dealt
 from launch.trainer import Plan, Trainer
 from layers.attention import Attention
@@ -52,7 +52,7 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
         stack.enter_context(threadpool_limits(args.threads, user_api="blas"))
         control = Control(comm)
         for kind in KINDS:
-            mesh = Mesh(comm, **{"dp": 1, "tp": 1, kind: comm.size})
+            mesh = start.make_mesh(args, comm, **{"dp": 1, "tp": 1, kind: comm.size})
             it = trainer(args, mesh)
             parts = dealt(data, np.arange(sequences), S, mesh.dp.size, mesh.dp.rank, 1)
             steps[f"matmul_only_{kind}"] = step_products(it, len(parts[0].ids), S)

@@ -23,6 +23,7 @@ from parallel.control import Control
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
+from parallel.replicas import Copy, Replicas
 from parallel.shard import even
 from reference import transformer as reference
 from reference.attention import Options
@@ -50,6 +51,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--recompute", action="store_true", help="keep only the inputs of blocks for backward")
     p.add_argument("--overlap", choices=("on", "off"), default="on", help="send gradients while backward goes on")
     p.add_argument("--bucket-mib", type=start.amount, default=0.01, help="MiB of gradients sent at once")
+    start.add_replicas(p, "steps")
     return p
 
 
@@ -97,7 +99,7 @@ def share(parts: list[Part], ranks: int, rank: int, micro_batches: int) -> list[
 class Ran:
     """Steps of a trainer: `loss` of each, the weights before, the first step's gradients and the weights after, by name."""
 
-    def __init__(self, args: argparse.Namespace, mesh: Mesh, micro_batches: int) -> None:
+    def __init__(self, args: argparse.Namespace, mesh: Mesh, control: Control, micro_batches: int) -> None:
         overlap, bucket = args.overlap == "on", max(1, int(args.bucket_mib * 2**20))
         model = build(model_config(args), mesh.tp, drawn(args.seed, args.dtype, SPREAD), args.recompute)
         self.trainer = Trainer(model, mesh, Plan(clip=1.0, zero=args.zero, overlap=overlap, bucket_bytes=bucket))
@@ -105,6 +107,7 @@ class Ran:
         self.tokens = sum(len(p.ids) for p in parts)
         self.parts = share(parts, mesh.dp.size, mesh.dp.rank, micro_batches)
         self.before = self._named("data")
+        replicas = Replicas(mesh, control, args.check_replicas)
         self.loss, self.gradients, self.sizes = [], [], []
         for _ in range(args.steps):
             self.loss.append(self.trainer.gradients(self.parts, self.tokens))
@@ -113,6 +116,7 @@ class Ran:
                 self.trainer.sums.gather(self.trainer.flat.grad)
             self.gradients.append(self._named("grad"))
             self.trainer.update(RATE)
+            replicas.check(len(self.loss), lambda: [*self.trainer.copies(), Copy("the losses", self.loss)])
         self.after = self._named("data")
 
     def _named(self, what: str) -> dict[str, np.ndarray]:
@@ -147,14 +151,14 @@ def against_one_process(args: argparse.Namespace, ran: Ran, alone: Ran) -> Itera
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     control = Control(comm)
-    mesh = Mesh(comm, check=True, dp=comm.size, tp=1)
-    ran = Ran(args, mesh, args.micro_batches)
+    mesh = start.make_mesh(args, comm, dp=comm.size, tp=1)
+    ran = Ran(args, mesh, control, args.micro_batches)
     predicted = [t for t in ran.trainer.traffic(ran.parts) for _ in range(args.steps)]
     rows = [r for r in mesh.ledger.report(predicted) if r["phase"] != "compare"]
     told = control.everyone((len(joined(ran.parts).ids), agrees(rows), ran.trainer.memory(ran.parts), ran.loss, ran.after))
     first, checks = comm.rank == 0, []
     if first:
-        alone = Ran(args, Mesh(MPI.COMM_SELF, dp=1, tp=1), 1)
+        alone = Ran(args, Mesh(MPI.COMM_SELF, dp=1, tp=1), Control(MPI.COMM_SELF), 1)
         total = 2 + 2 * len(ran.before) + len(ran.after)
         shown = report.progress("the reference, tensor by tensor", True, total)
         checks = list(shown(chain(against_the_reference(args, ran), against_one_process(args, ran, alone))))
@@ -175,7 +179,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         "mesh": mesh.sizes,
         "dtype": args.dtype,
         "seed": args.seed,
-        "config": {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed")},
+        "config": {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "trace", "recorder")},
         "tokens_per_rank": [tokens for tokens, *_ in told],
         "loss": ran.loss,
         "checks": [],

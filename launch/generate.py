@@ -6,6 +6,7 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from time import perf_counter
 
@@ -19,7 +20,7 @@ from launch import pretrained, products, report
 from models.config import Config, build
 from parallel.control import Control
 from parallel.ledger import Traffic, agrees, wire_bytes
-from parallel.mesh import Mesh
+from parallel.replicas import Copy, Replicas, copies
 
 
 def options() -> argparse.ArgumentParser:
@@ -44,6 +45,7 @@ def options() -> argparse.ArgumentParser:
     c.add_argument(
         "--mla-cache", choices=("replicated", "striped"), default="replicated", help="latents on every rank, or dealt out"
     )
+    start.add_replicas(p, "tokens")
     d = p.add_argument_group("speculative decoding")
     pretrained.add_speculation(d)
     return p
@@ -105,7 +107,7 @@ def read_bytes(generator: Generator, config: Config) -> int:
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     control, first = Control(comm), comm.rank == 0
-    mesh = Mesh(comm, check=args.source.nbytes < 2**20, tp=comm.size)
+    mesh = start.make_mesh(args, comm, tp=comm.size)
     begun = perf_counter()
     model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
     load_seconds = perf_counter() - begun
@@ -113,7 +115,8 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     speculative = pretrained.speculation(args, model, mesh, cache)
     generator = Generator(model, mesh, cache) if speculative is None else speculative
     control.wait()
-    told = generated(args, generator, shown=first and not args.json)
+    replicas = Replicas(mesh, control, args.check_replicas)
+    told = generated(args, generator, replicas, shown=first and not args.json)
     bandwidth = products.read_bandwidth(comm)
     read = read_bytes(generator, args.source.config)
     clock, steps = generator.clock, generator.clock.decode_tokens
@@ -196,7 +199,7 @@ def told_of(account: Account) -> dict:
     }
 
 
-def generated(args: argparse.Namespace, generator: Generator, shown: bool) -> dict:
+def generated(args: argparse.Namespace, generator: Generator, replicas: Replicas, shown: bool) -> dict:
     """The new tokens, their text and log-probabilities, and why it ended; the text is printed as it comes."""
     ends = frozenset() if args.ignore_eos or args.tokenizer is None else frozenset(args.tokenizer.eos_ids)
     stream = None if args.tokenizer is None else args.tokenizer.stream(stop=args.stop)
@@ -207,6 +210,7 @@ def generated(args: argparse.Namespace, generator: Generator, shown: bool) -> di
     for step in generator.tokens(args.prompt_ids, args.sampling, args.max_new_tokens, **most):
         tokens.append(step.token)
         logprobs.append(step.logprob)
+        replicas.check(len(tokens), lambda: held(generator, tokens))
         if step.token in ends:
             reason = "end token"
             break
@@ -231,6 +235,13 @@ def generated(args: argparse.Namespace, generator: Generator, shown: bool) -> di
         "logprobs": logprobs if args.logprobs else None,
         "finish_reason": reason,
     }
+
+
+def held(generator: Generator, tokens: list[int]) -> Iterator[Copy]:
+    """What must be the same on several ranks."""
+    yield Copy("the sequence of tokens", tokens)
+    for p in generator.model.parameters:
+        yield from copies(p.name, p.layout, generator.mesh.tp, p.data)
 
 
 def predicted(args: argparse.Namespace, generator: Generator) -> list[Traffic]:

@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -163,6 +164,17 @@ def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a --png that cannot be written; its folder may be new, that one's may not."""
+    folder = path.absolute().parent
+    if not (folder if folder.is_dir() else folder.parent).is_dir():
+        raise UsageError(f"cannot write --png {path}: there is no folder {folder.parent}")
+    if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK) or path.is_dir():
+        raise UsageError(f"cannot write --png {path}: use a file in a folder that may be written")
+    if find_spec("matplotlib") is None:
+        raise UsageError("the picture needs matplotlib, which is not installed: run `pip install matplotlib`")
 
 
 def peak_bytes() -> int:

@@ -18,7 +18,6 @@ from models.config import build
 from parallel.control import Control
 from parallel.data import Flat, GradientSums
 from parallel.ledger import Traffic, agrees, message, sent_by
-from parallel.mesh import Mesh
 from parallel.shard import Cut, even
 
 BUCKET = 4 * 2**20
@@ -59,7 +58,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     control = Control(comm)
-    mesh = Mesh(comm, **args.mesh)
+    mesh = start.make_mesh(args, comm, **args.mesh)
     begun = perf_counter()
     model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
     load_seconds = perf_counter() - begun

@@ -6,8 +6,6 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 
 import argparse
 import json
-import os
-from importlib.util import find_spec
 from pathlib import Path
 
 from mpi4py import MPI
@@ -17,11 +15,10 @@ from inference.generate import Clock, Generator, make_cache
 from inference.sampling import Sampling
 from inference.speculative import MOST, Account, Gamma, Speculative, expected_tokens, operations, speedup
 from launch import pretrained, report
-from launch.acceptance import alpha_by_overlap, costs, draft_operations, tie
+from launch.acceptance import alpha_by_overlap, costs, draft_operations, explained, tie
 from launch.prompts import PROMPTS
 from models.config import build
 from parallel.control import Control
-from parallel.mesh import Mesh
 
 DEFAULT_PROMPTS = ("story", "rename", "quotes", "list")
 # Worth it is what gains more than measuring scatters.
@@ -94,13 +91,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
                 f"context of {args.source.config.context}: use 1 to {room} tokens"
             )
         pretrained.check_ids(ids, args.source.config, len(ids))
-    folder = args.png.absolute().parent
-    if not (folder if folder.is_dir() else folder.parent).is_dir():
-        raise start.UsageError(f"cannot write --png {args.png}: there is no folder {folder.parent}")
-    if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK) or args.png.is_dir():
-        raise start.UsageError(f"cannot write --png {args.png}: use a file in a folder that may be written")
-    if find_spec("matplotlib") is None:
-        raise start.UsageError("the picture needs matplotlib, which is not installed: run `pip install matplotlib`")
+    pretrained.check_picture(args.png)
 
 
 def prompts(args: argparse.Namespace) -> dict[str, list[int]]:
@@ -133,7 +124,7 @@ def timed_tokens(it: Generator, args: argparse.Namespace, prompt: list[int]) -> 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     control, first = Control(comm), comm.rank == 0
-    mesh = Mesh(comm, tp=comm.size)
+    mesh = start.make_mesh(args, comm, tp=comm.size)
     model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
     plain = Generator(model, mesh, make_cache(model, args.cache))
     drafters = {kind: Speculative(model, mesh, make_cache(model, args.cache), kind) for kind in args.drafts}
@@ -284,13 +275,7 @@ def show(result: dict) -> None:
     print(*result["words"], sep="\n\n")
     print(f"\nThe picture is {result['png']}")
     for d in result["differences"]:
-        gap = (
-            "one ends before the other"
-            if d["gap"] is None
-            else f"{d['gap']:.1e} from the best, rounding is {d['tolerance']:.1e}"
-        )
-        kind = "a tie within rounding (--dtype float64 decides)" if d["explained"] else "WRONG"
-        print(f"{d['prompt']}, {d['draft']}, gamma {d['gamma']}: token {d['at']} differs, {gap}: {kind}")
+        print(f"{d['prompt']}, {d['draft']}, gamma {d['gamma']}: {explained(d)}")
 
 
 def picture(path: Path, rows: list[dict], verify: list[float], c: dict[str, float]) -> None:

@@ -13,17 +13,15 @@ import ctypes
 import os
 import shutil
 import signal
+import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
-from types import TracebackType
+from functools import cache, partial
 from typing import NoReturn
 
-from launch import launcher
+from launch import keeper, launcher
 from parallel import threads
 
 # What a user has set stands.
@@ -34,6 +32,9 @@ for _variable in _set_here:
 if launcher.local_size() > threads.cores():
     # MPICH polls while it waits: with more ranks than cores the waiting ranks would take the core of the one they wait for.
     os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+
+if launcher.size() is not None:
+    keeper.keep()
 
 import mpi4py  # noqa: E402
 
@@ -46,7 +47,19 @@ except (ImportError, RuntimeError):
 
 from threadpoolctl import threadpool_limits  # noqa: E402
 
+from launch import traced  # noqa: E402
+from launch.ending import Ending  # noqa: E402
+from parallel import fault  # noqa: E402
 from parallel.control import Control  # noqa: E402
+from parallel.guard import Agreement  # noqa: E402
+from parallel.mesh import Axis, Mesh  # noqa: E402
+from parallel.ordered import OrderedAxis  # noqa: E402
+from parallel.recorder import LEFT_MAIN  # noqa: E402
+from parallel.replicas import Finite  # noqa: E402
+from parallel.watch import Watcher  # noqa: E402
+
+# What every command's options have and none computes by, or says in a place of its own.
+COMMON = ("json", "dtype", "seed", "trace", "recorder", "check_collectives", "timeout")
 
 
 class UsageError(ValueError):
@@ -55,29 +68,23 @@ class UsageError(ValueError):
 
 def begin() -> MPI.Intracomm:
     """COMM_WORLD, with MPI running and this rank bound to the fate of the others. Further calls return the same."""
-    return _begin()
+    return _begin().comm
 
 
 @cache
-def _begin() -> MPI.Intracomm:
+def _begin() -> Ending:
     _check_launcher()
     _keep_freed_memory()
     MPI.Init_thread(MPI.THREAD_MULTIPLE)
     atexit.register(lambda: MPI.Is_finalized() or MPI.Finalize())
     comm = MPI.COMM_WORLD
     _check_size(comm)
-    sys.excepthook = _abort_on_exception
-    threading.excepthook = lambda t: _abort_on_exception(t.exc_type, t.exc_value, t.exc_traceback)
-    # Python's own handler would run only after the MPI call in which the rank waits.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if comm.size > 1:
-        _die_with_launcher()
-        _unlink_shared_memory(comm)
+    ending = Ending(comm)
     if not _threads_given:
         host = comm.Split_type(MPI.COMM_TYPE_SHARED)
         threadpool_limits(threads.blas_threads(threads.cores(), host.size), user_api="blas")
         host.Free()
-    return comm
+    return ending
 
 
 def _keep_freed_memory() -> None:
@@ -113,43 +120,6 @@ def _leave_with_error(problem: str) -> NoReturn:
         # The first rank to leave with a status takes the others along: let rank 0 speak before.
         time.sleep(0.5)
     os._exit(2)
-
-
-def _abort_on_exception(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> NoReturn:
-    """This rank's traceback, each line led by its rank, in one write; then the end of all ranks."""
-    comm = MPI.COMM_WORLD
-    lines = "".join(traceback.format_exception(kind, value, trace)).splitlines()
-    cause = lines[-1] if lines else kind.__name__
-    text = [f"rank {comm.rank} of {comm.size} failed: {cause}", *lines]
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-    with suppress(OSError, ValueError):
-        sys.stderr.write("".join(f"[{comm.rank}] {line}\n" for line in text))
-        sys.stderr.flush()
-    # The launcher drops what it has not yet passed on when the job is aborted.
-    time.sleep(0.2)
-    comm.Abort(1)
-    os._exit(1)
-
-
-def _die_with_launcher() -> None:
-    """Linux: when the launcher is killed outright, so are its ranks. Open MPI's would live on."""
-    with suppress(OSError, AttributeError):
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _unlink_shared_memory(comm: MPI.Intracomm) -> None:
-    """MPICH leaves its segments in /dev/shm when a job is killed. Once all ranks have mapped them, the names are not needed."""
-    if not MPI.Get_library_version().startswith("MPICH"):
-        return
-    comm.Barrier()
-    with suppress(OSError), open("/proc/self/maps") as maps:
-        names = {line.split(maxsplit=5)[5].strip() for line in maps if " /dev/shm/" in line}
-        for name in names:
-            with suppress(OSError):
-                os.unlink(name)
-    comm.Barrier()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -220,8 +190,11 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """The parser of `python -m launch.NAME`, with the options that mean the same in every command."""
+def parser(name: str, description: str, check_collectives: str = "auto") -> argparse.ArgumentParser:
+    """The parser of `python -m launch.NAME`, with the options that mean the same in every command.
+
+    `check_collectives`: the default of that option.
+    """
     p = _Parser(
         prog=f"python -m launch.{name}",
         description=description,
@@ -231,13 +204,69 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and activations")
     p.add_argument("--seed", type=_seed, default=0, help="of weights and inputs")
     p.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    traced.add_option(p)
+    w = p.add_argument_group("when ranks disagree")
+    w.add_argument(
+        "--check-collectives",
+        choices=("auto", "on", "off"),
+        default=check_collectives,
+        help="before each collective, see that all ranks mean the same one, at the price of a small message more; "
+        "auto: for the first 64 MiB of each axis",
+    )
+    w.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=amount,
+        default=60.0,
+        help="end all ranks, and say who did not come, when a collective takes longer; 0: never",
+    )
+    w.add_argument("--deterministic", action="store_true", help="sum in rank order: the same bits on every MPI library")
     return p
 
 
-def under_mpirun(options: argparse.ArgumentParser, name: str, ranks: int) -> None:
+def add_replicas(p: argparse.ArgumentParser, what: str) -> None:
+    """The option of commands that do something again and again."""
+    p.add_argument(
+        "--check-replicas",
+        metavar="N",
+        type=natural,
+        default=0,
+        help=f"every N {what} see that what several ranks hold is the same, and always that no NaN is sent; 0: never",
+    )
+
+
+@cache
+def _fault() -> fault.Fault | None:
+    """What the environment says should go wrong. Raises UsageError for what cannot be understood."""
+    try:
+        return fault.parsed(os.environ[fault.VARIABLE]) if fault.VARIABLE in os.environ else None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, **axes: int) -> Mesh:
+    """The ranks of `comm` as a mesh, with the watchers that the options ask for."""
+    most = {"auto": 64 * 2**20, "on": None, "off": 0}[args.check_collectives]
+    watchers: list[Watcher] = []
+    if most != 0:
+        watchers.append(Agreement(most))
+    if getattr(args, "check_replicas", 0):
+        watchers.append(Finite())
+    mesh = Mesh(comm, watchers=watchers, axis=OrderedAxis if args.deterministic else Axis, **axes)
+    if _fault() is not None:
+        try:
+            fault.plant(_fault(), mesh, comm.rank)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    if getattr(args, "recorder", None) is not None:
+        args.recorder.watch(mesh)
+    return mesh
+
+
+def under_mpirun(options: argparse.ArgumentParser, name: str, ranks: int, passing: bool = False) -> None:
     """For a command that means a number of ranks: started without mpirun, it starts itself again, under it.
 
-    Unusable options and --help are left to `run`.
+    Unusable options and --help are left to `run`. `passing`: the ranks know what to do on SIGTERM, or SIGUSR1 instead.
     """
     if launcher.size() is not None:
         return
@@ -251,7 +280,19 @@ def under_mpirun(options: argparse.ArgumentParser, name: str, ranks: int) -> Non
         return
     for variable in _set_here:
         del os.environ[variable]
-    os.execv(mpirun, [mpirun, "-n", str(ranks), sys.executable, "-m", f"launch.{name}", *sys.argv[1:]])
+    again = [mpirun, "-n", str(ranks), sys.executable, "-m", f"launch.{name}", *sys.argv[1:]]
+    if passing and MPI.get_vendor()[0] == "Open MPI":
+        sys.exit(_passed_on(again))
+    os.execv(mpirun, again)
+
+
+def _passed_on(command: list[str]) -> int:
+    """The status of Open MPI's mpirun, which would kill its ranks on SIGTERM: it is sent SIGUSR1, which it passes on."""
+    process = subprocess.Popen(command, preexec_fn=partial(keeper.die_with_parent, os.getpid()))
+    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGUSR1))
+    # The terminal sends it to both; mpirun ends the ranks, and then this ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return process.wait()
 
 
 def run(
@@ -266,6 +307,7 @@ def run(
     problem = args = None
     try:
         args = options.parse_args()
+        main = main if _fault() is None else _fault().around(main)
     except UsageError as error:
         problem = str(error)
     comm = begin()
@@ -273,6 +315,9 @@ def run(
     if problem is None:
         try:
             check(args, comm.size)
+            # Only rank 0 writes it.
+            if args.trace is not None and comm.rank == 0 and (unwritable := traced.problem(args.trace)):
+                raise UsageError(unwritable)
         except UsageError as error:
             problem = str(error)
     problems = [p for p in control.everyone(problem) if p is not None]
@@ -281,11 +326,18 @@ def run(
             print(f"error: {problems[0]}", file=sys.stderr, flush=True)
         status = 2
     else:
+        _begin().watch(args.timeout)
+        args.recorder = None if args.trace is None else traced.begin(comm)
         status = _status(main, args, comm)
+    _begin().recorder.now(LEFT_MAIN)
+    if not problems and args.recorder is not None and (unwritten := traced.finish(args.recorder, args.trace)):
+        print(f"error: {unwritten}", file=sys.stderr, flush=True)
+        status = 2
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     # No rank leaves with a status while another still prints: launchers end the job at the first that does.
     status = max(control.everyone(status))
+    _begin().over()
     control.close()
     MPI.Finalize()
     # Not os._exit: the launcher takes a process that vanishes right after MPI_Finalize for a crash.
@@ -303,7 +355,9 @@ def _status(main: Callable, args: argparse.Namespace, comm: MPI.Intracomm) -> in
     except BrokenPipeError:
         # The reader of rank 0's output has gone, as in `| head`: nothing is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        comm.Abort(1)
+        _begin().quietly()
     except BaseException as error:
-        _abort_on_exception(type(error), error, error.__traceback__)
+        if args.recorder is not None:
+            traced.rescue(args.recorder, args.trace, error)
+        _begin().failed(type(error), error, error.__traceback__)
     raise AssertionError("unreachable")

@@ -236,7 +236,7 @@ def cache(args: argparse.Namespace, ranks: int) -> list[dict]:
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     control = Control(comm)
-    mesh = Mesh(comm, check=True, tp=comm.size)
+    mesh = start.make_mesh(args, comm, tp=comm.size)
     attention = build(args, mesh.tp)
     x, dy = inputs(args)
     turn = rotation(args)
@@ -252,7 +252,11 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     seconds = step.seconds(partial(step.once, attention, x, dy, args.lengths, turn), limit, single, comm)
     if not first:
         return 0
-    config = {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "sequences", "rope_scaling")}
+    config = {
+        k: v
+        for k, v in vars(args).items()
+        if k not in ("json", "dtype", "seed", "trace", "recorder", "sequences", "rope_scaling")
+    }
     scaling = args.rope_scaling and {"kind": type(args.rope_scaling).__name__.lower(), **asdict(args.rope_scaling)}
     result = {
         "command": "tp_attention",

@@ -94,7 +94,7 @@ def trained(args: argparse.Namespace, tp: Axis, alone: Axis | None, control: Con
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     control = Control(comm)
-    mesh = Mesh(comm, check=True, tp=comm.size)
+    mesh = start.make_mesh(args, comm, tp=comm.size)
     mlp = build(args, mesh.tp)
     x, dy = inputs(args)
     ran = step.run(mlp, x, dy, mesh, control)

@@ -10,6 +10,7 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 import argparse
 import json
 import textwrap
+from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
 from math import log
@@ -27,8 +28,8 @@ from models.config import Config, build, gpt2_like, llama_like
 from parallel.checkpoint import Checkpoint, CheckpointError, latest, save
 from parallel.control import Control
 from parallel.ledger import Traffic, agrees, sent_by
-from parallel.mesh import Mesh
 from parallel.parameter import drawn
+from parallel.replicas import Copy, Replicas
 
 # What a run that is taken up again must have in common with the one that was left, and what may change.
 FIXED = ("family", "layers", "d_model", "heads", "kv_heads", "d_ff", "tied", "sequence_length", "batch_tokens", "steps", "lr")
@@ -62,6 +63,7 @@ def options() -> argparse.ArgumentParser:
     t.add_argument("--recompute", action="store_true", help="keep only the inputs of blocks for backward")
     t.add_argument("--overlap", choices=("on", "off"), default="on", help="send gradients while backward goes on")
     t.add_argument("--bucket-mib", type=start.amount, default=4.0, help="MiB of gradients sent at once")
+    start.add_replicas(t, "steps")
     k = p.add_argument_group("what is kept")
     k.add_argument("--checkpoint", metavar="DIR", type=Path, help="where to save")
     k.add_argument("--save-every", type=start.natural, default=0, help="steps between checkpoints (only the last)")
@@ -127,9 +129,9 @@ def model_config(args: argparse.Namespace) -> Config:
 class Run:
     """A training run on one rank: the trainer, where in the text it is, and the losses so far."""
 
-    def __init__(self, args: argparse.Namespace, comm: MPI.Intracomm, check: bool) -> None:
+    def __init__(self, args: argparse.Namespace, comm: MPI.Intracomm) -> None:
         self.args, self.control = args, Control(comm)
-        self.mesh = Mesh(comm, check=check, **args.mesh)
+        self.mesh = start.make_mesh(args, comm, **args.mesh)
         model = build(model_config(args), self.mesh.tp, drawn(args.seed, args.dtype), args.recompute)
         bucket = max(1, int(args.bucket_mib * 2**20))
         plan = Plan(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay)
@@ -137,6 +139,7 @@ class Run:
         self.train, self.validation = args.data
         self.order = text.Order(text.whole_sequences(self.train, args.sequence_length), args.seed)
         self.losses: list[float] = []
+        self.replicas = Replicas(self.mesh, self.control, args.check_replicas)
         self.saves = 0
         # Every step is of these shapes.
         chosen = np.zeros(args.batch_tokens // args.sequence_length, int)
@@ -154,7 +157,16 @@ class Run:
         lr = warmup_cosine(len(self.losses), args.steps, args.lr, min(args.warmup, args.steps))
         loss = self.trainer.step(parts, args.batch_tokens, lr)
         self.losses.append(loss)
+        self.replicas.check(len(self.losses), lambda: self.copies(parts))
         return loss
+
+    def copies(self, parts: list[text.Part]) -> Iterator[Copy]:
+        """What must be the same on several ranks after a step on these micro-batches."""
+        yield Copy("the random state of the text's order", self.order.state())
+        for n, part in enumerate(parts):
+            yield Copy(f"the tokens of micro-batch {n}", part.ids, ("dp",))
+        yield from self.trainer.copies()
+        yield Copy("the losses", self.losses)
 
     def save(self) -> None:
         state = {"run": self.told, "order": self.order.state(), "losses": self.losses}
@@ -228,8 +240,7 @@ class Run:
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
-    # Small enough to be checked call by call; the checks would cost a larger one more than they find.
-    run = Run(args, comm, check=args.batch_tokens * args.d_model * args.layers < 2**22)
+    run = Run(args, comm)
     first = comm.rank == 0
     rate = products.rate(comm, args.dtype)
     try:
@@ -256,7 +267,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     tokens = ran * args.batch_tokens
     flops = run.trainer.model.flops(args.sequence_length) * tokens
     files = curve.write(args.output, run.losses, args.batch_tokens, bits)
-    elsewhere = ("json", "dtype", "seed", "data", "mesh", "checkpoint", "output")
+    elsewhere = (*start.COMMON, "data", "mesh", "checkpoint", "output")
     wrong = [f"communication of rank {r}" for r, ok in enumerate(agreed) if not ok]
     wrong += [f"memory of rank {r}" for r, m in enumerate(memory) if m["saved"] != m["predicted_saved"] and ran]
     result = {

@@ -15,6 +15,7 @@ from parallel.checkpoint import Checkpoint, Piece, pieces
 from parallel.data import Flat, GradientSums
 from parallel.ledger import Traffic
 from parallel.mesh import Mesh
+from parallel.replicas import Copy, copies
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,17 @@ class Trainer:
         with self.mesh.phase("validation"):
             logits_Tv, _ = self.model.forward(part.ids, part.lengths)
             return float(self.model.loss.forward(logits_Tv, part.targets)[0].sum(dtype=np.float64))
+
+    def copies(self) -> Iterator[Copy]:
+        """What other ranks hold too, in the order of forward: weights, and the optimizer's state unless it is split over dp."""
+        tp = self.mesh.tp
+        for home, at in reversed([*self.flat.places()]):
+            kinds = [("", home.data)]
+            if not self.plan.zero:
+                kinds += zip(("m of ", "v of "), self.optimizer.state_in(at), strict=True)
+            for kind, flat in kinds:
+                for p, index in home.parts:
+                    yield from copies(kind + p.name, p.layout, tp, flat.reshape(home.data.shape)[index])
 
     def traffic(self, parts: Sequence[Part]) -> list[Traffic]:
         """What one step on these micro-batches sends."""

@@ -6,32 +6,38 @@ from time import perf_counter, sleep
 
 from mpi4py import MPI
 
+from parallel.recorder import Recorder, Waiting
+
 
 class Control:
     """Objects between all ranks of a communicator, on a duplicate of it, so that they never pair with arrays."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
-        self._comm = comm.Dup()
+        self._comm, self._recorder = comm.Dup(), Recorder.of(comm)
         self.rank, self.size = comm.rank, comm.size
 
     def everyone(self, mine: object) -> list:
         """What every rank passed, by rank, on every rank."""
-        return self._comm.allgather(mine)
+        with Waiting(self._recorder, "control.everyone"):
+            return self._comm.allgather(mine)
 
     def from_first(self, mine: object) -> object:
         """What rank 0 passed, on every rank."""
-        return self._comm.bcast(mine)
+        with Waiting(self._recorder, "control.from_first"):
+            return self._comm.bcast(mine)
 
     def to_first(self, mine: object) -> list | None:
         """What every rank passed, by rank, on rank 0; None on the others."""
-        return self._comm.gather(mine)
+        with Waiting(self._recorder, "control.to_first"):
+            return self._comm.gather(mine)
 
     def wait(self, eager: float = 0.0) -> None:
         """Until all ranks are here, asleep: a rank that waits in MPI burns the core that another may need. `eager`: seconds in
         which to look again at once, where the others are likely to come soon."""
-        request, begun = self._comm.Ibarrier(), perf_counter()
-        while not request.Test():
-            sleep(0 if perf_counter() - begun < eager else 0.001)
+        with Waiting(self._recorder, "control.wait"):
+            request, begun = self._comm.Ibarrier(), perf_counter()
+            while not request.Test():
+                sleep(0 if perf_counter() - begun < eager else 0.001)
 
     def close(self) -> None:
         self._comm.Free()

@@ -1,35 +1,99 @@
 """Before a collective: do all ranks of the axis mean the same one?
 
-MPI itself gives wrong numbers without a word when ranks differ in dtype, reduction or root. Each rank's description goes,
-hashed to eight bytes, to all others on a communicator of its own; only on a difference are the descriptions exchanged.
+MPI itself gives wrong numbers without a word when ranks differ in dtype, reduction or root. Each rank's call goes, hashed to
+eight bytes, with its number to all others on a communicator of its own; only on a difference are the calls exchanged.
+
+What must agree: number, verb, shape, dtype, reduction, dim and cut, root, and the function that calls. Lines of one function
+may differ (`if tp.rank == 0: ... else: ...`). Not the order in memory: verbs take any, what they send is C-ordered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from hashlib import blake2b
+from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 from mpi4py import MPI
+
+from parallel.recorder import named
+from parallel.watch import Call, Watcher
+
+if TYPE_CHECKING:
+    from parallel.mesh import Axis
 
 
 class CollectiveMismatch(RuntimeError):
     """The ranks of an axis called different collectives. Raised on all of them."""
 
 
-class Agreement:
-    def __init__(self, comm: MPI.Intracomm) -> None:
-        self._comm = comm.Dup()
+class Agreement(Watcher):
+    """Checks every collective, or with `most_bytes` those of each axis (each group) until that much was reduced or gathered
+    on it: all ranks stop checking at the same one."""
 
-    def close(self) -> None:
-        self._comm.Free()
+    def __init__(self, most_bytes: int | None = None) -> None:
+        self.most_bytes = most_bytes
+        self._comms: dict[Axis, MPI.Intracomm] = {}
+        self._bytes: dict[Axis, int] = {}
+        self._digests: dict[tuple[Hashable, ...], int] = {}
 
-    def require(self, *described: object) -> None:
-        """Raise CollectiveMismatch on every rank unless `described` is the same on all of them."""
-        text = " ".join(str(d) for d in described)
-        mine = np.frombuffer(blake2b(text.encode(), digest_size=8).digest(), np.int64)
-        every = np.empty(self._comm.size, np.int64)
-        self._comm.Allgather(mine, every)
+    def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
+        """Raise CollectiveMismatch on every rank of the axis unless all have made the same call."""
+        if axis.size == 1 or call.verb in ("send", "receive"):
+            return
+        if self.most_bytes is not None:
+            done = self._bytes.get(axis, 0)
+            if done >= self.most_bytes:
+                return
+            self._bytes[axis] = done + prod(call.shape) * call.dtype.itemsize
+        comm = self._comms.get(axis)
+        if comm is None:
+            comm = self._comms[axis] = axis.duplicate()
+        every = np.empty((axis.size, 2), np.int64)
+        comm.Allgather(np.array((call.number, self._digest(call)), np.int64), every)
         if (every != every[0]).any():
-            texts = self._comm.allgather(text)
-            ranks = {t: [r for r, other in enumerate(texts) if other == t] for t in dict.fromkeys(texts)}
-            raise CollectiveMismatch("; ".join(f"rank {', '.join(map(str, r))} called {t}" for t, r in ranks.items()))
+            order = "-" if x is None else "C" if x.flags.c_contiguous else "F" if x.flags.f_contiguous else "strided"
+            raise CollectiveMismatch(explained(axis.name, axis.members, comm.allgather((call, order))))
+
+    def _digest(self, call: Call) -> int:
+        key = call.verb, call.shape, call.dtype, call.how, call.function
+        digest = self._digests.get(key)
+        if digest is None:
+            text = repr((*key, call.site.rpartition(":")[0]))
+            digest = self._digests[key] = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+        return digest
+
+    def close(self, axis: Axis) -> None:
+        comm = self._comms.pop(axis, None)
+        if comm is not None:
+            comm.Free()
+
+
+def explained(axis: str, members: tuple[int, ...], calls: list[tuple[Call, str]]) -> str:
+    """Who called what: a sentence that begins with the fewest ranks, and a table of all."""
+    told = [(str(call), call.site, call.function, call.number) for call, _ in calls]
+    same_verb = len({text for text, *_ in told}) == 1
+    groups: dict[tuple, list[int]] = {}
+    for rank, (text, site, function, number) in zip(members, told, strict=True):
+        key = (text, function, site) if same_verb else (text, number)
+        groups.setdefault(key, []).append(rank)
+    by_size = sorted(groups.values(), key=lambda g: (len(g), g))
+    at = dict(zip(members, told, strict=True))
+    said = [f"{named(g)} called {at[g[0]][0]} at {at[g[0]][1]} in {at[g[0]][2]}" for g in by_size]
+    head = f"on {axis}, {said[0]} where {' and '.join(said[1:])}"
+    columns = [("rank", "call", "verb", "order", "at")]
+    for rank, (call, order) in zip(members, calls, strict=True):
+        columns.append((str(rank), f"#{call.number}", str(call), order, f"{call.site} in {call.function}"))
+    widths = [max(len(row[i]) for row in columns) for i in range(len(columns[0]))]
+    table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in columns]
+    return "\n".join([head, *table])
+
+
+def require_same_layout(comm: MPI.Intracomm, sizes: dict[str, int]) -> None:
+    """Raise CollectiveMismatch on every rank of `comm` unless all lay it out as the same mesh."""
+    every = comm.allgather(" x ".join(f"{name}={n}" for name, n in sizes.items()))
+    if len(set(every)) > 1:
+        groups = {text: [r for r, other in enumerate(every) if other == text] for text in every}
+        said = [f"{named(g)} as {text}" for text, g in sorted(groups.items(), key=lambda i: (len(i[1]), i[1]))]
+        raise CollectiveMismatch(f"the ranks lay out different meshes: {', '.join(said)}")

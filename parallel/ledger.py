@@ -64,23 +64,23 @@ class Row:
 
 
 class Ledger:
-    """Rows by (verb, axis, phase). The phase is that of the innermost `with ledger.phase(...)`."""
+    """Rows by (verb, axis, phase). The phase, `now`, is that of the innermost `with ledger.phase(...)`."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str, str], Row] = {}
-        self._phase = "none"
+        self.now = "none"
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        outer, self._phase = self._phase, name
+        outer, self.now = self.now, name
         try:
             yield
         finally:
-            self._phase = outer
+            self.now = outer
 
     def add(self, verb: str, axis: str, message_bytes: int, ranks: int, seconds: float) -> Row:
         """Enter one call; returns its row, for what becomes known later."""
-        key = verb, axis, self._phase
+        key = verb, axis, self.now
         row = self.rows.get(key)
         if row is None:
             row = self.rows[key] = Row(ranks)

@@ -9,68 +9,20 @@ sent in the mesh's ledger. An axis of one rank is an ordinary axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager
-from functools import cache
 from math import prod
 from time import perf_counter
 
 import numpy as np
 from mpi4py import MPI
 
-from parallel.guard import Agreement
+from parallel.buffer import DTYPES, reduction, require_own, result, sendable
+from parallel.guard import Agreement, require_same_layout
 from parallel.ledger import Ledger, Row
+from parallel.recorder import Recorder, Waiting
 from parallel.shard import Cut
-
-# Reductions and buffers of these are the same on every MPI. float16, complex and bool are not, so they are refused.
-DTYPES = tuple(np.dtype(t) for t in ("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"))
-_SENDABLE = frozenset(DTYPES)
-
-
-@cache
-def _nan_keeping(ufunc: np.ufunc, dtype: np.dtype) -> MPI.Op:
-    """A reduction by `ufunc`. MPI's own MAX and MIN lose a NaN that one rank holds; np.maximum and np.minimum keep it."""
-
-    def reduce(incoming: MPI.buffer, held: MPI.buffer, _: MPI.Datatype) -> None:
-        held_array = np.frombuffer(held, dtype)
-        ufunc(np.frombuffer(incoming, dtype), held_array, out=held_array)
-
-    return MPI.Op.Create(reduce, commute=True)
-
-
-def _reduction(op: str, dtype: np.dtype) -> MPI.Op:
-    if op == "sum":
-        return MPI.SUM
-    if op not in ("max", "min"):
-        raise ValueError(f"unknown reduction {op!r}: use 'sum', 'max' or 'min'")
-    if dtype.kind == "f":
-        return _nan_keeping(np.maximum if op == "max" else np.minimum, dtype)
-    return MPI.MAX if op == "max" else MPI.MIN
-
-
-def _sendable(x: np.ndarray) -> np.ndarray:
-    """`x` itself if MPI can read it as it lies, else a C-ordered copy (MPI would read an F-ordered array permuted)."""
-    if not isinstance(x, np.ndarray) or x.dtype not in _SENDABLE:
-        kind = f"dtype {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise TypeError(f"cannot send {kind}: use a NumPy array of {', '.join(d.name for d in DTYPES)}")
-    return x if x.flags.c_contiguous else x.copy(order="C")
-
-
-def _require_own(x: np.ndarray) -> None:
-    """What goes on beside computation cannot work on a copy: x itself is its buffer."""
-    if _sendable(x) is not x:
-        raise ValueError(f"a verb that is started needs a C-contiguous array, got {x.shape} with strides {x.strides}")
-
-
-def _result(x: np.ndarray, shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:
-    """Where a verb on `x` puts its result: `out`, if it fits, or a new array."""
-    if out is None:
-        return np.empty(shape, x.dtype)
-    if out.shape != shape or out.dtype != x.dtype or not out.flags.c_contiguous:
-        raise ValueError(f"out must be C-contiguous {shape} {x.dtype}, got {out.shape} {out.dtype}")
-    if np.may_share_memory(out, x):
-        raise ValueError("out shares memory with the argument: verbs leave their argument alone")
-    return out
+from parallel.watch import Call, Watcher, site
 
 
 class Pending:
@@ -80,8 +32,9 @@ class Pending:
     spent in starting, poking and waiting; what the verb took beyond these was hidden behind computation.
     """
 
-    def __init__(self, request: MPI.Request, result: np.ndarray, row: Row, begun: float) -> None:
+    def __init__(self, request: MPI.Request, result: np.ndarray, row: Row, begun: float, axis: Axis, told: Call | None) -> None:
         self._request, self._result, self._row = request, result, row
+        self._axis, self._told = axis, told
         self._begun, self._inside, self._done = begun, perf_counter() - begun, False
 
     def poke(self) -> None:
@@ -91,6 +44,9 @@ class Pending:
     def wait(self) -> np.ndarray:
         """The result, once it is there."""
         if not self._done:
+            if self._told is not None:
+                for watcher in self._axis.watchers:
+                    watcher.wait(self._axis, self._told)
             self._call(lambda: self._request.Wait() or True)
         return self._result
 
@@ -102,6 +58,8 @@ class Pending:
         if self._done:
             self._row.seconds += self._inside
             self._row.hidden_seconds += left - self._begun - self._inside
+            if self._told is not None:
+                self._axis._tell_end(self._told, self._result, self._begun, left)
 
 
 def group_name(axis: str, ranks: range) -> str:
@@ -112,15 +70,18 @@ def group_name(axis: str, ranks: range) -> str:
 class Axis:
     """The ranks that differ from this one in a single mesh coordinate.
 
-    `name`: str. `size`: ranks on the axis. `rank`: this one's place on it. Errors raised before anything is sent: TypeError
-    for a dtype that MPI would not treat alike everywhere, ValueError for a shape that is not what the cut says.
+    `name`: str. `size`: ranks on the axis. `rank`: this one's place on it. `members`: all of them, as the mesh numbers
+    its ranks. `watchers`: the mesh's. Errors raised before anything is sent: TypeError for a dtype that MPI would not treat
+    alike everywhere, ValueError for a shape that is not what the cut says.
     """
 
-    def __init__(self, name: str, comm: MPI.Intracomm, ledger: Ledger, check: bool = False) -> None:
-        self.name, self.ledger = name, ledger
+    def __init__(
+        self, name: str, comm: MPI.Intracomm, ledger: Ledger, watchers: list[Watcher], members: tuple[int, ...]
+    ) -> None:
+        self.name, self.ledger, self.watchers, self.members = name, ledger, watchers, members
         self.size, self.rank = comm.size, comm.rank
         self._comm = comm
-        self._agreement = Agreement(comm) if check else None
+        self._collectives = self._messages = 0
         self._groups: dict[range, Axis] = {}
 
     def group(self, ranks: range) -> Axis:
@@ -134,35 +95,103 @@ class Axis:
             members = self._comm.Get_group()
             chosen = members.Incl(list(ranks))
             name = group_name(self.name, ranks)
-            self._groups[ranks] = Axis(name, self._comm.Create_group(chosen), self.ledger, self._agreement is not None)
+            comm, inside = self._comm.Create_group(chosen), self.members[ranks.start : ranks.stop]
+            self._groups[ranks] = type(self)(name, comm, self.ledger, self.watchers, inside)
             chosen.Free()
             members.Free()
         return self._groups[ranks]
 
+    def duplicate(self) -> MPI.Intracomm:
+        """The ranks of the axis, for messages of a watcher's own. All of them call it together; the caller frees it."""
+        return self._comm.Dup()
+
     def close(self) -> None:
         for group in self._groups.values():
             group.close()
-        if self._agreement is not None:
-            self._agreement.close()
+        for watcher in self.watchers:
+            watcher.close(self)
         self._comm.Free()
 
-    def _run(self, verb: str, call: Callable[[], None], message_bytes: int, *agreed: object) -> None:
-        """Run one collective: see that the ranks mean the same, do it, and enter it in the ledger."""
-        if self._agreement is not None:
-            self._agreement.require(verb, *agreed)
-        start = perf_counter()
-        call()
-        self.ledger.add(verb, self.name, message_bytes, self.size, perf_counter() - start)
+    def _run(
+        self,
+        verb: str,
+        call: Callable[[], object],
+        x: np.ndarray | None,
+        y: np.ndarray | None,
+        what: tuple[tuple[int, ...], np.dtype, int],
+        *how: Hashable,
+    ) -> None:
+        """Run one verb: tell the watchers, do it, and enter it in the ledger. `what`: shape, dtype, message bytes."""
+        told = self._tell_begin(verb, x, what, how) if self.watchers else None
+        entered = perf_counter()
+        try:
+            call()
+        except BaseException:
+            if told is not None:
+                self._tell_end(told, None, entered, perf_counter())
+            raise
+        left = perf_counter()
+        self.ledger.add(verb, self.name, what[2], self.size, left - entered)
+        if told is not None:
+            self._tell_end(told, y, entered, left)
 
     def _start(
-        self, verb: str, call: Callable[[], MPI.Request], result: np.ndarray, message_bytes: int, *agreed: object
+        self,
+        verb: str,
+        call: Callable[[], MPI.Request],
+        x: np.ndarray,
+        y: np.ndarray,
+        *how: Hashable,
     ) -> Pending:
         """Start one collective: as _run, but it goes on while the rank computes."""
-        if self._agreement is not None:
-            self._agreement.require(f"start_{verb}", *agreed)
+        told = self._tell_begin(f"start_{verb}", x, (x.shape, x.dtype, x.nbytes), how) if self.watchers else None
         begun = perf_counter()
         request = call()
-        return Pending(request, result, self.ledger.add(verb, self.name, message_bytes, self.size, 0.0), begun)
+        if told is not None:
+            for watcher in self.watchers:
+                watcher.started(self, told)
+        return Pending(request, y, self.ledger.add(verb, self.name, x.nbytes, self.size, 0.0), begun, self, told)
+
+    def _tell_begin(
+        self, verb: str, x: np.ndarray | None, what: tuple[tuple[int, ...], np.dtype, int], how: tuple[Hashable, ...]
+    ) -> Call:
+        shape, dtype, message_bytes = what
+        if verb in ("send", "receive"):
+            number, self._messages = self._messages, self._messages + 1
+        else:
+            number, self._collectives = self._collectives, self._collectives + 1
+        # Frames inside: site's caller, _run or _start, the verb.
+        place, function = site(4)
+        call = Call(self.name, number, verb, shape, dtype, how, message_bytes, self.ledger.now, place, function)
+        begun = 0
+        try:
+            for watcher in self.watchers:
+                begun += 1
+                watcher.begin(self, call, x)
+        except BaseException:
+            now = perf_counter()
+            for watcher in self.watchers[:begun]:
+                watcher.end(self, call, None, now, now)
+            raise
+        return call
+
+    def _tell_end(self, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
+        for watcher in self.watchers:
+            watcher.end(self, call, y, entered, left)
+
+    # How sums are done, which a subclass may do in another order. x, y: C-contiguous; counts: entries of each rank's part.
+
+    def _reduced(self, x: np.ndarray, y: np.ndarray, op: MPI.Op) -> None:
+        self._comm.Allreduce(x, y, op)
+
+    def _start_sum(self, x: np.ndarray) -> MPI.Request:
+        return self._comm.Iallreduce(MPI.IN_PLACE, x, MPI.SUM)
+
+    def _sum_parts(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> None:
+        self._comm.Reduce_scatter(x, y, counts, MPI.SUM)
+
+    def _start_sum_parts(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> MPI.Request:
+        return self._comm.Ireduce_scatter(x, y, counts, MPI.SUM)
 
     def _require_cut(self, cut: Cut, shape: tuple[int, ...], dim: int, length: int) -> None:
         if cut.ranks != self.size:
@@ -172,38 +201,38 @@ class Axis:
 
     def all_reduce(self, x: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
         """The sum ('max', 'min') over the axis, on every rank. x: any shape, the same on every rank. NaN is kept."""
-        x, mpi_op = _sendable(x), _reduction(op, x.dtype)
-        y = _result(x, x.shape, out)
-        self._run("all_reduce", lambda: self._comm.Allreduce(x, y, mpi_op), x.nbytes, x.shape, x.dtype, op)
+        x, mpi_op = sendable(x), reduction(op, x.dtype)
+        y = result(x, x.shape, out)
+        self._run("all_reduce", lambda: self._reduced(x, y, mpi_op), x, y, (x.shape, x.dtype, x.nbytes), op)
         return y
 
     def start_all_reduce(self, x: np.ndarray) -> Pending:
         """Sum x over the axis while this rank computes on. In place: x is the result once `wait` returns it."""
-        _require_own(x)
-        call = lambda: self._comm.Iallreduce(MPI.IN_PLACE, x, MPI.SUM)  # noqa: E731
-        return self._start("all_reduce", call, x, x.nbytes, x.shape, x.dtype)
+        require_own(x)
+        call = lambda: self._start_sum(x)  # noqa: E731
+        return self._start("all_reduce", call, x, x, "sum")
 
     def start_reduce_scatter(self, x: np.ndarray, cut: Cut) -> Pending:
         """This rank's part, along the first dim, of the sum over the axis, while it computes on. x must stay as it is."""
-        _require_own(x)
+        require_own(x)
         self._require_cut(cut, x.shape, 0, cut.length)
         row = x[:1].size
         y = np.empty((cut.size(self.rank), *x.shape[1:]), x.dtype)
-        call = lambda: self._comm.Ireduce_scatter(x, y, [n * row for n in cut.sizes], MPI.SUM)  # noqa: E731
-        return self._start("reduce_scatter", call, y, x.nbytes, x.shape, x.dtype, cut)
+        call = lambda: self._start_sum_parts(x, y, [n * row for n in cut.sizes])  # noqa: E731
+        return self._start("reduce_scatter", call, x, y, 0, cut)
 
     def all_gather(self, x: np.ndarray, dim: int, cut: Cut, out: np.ndarray | None = None) -> np.ndarray:
         """The whole array on every rank, from parts cut along `dim`. x: this rank's part. `out`: for dim 0 of a partition."""
-        x = _sendable(x)
+        x = sendable(x)
         self._require_cut(cut, x.shape, dim, cut.size(self.rank))
         row = x.size // x.shape[dim]
         counts = [row * n for n in cut.sizes]
         whole_shape = (*x.shape[:dim], cut.length, *x.shape[dim + 1 :])
         if out is not None and not (cut.is_partition and dim == 0):
             raise ValueError(f"all_gather fills out only for a partition of dim 0, not {cut} of dim {dim}")
-        flat = (np.empty(sum(counts), x.dtype) if out is None else _result(x, whole_shape, out)).reshape(-1)
+        flat = (np.empty(sum(counts), x.dtype) if out is None else result(x, whole_shape, out)).reshape(-1)
         call = lambda: self._comm.Allgatherv(x, [flat, counts])  # noqa: E731
-        self._run("all_gather", call, flat.nbytes, whole_shape, x.dtype, dim, cut)
+        self._run("all_gather", call, x, flat, (whole_shape, x.dtype, flat.nbytes), dim, cut)
         if cut.is_partition and dim == 0:
             return flat.reshape(whole_shape)
         ends = np.cumsum(counts)
@@ -212,19 +241,19 @@ class Axis:
 
     def reduce_scatter(self, x: np.ndarray, dim: int, cut: Cut) -> np.ndarray:
         """This rank's part, along `dim`, of the sum over the axis. x: whole, the same shape on every rank."""
-        x = _sendable(x)
+        x = sendable(x)
         self._require_cut(cut, x.shape, dim, cut.length)
         parts = [x[cut.index(dim, r)] for r in range(self.size)]
         packed = np.concatenate([p.reshape(-1) for p in parts])
         y = np.empty(parts[self.rank].shape, x.dtype)
-        call = lambda: self._comm.Reduce_scatter(packed, y, [p.size for p in parts], MPI.SUM)  # noqa: E731
-        self._run("reduce_scatter", call, packed.nbytes, x.shape, x.dtype, dim, cut)
+        call = lambda: self._sum_parts(packed, y, [p.size for p in parts])  # noqa: E731
+        self._run("reduce_scatter", call, x, y, (x.shape, x.dtype, packed.nbytes), dim, cut)
         return y
 
     def all_to_all(self, x: np.ndarray, split_dim: int, split: Cut, join_dim: int, join: Cut) -> np.ndarray:
         """Move the cut from `join_dim` to `split_dim`. x: whole along split_dim, this rank's part along join_dim;
         the result: this rank's part along split_dim, whole along join_dim."""
-        x = _sendable(x)
+        x = sendable(x)
         if split_dim == join_dim:
             raise ValueError(f"all_to_all moves a cut from one dim to another, both are {split_dim}")
         self._require_cut(split, x.shape, split_dim, split.length)
@@ -239,8 +268,8 @@ class Axis:
         counts = [prod(s) for s in shapes]
         flat = np.empty(sum(counts), x.dtype)
         call = lambda: self._comm.Alltoallv([packed, [p.size for p in sent]], [flat, counts])  # noqa: E731
-        others = tuple(n for d, n in enumerate(x.shape) if d != join_dim)
-        self._run("all_to_all", call, packed.nbytes, others, x.dtype, split_dim, split, join_dim, join)
+        whole = (*x.shape[:join_dim], join.length, *x.shape[join_dim + 1 :])
+        self._run("all_to_all", call, x, flat, (whole, x.dtype, packed.nbytes), split_dim, split, join_dim, join)
         ends = np.cumsum(counts)
         return join.join([flat[e - c : e].reshape(s) for e, c, s in zip(ends, counts, shapes, strict=True)], join_dim)
 
@@ -248,52 +277,70 @@ class Axis:
         """Rank `root`'s x on every rank. x: the same shape and dtype on every rank, its content read on root only."""
         if not 0 <= root < self.size:
             raise ValueError(f"no rank {root} on axis {self.name}: use 0 to {self.size - 1}")
-        y = _sendable(x).copy() if self.rank == root else np.empty(_sendable(x).shape, x.dtype)
-        self._run("broadcast", lambda: self._comm.Bcast(y, root), y.nbytes, y.shape, y.dtype, root)
+        y = sendable(x).copy() if self.rank == root else np.empty(sendable(x).shape, x.dtype)
+        sent = x if self.rank == root else None
+        self._run("broadcast", lambda: self._comm.Bcast(y, root), sent, y, (y.shape, y.dtype, y.nbytes), root)
         return y
 
     def send(self, x: np.ndarray, to: int) -> None:
         """Send x to rank `to` of the axis, which must call receive. Returns when x may be reused."""
-        x = _sendable(x)
-        start = perf_counter()
+        x = sendable(x)
         # The tag carries the dtype: MPI itself would reinterpret the bytes of another one without a word.
-        self._comm.Send(x, to, tag=DTYPES.index(x.dtype))
-        self.ledger.add("send", self.name, x.nbytes, self.size, perf_counter() - start)
+        call = lambda: self._comm.Send(x, to, tag=DTYPES.index(x.dtype))  # noqa: E731
+        self._run("send", call, x, None, (x.shape, x.dtype, x.nbytes), to)
 
     def receive(self, shape: tuple[int, ...], dtype: np.dtype | type | str, source: int) -> np.ndarray:
         """What rank `source` sent next. Raises ValueError when that is not of this shape's size and this dtype."""
         y = np.empty(shape, dtype)
-        start = perf_counter()
-        status = MPI.Status()
-        message = self._comm.Mprobe(source, MPI.ANY_TAG, status)
-        sent_dtype = DTYPES[status.tag]
-        sent = status.Get_count(MPI.BYTE) // sent_dtype.itemsize
-        if (sent_dtype, sent) != (y.dtype, y.size):
-            message.Recv(np.empty(sent, sent_dtype))
-            raise ValueError(f"rank {source} of {self.name} sent {sent} {sent_dtype}, receive expected {shape} {y.dtype}")
-        message.Recv(y)
-        self.ledger.add("receive", self.name, y.nbytes, self.size, perf_counter() - start)
+
+        def call() -> None:
+            status = MPI.Status()
+            message = self._comm.Mprobe(source, MPI.ANY_TAG, status)
+            sent_dtype = DTYPES[status.tag]
+            sent = status.Get_count(MPI.BYTE) // sent_dtype.itemsize
+            if (sent_dtype, sent) != (y.dtype, y.size):
+                message.Recv(np.empty(sent, sent_dtype))
+                raise ValueError(f"rank {source} of {self.name} sent {sent} {sent_dtype}, receive expected {shape} {y.dtype}")
+            message.Recv(y)
+
+        self._run("receive", call, None, y, (y.shape, y.dtype, y.nbytes), source)
         return y
 
 
 class Mesh:
     """The ranks of `comm` as a grid of named axes; `mesh.tp` is the Axis of this rank along tp.
 
-    With `check`, each collective first sees that the ranks of its axis mean the same one (verb, shape, dtype, reduction,
-    root); if not, it raises CollectiveMismatch on all of them. Raises ValueError when the axes' product is not the ranks.
+    `watchers` are told of every verb on any of its axes, in this order. Before them come the flight recorder, where the process
+    has attached one to `comm`, and with `check` an `Agreement`: each collective first sees that the ranks of its axis mean the
+    same one, and if not raises CollectiveMismatch on all of them. `axis`: what the axes are made of, Axis or a subclass of it.
+    Raises ValueError when the axes' product is not the ranks.
     """
 
-    def __init__(self, comm: MPI.Intracomm, *, check: bool = False, **axes: int) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        *,
+        check: bool = False,
+        watchers: Iterable[Watcher] = (),
+        axis: type[Axis] = Axis,
+        **axes: int,
+    ) -> None:
         if not axes or min(axes.values()) < 1 or prod(axes.values()) != comm.size:
             named = " x ".join(f"{name}={n}" for name, n in axes.items()) or "no axes"
             raise ValueError(f"cannot lay {comm.size} ranks out as {named}: the product must be {comm.size}")
         self.sizes = dict(axes)
         self.ledger = Ledger()
-        place = np.unravel_index(comm.rank, tuple(axes.values()))
+        recorder = Recorder.of(comm)
+        self.watchers = [*([] if recorder is None else [recorder]), *([Agreement()] if check else []), *watchers]
+        with Waiting(recorder, f"laying out {self.sizes}"):
+            require_same_layout(comm, self.sizes)
+        grid = np.arange(comm.size).reshape(tuple(axes.values()))
+        place = np.unravel_index(comm.rank, grid.shape)
         self._axes = {}
         for i, name in enumerate(axes):
-            others = np.ravel_multi_index([0 if j == i else int(p) for j, p in enumerate(place)], tuple(axes.values()))
-            self._axes[name] = Axis(name, comm.Split(int(others), int(place[i])), self.ledger, check)
+            line = grid[tuple(slice(None) if j == i else p for j, p in enumerate(place))]
+            own = comm.Split(int(line[0]), int(place[i]))
+            self._axes[name] = axis(name, own, self.ledger, self.watchers, tuple(line.tolist()))
 
     def __getattr__(self, name: str) -> Axis:
         try:

@@ -20,6 +20,11 @@ class Cut:
     length: int
     bounds: tuple[tuple[int, int], ...]
 
+    def __str__(self) -> str:
+        """The sizes of parts that follow one another, else where each starts and stops: (8, 7); (0:4 2:6)."""
+        parts = ", ".join(map(str, self.sizes)) if self.is_partition else " ".join(f"{a}:{b}" for a, b in self.bounds)
+        return f"({parts})"
+
     @property
     def ranks(self) -> int:
         return len(self.bounds)

@@ -25,9 +25,14 @@ from _pytest.runner import runtestprotocol
 from mpi4py import MPI
 from pytest_mpi import MPIPlugin
 
+from parallel.recorder import Recorder
+from parallel.watchdog import seen, table
+
 ROOT = Path(__file__).resolve().parent.parent
 # How long ranks may stay in a test after one of them has failed in it.
 GRACE = 3.0
+# How long a verb of a mesh may take.
+VERB_LIMIT = 20.0
 PHASES = ("setup", "call", "teardown")
 
 
@@ -47,6 +52,7 @@ class Harness:
         self.item: pytest.Item | None = None
         self.started = self.failed = 0.0
         self.failure = ""
+        self.recorder = Recorder.of(world)
         self.folder = Path(self.comm.bcast(tempfile.mkdtemp() if self.rank == 0 else None))
         self.pids = self.comm.allgather(os.getpid())
         self.stacks = open(self.folder / f"stack-{self.rank}", "w")  # noqa: SIM115  open as long as the process
@@ -70,6 +76,8 @@ class Harness:
             limit = mark.args[0] if mark else self.limit
             if self.failed and now - self.failed > GRACE:
                 self._end(f"{item.nodeid}: rank {self.rank} failed, and the others did not come", self.failure)
+            elif self.recorder.stuck() > VERB_LIMIT:
+                self._end(f"{item.nodeid}: rank {self.rank} has been in one verb for {VERB_LIMIT:g} s", self.failure)
             elif now - self.started > limit:
                 self._end(f"{item.nodeid}: not finished after {limit:g} s", self.failure)
 
@@ -82,7 +90,7 @@ class Harness:
         for pid in self.pids:
             os.kill(pid, signal.SIGUSR1)
         time.sleep(0.3)
-        text = [f"\n=== {why}"]
+        text = [f"\n=== {why}", table(seen(self.recorder), [[]] * self.size)]
         if failure:
             text.append(f"--- rank {self.rank} of {self.size} failed:\n{failure}")
         for rank in range(self.size):

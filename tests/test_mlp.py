@@ -146,10 +146,10 @@ def gelu_of_erf(mlp, mesh):
 
 
 def one_weight_an_ulp_of_float32_off(mlp, mesh):
+    whole, W = mlp.down.W_iO.data.copy(), mlp.down.W_iO
     if mesh.tp.rank == mesh.tp.size - 1:
-        whole, W = mlp.down.W_iO.data.copy(), mlp.down.W_iO
         W.data = W.data * (1 + 2**-23)
-        W.whole = lambda axis, part: axis.all_gather(whole if part is W.data else part, 0, W.layout.cut)
+    W.whole = lambda axis, part: axis.all_gather(whole if part is W.data else part, 0, W.layout.cut)
 
 
 @pytest.mark.parametrize(

@@ -117,10 +117,11 @@ def test_a_launcher_of_another_mpi_is_refused():
     assert re.fullmatch(r"error: .* started 4 ranks, but this Python's MPI is .*: use its own mpirun, \S+\n", done.stderr)
 
 
-def test_no_crash_leaves_shared_memory():
+@pytest.mark.parametrize("ranks", [0, 1, 3])
+def test_no_crash_leaves_shared_memory(ranks):
     before = set(os.listdir("/dev/shm"))
-    for _ in range(3):
-        mpirun(3, *PLANTED, "raise")
+    for kind in ("raise", "kill"):
+        assert mpirun(ranks, *PLANTED, kind).returncode
     assert set(os.listdir("/dev/shm")) <= before
 
 

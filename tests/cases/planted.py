@@ -1,15 +1,15 @@
-"""A command that ends badly on rank 1, for tests/test_start.py: `python -m tests.cases.planted KIND`."""
+"""A command that ends badly on rank 1, for tests/test_start.py and test_guard.py: `python -m tests.cases.planted KIND`."""
 
 import launch.start as start  # isort: skip
 
+import ctypes
 import os
+import signal
 import sys
 import threading
 import time
 
 import numpy as np
-
-from parallel.mesh import Mesh
 
 
 def options():
@@ -24,11 +24,12 @@ def check(args, ranks):
 
 
 def main(args, comm):
-    tp = Mesh(comm, tp=comm.size).tp
+    tp = start.make_mesh(args, comm, tp=comm.size).tp
     if comm.rank == 0:
         print("pids", *comm.gather(os.getpid()), flush=True)
     else:
         comm.gather(os.getpid())
+    tp.all_reduce(np.zeros((2, 3), "f4"))
     if comm.rank == min(1, comm.size - 1):
         if args.kind == "raise":
             raise ValueError("planted")
@@ -39,8 +40,24 @@ def main(args, comm):
             time.sleep(30)
         if args.kind == "kill":
             os.kill(os.getpid(), 9)
-        if args.kind == "wait":
-            time.sleep(30)
+        if args.kind == "segv":
+            ctypes.string_at(0)
+        if args.kind == "os._exit":
+            os._exit(0)
+        if args.kind == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if args.kind == "spin":
+            while True:
+                pass
+        if args.kind == "receive":
+            tp.receive((3,), "f4", 0)
+        if args.kind == "return":
+            return 0
+        if args.kind in ("wait", "late"):
+            time.sleep(30 if args.kind == "wait" else 1.5)
+    if args.kind == "long":
+        # Computing without verbs, longer than --timeout.
+        time.sleep(3.3)
     tp.all_reduce(np.zeros(1))
     return 7 if args.kind == "status" else 0
 

@@ -1,0 +1,107 @@
+"""`launch.bench trace`: a training step traced and untraced, by turns."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from time import perf_counter
+
+import numpy as np
+from mpi4py import MPI
+from threadpoolctl import threadpool_limits
+
+from launch import bench_train, report, start, traced
+from launch.text import VOCABULARY, dealt
+from parallel.control import Control
+from parallel.mesh import Mesh
+from parallel.trace import Trace
+
+BATCHES, CALLS = 60, 200
+# What an overhead may be, of a step (issue 8).
+MOST = 0.03
+
+
+def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ratio: Callable) -> dict:
+    """Seconds and ratios of a step on tp=N untraced, untraced once more (what a turn scatters), and traced; and the same
+    overhead worked out: what seeing a call and a verb cost alone, times those of a step."""
+    S = args.sequence_length
+    data = np.random.default_rng(args.seed).integers(0, VOCABULARY, args.tokens + 1)
+    control = Control(comm)
+    with threadpool_limits(args.threads, user_api="blas"):
+        mesh = start.make_mesh(args, comm, dp=1, tp=comm.size)
+        it = bench_train.trainer(args, mesh)
+        parts = dealt(data, np.arange(args.tokens // S), S, 1, 0, 1)
+        step = lambda: it.step(parts, args.tokens, 1e-3)  # noqa: E731
+        trace = Trace(comm)
+
+        def seen() -> None:
+            traced.see(trace)
+            trace.watch(mesh)
+            step()
+            trace.stop()
+
+        turns = in_turn({"untraced": step, "untraced_again": step, "traced": seen}, args.rounds, comm)
+    records = trace.finish()
+    call, verb = (max(cost) for cost in zip(*control.everyone(_costs()), strict=True))
+    ratios = {f"{name}_to_untraced": ratio(turns[name], turns["untraced"]) for name in ("untraced_again", "traced")}
+    found = {
+        "seconds": {name: float(np.median(s)) for name, s in turns.items()},
+        "ratios": ratios,
+        "call_seconds": call,
+        "verb_seconds": verb,
+    }
+    if records is not None:
+        rounds = args.rounds + 1
+        calls, verbs = max(len(r.spans) for r in records) / rounds, max(len(r.verbs) for r in records) / rounds
+        seconds = calls * call + verbs * verb
+        found |= {"calls_a_step": calls, "verbs_a_step": verbs, "most": MOST}
+        found |= {"worked_out": seconds / found["seconds"]["untraced"]}
+    return found
+
+
+def _costs() -> tuple[float, float]:
+    """Seconds that seeing a layer's call and a verb add to them, on this rank alone."""
+    room = type("Room", (), {"forward": lambda self: None})
+    it, mesh, trace = room(), Mesh(MPI.COMM_SELF, tp=1), Trace(MPI.COMM_SELF)
+    x, y = np.ones(1), np.empty(1)
+
+    def fastest() -> tuple[float, float]:
+        """Of many batches: what else the machine does only adds."""
+        seconds = []
+        for _ in range(BATCHES):
+            begun = perf_counter()
+            for _ in range(CALLS):
+                it.forward()
+            middle = perf_counter()
+            for _ in range(CALLS):
+                mesh.tp.all_reduce(x, out=y)
+            seconds.append((middle - begun, perf_counter() - middle))
+        return min(s for s, _ in seconds) / CALLS, min(s for _, s in seconds) / CALLS
+
+    bare = fastest()
+    trace.watch_layers([room])
+    trace.watch(mesh)
+    seen = fastest()
+    trace.stop()
+    return seen[0] - bare[0], seen[1] - bare[1]
+
+
+def show(result: dict) -> None:
+    c, ratios = result["config"], result["ratios"]
+    report.table(
+        f"A training step: {c['layers']} layers, D {c['d_model']}, F {c['d_ff']}, {c['heads']} heads, {c['tokens']} tokens, "
+        f"{result['dtype']}, tp={result['ranks']} of {c['threads']} BLAS thread(s), {c['rounds']} rounds in turn",
+        ("", "median ms", "to untraced"),
+        [
+            ("untraced", f"{1e3 * result['seconds']['untraced']:.2f}", "1.000"),
+            *(
+                (name, f"{1e3 * result['seconds'][key]:.2f}", f"{ratios[f'{key}_to_untraced']:.3f}")
+                for name, key in (("untraced once more", "untraced_again"), ("traced", "traced"))
+            ),
+        ],
+    )
+    print(
+        f"worked out: {result['calls_a_step']:.0f} calls of {1e6 * result['call_seconds']:.2f} us and "
+        f"{result['verbs_a_step']:.0f} verbs of {1e6 * result['verb_seconds']:.2f} us more are "
+        f"{100 * result['worked_out']:.2f} % of a step; at most {100 * result['most']:.0f} % are promised"
+    )

@@ -1,0 +1,110 @@
+"""How a rank ends, and that its end is the end of all: by an exception, a signal, a hang. The first cause is told, once."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from types import TracebackType
+from typing import NoReturn
+
+from mpi4py import MPI
+
+from launch import keeper
+from parallel.recorder import ENDED, Recorder
+from parallel.watchdog import Watchdog
+
+# Not SIGUSR1: Open MPI's mpirun passes that on, and the server is ended by it.
+STACK_SIGNAL = signal.SIGUSR2
+# The launcher drops what it has not yet passed on when the job is aborted.
+PASSED_ON = 0.2
+# For a rank that has something to tell, before another ends the job.
+TOLD = 1.5
+
+
+class Ending:
+    """Made once MPI runs, on all ranks of `comm` (the world) together; `recorder` is the flight recorder of the process."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        # First: what ends before it leaves its segments behind.
+        unlink_shared_memory(comm)
+        self.comm = comm
+        self.recorder = Recorder(comm)
+        self.recorder.attach(comm)
+        self._watchdog: Watchdog | None = None
+        sys.excepthook = self.failed
+        threading.excepthook = lambda t: self.failed(t.exc_type, t.exc_value, t.exc_traceback)
+        # Python's own handler would run only after the MPI call in which the rank waits.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        faulthandler.register(STACK_SIGNAL, file=self.recorder.stack, all_threads=False)
+        # Another rank tells it, led by this one's number; who is alone tells it himself.
+        faulthandler.enable(file=self.recorder.stack if comm.size > 1 else 2, all_threads=False)
+
+    def watch(self, limit: float) -> None:
+        """From here on, end all ranks when a verb takes more than `limit` seconds (0: never) or a rank is gone."""
+        if self.comm.size > 1:
+            self._watchdog = Watchdog(self.recorder, limit, STACK_SIGNAL, self.tell)
+
+    def over(self) -> None:
+        """This rank has come to its end as it should."""
+        if self.recorder.alarm and self.comm.size > 1:
+            # Too late: the others are already being ended.
+            self.quietly()
+        self.recorder.now(ENDED)
+        keeper.told()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+
+    def failed(self, kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> NoReturn:
+        """This rank's traceback, each line led by its rank, in one write; then the end of all ranks."""
+        lines = "".join(traceback.format_exception(kind, value, trace)).splitlines()
+        cause = traceback.format_exception_only(kind, value)[-1].splitlines()
+        first = f"rank {self.comm.rank} of {self.comm.size} failed: {cause[0] if cause else kind.__name__}"
+        self.recorder.now(ENDED)
+        keeper.told()
+        if not self.recorder.claim():
+            self.quietly()
+        self.tell("\n".join(f"[{self.comm.rank}] {line}" for line in (first, *lines)))
+
+    def tell(self, text: str) -> NoReturn:
+        """Say why, in one write, and end all ranks. For the one that has claimed to."""
+        self.recorder.now(ENDED)
+        keeper.told()
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+        time.sleep(PASSED_ON)
+        self._abort()
+
+    def quietly(self) -> NoReturn:
+        """End all ranks; another tells why, or there is nothing to tell."""
+        self.recorder.now(ENDED)
+        keeper.told()
+        if not self.recorder.claim():
+            time.sleep(TOLD)
+        self._abort()
+
+    def _abort(self) -> NoReturn:
+        threading.Timer(1.0, os._exit, (1,)).start()
+        self.comm.Abort(1)
+        os._exit(1)
+
+
+def unlink_shared_memory(comm: MPI.Intracomm) -> None:
+    """MPI leaves its segments in /dev/shm when a job is killed. Once all ranks have mapped them, the names are not needed."""
+    if not MPI.Get_library_version().startswith("MPICH") and comm.size > 1:
+        return
+    comm.Barrier()
+    with suppress(OSError), open("/proc/self/maps") as maps:
+        names = {line.split(maxsplit=5)[5].strip() for line in maps if " /dev/shm/" in line}
+        for name in names:
+            with suppress(OSError):
+                os.unlink(name)
+    comm.Barrier()

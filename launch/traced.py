@@ -1,0 +1,128 @@
+"""`--trace FILE`: what of our own objects a trace shows, and the file at the end of a command."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from mpi4py import MPI
+
+from parallel import trace_file
+from parallel.trace import Trace
+
+# Spans kept of a rank that failed: writing them must not delay the end of the others.
+LAST = 20_000
+
+# Functions of modules and classes of which each call is a span, by the kind of span: seen where their module is loaded.
+CALLS = {
+    "step": {
+        ("launch.trainer", "Trainer"): {"step": "training step"},
+        ("launch.step", ""): {"once": "step"},
+        ("inference.engine", "Engine"): {"step": "engine step"},
+    },
+    "optimizer": {("layers.optimizer", "AdamW"): {"step": "AdamW"}},
+    "control": {
+        ("parallel.control", "Control"): {
+            "everyone": "control: everyone",
+            "from_first": "control: from rank 0",
+            "wait": "control: wait",
+        }
+    },
+}
+
+
+def _cached_bytes(cache: object) -> float:
+    return sum(cache.lengths.values()) * cache.bytes_per_token
+
+
+# Objects whose size is counted after each call of these methods: what sequences hold, and what an engine's pool has reserved.
+SIZES = {
+    ("inference.cache", "Cache"): (("extend", "truncate", "free"), "KV cache", _cached_bytes),
+    ("inference.cache", "Striped"): (("extend", "truncate", "free"), "KV cache", _cached_bytes),
+    ("inference.pool", "Pool"): (("hold",), "KV pool", lambda pool: pool.nbytes),
+}
+
+
+def add_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--trace", metavar="FILE", type=Path, help="write what each rank did when, for ui.perfetto.dev and launch.trace"
+    )
+
+
+def problem(path: Path) -> str | None:
+    """Why no file can be written there, tried out; None if one can."""
+    if path.is_dir():
+        return f"cannot write --trace {path}: it is a folder: use the name of a file"
+    if not path.absolute().parent.is_dir():
+        return f"cannot write --trace {path}: there is no folder {path.absolute().parent}"
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            return None
+    except OSError as error:
+        return f"cannot write --trace {path}: {error.strerror}: use a file in a folder that may be written"
+
+
+def begin(comm: MPI.Intracomm) -> Trace:
+    """A recorder that sees all that is loaded. All ranks call it together."""
+    trace = Trace(comm)
+    see(trace)
+    return trace
+
+
+def see(trace: Trace) -> None:
+    """From now on it sees all that is loaded."""
+    trace.watch_layers(_layers())
+    for kind, owners in CALLS.items():
+        for (module, name), methods in owners.items():
+            if module in sys.modules:
+                owner = getattr(sys.modules[module], name) if name else sys.modules[module]
+                trace.watch_calls(owner, methods, kind)
+    for (module, cls), (methods, name, size) in SIZES.items():
+        if module in sys.modules:
+            trace.watch_size(getattr(sys.modules[module], cls), methods, name, size)
+
+
+def _layers() -> Iterator[type]:
+    """What computes forward and backward and has weights or sends something, of all that is loaded of layers/."""
+    modules: list[ModuleType] = [m for name, m in sorted(sys.modules.items()) if name.startswith("layers.")]
+    for module in modules:
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            seen = {"forward", "backward"} <= vars(cls).keys() and {"parameters", "traffic"} & vars(cls).keys()
+            if seen and cls.__module__ == module.__name__:
+                yield cls
+
+
+def finish(trace: Trace, path: Path) -> str | None:
+    """Write the file on rank 0, and tell of it on standard error. All ranks call it together; what went wrong, if anything."""
+    records = trace.finish()
+    if records is None:
+        return None
+    try:
+        trace_file.write(path, records, _told())
+    except OSError as error:
+        return f"cannot write --trace {path}: {error.strerror or error}"
+    spans = sum(len(r.spans) + len(r.verbs) for r in records)
+    print(f"trace: {path}, {spans:,} spans: open it in ui.perfetto.dev or with python -m launch.trace", file=sys.stderr)
+    return None
+
+
+def rescue(trace: Trace, path: Path, error: BaseException) -> None:
+    """What this rank alone has, in a file of its own: after an exception the others may not come."""
+    record = trace.record(failed=f"{type(error).__name__}: {error}")
+    record = record._replace(spans=record.spans[-LAST:], verbs=record.verbs[-LAST:], counters=record.counters[-LAST:])
+    own = path.with_name(f"{path.stem}.rank{record.rank}{path.suffix}")
+    try:
+        trace_file.write(own, [record], _told())
+    except OSError as problem:
+        sys.stderr.write(f"cannot write {own}: {problem.strerror or problem}\n")
+
+
+def _told() -> dict:
+    name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    return {"command": [f"launch.{name}", *sys.argv[1:]]}

@@ -1,0 +1,274 @@
+"""The flight recorder: the last verbs of every rank of this host, in memory that all of them share and any of them can read.
+
+No communication, and no file that could be left behind: it is unlinked as soon as all have mapped it. A rank that hangs, is
+stopped or has died can't tell where it was; its slot can. What it costs a call is in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_UN, lockf
+from functools import cache
+from struct import Struct
+from threading import Lock
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from mpi4py import MPI
+
+from parallel.watch import Call, Watcher, site
+
+if TYPE_CHECKING:
+    from parallel.mesh import Axis
+
+VERBS = 16
+# What a rank is doing when it is in no verb. ENDED: it has told why, or need not.
+RUNNING, LEFT_MAIN, ENDED = 0, 1, 2
+
+# verbs begun; 1 + the one waited in, or 0; since when it waits or computes; what it is doing
+_NOW = Struct("qqdq")
+# process; watchdog's last beat; readiness to report
+_SELF = Struct("qdq")
+# which verb, its number on the axis, entered, whether it ends with what the rank waits for or has ended, what it is
+_TEXT = 224
+_VERB = Struct(f"qqd?{_TEXT}s")
+_VERB_SIZE = 256
+_DONE, _DONE_AT = Struct("?"), 24
+_ALARM = Struct("d")
+_NOW_into, _VERB_into = _NOW.pack_into, _VERB.pack_into
+_HEAD = 128
+_STACK = 16384
+_SLOT = _HEAD + VERBS * _VERB_SIZE + _STACK
+# Before the slots: when a rank first raised the alarm, and whether one has a cause to tell.
+_FIRST = mmap.PAGESIZE
+_CLAIMED, _FIRST_WORDS = 8, 9
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A verb in the recorder. `done`: it has been left; `what`: verb, shape, dtype, how; `ranks`: of its axis, or of a send
+    or receive the other one; `axis`: "" for a wait that is no verb of a mesh."""
+
+    which: int
+    number: int
+    entered: float
+    done: bool
+    what: str
+    axis: str
+    ranks: tuple[int, ...]
+    site: str
+    function: str
+
+    def __str__(self) -> str:
+        on = f" #{self.number} on {self.axis} ({named(self.ranks)})" if self.axis else ""
+        return f"{self.what}{on} at {self.site} in {self.function}"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a rank last was. `verbs`: its last, oldest first. `waiting`: the one it is in. `since`: perf_counter seconds since
+    when it is in it, or in none. `pid` 0: it is on another host."""
+
+    rank: int
+    pid: int
+    beat: float
+    ready: int
+    doing: int
+    since: float
+    verbs: list[Recorded]
+    waiting: Recorded | None
+
+    @property
+    def last(self) -> Recorded | None:
+        """The verb that it has last left."""
+        return next((v for v in reversed(self.verbs) if v.done), None)
+
+
+def named(ranks: Sequence[int]) -> str:
+    """rank 2; ranks 0, 2 and 3; ranks 0..7."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 4 and tuple(ranks) == tuple(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]}..{ranks[-1]}"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}" if ranks else "no rank"
+
+
+def _text(axis: str, what: str, place: str, function: str, ranks: Sequence[int]) -> bytes:
+    """What a slot says of a verb. The ranks of an axis, and of its groups, are as far apart as its first two."""
+    step = ranks[1] - ranks[0] if len(ranks) > 1 else 1
+    fields = axis, what[:104], place[-56:], function[-40:], f"{ranks[0]}:{ranks[-1] + 1}:{step}"
+    return "\t".join(fields).encode()[:_TEXT]
+
+
+@cache
+def _attribute() -> int:
+    return MPI.Comm.Create_keyval(copy_fn=lambda comm, key, recorder: recorder)
+
+
+class Recorder(Watcher):
+    """The recorder of the ranks of `comm` (all of them make it together); as a watcher it writes this rank's slot."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self.rank, self.size = comm.rank, comm.size
+        host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        path = None
+        if host.rank == 0:
+            descriptor, path = tempfile.mkstemp(prefix="rankwise-")
+            os.truncate(descriptor, _FIRST + _SLOT * self.size)
+            os.close(descriptor)
+        path = host.bcast(path)
+        # Kept open: what faulthandler writes goes to a descriptor.
+        self.stack = os.open(path, os.O_RDWR)
+        host.Barrier()
+        if host.rank == 0:
+            os.unlink(path)
+        host.Free()
+        self._memory = mmap.mmap(self.stack, _FIRST + _SLOT * self.size)
+        self._base = _FIRST + _SLOT * self.rank
+        self._verbs = self._base + _HEAD
+        os.lseek(self.stack, self._verbs + VERBS * _VERB_SIZE, os.SEEK_SET)
+        self._begun = self._waits = self._doing = 0
+        self._started: dict[int, int] = {}
+        self._claiming = Lock()
+        self._texts: dict[str, tuple | bytes] = {}
+        self.now(RUNNING)
+        self.beat(0)
+
+    def attach(self, comm: MPI.Intracomm) -> None:
+        """Let what is made of `comm`, or of a duplicate of it, find this recorder: every mesh and every control."""
+        comm.Set_attr(_attribute(), self)
+
+    @staticmethod
+    def of(comm: MPI.Intracomm) -> Recorder | None:
+        return comm.Get_attr(_attribute())
+
+    # --- what this rank does
+
+    def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
+        place = call[8]
+        known = self._texts.get(place)
+        if known is None or known[0] is not axis or known[1] != call[2:6]:
+            mine = axis.members
+            peers = range(mine[call.how[0]], mine[call.how[0]] + 1) if call.verb in ("send", "receive") else mine
+            text = _text(axis.name, str(call), place, call.function, peers)
+            known = self._texts[place] = axis, call[2:6], text, call.verb.startswith("start_")
+        which = self._begun
+        self._begun = after = which + 1
+        now = perf_counter()
+        started = known[3]
+        _VERB_into(self._memory, self._verbs + which % VERBS * _VERB_SIZE, which, call[1], now, not started, known[2])
+        if started:
+            self._started[id(call)] = which
+        _NOW_into(self._memory, self._base, after, after, now, self._doing)
+
+    def started(self, axis: Axis, call: Call) -> None:
+        _NOW_into(self._memory, self._base, self._begun, 0, perf_counter(), self._doing)
+
+    def wait(self, axis: Axis, call: Call) -> None:
+        which = self._started.get(id(call))
+        if which is not None:
+            _NOW_into(self._memory, self._base, self._begun, which + 1, perf_counter(), self._doing)
+
+    def end(self, axis: Axis, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
+        if self._started and (which := self._started.pop(id(call), -1)) >= self._begun - VERBS:
+            _DONE.pack_into(self._memory, self._verbs + which % VERBS * _VERB_SIZE + _DONE_AT, True)
+        _NOW_into(self._memory, self._base, self._begun, 0, left, self._doing)
+
+    def enter(self, what: str, place: tuple[str, str]) -> None:
+        """This rank waits for others, but in no verb of a mesh, until `leave`."""
+        which, now = self._begun, perf_counter()
+        self._begun = which + 1
+        text = _text("", what, *place, range(self.size))
+        _VERB_into(self._memory, self._verbs + which % VERBS * _VERB_SIZE, which, self._waits, now, True, text)
+        _NOW_into(self._memory, self._base, which + 1, which + 1, now, self._doing)
+        self._waits += 1
+
+    def leave(self) -> None:
+        _NOW_into(self._memory, self._base, self._begun, 0, perf_counter(), self._doing)
+
+    def now(self, doing: int) -> None:
+        """From here on, this rank is RUNNING, has LEFT_MAIN, or has ENDED."""
+        self._doing = doing
+        _NOW.pack_into(self._memory, self._base, self._begun, 0, perf_counter(), doing)
+
+    def beat(self, ready: int) -> None:
+        """The watchdog of this rank is alive."""
+        _SELF.pack_into(self._memory, self._base + _NOW.size, os.getpid(), perf_counter(), ready)
+
+    # --- what any rank can read
+
+    @property
+    def alarm(self) -> float:
+        """When a rank of this host has raised the alarm, or 0."""
+        return _ALARM.unpack_from(self._memory, 0)[0]
+
+    def raise_alarm(self) -> None:
+        if not self.alarm:
+            _ALARM.pack_into(self._memory, 0, perf_counter())
+
+    def claim(self) -> bool:
+        """Whether this rank is the first of its host that has a cause of the end to tell. The others say nothing."""
+        # Between processes, and between this one's threads.
+        with self._claiming:
+            lockf(self.stack, LOCK_EX, _FIRST_WORDS)
+            first = not self._memory[_CLAIMED]
+            self._memory[_CLAIMED] = 1
+            lockf(self.stack, LOCK_UN, _FIRST_WORDS)
+            return first
+
+    def signal(self, number: int) -> None:
+        """Send it to every rank of this host."""
+        for rank in range(self.size):
+            # Process 0 would be the whole group of this one: it stands for a rank of another host.
+            if pid := self.slot(rank).pid:
+                with suppress(OSError):
+                    os.kill(pid, number)
+
+    def stuck(self) -> float:
+        """For how many seconds this rank has been in the verb of a mesh that it is in; 0 in none."""
+        slot = self.slot(self.rank)
+        return perf_counter() - slot.since if slot.waiting is not None and slot.waiting.axis else 0.0
+
+    def slot(self, rank: int) -> Slot:
+        base = _FIRST + _SLOT * rank
+        begun, waiting, since, doing = _NOW.unpack_from(self._memory, base)
+        pid, beat, ready = _SELF.unpack_from(self._memory, base + _NOW.size)
+        verbs = []
+        for n in range(max(0, begun - VERBS), begun):
+            which, number, entered, done, text = _VERB.unpack_from(self._memory, base + _HEAD + n % VERBS * _VERB_SIZE)
+            done = done and which != waiting - 1
+            axis, what, place, function, ranks = (text.rstrip(b"\0").decode(errors="replace").split("\t") + [""] * 5)[:5]
+            on = ()
+            # Read while its rank writes it, it can be anything.
+            with suppress(ValueError, TypeError):
+                on = tuple(range(*map(int, ranks.split(":"))))
+            verbs.append(Recorded(which, number, entered, done, what, axis, on, place, function))
+        current = next((v for v in verbs if v.which == waiting - 1), None)
+        return Slot(rank, pid, beat, ready, doing, since, verbs, current)
+
+    def stack_of(self, rank: int) -> str:
+        """What faulthandler has written of that rank's Python stack."""
+        start = _FIRST + _SLOT * rank + _HEAD + VERBS * _VERB_SIZE
+        return self._memory[start : start + _STACK].rstrip(b"\0").decode(errors="replace")
+
+
+class Waiting:
+    """`with Waiting(recorder, what):` this rank waits for all others, but in no verb of a mesh: that alone, however long, is no
+    reason for alarm. Without a recorder, nothing."""
+
+    def __init__(self, recorder: Recorder | None, what: str) -> None:
+        self._recorder, self._what = recorder, what
+
+    def __enter__(self) -> None:
+        if self._recorder is not None:
+            self._recorder.enter(self._what, site())
+
+    def __exit__(self, *_: object) -> None:
+        if self._recorder is not None:
+            self._recorder.leave()

@@ -1,0 +1,151 @@
+"""What must be the same on several ranks, compared by its hash; and numbers that are none, caught where they are first sent.
+
+    replicas = Replicas(mesh, control, every=20)
+    replicas.check(step, lambda: [*copies(p.name, p.layout, mesh.tp, p.data), Copy("random state", state)])
+
+Ranks that hold the same weights and add the same gradients to them stay the same to the bit. One that does not, for a flipped
+bit in its memory or for a sum that was left out, goes on training another model, and nothing says so.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from parallel.control import Control
+from parallel.mesh import Axis, Mesh
+from parallel.recorder import named
+from parallel.shard import Layout
+from parallel.watch import Call, Watcher
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Diverged(RuntimeError):
+    """Ranks hold different values of what must be the same. Raised on all ranks, with the same text."""
+
+
+class NotFinite(ArithmeticError):
+    """A NaN or an infinity was about to be sent. Raised on the ranks that have it."""
+
+
+class Copy(NamedTuple):
+    """A value that must be the same along every axis of the mesh but those it is cut along: an array, or what repr tells."""
+
+    name: str
+    value: object
+    cut_along: tuple[str, ...] = ()
+
+
+def copies(name: str, layout: Layout, axis: Axis, part: np.ndarray) -> Iterator[Copy]:
+    """This rank's part of an array held on `axis` as `layout` says, and what of it other ranks of the axis hold too."""
+    if layout.cut is None:
+        yield Copy(name, part)
+        return
+    yield Copy(name, part, (axis.name,))
+    if layout.cut.is_partition:
+        return
+    start, _ = layout.cut.bounds[axis.rank]
+    for indices, ranks in layout.cut.shared():
+        if axis.rank in ranks:
+            here = (slice(None),) * layout.dim + (slice(indices.start - start, indices.stop - start),)
+            commas = ":, " * layout.dim
+            yield Copy(f"{name}[{commas}{indices.start}:{indices.stop}]", part[here])
+
+
+class Replicas:
+    """Compares what is the same by intention, every `every` steps (0: never)."""
+
+    def __init__(self, mesh: Mesh, control: Control, every: int) -> None:
+        self.control, self.every = control, every
+        self.sizes = mesh.sizes
+        place = {name: getattr(mesh, name).rank for name in mesh.sizes}
+        self._places: list[dict[str, int]] = control.everyone(place) if every else []
+
+    def check(self, step: int, held: Callable[[], Iterable[Copy]]) -> None:
+        """Compare what `held` gives, if it is this step's turn. All ranks call it together.
+
+        Raises Diverged on every rank where anything differs, naming the first of it and the ranks that are alone with it.
+        """
+        if not self.every or step % self.every:
+            return
+        mine = {(c.name, c.cut_along): _hash(c.value) for c in [Copy("the step number", step), *held()]}
+        every = self.control.everyone(mine)
+        found = [d for key in dict.fromkeys(key for hashes in every for key in hashes) for d in self._differences(key, every)]
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise Diverged(f"{found[0]} at step {step}{more}")
+
+    def _differences(self, key: tuple[str, tuple[str, ...]], every: list[dict]) -> Iterator[str]:
+        """A sentence for each set of ranks that should hold the same of this key and do not."""
+        name, cut_along = key
+        along = [axis for axis, size in self.sizes.items() if size > 1 and axis not in cut_along]
+        together: dict[tuple, list[int]] = {}
+        for rank, hashes in enumerate(every):
+            if key in hashes:
+                together.setdefault(tuple(self._places[rank][axis] for axis in cut_along), []).append(rank)
+        for ranks in together.values():
+            by_hash: dict[bytes, list[int]] = {}
+            for rank in ranks:
+                by_hash.setdefault(every[rank][key], []).append(rank)
+            if len(by_hash) > 1:
+                # Who is right nobody knows: the most are taken for it, and of as many the lowest.
+                right, *wrong = sorted(by_hash.values(), key=len, reverse=True)
+                yield self._sentence(name, along, sorted(r for group in wrong for r in group), right)
+
+    def _sentence(self, name: str, along: list[str], wrong: list[int], right: list[int]) -> str:
+        place = (lambda r: self._places[r][along[0]]) if len(along) == 1 else lambda r: r
+        where = f" of {along[0]}" if len(along) == 1 else ""
+        if where and len(self._places) > self.sizes[along[0]]:
+            where += f" (rank {', '.join(map(str, wrong))} in all)"
+        verb = "differs" if len(wrong) == 1 else "differ"
+        return f"{named([*map(place, wrong)])}{where}: {name} {verb} from {named([*map(place, right)])}"
+
+
+def _hash(value: object) -> bytes:
+    if not isinstance(value, np.ndarray):
+        return blake2b(repr(value).encode(), digest_size=16).digest()
+    h = blake2b(f"{value.dtype.str}{value.shape}".encode(), digest_size=16)
+    h.update(np.ascontiguousarray(value).data)
+    return h.digest()
+
+
+class Finite(Watcher):
+    """Sees that what is sent has neither NaN nor infinity, by its sum, which has one if any entry has."""
+
+    def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
+        if x is not None:
+            _require_finite(axis, call, x, "sends")
+
+    def end(self, axis: Axis, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
+        # Finite terms may have an infinite sum.
+        if y is not None and "reduce" in call.verb:
+            _require_finite(axis, call, y, "gets")
+
+
+def _require_finite(axis: Axis, call: Call, x: np.ndarray, does: str) -> None:
+    if x.dtype.kind != "f":
+        return
+    with np.errstate(all="ignore"):
+        if np.isfinite(x.sum()):
+            return
+    finite = np.isfinite(x)
+    if finite.all():
+        return
+    nans = int(np.isnan(x).sum())
+    first = ", ".join(str(int(i)) for i in np.unravel_index(int(np.argmin(finite)), x.shape))
+    raise NotFinite(
+        f"rank {axis.rank} of {axis.name} {does} {nans:,} NaN and {x.size - int(finite.sum()) - nans:,} infinite of {x.size:,} "
+        f"numbers, the first at [{first}], in {call} at {call.site} ({call.phase}): {_source(call.site)}"
+    )
+
+
+def _source(site: str) -> str:
+    """The line of the program, whose names say which tensor it is."""
+    file, _, line = site.rpartition(":")
+    return linecache.getline(str(_ROOT / file), int(line)).strip()

@@ -1,0 +1,302 @@
+"""What a rank did when: spans, verbs and counters, recorded as tuples in lists, on the rank's own clock.
+
+    trace = Trace(comm)
+    trace.watch(mesh)                           # its verbs and phases
+    trace.watch_layers([Block, MLP, ...])       # forward, backward, ... of classes, which know nothing of it
+    ...
+    records = trace.finish()                    # on rank 0 every rank's, elsewhere None; parallel.trace_file writes them
+
+Nothing is written, sent or formatted while the program runs: a span costs two looks at the clock and an append.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from threading import get_ident
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+from mpi4py import MPI
+
+from parallel.clock import Clock, Reading, read
+from parallel.control import Control
+from parallel.mesh import Axis, Mesh
+from parallel.watch import Call, Watcher
+
+# Of a rank. What comes later is counted, and told of in the file.
+LIMIT = 500_000
+# What of a layer is seen, where it has it: what it computes, with a backward and without.
+METHODS = ("forward", "backward", "cached", "cached_striped", "apply")
+# Seconds between two looks at the memory.
+MEMORY_EVERY = 0.005
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Span(NamedTuple):
+    """`kind`: phase, step, a layer's method, optimizer, control."""
+
+    name: str
+    kind: str
+    begun: float
+    ended: float
+
+
+class Verb(NamedTuple):
+    """One rank's call of a verb. `ranks`: among all, in the axis' order; `peer`: where it is between two, by the axis.
+    `mesh`: counts meshes of the same axes. `waited`: since when the rank waited for one that it had started, None if never."""
+
+    axis: str
+    ranks: tuple[int, ...]
+    mesh: int
+    number: int
+    verb: str
+    shape: tuple[int, ...]
+    dtype: str
+    how: str
+    peer: int | None
+    message_bytes: int
+    phase: str
+    site: str
+    entered: float
+    left: float
+    waited: float | None
+
+    @property
+    def started(self) -> bool:
+        return self.verb.startswith("start_")
+
+    @property
+    def between_two(self) -> bool:
+        return self.verb in ("send", "receive")
+
+
+class Record(NamedTuple):
+    """All of one rank. `counters`: (name, when, value). `dropped`: spans beyond the limit. `failed`: its exception, or ''."""
+
+    rank: int
+    size: int
+    host: str
+    clock: Clock
+    spans: list[Span]
+    verbs: list[Verb]
+    counters: list[tuple[str, float, float]]
+    dropped: int = 0
+    failed: str = ""
+
+
+class Trace(Watcher):
+    """The recorder of this rank. All ranks make it and finish it together: both read the clocks."""
+
+    def __init__(self, comm: MPI.Intracomm, limit: int = LIMIT) -> None:
+        self._comm = comm.Dup()
+        self._limit, self._dropped = limit, 0
+        self._thread = get_ident()
+        self._spans: list[tuple[str, str, float, float]] = []
+        self._verbs: list[tuple[tuple, Call, float, float, float | None]] = []
+        self._counters: list[tuple[str, float, float]] = []
+        self._groups: dict[Axis, tuple[str, tuple[int, ...], int]] = {}
+        self._begun: dict[int, float] = {}
+        self._waiting: tuple[Call, float] | None = None
+        self._names: dict[int, tuple[object, str]] = {}
+        self._layers: tuple[type, ...] = ()
+        self._replaced: list[tuple[object, str, object]] = []
+        self._meshes: list[Mesh] = []
+        self._looked = 0.0
+        self._start = read(self._comm)
+        self.look_at_memory()
+
+    # --- verbs, as a watcher of meshes
+
+    def watch(self, mesh: Mesh) -> None:
+        """See the verbs and the phases of this mesh from now on."""
+        # The first to be told: what others do before MPI is entered, such as waiting for all to agree, is part of the verb.
+        mesh.watchers.insert(0, self)
+        self._meshes.append(mesh)
+        inner = mesh.phase
+
+        @contextmanager
+        def phase(name: str) -> Iterator[None]:
+            with self.span(name, "phase"), inner(name):
+                yield
+            self.look_at_memory()
+
+        self._replace(mesh, "phase", phase)
+
+    def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
+        # The thread that computes is the one that calls verbs: a server's is not its first.
+        self._thread = get_ident()
+        self._begun[id(call)] = perf_counter()
+
+    def wait(self, axis: Axis, call: Call) -> None:
+        self._waiting = call, perf_counter()
+
+    def end(self, axis: Axis, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
+        begun, waited = self._begun.pop(id(call)), None
+        if self._waiting is not None and self._waiting[0] is call:
+            waited, self._waiting = self._waiting[1], None
+        # Equal where another watcher forbade it: then it did not happen.
+        if entered < left and self._room():
+            self._verbs.append((self._groups.get(axis) or self._group(axis), call, begun, left, waited))
+
+    def _group(self, axis: Axis) -> tuple[str, tuple[int, ...], int]:
+        """The axis' name, its ranks among all, and how many such there were before: the same on each of its ranks."""
+        mine, all_ranks = axis._comm.Get_group(), self._comm.Get_group()
+        ranks = tuple(mine.Translate_ranks(None, all_ranks))
+        mine.Free()
+        all_ranks.Free()
+        before = sum(known[:2] == (axis.name, ranks) for known in self._groups.values())
+        self._groups[axis] = axis.name, ranks, before
+        return self._groups[axis]
+
+    # --- spans
+
+    @contextmanager
+    def span(self, name: str, kind: str) -> Iterator[None]:
+        begun = perf_counter()
+        try:
+            yield
+        finally:
+            self._add(name, kind, begun)
+
+    def _add(self, name: str, kind: str, begun: float) -> None:
+        # Those of another thread would not nest in this one's.
+        if get_ident() == self._thread and self._room():
+            self._spans.append((name, kind, begun, perf_counter()))
+
+    def _room(self) -> bool:
+        if len(self._spans) + len(self._verbs) < self._limit:
+            return True
+        self._dropped += 1
+        return False
+
+    def watch_calls(self, owner: type | object, methods: Mapping[str, str], kind: str) -> None:
+        """See each call of these functions of a class or module, as spans of the names given."""
+        for method, name in methods.items():
+            self._wrap(owner, method, lambda _, name=name: name, kind)
+
+    def watch_layers(self, classes: Iterable[type]) -> None:
+        """See METHODS of these classes, as spans named by where the layer is in the one that was called from outside:
+        blocks.0.attention forward. Parts are found in the attributes of objects of these classes."""
+        classes = tuple(classes)
+        self._layers += classes
+        for cls in classes:
+            for method in METHODS:
+                if method in vars(cls):
+                    self._wrap(cls, method, lambda layer, m=method: f"{self._place(layer)} {m}", method)
+
+    def watch_size(self, cls: type, methods: Iterable[str], name: str, size: Callable[[object], float]) -> None:
+        """Count `size` of an object of the class after each call of these methods."""
+        for method in methods:
+            function = vars(cls)[method]
+
+            @wraps(function)
+            def counted(this: object, *args: object, _function: Callable = function, **more: object) -> object:
+                y = _function(this, *args, **more)
+                self._counters.append((name, perf_counter(), size(this)))
+                return y
+
+            self._replace(cls, method, counted)
+
+    def _wrap(self, owner: object, method: str, name: Callable[[object], str], kind: str) -> None:
+        function = vars(owner)[method]
+
+        @wraps(function)
+        def timed(*args: object, **more: object) -> object:
+            called = name(args[0] if args else None)
+            begun = perf_counter()
+            try:
+                return function(*args, **more)
+            finally:
+                self._add(called, kind, begun)
+
+        self._replace(owner, method, timed)
+
+    def _replace(self, owner: object, name: str, new: object) -> None:
+        self._replaced.append((owner, name, vars(owner).get(name)))
+        setattr(owner, name, new)
+
+    def _place(self, layer: object) -> str:
+        known = self._names.get(id(layer))
+        if known is None:
+            # The outermost of nested calls comes here first: it names what is in it.
+            self._name_parts(layer)
+            known = self._names[id(layer)]
+        return known[1]
+
+    def _name_parts(self, root: object) -> None:
+        """Call the layers in `root` by their place in it. They are kept, so that an identity stays theirs."""
+        self._names[id(root)] = root, type(root).__name__
+        todo = [("", root)]
+        while todo:
+            prefix, holder = todo.pop()
+            for key, value in vars(holder).items():
+                several = isinstance(value, list | tuple)
+                for n, part in enumerate(value if several else [value]):
+                    if isinstance(part, self._layers) and id(part) not in self._names:
+                        path = f"{prefix}{key}.{n}" if several else f"{prefix}{key}"
+                        self._names[id(part)] = part, path
+                        todo.append((f"{path}.", part))
+
+    # --- counters
+
+    def look_at_memory(self) -> None:
+        """Count this process's resident memory, unless that was done a moment ago."""
+        now = perf_counter()
+        if now - self._looked < MEMORY_EVERY:
+            return
+        self._looked = now
+        with open("/proc/self/statm") as f:
+            self._counters.append(("memory", now, float(f.read().split()[1]) * PAGE))
+
+    # --- the end
+
+    def stop(self) -> None:
+        """See nothing more: what was wrapped is as it was, meshes are left."""
+        for owner, name, old in reversed(self._replaced):
+            if old is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, old)
+        self._replaced.clear()
+        for mesh in self._meshes:
+            mesh.watchers.remove(self)
+        self._meshes.clear()
+
+    def finish(self) -> list[Record] | None:
+        """Stop, read the clocks again, and bring it all together: every rank's record on rank 0, None elsewhere."""
+        self.look_at_memory()
+        self.stop()
+        control = Control(self._comm)
+        control.wait()
+        records = control.to_first(self.record(read(self._comm)))
+        control.close()
+        self._comm.Free()
+        return records
+
+    def record(self, end: Reading | None = None, failed: str = "") -> Record:
+        """This rank's alone; without `end` its clock is known by its first reading."""
+        return Record(
+            self._comm.rank,
+            self._comm.size,
+            socket.gethostname(),
+            Clock(self._start, end),
+            [Span(*span) for span in self._spans],
+            [_plain(*verb) for verb in self._verbs],
+            list(self._counters),
+            self._dropped,
+            failed,
+        )
+
+
+def _plain(group: tuple[str, tuple[int, ...], int], call: Call, entered: float, left: float, waited: float | None) -> Verb:
+    """Without objects of ours, so that it travels light."""
+    of_two = call.verb in ("send", "receive")
+    how = ", ".join(str(getattr(h, "sizes", h)) for h in call.how)
+    what = (call.number, call.verb, call.shape, str(call.dtype), how, int(call.how[0]) if of_two else None)
+    return Verb(*group, *what, call.message_bytes, call.phase, call.site, entered, left, waited)

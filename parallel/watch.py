@@ -1,0 +1,108 @@
+"""The gate through which every verb of a mesh passes, for those who watch: a call, and what a watcher of calls is told.
+
+A mesh without watchers describes no calls, so that watching costs nothing where nobody does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from parallel.mesh import Axis
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_ROOT = os.path.dirname(_HERE)
+_INSIDE = frozenset(os.path.join(_HERE, name) for name in os.listdir(_HERE))
+# What the entries of Call.how are called.
+_HOW = {
+    "all_reduce": ("op",),
+    "all_gather": ("dim", "cut"),
+    "reduce_scatter": ("dim", "cut"),
+    "all_to_all": ("split dim", "split", "join dim", "join"),
+    "broadcast": ("root",),
+    "send": ("to",),
+    "receive": ("from",),
+}
+
+
+class Call(NamedTuple):
+    """One rank's call of one verb.
+
+    `axis`: its name, of a group with its ranks: tp[0..1]. `number`: from 0 on this axis; collectives have one row of numbers,
+    the same on every rank, sends and receives together another. `verb`: a started one is start_all_reduce.
+    `shape`: of the whole array, where the argument is a part. `how`: what else the ranks must agree on (reduction; dim and
+    cut; root), or the peer. `phase`: the ledger's. `site`: file:line of the first frame outside parallel/; `function`: its
+    name there.
+    """
+
+    axis: str
+    number: int
+    verb: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    how: tuple[Hashable, ...]
+    message_bytes: int
+    phase: str
+    site: str
+    function: str = ""
+
+    def __str__(self) -> str:
+        names = _HOW.get(self.verb.removeprefix("start_"), ())
+        how = [f"{n} {h}" for n, h in zip(names, self.how, strict=False)]
+        return " ".join([self.verb, str(self.shape), str(self.dtype), *how])
+
+
+class Watcher:
+    """Told of every call of a mesh that has it in `mesh.watchers`, in the order of that list. `axis`: the one called.
+    A subclass says what it wants to know.
+
+    A watcher leaves arrays alone, and sends nothing on the axis' own communicator.
+    """
+
+    def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
+        """Before MPI is entered. `x`: what this rank sends, in any memory order; None where it sends nothing (receive, and
+        broadcast but for its root). May raise, on all ranks alike."""
+
+    def started(self, axis: Axis, call: Call) -> None:
+        """A verb that goes on beside computation is under way: until here the rank may have waited for the others' `begin`."""
+
+    def wait(self, axis: Axis, call: Call) -> None:
+        """The rank now waits for a verb that it started."""
+
+    def end(self, axis: Axis, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
+        """MPI has been left; for a started verb, when it is complete. `y`: what was received, in the order it came over the
+        wire (an all_gather's parts one after another); None for send and where an exception ended the verb.
+        `entered`, `left`: perf_counter seconds; equal where a watcher's `begin` raised."""
+
+    def close(self, axis: Axis) -> None:
+        """The axis is closed: all its ranks come here together."""
+
+
+_sites: dict[tuple[int, int], tuple[str, str]] = {}
+_known: list[object] = []
+
+
+def path_in_project(path: str) -> str:
+    """The file as a path in the project where it is in it, else its name alone."""
+    inside = os.path.relpath(path, _ROOT) if os.path.isabs(path) else path
+    return os.path.basename(path) if inside.startswith("..") else inside
+
+
+def site(above: int = 1) -> tuple[str, str]:
+    """file:line of the innermost frame outside parallel/, and the name of its function; `above`: frames known to be inside."""
+    frame = sys._getframe(above)
+    while frame.f_code.co_filename in _INSIDE and frame.f_back is not None:
+        frame = frame.f_back
+    code = frame.f_code
+    key = id(code), frame.f_lasti
+    known = _sites.get(key)
+    if known is None:
+        known = _sites[key] = f"{path_in_project(code.co_filename)}:{frame.f_lineno}", code.co_qualname
+        # A code object that is kept keeps its id.
+        _known.append(code)
+    return known

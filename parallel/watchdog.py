@@ -1,0 +1,294 @@
+"""When a rank waits too long, or another is gone: what every rank of this host is doing instead, from the flight recorder.
+
+A thread on every rank. Only a verb in flight counts: a rank that computes for an hour raises no alarm unless one waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import perf_counter, sleep
+
+from parallel.recorder import ENDED, LEFT_MAIN, Recorded, Recorder, Slot, named
+from parallel.watch import path_in_project
+
+TICK = 0.1
+# For how long nothing may have moved before ranks that wait for one another in a circle are called deadlocked.
+STILL = 0.8
+# How long ranks may take to say that they are able to report, and to write their stack.
+ANSWER = 0.25
+# How often a rank that seems to be asleep is looked at.
+LOOKS = 5
+# For how long a watchdog must have been silent.
+HELD = 2.0
+STOPPED = "stopped (SIGSTOP)"
+
+
+class Watchdog:
+    """Ends all ranks through `end(report)`, called on one of them: when this rank has been in a verb for `limit` seconds, or
+    another has been stopped for as long (0: however long it takes); sooner when all wait for one another in a circle; at once
+    when another rank of this host is gone that has not said why. faulthandler must be set to write the stack of a rank that
+    gets `stack_signal` to `recorder.stack`."""
+
+    def __init__(self, recorder: Recorder, limit: float, stack_signal: int, end: Callable[[str], None]) -> None:
+        self.recorder, self.limit, self.stack_signal, self.end = recorder, limit, stack_signal, end
+        self._waited, self._verb = 0.0, -1
+        self._stopped, self._still = [0.0] * recorder.size, 0.0
+        self._seen: list[tuple] = []
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        poll, of = _processes(self.recorder)
+        before = looked = perf_counter()
+        while not self._over.is_set():
+            for handle, _ in poll.poll(1000 * TICK):
+                poll.unregister(handle)
+                self._gone(of[handle])
+            self.recorder.beat(0)
+            now = perf_counter()
+            # Seconds in which this process was stopped itself, as by Ctrl-Z, are nobody's fault.
+            alarm = self._waits_too_long(min(now - before, 5 * TICK))
+            before = now
+            if now - looked > (2 * TICK if self._waited > 4 * TICK else 10 * TICK):
+                alarm = self._others_stand_still(min(now - looked, 11 * TICK)) or alarm
+                looked = now
+            if alarm:
+                self.recorder.raise_alarm()
+            if self.recorder.alarm:
+                self._report()
+
+    def _waits_too_long(self, passed: float) -> bool:
+        waiting = self.recorder.slot(self.recorder.rank).waiting
+        if waiting is None or waiting.which != self._verb:
+            self._waited, self._verb = 0.0, -1 if waiting is None else waiting.which
+            return False
+        self._waited += passed
+        # A wait that is no verb of a mesh may be for one rank's long work.
+        return bool(self.limit and self._waited > self.limit and waiting.axis)
+
+    def _others_stand_still(self, passed: float) -> bool:
+        slots = [self.recorder.slot(r) for r in range(self.recorder.size)]
+        for slot in slots:
+            stopped = slot.pid and slot.rank != self.recorder.rank and _state(slot).letter in "tT"
+            self._stopped[slot.rank] = self._stopped[slot.rank] + passed if stopped else 0.0
+        seen = [(s.waiting, s.since) for s in slots]
+        self._still = self._still + passed if seen == self._seen and in_a_circle(slots) else 0.0
+        self._seen = seen
+        return bool(self.limit) and (max(self._stopped) > self.limit or self._still > STILL)
+
+    def _gone(self, rank: int) -> None:
+        state = _state(self.recorder.slot(rank))
+        if state.ended or not self.recorder.claim():
+            return
+        stack = _indented(self.recorder.stack_of(rank))
+        self.end(f"rank {rank} of {self.recorder.size} {state.how}{_after(state.slot)}{stack}")
+
+    def _report(self) -> None:
+        """By the lowest rank that is able to: a stopped one is not, nor one whose interpreter is held by a library."""
+        # As it is now: a rank that comes late may come while the others answer.
+        states = seen(self.recorder)
+        self.recorder.beat(1)
+        sleep(ANSWER)
+        able = [r for r in range(self.recorder.size) if self.recorder.slot(r).ready]
+        if able[0] == self.recorder.rank and self.recorder.claim():
+            self.recorder.signal(self.stack_signal)
+            sleep(ANSWER)
+            self.end(report(states, [self.recorder.stack_of(r) for r in range(self.recorder.size)]))
+        # The one that reports ends all ranks.
+        if not self._over.wait(10):
+            self.end("the rank that was to report this hang is itself stuck")
+
+
+def _processes(recorder: Recorder) -> tuple[select.poll, dict[int, int]]:
+    """What tells at once when the process of another rank is gone (Linux), and whose each handle is."""
+    poll, of = select.poll(), {}
+    for rank in range(recorder.size):
+        pid = recorder.slot(rank).pid
+        if rank != recorder.rank and pid:
+            with suppress(OSError, AttributeError):
+                handle = os.pidfd_open(pid)
+                poll.register(handle, select.POLLIN)
+                of[handle] = rank
+    return poll, of
+
+
+class State:
+    """How a rank's process is, in words. `ended`: it has told why itself, or need not."""
+
+    def __init__(self, slot: Slot, letter: str, code: int) -> None:
+        self.slot, self.letter = slot, letter
+        self.read = perf_counter()
+        self.gone = letter in "Z?"
+        number = code & 0x7F
+        self.ended = slot.doing == ENDED or number in (signal.SIGINT, signal.SIGTERM)
+        if letter == "?":
+            self.how = "is gone"
+        elif number:
+            known = number in {s.value for s in signal.Signals}
+            self.how = f"was killed by {signal.Signals(number).name if known else f'signal {number}'}"
+        else:
+            self.how = f"has left by os._exit({code >> 8}), its own or a library's,"
+
+
+def _state(slot: Slot) -> State:
+    try:
+        with open(f"/proc/{slot.pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return State(slot, fields[0], int(fields[-1]))
+    except (OSError, ValueError):
+        pass
+    with suppress(OSError):
+        if slot.pid:
+            os.kill(slot.pid, 0)
+        # Not Linux, or another host: it is there, and that is all that can be told.
+        return State(slot, "S", 0)
+    return State(slot, "?", 0)
+
+
+def _after(slot: Slot) -> str:
+    if slot.waiting is not None:
+        return f" in {slot.waiting}"
+    return f" after {slot.last}" if slot.last else " before any verb"
+
+
+def _indented(stack: str) -> str:
+    return "".join(f"\n  {line}" for line in stack.splitlines() if line.strip())
+
+
+# --- the report of a hang
+
+
+def seen(recorder: Recorder) -> list[State]:
+    """Every rank as it is now. One that computes may be found waiting for its interpreter or a core: it is looked at again."""
+    states = [_state(recorder.slot(r)) for r in range(recorder.size)]
+    for _ in range(LOOKS):
+        sleep(0.01)
+        for state in states:
+            if state.letter == "S" and _state(state.slot).letter == "R":
+                state.letter = "R"
+    return states
+
+
+def report(states: Sequence[State], stacks: Sequence[str]) -> str:
+    """Who did not come, what every rank is doing, and every rank's stack, as faulthandler wrote it."""
+    ours = [_ours(stack) for stack in stacks]
+    text = [table(states, ours)]
+    for stack in dict.fromkeys(map(tuple, filter(None, ours))):
+        ranks = [r for r, other in enumerate(ours) if tuple(other) == stack]
+        text += ["", f"Python stack of {named(ranks)}, innermost first:", *stack]
+    return "\n".join(text)
+
+
+def table(states: Sequence[State], stacks: Sequence[list[str]]) -> str:
+    """Who did not come, and what every rank is doing."""
+    now, slots = states[0].read, [state.slot for state in states]
+    doing = [_doing(state, stack) for state, stack in zip(states, stacks, strict=True)]
+    rows = [("rank", "is", "for", "where")]
+    for slot, (what, where) in zip(slots, doing, strict=True):
+        rows.append((str(slot.rank), what, f"{now - slot.since:.1f} s" if slot.pid else "", where))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
+    return "\n".join([headline(slots, doing, now), "", *lines])
+
+
+def in_a_circle(slots: list[Slot]) -> bool:
+    """Whether some ranks wait for one another, each somewhere else, so that none can ever go on."""
+    missing = {s.rank: set(_missing(s, slots)) for s in slots if s.waiting is not None}
+    stuck = set(missing)
+    # Who waits for nobody that is itself stuck may yet go on.
+    while (left := {r for r in stuck if missing[r] & stuck}) != stuck:
+        stuck = left
+    return bool(stuck)
+
+
+def headline(slots: list[Slot], doing: list[tuple[str, str]], now: float) -> str:
+    waits = [s for s in slots if s.waiting is not None]
+    missing = {s.rank: _missing(s, slots) for s in waits}
+    # Those that hold up the others are in no verb; where there are none, ranks wait for one another.
+    passive = {s.rank for s in slots if s.waiting is None or s.doing == LEFT_MAIN or doing[s.rank][0] == STOPPED}
+    idle = sorted({r for s in waits for r in missing[s.rank] if r in passive})
+    together = lambda s: [t.rank for t in waits if _key(t.waiting) == _key(s.waiting) and t.doing == s.doing]  # noqa: E731
+    held_up = [s for s in waits if set(missing[s.rank]) & set(idle or missing[s.rank])]
+    if not held_up:
+        stopped = [r for r, (what, _) in enumerate(doing) if what == STOPPED]
+        return f"{named(stopped)} {'is' if len(stopped) == 1 else 'are'} stopped" if stopped else "no rank waits for another"
+    # Told from the side of the most ranks, and of a verb rather than of another wait.
+    late = min(held_up, key=lambda s: (not s.waiting.axis, -len(together(s)), s.since))
+    there = idle or missing[late.rank]
+    how = "; ".join(dict.fromkeys(doing[r][0] for r in idle)) if idle else "waiting elsewhere"
+    others = [r for r in together(late) if r not in there]
+    have = "has" if len(others) == 1 else "have"
+    text = f"{named(there)} did not come ({how}): {named(others)} {have} waited {now - late.since:.1f} s in {late.waiting}"
+    return text if idle else text + "".join(f"; rank {r} waits in {slots[r].waiting}" for r in there)
+
+
+def _key(verb: Recorded) -> tuple:
+    """What is the same of one verb on the ranks that take part in it, as far as a hang is concerned."""
+    return verb.axis, verb.what.split(" ")[0].removeprefix("start_"), verb.ranks, verb.number
+
+
+def _missing(slot: Slot, slots: list[Slot]) -> list[int]:
+    """Of the ranks that this one waits for, those that have not come."""
+    return [r for r in slot.waiting.ranks if r != slot.rank and not _came(slots[r], slot)]
+
+
+def _came(other: Slot, slot: Slot) -> bool:
+    """Whether `other` has entered the verb that `slot` waits in, now or before."""
+    verb = slot.waiting
+    partner = {"send": "receive", "receive": "send"}.get(verb.what.split(" ")[0])
+    if partner is not None:
+        at = other.waiting
+        return at is not None and at.what.startswith(partner) and at.axis == verb.axis and slot.rank in at.ranks
+    row = [v for v in other.verbs if (v.axis, v.ranks) == (verb.axis, verb.ranks) and _key(v)[1] not in ("send", "receive")]
+    if not row and other.verbs and other.verbs[0].which > 0:
+        # So long ago that its slot has forgotten.
+        return True
+    if not verb.axis and other.doing != slot.doing:
+        # Through with main, a rank waits for the others' end: another exchange, even if it has the same number.
+        return any(v.number > verb.number for v in row)
+    return any(v.number > verb.number or _key(v) == _key(verb) for v in row)
+
+
+def _doing(state: State, stack: list[str]) -> tuple[str, str]:
+    """What a rank is doing, and where."""
+    slot = state.slot
+    place = next((line.strip() for line in stack), "")
+    last = f"last: {slot.last}" if slot.last else "before any verb"
+    if not slot.pid:
+        return "on another host", ""
+    if state.gone:
+        return f"gone: {state.how}", last
+    if state.letter in "tT":
+        return STOPPED, str(slot.waiting) if slot.waiting else last
+    if slot.doing == LEFT_MAIN:
+        return "through with main", last
+    if slot.doing == ENDED:
+        return "at its end", last
+    if slot.waiting is not None:
+        return "waiting", str(slot.waiting)
+    what = "computing" if state.letter == "R" else "asleep or reading" if state.letter in "SD" else state.letter
+    # Its watchdog could not run: a library computes, or waits, without letting other threads go on.
+    held = "; its interpreter is held by a library" if state.read - slot.beat > HELD else ""
+    return what, f"at {place}{held}; {last}" if place else f"{last}{held}"
+
+
+_FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')
+
+
+def _ours(stack: str) -> list[str]:
+    """A faulthandler stack as file:line in function, without frames of the machinery that started the command."""
+    frames = []
+    for line in stack.splitlines():
+        found = _FRAME.search(line)
+        if found and not re.search(r"runpy|/launch/start|/parallel/(mesh|guard|ordered|control)\.py|_pytest|pluggy", found[1]):
+            frames.append(f"  {path_in_project(found[1])}:{found[2]} in {found[3]}")
+    return frames
