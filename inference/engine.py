@@ -236,7 +236,10 @@ class Engine:
         for id, sampling, stream, top_logprobs in work.new:
             self._known[id] = _Known(Sampling(*sampling), stream, top_logprobs)
         runs = [self._read(_Part(*part)) for part in work.parts]
-        self.pool.hold(1 + max(max(run.table) for run in runs))
+        blocks = 1 + max(max(run.table) for run in runs)
+        if blocks > self.pool.blocks:
+            # Without a limit: doubled, so that a block is copied once on average.
+            self.pool.hold(max(blocks, 2 * self.pool.blocks))
         for source, target in work.copies:
             self.pool.copy(source, target)
         with self.mesh.phase("prefill" if any(run.prefill for run in runs) else "decode"):

@@ -121,7 +121,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of `ids`, without control tokens unless `special`. Bytes that are no UTF-8 become U+FFFD."""
-        text = b"".join(self._written(int(i), special) for i in ids).decode("utf-8", "replace")
+        text = b"".join(self.bytes_of(int(i), special) for i in ids).decode("utf-8", "replace")
         return text[1:] if self._strip and text.startswith(" ") else text
 
     def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
@@ -146,13 +146,19 @@ class Tokenizer:
         ids = [*chain.from_iterable(said), start, *self.encode("assistant\n", bos=False)]
         return [self.bos_id, *ids] if self.add_bos else ids
 
+    @property
+    def chats(self) -> bool:
+        """Whether there is a template that `chat` knows."""
+        return self._template is not None and _IM_START in self._template and self._plain.token_to_id(_IM_START) is not None
+
     def stream(self, stop: Sequence[str] = (), continues: bool = False) -> Stream:
         """Turns ids into text one by one. `stop`: texts at which to end. `continues`: the text goes on from another, so that a
         space which SentencePiece models put before the first word is one."""
         return Stream(self, stop, continues)
 
-    def _written(self, i: int, special: bool) -> bytes:
-        """The bytes of one token. Those of an id without a token, in a vocabulary rounded up, are none."""
+    def bytes_of(self, i: int, special: bool = False) -> bytes:
+        """The bytes of one token, maybe part of a character. Those of an id without a token, in a vocabulary rounded up, are
+        none, and so are those of a control token unless `special`."""
         if i in self._special_ids and not special:
             return b""
         known = self._bytes.get(i)
@@ -192,7 +198,7 @@ class Stream:
 
     def push(self, i: int) -> str:
         """The text that is certain with this token, often one word, and sometimes nothing."""
-        return self._passed(self._decoder.decode(self._tokenizer._written(int(i), False)))
+        return self._passed(self._decoder.decode(self._tokenizer.bytes_of(int(i))))
 
     def flush(self) -> str:
         """At the end: what was held back."""

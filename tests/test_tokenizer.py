@@ -267,7 +267,7 @@ class Spelled:
     def __init__(self, pieces):
         self.pieces = pieces
 
-    def _written(self, i, special):
+    def bytes_of(self, i, special=False):
         return self.pieces[i].encode()
 
 

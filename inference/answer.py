@@ -1,0 +1,176 @@
+"""/v1/completions and /v1/chat/completions: from a request's body to its answers, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from inference.connection import Gone, body_of, lingering, patient, watched
+from inference.engine_thread import EngineThread, Job
+from inference.inbox import Inbox
+from inference.openai_reply import Reply, Usage
+from inference.openai_request import Refused, decoded, parsed
+from inference.scheduler import QueueFull
+from inference.writer import Piece, Writer
+from models.tokenizer import Tokenizer
+
+# A prompt whose body is longer is turned into tokens beside the event loop, not in it.
+LONG_BODY = 2**14
+SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class Model(NamedTuple):
+    """What is served, under which name. `context`: the most tokens of a request, prompt and new."""
+
+    name: str
+    tokenizer: Tokenizer | None
+    context: int
+
+    @property
+    def ends(self) -> frozenset[int]:
+        return frozenset() if self.tokenizer is None else frozenset(self.tokenizer.eos_ids)
+
+
+class Answering:
+    """The calls that are under way; `stop` ends them, and there are no new ones after `close`."""
+
+    def __init__(self, model: Model, thread: EngineThread) -> None:
+        self.model, self.thread = model, thread
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        # How to cut each client off.
+        self._calls: dict[Inbox, Callable[[], None]] = {}
+
+    def close(self) -> int:
+        """How many calls are left."""
+        self._closed = True
+        return len(self._calls)
+
+    async def finished(self, seconds: float) -> bool:
+        """Whether all calls have ended within these seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Tell the clients that no more will come."""
+        for inbox in self._calls:
+            inbox.fail(Refused(503, "the server is shutting down before this was finished", code="shutting_down"))
+
+    def cut(self) -> None:
+        for abort in self._calls.values():
+            abort()
+
+    async def answer(self, chat: bool, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application. Raises Refused as long as nothing has been sent."""
+        arrived, send = perf_counter(), patient(scope, send)
+        try:
+            self._admit()
+            body = await body_of(scope, receive)
+            self._admit()
+            await self._answered(chat, body, arrived, scope, receive, send)
+        except Gone:
+            return
+        except Refused as refused:
+            if refused.status != 413:
+                raise
+            await _refuse_long(refused, receive, send)
+
+    def _admit(self) -> None:
+        if self._closed:
+            raise Refused(503, "the server is shutting down", code="shutting_down", headers={"connection": "close"})
+
+    async def _answered(self, chat: bool, body: bytes, arrived: float, scope: Scope, receive: Receive, send: Send) -> None:
+        name, tokenizer, context = self.model
+        call = parsed(decoded(body), chat, name)
+        beside = len(body) > LONG_BODY
+        prompts = await asyncio.to_thread(call.encoded, tokenizer) if beside else call.encoded(tokenizer)
+        asks, inbox = call.asks(prompts, context, self.model.ends), Inbox()
+        jobs = [Job(ask, Writer(tokenizer, call.stop, ask.ends), partial(inbox.put, n), arrived) for n, ask in enumerate(asks)]
+        self._calls[inbox] = scope["state"]["abort"]
+        self._idle.clear()
+        try:
+            async with watched(receive, lambda: inbox.fail(Gone())):
+                try:
+                    await self.thread.submit(jobs)
+                except QueueFull as full:
+                    raise Refused(429, str(full), code="rate_limit_exceeded", headers={"retry-after": "1"}) from None
+                except ValueError as error:
+                    raise Refused(400, str(error), "messages" if chat else "prompt") from None
+                reply = Reply(call, name, tokenizer)
+                await (_streamed if call.stream else _whole)(reply, jobs, prompts, inbox, send)
+                scope["state"]["note"] = f"{sum(map(len, prompts))}+{sum(job.tokens for job in jobs)} tokens "
+        finally:
+            self.thread.cancel(jobs)
+            del self._calls[inbox]
+            if not self._calls:
+                self._idle.set()
+
+
+def usage(jobs: Sequence[Job], prompts: Sequence[list[int]]) -> Usage:
+    """A prompt counts once, however many answers it gets; what was found of it, for the first of these."""
+    each = len(jobs) // len(prompts)
+    return Usage(sum(map(len, prompts)), sum(job.cached or 0 for job in jobs[::each]), sum(job.tokens for job in jobs))
+
+
+async def _whole(reply: Reply, jobs: Sequence[Job], prompts: Sequence[list[int]], inbox: Inbox, send: Send) -> None:
+    pieces = [Piece("", [], [], None) for _ in jobs]
+    while any(piece.reason is None for piece in pieces):
+        for index, piece in (await inbox.take()).items():
+            pieces[index] = pieces[index].then(piece)
+    response = as_json(reply.whole(pieces, usage(jobs, prompts)))
+    await send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body})
+
+
+async def _streamed(reply: Reply, jobs: Sequence[Job], prompts: Sequence[list[int]], inbox: Inbox, send: Send) -> None:
+    await begin_events(send)
+    left = len(jobs)
+    try:
+        while left:
+            taken = await inbox.take()
+            left -= sum(piece.reason is not None for piece in taken.values())
+            await _data(send, [chunk for index, piece in taken.items() for chunk in reply.chunks(index, piece)])
+    except Refused as refused:
+        # The status has gone out already; the official client raises what the stream says.
+        await _data(send, [refused.body])
+        await send({"type": "http.response.body", "body": b""})
+        return
+    if reply.call.include_usage:
+        await _data(send, [reply.usage_chunk(usage(jobs, prompts))])
+    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
+async def _refuse_long(refused: Refused, receive: Receive, send: Send) -> None:
+    response = as_json(refused.body, refused.status, refused.headers)
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    await lingering(receive)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def begin_events(send: Send) -> None:
+    headers = [(key.encode(), value.encode()) for key, value in SSE.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+async def _data(send: Send, chunks: Sequence[dict]) -> None:
+    if chunks:
+        lines = "".join(f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n" for chunk in chunks)
+        await send({"type": "http.response.body", "body": lines.encode(), "more_body": True})
+
+
+def as_json(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    # ASCII: half a surrogate pair that a client sent may be quoted in what it is told.
+    return Response(json.dumps(body), status, headers=headers, media_type="application/json")

@@ -1,0 +1,121 @@
+"""Answers in the shapes of OpenAI's API: whole, or as the chunks of a stream."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from inference.openai_request import Call
+from inference.writer import Piece, Said
+from models.tokenizer import Tokenizer
+
+
+class Usage(NamedTuple):
+    """Tokens: of the prompts, those of them that were found computed, and of the answers, end tokens included."""
+
+    prompt: int
+    cached: int
+    answers: int
+
+    def as_json(self) -> dict:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.answers,
+            "total_tokens": self.prompt + self.answers,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
+
+class Reply:
+    """To one call. An answer is named by its index: n of the first prompt, then of the next."""
+
+    def __init__(self, call: Call, model: str, tokenizer: Tokenizer | None) -> None:
+        self.call, self.tokenizer = call, tokenizer
+        self.id = f"{'chatcmpl' if call.chat else 'cmpl'}-{secrets.token_hex(12)}"
+        self._head = {"id": self.id, "created": int(time.time()), "model": model}
+        self._begun: set[int] = set()
+
+    def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict:
+        """The answer of each index, in one piece."""
+        choices = []
+        for index, piece in enumerate(pieces):
+            said = {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
+            choices.append(self._choice(index, said if self.call.chat else {"text": piece.text}, piece))
+        kind = "chat.completion" if self.call.chat else "text_completion"
+        return self._head | {"object": kind, "choices": choices, "usage": usage.as_json()}
+
+    def chunks(self, index: int, piece: Piece) -> list[dict]:
+        """Of a stream: none if there is nothing to tell yet."""
+        if not self.call.chat:
+            return [self._chunk([self._choice(index, {"text": piece.text}, piece)])] if self._tells(piece) else []
+        found = []
+        if index not in self._begun:
+            self._begun.add(index)
+            found.append(self._chunk([self._delta(index, {"role": "assistant", "content": ""})]))
+        if self._tells(piece):
+            delta = {"content": piece.text} if piece.text or not piece.reason else {}
+            found.append(self._chunk([self._choice(index, {"delta": delta}, piece)]))
+        return found
+
+    def usage_chunk(self, usage: Usage) -> dict:
+        """The last chunk of a stream with stream_options.include_usage."""
+        return self._chunk([]) | {"usage": usage.as_json()}
+
+    def _tells(self, piece: Piece) -> bool:
+        return bool(piece.text or piece.reason or (self._wants_logprobs and piece.said) or (self.call.token_ids and piece.ids))
+
+    @property
+    def _wants_logprobs(self) -> bool:
+        return self.call.top_logprobs is not None
+
+    def _delta(self, index: int, delta: dict) -> dict:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def _choice(self, index: int, text: dict, piece: Piece) -> dict:
+        told = (self._chat_logprobs if self.call.chat else self._logprobs)(piece.said) if self._wants_logprobs else None
+        choice = {"index": index, **text, "logprobs": told, "finish_reason": piece.reason}
+        return choice | ({"token_ids": piece.ids} if self.call.token_ids else {})
+
+    def _chunk(self, choices: list[dict]) -> dict:
+        usage = {"usage": None} if self.call.include_usage else {}
+        kind = "chat.completion.chunk" if self.call.chat else "text_completion"
+        return self._head | {"object": kind, "choices": choices} | usage
+
+    # --- log-probabilities
+
+    def _logprobs(self, said: Sequence[Said]) -> dict:
+        """`tokens`: one that is no whole character is spelt bytes:\\xe2\\x82, so that two of them differ. `top_logprobs`: the
+        likeliest, and the token itself where it is none of them."""
+        tops = []
+        for s in said:
+            top = {_spelt(self._bytes(i)): logprob for i, logprob in s.token.top}
+            tops.append(top | {_spelt(s.bytes): s.token.logprob})
+        return {
+            "tokens": [_spelt(s.bytes) for s in said],
+            "token_logprobs": [s.token.logprob for s in said],
+            "top_logprobs": tops,
+            "text_offset": [s.at for s in said],
+        }
+
+    def _chat_logprobs(self, said: Sequence[Said]) -> dict:
+        content = [
+            _entry(s.bytes, s.token.logprob) | {"top_logprobs": [_entry(self._bytes(i), logprob) for i, logprob in s.token.top]}
+            for s in said
+        ]
+        return {"content": content, "refusal": None}
+
+    def _bytes(self, id: int) -> bytes:
+        return b"" if self.tokenizer is None else self.tokenizer.bytes_of(id, special=True)
+
+
+def _entry(spelt: bytes, logprob: float) -> dict:
+    return {"token": spelt.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(spelt)}
+
+
+def _spelt(spelt: bytes) -> str:
+    try:
+        return spelt.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{b:02x}" for b in spelt)

@@ -1,0 +1,75 @@
+"""A request's tokens as text: pieces that are certain, each with the tokens that it is made of."""
+
+from __future__ import annotations
+
+import codecs
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from inference.engine import Token
+from models.tokenizer import Tokenizer
+
+
+class Said(NamedTuple):
+    """A token, its bytes, and how many characters of the answer come before it."""
+
+    token: Token
+    bytes: bytes
+    at: int
+
+
+class Piece(NamedTuple):
+    """`ids`: the tokens that came, whether or not their text is in `text`, an end token among them; `said`: those whose text is
+    certain. `reason` when it is the last: "stop" or "length"."""
+
+    text: str
+    said: list[Said]
+    ids: list[int]
+    reason: str | None
+
+    def then(self, other: Piece) -> Piece:
+        return Piece(self.text + other.text, self.said + other.said, self.ids + other.ids, other.reason)
+
+
+class Writer:
+    """Text that may become one of `stop`, or a character whose bytes are not all there, is held back, and so are its tokens.
+
+    Tokens after a stop text, and those which only say what belongs to it, are never told. `tokenizer` None: no text at all.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = (), ends: frozenset[int] = frozenset()) -> None:
+        self.tokenizer, self.ends = tokenizer, ends
+        self._stream = None if tokenizer is None else tokenizer.stream(stop, continues=True)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._came = self._sure = 0
+        self._held: deque[Said] = deque()
+
+    def write(self, tokens: Sequence[Token], reason: str | None) -> Piece:
+        """What can be told once these have come; `reason` if they are the last. A stop text makes one of "stop"."""
+        text, ids, stopped = "", [], False
+        for token in tokens:
+            ids.append(token.id)
+            if token.id in self.ends:
+                break
+            text += self._push(token)
+            stopped = self._stream is not None and self._stream.stopped
+            if stopped:
+                reason = "stop"
+                break
+        if reason and self._stream is not None:
+            text += self._stream.flush()
+            stopped = self._stream.stopped
+        self._sure += len(text)
+        said = []
+        while self._held and (self._held[0].at < self._sure or self._stream is None or (reason and not stopped)):
+            said.append(self._held.popleft())
+        return Piece(text, said, ids, "stop" if stopped else reason)
+
+    def _push(self, token: Token) -> str:
+        if self._stream is None:
+            self._held.append(Said(token, b"", 0))
+            return ""
+        self._held.append(Said(token, self.tokenizer.bytes_of(token.id, special=True), self._came))
+        self._came += len(self._decoder.decode(self.tokenizer.bytes_of(token.id)))
+        return self._stream.push(token.id)

@@ -1,0 +1,138 @@
+"""A schedule as a picture: slots as rows, steps as columns, what each slot did by colour; for a file and for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from inference.scheduler import Step
+
+
+class Column(NamedTuple):
+    """A step, and which requests got their last token of it."""
+
+    step: Step
+    finished: frozenset[int]
+
+
+class State(NamedTuple):
+    """What a slot does in a step. `mark`: in a terminal."""
+
+    name: str
+    mark: str
+    colour: str
+
+
+# By code; of several in one cell of a picture that is smaller than the schedule, see `shrunk`.
+STATES = (
+    State("free", "·", "#ffffff"),
+    State("held, nothing run", "-", "#bdbdbd"),
+    State("decode", "█", "#56b4e9"),
+    State("last token", "▓", "#0b3c5d"),
+    State("prefill", "░", "#e69f00"),
+    State("preempted", "×", "#d62728"),  # noqa: RUF001
+)
+FREE, HELD, DECODE, LAST, PREFILL, PREEMPTED = range(len(STATES))
+# Of a legend.
+ORDER = (PREFILL, DECODE, LAST, PREEMPTED, HELD, FREE)
+# Characters of a line that does not go to a terminal, and the most in one.
+WIDE = 112
+
+
+def cells(columns: Sequence[Column], slots: int) -> np.ndarray:
+    """(slots, steps) codes of STATES. Who is admitted takes the lowest free slot, until finished or preempted."""
+    codes = np.full((slots, len(columns)), FREE, np.uint8)
+    slot_of: dict[int, int] = {}
+    for n, (step, finished) in enumerate(columns):
+        for id in step.preempted:
+            codes[slot_of.pop(id), n] = PREEMPTED
+        for id, _ in step.admitted:
+            taken = set(slot_of.values())
+            slot_of[id] = next(s for s in range(slots) if s not in taken)
+        for slot in slot_of.values():
+            codes[slot, n] = HELD
+        for run in step.runs:
+            codes[slot_of[run.id], n] = LAST if run.id in finished else PREFILL if run.prefill else DECODE
+        for id in finished:
+            del slot_of[id]
+    return codes
+
+
+def shrunk(codes: np.ndarray, every: int) -> np.ndarray:
+    """`every` steps as one: preempted or prefill if one of them is, else the last token, else what most of them are."""
+    parts = []
+    for first in range(0, codes.shape[1], every):
+        part = codes[:, first : first + every]
+        counts = np.stack([(part == code).sum(axis=1) for code in (FREE, HELD, DECODE)], axis=1)
+        rare = part.max(axis=1)
+        parts.append(np.where(rare >= LAST, rare, counts.argmax(axis=1)))
+    return np.stack(parts, axis=1).astype(np.uint8)
+
+
+def lines(codes: np.ndarray, every: int) -> Iterator[Text]:
+    """A line a slot, a character for so many steps."""
+    for row in shrunk(codes, every):
+        line = Text("  ")
+        for code in row:
+            line.append(STATES[code].mark, "" if code == FREE else STATES[code].colour)
+        yield line
+
+
+def show(schedules: dict[str, np.ndarray]) -> None:
+    """Schedules above one another on the same scale, by title, on standard output; in colour if that is a terminal."""
+    console = Console(highlight=False, soft_wrap=True)
+    wide = min(console.width, WIDE) if console.is_terminal else WIDE
+    longest = max(codes.shape[1] for codes in schedules.values())
+    every = -(-longest // (wide - 2))
+    for title, codes in schedules.items():
+        console.print(title)
+        for line in lines(codes, every):
+            console.print(line)
+    key = Text("  ")
+    for code in _seen(schedules):
+        key.append(STATES[code].mark, "" if code == FREE else STATES[code].colour).append(f" {STATES[code].name}   ")
+    console.print(key.append(f"(rows: slots; a character: {every} step{'s' if every > 1 else ''})"))
+    console.print()
+
+
+def _seen(schedules: dict[str, np.ndarray]) -> list[int]:
+    return [code for code in ORDER if any((codes == code).any() for codes in schedules.values())]
+
+
+def picture(path: Path, schedules: dict[str, np.ndarray]) -> None:
+    """The same as a PNG file, 1,080 pixels wide."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.patches import Patch
+
+    longest = max(codes.shape[1] for codes in schedules.values())
+    # No more columns than pixels, or thin ones would be left out.
+    every = -(-longest // 900)
+    height = min(6.0, 0.9 + 0.14 * max(len(codes) for codes in schedules.values()))
+    size = (9, 0.6 + height * len(schedules))
+    figure, panels = plt.subplots(len(schedules), 1, figsize=size, layout="constrained", sharex=True, squeeze=False)
+    colours, norm = ListedColormap([s.colour for s in STATES]), BoundaryNorm(np.arange(len(STATES) + 1) - 0.5, len(STATES))
+    for axes, (title, codes) in zip(panels[:, 0], schedules.items(), strict=True):
+        drawn = shrunk(codes, every)
+        extent = (0, drawn.shape[1] * every, len(codes) + 0.5, 0.5)
+        axes.imshow(drawn, cmap=colours, norm=norm, aspect="auto", interpolation="nearest", extent=extent)
+        for slot in range(1, len(codes)):
+            axes.axhline(slot + 0.5, color="white", linewidth=1.0)
+        axes.axvline(codes.shape[1], color="0.4", linewidth=1.0, linestyle=":")
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set(xlim=(0, 1.01 * longest), ylabel="slot", yticks=[1, len(codes)] if len(codes) > 1 else [1])
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1, 0].set_xlabel("step")
+    key = [Patch(facecolor=STATES[c].colour, edgecolor="0.7", label=STATES[c].name) for c in _seen(schedules)]
+    figure.legend(handles=key, loc="outside lower center", ncols=len(key), fontsize=9, frameon=False)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

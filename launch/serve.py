@@ -1,0 +1,208 @@
+"""Serve a pretrained model to OpenAI's clients, tensor-parallel, with continuous batching."""
+
+from __future__ import annotations
+
+from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+from mpi4py import MPI
+
+from inference.answer import Model
+from inference.cache import BLOCK
+from inference.engine import Engine
+from inference.generate import make_cache
+from inference.scheduler import POLICIES, Scheduler
+from inference.server import Server
+from launch import pretrained, report
+from models.config import build
+from parallel.control import Control
+
+MIB = 2**20
+# What ranks other than the first, which decides, leave to it.
+IGNORED = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def options() -> argparse.ArgumentParser:
+    p = start.parser(
+        "serve",
+        "Serve a pretrained model to OpenAI's clients: /v1/completions, /v1/chat/completions, and a page at /. "
+        "SIGTERM to mpirun or to rank 0 finishes what runs, and ends all ranks with status 0; a second one ends them at once, "
+        "and so does Ctrl-C. Open MPI's mpirun kills its ranks on SIGTERM: send it SIGUSR1, or SIGTERM to rank 0, whose pid "
+        "the first line names, or start without mpirun.",
+    )
+    pretrained.add_model(p)
+    h = p.add_argument_group("HTTP")
+    h.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all, there is no authentication")
+    h.add_argument("--port", type=_port, default=8000, help="port to listen at; 0 for a free one")
+    h.add_argument("--queue-limit", type=start.positive, default=256, help="requests that may wait; more get a 429")
+    h.add_argument("--drain-seconds", type=start.amount, default=30.0, help="how long requests may take to finish on SIGTERM")
+    h.add_argument("--verbose", action="store_true", help="one line a request on standard error")
+    b = p.add_argument_group("batch")
+    b.add_argument("--slots", type=start.positive, default=8, help="the most requests in a step")
+    b.add_argument("--max-batch-tokens", type=start.positive, default=256, help="the most tokens in a step")
+    b.add_argument("--kv-memory-mib", type=start.positive, default=256, help="KV cache of each rank")
+    b.add_argument("--policy", choices=POLICIES, default="continuous", help="when requests may join those that run")
+    b.add_argument("--speculate", choices=("ngram", "off"), default="off", help="draft by prompt lookup, where that pays")
+    return p
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: use 0 to 65535")
+    return int(text)
+
+
+def check(args: argparse.Namespace, ranks: int) -> None:
+    if args.max_batch_tokens < args.slots:
+        raise start.UsageError(
+            f"--max-batch-tokens {args.max_batch_tokens} is less than --slots {args.slots}, each of which may need one: "
+            f"use at least {args.slots}"
+        )
+    args.source = pretrained.opened(args.model, ranks)
+    args.tokenizer = pretrained.tokenizer(args.source)
+    # Last: what can go wrong with it depends on who else is there.
+    args.listening = listening(args.host, args.port) if start.begin().rank == 0 else None
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at which clients are queued from now on. Raises UsageError where that cannot be."""
+    made = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        made = socket.socket(family, kind, protocol)
+        # Not for one that is in use, but for one whose last connections are not forgotten yet.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(2048)
+    except (OSError, UnicodeError) as error:
+        if made is not None:
+            made.close()
+        why = getattr(error, "strerror", None) or str(error)
+        raise start.UsageError(f"cannot listen at --host {host} --port {port}: {why}: use another") from None
+    return made
+
+
+def blocks_of(args: argparse.Namespace, bytes_per_token: int) -> int:
+    """Blocks in a rank's KV memory. Raises UsageError for none."""
+    blocks = args.kv_memory_mib * MIB // (BLOCK * bytes_per_token)
+    if not blocks:
+        least = -(-BLOCK * bytes_per_token // MIB)
+        raise start.UsageError(
+            f"--kv-memory-mib {args.kv_memory_mib} holds no block of {BLOCK} tokens of {bytes_per_token:,} bytes: "
+            f"use at least {least}"
+        )
+    return blocks
+
+
+def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+    control = Control(comm)
+    mesh = start.make_mesh(args, comm, tp=comm.size)
+    model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
+    bytes_per_token = max(control.everyone(make_cache(model, "paged").bytes_per_token))
+    blocks = blocks_of(args, bytes_per_token)
+    context = min(args.source.config.context, blocks * BLOCK)
+    scheduler = Scheduler(
+        blocks,
+        slots=args.slots,
+        max_batch_tokens=args.max_batch_tokens,
+        context=context,
+        queue_limit=args.queue_limit,
+        policy=args.policy,
+    )
+    engine = Engine(model, mesh, control, scheduler, args.speculate == "ngram")
+    if comm.rank == 0:
+        told = served(args, comm.size, engine, context, bytes_per_token)
+    else:
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        engine.follow()
+    peaks = control.everyone(pretrained.peak_bytes())
+    if comm.rank == 0:
+        publish(args, told | {"memory": {"peak_bytes_per_rank": peaks}})
+    return 0
+
+
+def name_of(path: Path) -> str:
+    """A model's name for its clients: its folder's, or its file's without how it is quantised."""
+    return re.sub(r"[.-](I?Q\d\w*|BF16|F16|F32)$", "", path.stem) if path.is_file() else path.resolve().name
+
+
+def served(args: argparse.Namespace, ranks: int, engine: Engine, context: int, bytes_per_token: int) -> dict:
+    """Serve until told to stop: what came of it, for JSON."""
+    name = name_of(args.source.path)
+    about = {
+        "model": name,
+        "ranks": ranks,
+        "dtype": args.dtype,
+        "context": context,
+        "slots": args.slots,
+        "max_batch_tokens": args.max_batch_tokens,
+        "blocks": engine.scheduler.pool.size,
+        "policy": args.policy,
+        "speculate": args.speculate,
+        "chat": args.tokenizer is not None and args.tokenizer.chats,
+        "text": args.tokenizer is not None,
+    }
+    server = Server(engine, Model(name, args.tokenizer, context), about, args.drain_seconds, args.verbose)
+    begun = perf_counter()
+    server.run(args.listening, ready(args, about))
+    seconds = perf_counter() - begun
+    counts = engine.scheduler.metrics()
+    return {
+        "command": "serve",
+        "ok": True,
+        **about,
+        "model": str(args.source.path),
+        "served_model": name,
+        "kv_bytes_per_token_per_rank": bytes_per_token,
+        "seconds": seconds,
+        "responses": {str(status): n for status, n in sorted(server.metrics.responses.items())},
+        "counts": counts,
+    }
+
+
+def ready(args: argparse.Namespace, about: dict) -> Callable[[], None]:
+    """Says, once, where who serves what."""
+    host, port = args.listening.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    most = args.source.config.context
+    clamped = f", of the model's {most:,}, by --kv-memory-mib" if about["context"] < most else ""
+    line = (
+        f"{about['model']} at {url} on {about['ranks']} rank{'' if about['ranks'] == 1 else 's'}, {about['slots']} slots, "
+        f"{about['blocks']:,} KV blocks of {BLOCK} tokens on each, context {about['context']:,}{clamped}; "
+        f"SIGTERM to pid {os.getpid()} ends it when what runs is finished"
+    )
+    return lambda: print(line, file=sys.stderr, flush=True)
+
+
+def publish(args: argparse.Namespace, result: dict) -> None:
+    if args.json:
+        print(json.dumps(result, allow_nan=False))
+        return
+    counts = result["counts"]
+    answers = ", ".join(f"{n} {reason}" for reason, n in sorted(counts["finished"].items())) or "none"
+    rows = [
+        ("answers", answers),
+        ("prompt tokens run, and found computed", f"{counts['prefill_tokens']:,}, {counts['hit_tokens']:,}"),
+        ("decode tokens run, drafts accepted", f"{counts['decode_tokens']:,}, {counts['accepted_tokens']:,}"),
+        ("steps, preemptions", f"{counts['steps']:,}, {counts['preemptions']:,}"),
+        ("HTTP responses", ", ".join(f"{n} x {status}" for status, n in result["responses"].items()) or "none"),
+        ("most memory, by rank", ", ".join(report.size(n) for n in result["memory"]["peak_bytes_per_rank"])),
+    ]
+    report.table(f"Served {result['served_model']} for {result['seconds']:.0f} s", ("", ""), rows)
+
+
+if __name__ == "__main__":
+    parser = options()
+    start.under_mpirun(parser, "serve", 2, passing=True)
+    start.run(parser, check, main)

@@ -1,0 +1,479 @@
+"""launch.serve on a tiny random model, as its clients see it: the official one, plain HTTP, and raw sockets that misbehave."""
+
+import json
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import openai
+import pytest
+
+from inference.server import ONE_SIGNAL
+from models.source import open_model
+from models.tokenizer import open_tokenizer
+from tests.harness import command
+from tests.serving import FAMILIES, Served, events, request, tiny_model
+
+EXPECTED = np.load(FAMILIES / "llama/expected.npz")
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+# A pool that is too small for eight requests of the context's 512 tokens.
+SIZES = ("--slots", "8", "--max-batch-tokens", "32", "--kv-memory-mib", "1", "--queue-limit", "12", "--dtype", "float64")
+LONG = {"prompt": [2, 3, 4], "max_tokens": 500, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return open_tokenizer(folder, open_model(folder).metadata)
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    served = Served(2, "--model", str(folder), *SIZES, "--json")
+    yield served
+    # SIGTERM to mpirun, not to a rank.
+    assert served.stop() == 0, "".join(served.log)
+    told = json.loads("".join(served.out))
+    assert told["ok"]
+    assert told["counts"]["blocks_used"] == told["counts"]["running"] == told["counts"]["waiting"] == 0
+    assert "Traceback" not in "".join(served.log)
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+# --- the official client
+
+
+def test_the_official_client_completes_and_chats_whole_and_streamed(server, client):
+    assert [m.id for m in client.models.list()] == [server.name]
+    assert client.models.retrieve(server.name).id == server.name
+    common = {"model": server.name, "seed": 5, "temperature": 1.2, "top_p": 0.95, "extra_body": {"ignore_eos": True}}
+    for create, what, text_of in (
+        (client.completions.create, {"prompt": "abc", "max_tokens": 20}, lambda c: c.text),
+        (
+            client.chat.completions.create,
+            {"messages": [{"role": "user", "content": "abc"}], "max_completion_tokens": 20},
+            lambda c: (c.delta if hasattr(c, "delta") else c.message).content or "",
+        ),
+    ):
+        whole = create(**what, **common)
+        assert whole.usage.completion_tokens == 20
+        assert whole.usage.total_tokens == 20 + whole.usage.prompt_tokens
+        assert whole.choices[0].finish_reason == "length"
+        chunks = list(create(**what, **common, stream=True, stream_options={"include_usage": True}))
+        assert chunks[-1].choices == []
+        assert chunks[-1].usage.completion_tokens == 20
+        assert {c.usage for c in chunks[:-1]} == {None}
+        assert "".join(text_of(c.choices[0]) for c in chunks[:-1]) == text_of(whole.choices[0])
+        assert [c.choices[0].finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 2) + ["length"]
+        assert len(chunks) > 5
+        without = list(create(**what, **common, stream=True))
+        assert all(c.choices for c in without)
+
+
+def test_the_official_client_raises_its_own_errors(server, client):
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.completions.create(model="gpt-4o", prompt="a")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=server.name, prompt="a", max_tokens=600)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model=server.name, messages=[{"role": "user", "content": "a"}], response_format={"type": "json_object"}
+        )
+    assert caught.value.param == "response_format"
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.completions.create(model=server.name, prompt="a" * 2_000_000)
+    assert caught.value.status_code == 413
+
+
+# --- what is answered
+
+
+def test_greedy_tokens_are_those_of_transformers(server):
+    fields = {"temperature": 0, "max_tokens": 24, "ignore_eos": True, "return_token_ids": True}
+    [choice] = server.complete(EXPECTED["prompt"].tolist(), **fields)["choices"]
+    assert choice["token_ids"] == EXPECTED["greedy"].tolist()
+
+
+def test_logprobs_are_those_of_transformers(server, tokenizer):
+    ids, logits = EXPECTED["ids"], EXPECTED["logits"]
+    for row, length in ((0, 3), (1, 8), (2, 9)):
+        z = logits[row, length - 1]
+        want = z - z.max() - np.log(np.exp(z - z.max()).sum())
+        fields = {"temperature": 0, "max_tokens": 1, "ignore_eos": True, "logprobs": 17}
+        [choice] = server.complete(ids[row, :length].tolist(), **fields)["choices"]
+        told = choice["logprobs"]
+        assert told["token_logprobs"] == [pytest.approx(want.max(), abs=1e-11)]
+        assert sorted(told["top_logprobs"][0].values()) == pytest.approx(sorted(want), abs=1e-11)
+        assert told["text_offset"] == [0]
+    # Chat tells the same numbers of the same tokens, in its own shape.
+    messages = [{"role": "user", "content": "cab"}]
+    fields = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    status, text, _ = server.post(CHAT, {"messages": messages, "logprobs": True, "top_logprobs": 3, **fields})
+    assert status == 200, text
+    content = json.loads(text)["choices"][0]["logprobs"]["content"]
+    [choice] = server.complete(tokenizer.chat(messages), logprobs=3, **fields)["choices"]
+    assert [e["logprob"] for e in content] == pytest.approx(choice["logprobs"]["token_logprobs"], abs=1e-12)
+    for entry, top in zip(content, choice["logprobs"]["top_logprobs"], strict=True):
+        likely = sorted(top.values(), reverse=True)[:3]
+        assert [e["logprob"] for e in entry["top_logprobs"]] == pytest.approx(likely, abs=1e-12)
+        assert bytes(entry["bytes"]).decode("utf-8", "replace") == entry["token"]
+
+
+def test_a_seed_is_the_same_text_in_any_company(server):
+    fields = {"max_tokens": 14, "temperature": 1.5, "ignore_eos": True, "return_token_ids": True}
+
+    def ids(prompt, seed, **more):
+        return [c["token_ids"] for c in server.complete(prompt, seed=seed, **fields, **more)["choices"]]
+
+    alone = ids("abc", 7)
+    with ThreadPoolExecutor(9) as pool:
+        others = [pool.submit(ids, "cab" * n, n) for n in range(1, 9)]
+        assert ids("abc", 7) == alone
+        company = [other.result() for other in others]
+    assert company[2] == ids("cab" * 3, 3)
+    assert ids("abc", 8) != alone
+    # Each of n is another draw, the first of them that of one alone; several prompts are as each of them alone.
+    three = ids("abc", 7, n=3)
+    assert three[:1] == alone
+    assert len({tuple(t) for t in three}) == 3
+    assert ids(["abc", "cab"], 7, n=2) == three[:2] + ids("cab", 7, n=2)
+    usage = server.complete(["abc", "cab" * 9], n=2, seed=7, **fields)["usage"]
+    assert usage["completion_tokens"] == 56
+
+
+def test_stop_texts_lie_across_tokens_and_are_never_seen(server):
+    # With this seed é and € are among what is drawn, byte by byte.
+    fields = {"seed": 21, "temperature": 1.5, "max_tokens": 48, "ignore_eos": True}
+    whole = server.complete("abc", **fields)["choices"][0]["text"]
+    assert {"é", "€"} <= set(whole)
+    streamed = events(server.post(COMPLETIONS, {"prompt": "abc", "stream": True, **fields})[1])
+    assert "".join(e["choices"][0]["text"] for e in streamed) == whole
+    for at in (14, 20):
+        stop = [whole[at : at + 4], "never"]
+        first = whole.find(stop[0])
+        [choice] = server.complete("abc", stop=stop, **fields)["choices"]
+        assert choice["text"] == whole[:first]
+        assert choice["finish_reason"] == "stop"
+        streamed = events(server.post(COMPLETIONS, {"prompt": "abc", "stop": stop, "stream": True, "logprobs": 1, **fields})[1])
+        texts = [e["choices"][0]["text"] for e in streamed]
+        assert "".join(texts) == whole[:first]
+        told = [n for e in streamed for n in e["choices"][0]["logprobs"]["text_offset"]]
+        assert max(told) < first
+        assert streamed[-1]["choices"][0]["finish_reason"] == "stop"
+    server.quiet()
+
+
+def test_end_tokens_end_and_are_counted(server):
+    answer = server.complete("abc", seed=0, temperature=2, max_tokens=400, return_token_ids=True, n=4)
+    ids = [choice["token_ids"] for choice in answer["choices"]]
+    assert [choice["finish_reason"] for choice in answer["choices"]] == ["stop"] * 4
+    assert [i.index(0) for i in ids] == [len(i) - 1 for i in ids]
+    assert answer["usage"]["completion_tokens"] == sum(map(len, ids))
+
+
+def test_a_prefix_is_found_computed(server):
+    prompt = [random.Random(3).randrange(2, 17) for _ in range(40)]
+    before = server.metrics()["rankwise_prefix_hit_tokens_total"]
+    cached = [server.complete(prompt, max_tokens=1)["usage"]["prompt_tokens_details"]["cached_tokens"] for _ in range(2)]
+    assert cached == [0, 32]
+    assert server.metrics()["rankwise_prefix_hit_tokens_total"] == before + 32
+
+
+def test_metrics_count_what_was_asked(server):
+    before = server.quiet()
+    server.complete("abc", max_tokens=30, ignore_eos=True, n=2)
+    after = server.quiet()
+
+    def more(name):
+        return after[name] - before[name]
+
+    assert more("rankwise_time_to_first_token_seconds_count") == more("rankwise_request_seconds_count") == 2
+    assert more("rankwise_inter_token_seconds_count") == 2 * 29
+    assert more('rankwise_requests_total{outcome="length"}') == 2
+    assert more("rankwise_decode_tokens_total") == 2 * 29
+    assert more("rankwise_requests_waiting") == 0
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code", "said"),
+    [
+        ("POST", COMPLETIONS, b"{", 400, None, "could not parse the JSON body"),
+        ("POST", COMPLETIONS, {"prompt": [17]}, 400, None, "token id 17 is outside of the vocabulary: use 0 to 16"),
+        ("POST", COMPLETIONS, {"prompt": ""}, 400, None, "prompt is empty"),
+        ("POST", COMPLETIONS, {"prompt": "\ud800"}, 400, None, "half a surrogate pair"),
+        ("POST", COMPLETIONS, {"prompt": "a", "model": "\ud800"}, 404, "model_not_found", "\\ud800"),
+        ("POST", COMPLETIONS, {"prompt": [2] * 512}, 400, "context_length_exceeded", "maximum context length is 512"),
+        ("POST", COMPLETIONS, {"prompt": "a" * 1000}, 400, "context_length_exceeded", "maximum context length is 512"),
+        ("POST", CHAT, {"messages": [{"role": "user", "content": "a" * 1000}]}, 400, "context_length_exceeded", "512"),
+        ("POST", CHAT, {"messages": []}, 400, None, "at least one message"),
+        ("POST", COMPLETIONS, b"x" * (2**20 + 1), 413, "request_too_large", "longer than 1,048,576 bytes"),
+        ("GET", COMPLETIONS, None, 405, None, "GET is not allowed"),
+        ("GET", "/v1/nothing", None, 404, None, "there is no GET /v1/nothing"),
+        ("GET", "/v1/models/nobody", None, 404, "model_not_found", "nobody"),
+    ],
+)
+def test_errors_have_openai_s_shape(server, method, path, body, status, code, said):
+    got, text, headers = server.post(path, body, method)
+    assert got == status, text
+    error = json.loads(text)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["type"]) == (code, "invalid_request_error")
+    assert said in error["message"]
+    assert headers["content-type"] == "application/json"
+
+
+def test_a_body_without_a_length_is_not_read_to_its_end(server):
+    with server.connection() as raw:
+        raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+        for _ in range(24):
+            raw.sendall(chunk)
+        assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_full_queue_is_told_when_to_come_again(server):
+    server.quiet()
+    raws = [server.open({**LONG, "seed": n}) for n in range(8)]
+    try:
+        server.until(lambda m: m["rankwise_requests_running"] == 8)
+        raws += [server.open({**LONG, "seed": n}) for n in range(12)]
+        server.until(lambda m: m["rankwise_requests_waiting"] == 12)
+        status, text, headers = server.post(COMPLETIONS, {"prompt": "a"})
+        assert status == 429, text
+        assert int(headers["retry-after"]) >= 1
+        assert json.loads(text)["error"]["type"] == "rate_limit_error"
+        # All or none.
+        assert server.post(COMPLETIONS, {"prompt": "a", "n": 5})[0] == 429
+    finally:
+        for raw in raws:
+            raw.close()
+    # Those that ran and those that waited.
+    after = server.quiet()
+    assert after['rankwise_requests_total{outcome="cancelled"}'] >= 20
+
+
+# --- clients that misbehave
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_blocks(server, stream):
+    before = server.quiet()
+    with server.open({**LONG, "seed": 1, "stream": stream}) as raw:
+        if stream:
+            assert raw.recv(4096).startswith(b"HTTP/1.1 200 OK")
+        server.until(lambda m: m["rankwise_decode_tokens_total"] > before["rankwise_decode_tokens_total"])
+    after = server.quiet()
+    assert after['rankwise_requests_total{outcome="cancelled"}'] == before['rankwise_requests_total{outcome="cancelled"}'] + 1
+    # Long before it would have been finished.
+    assert after["rankwise_decode_tokens_total"] < before["rankwise_decode_tokens_total"] + 450
+
+
+RUBBISH = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+    b"GET\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{",
+    b"POST /v1/completions HTTP/1.1\r\nX: " + b"y" * 100_000,
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    request(b'{"prompt": "a"}') * 3,
+    request({"prompt": [2] * 40, "max_tokens": 400, "ignore_eos": True})[:-3],
+    b"\r\n" * 500,
+    b"GET /%ff%00 HTTP/1.1\r\nHost: x\r\n\r\n",
+]
+
+
+def test_stallers_rubbish_and_the_vanishing_do_not_harm_the_others(server):
+    """A soak in small: preemptions too, as the pool does not hold the eight that run. What each gets is what it gets alone."""
+    server.quiet()
+    draw = random.Random(2)
+    prompts = [[draw.randrange(2, 17) for _ in range(draw.randrange(320, 330))] for _ in range(9)]
+    asks = [{"prompt": prompt, "seed": n, "max_tokens": 140, "ignore_eos": True} for n, prompt in enumerate(prompts)]
+    ids = {"return_token_ids": True, "temperature": 1.0}
+    alone = server.complete(**asks[0], **ids)["choices"][0]["token_ids"]
+    stop, raws = threading.Event(), []
+
+    def harass():
+        draw = random.Random(threading.get_ident())
+        while not stop.is_set():
+            raw = server.connection()
+            # Reads nothing, and has little room for what it does not read.
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            kind = draw.randrange(4)
+            try:
+                if kind == 0:
+                    raw.sendall(draw.choice(RUBBISH))
+                elif kind == 1:
+                    raw.sendall(draw.randbytes(draw.randrange(1, 2000)))
+                else:
+                    raw.sendall(request({**LONG, "stream": kind == 2}))
+                time.sleep(draw.random() / 4)
+            except OSError:
+                pass
+            if kind == 2 and len(raws) < 4:
+                # Stalls, and stays.
+                raws.append(raw)
+            else:
+                raw.close()
+
+    before = server.metrics()
+    threads = [threading.Thread(target=harass) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+
+    def persist(ask):
+        while True:
+            status, text, _ = server.post(COMPLETIONS, {**ask, **ids})
+            if status != 429:
+                assert status == 200, text
+                return json.loads(text)["choices"][0]["token_ids"]
+            time.sleep(0.1)
+
+    try:
+        with ThreadPoolExecutor(len(asks)) as pool:
+            got = list(pool.map(persist, asks))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        for raw in raws:
+            raw.close()
+    assert got[0] == alone
+    assert all(len(tokens) == 140 for tokens in got)
+    after = server.quiet()
+    assert after["rankwise_preemptions_total"] > before["rankwise_preemptions_total"]
+    assert server.get("/health") == (200, '{"status": "ok"}')
+
+
+def test_the_page_and_its_feed(server):
+    status, text, headers = server.post("/", None)
+    assert status == 200
+    assert headers["content-type"].startswith("text/html")
+    # One file: nothing is loaded from elsewhere.
+    assert "https://" not in text
+    assert 'src="' not in text
+    with server.connection() as raw:
+        raw.sendall(b"GET /steps HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.complete([2] * 40, max_tokens=3, ignore_eos=True)
+        read, seen = b"", []
+        while not any(s["ended"] and s["step"] == seen[-1]["step"] for s in seen[-1:]):
+            read += raw.recv(65536)
+            found = [part for part in read.decode().split("\n\n") if "event: steps" in part]
+            lines = [part.partition("data: ")[2].split("\r\n")[0] for part in found if part.rstrip().endswith("]")]
+            seen = [step for line in lines for step in json.loads(line)]
+    assert b'"model":"' in read
+    prefill, *decodes = [run for step in seen[-4:] for run in step["runs"]]
+    assert prefill[1] == 1
+    assert [run[1:] for run in decodes[-2:]] == [[0, 1, 0, 1]] * 2
+    assert list(seen[-1]["ended"].values()) == ["length"]
+
+
+# --- its end
+
+
+def gone(pids):
+    return all(not os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_sigterm_finishes_what_runs_and_refuses_what_is_new(folder):
+    """Started without mpirun, which it starts itself; the signal goes to rank 0 alone."""
+    served = Served(0, "--model", str(folder), *SIZES, "--speculate", "ngram", "--verbose", "--json")
+    ranks = served.ranks()
+    assert len(ranks) == 2
+    assert ranks[0] == served.pid
+    with ThreadPoolExecutor(2) as pool:
+        asked = {**LONG, "max_tokens": 200, "temperature": 0, "return_token_ids": True}
+        running = pool.submit(served.post, COMPLETIONS, asked)
+        streamed = pool.submit(served.post, COMPLETIONS, {**asked, "stream": True})
+        served.until(lambda m: m["rankwise_decode_tokens_total"] > 5)
+        os.kill(served.pid, signal.SIGTERM)
+        for _ in range(100):
+            health = served.get("/health")
+            if health[0] == 503:
+                break
+        assert health == (503, '{"status": "draining"}')
+        refused, text, _ = served.post(COMPLETIONS, {"prompt": "a"})
+        assert refused == 503, text
+        assert json.loads(text)["error"]["code"] == "shutting_down"
+        status, text, _ = running.result()
+        assert status == 200
+        ids = json.loads(text)["choices"][0]["token_ids"]
+        assert len(ids) == 200
+        assert [i for e in events(streamed.result()[1]) for i in e["choices"][0]["token_ids"]] == ids
+    assert served.wait() == 0
+    assert gone(ranks.values())
+    told = json.loads("".join(served.out))
+    assert told["counts"]["finished"] == {"length": 2}
+    assert told["counts"]["accepted_tokens"] > 0
+    log = "".join(served.log)
+    assert "draining: 2 requests may finish within 30 s" in log
+    assert f"127.0.0.1 POST {COMPLETIONS} 503" in log
+    assert "3+200 tokens" in log
+
+
+def test_requests_that_take_too_long_to_finish_are_told(folder):
+    served = Served(1, "--model", str(folder), *SIZES, "--drain-seconds", "0.05")
+    with served.open({**LONG, "stream": True}) as raw, ThreadPoolExecutor(1) as pool:
+        assert raw.recv(64).startswith(b"HTTP/1.1 200")
+        whole = pool.submit(served.post, COMPLETIONS, {**LONG, "n": 8})
+        served.until(lambda m: m["rankwise_requests_running"] + m["rankwise_requests_waiting"] == 9)
+        served.process.send_signal(signal.SIGUSR1)
+        status, text, _ = whole.result()
+        assert status == 503, text
+        raw.settimeout(20)
+        read = b""
+        while part := raw.recv(65536):
+            read += part
+    assert b'data: {"error":{"message":"the server is shutting down before this was finished"' in read
+    assert b"[DONE]" not in read
+    assert served.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_sigterm_and_ctrl_c_end_all_ranks_at_once(folder, number):
+    served = Served(2, "--model", str(folder), *SIZES, "--drain-seconds", "60")
+    ranks = served.ranks()
+    assert len(ranks) == 2
+    raws = [served.open({**LONG, "n": 8, "seed": n}) for n in range(2)]
+    served.until(lambda m: m["rankwise_requests_running"] == 8)
+    if number == signal.SIGTERM:
+        served.process.send_signal(number)
+        while served.get("/health")[0] == 200:
+            time.sleep(0.01)
+        # One that comes at once is taken for the same.
+        time.sleep(ONE_SIGNAL + 0.3)
+    served.process.send_signal(number)
+    assert served.wait(10) != 0
+    end = time.monotonic() + 5
+    while not gone(ranks.values()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert gone(ranks.values())
+    for raw in raws:
+        raw.close()
+
+
+def test_what_cannot_be_served_is_one_line_of_error(server, folder):
+    model, port = ("--model", str(folder)), str(server.address[1])
+    for args, said in [
+        ((*model, "--port", port), f"cannot listen at --host 127.0.0.1 --port {port}: Address already in use"),
+        ((*model, "--host", "no.such.host.invalid", "--port", "0"), "cannot listen at --host no.such.host.invalid"),
+        ((*model, "--slots", "9", "--max-batch-tokens", "8"), "--max-batch-tokens 8 is less than --slots 9"),
+    ]:
+        assert said in command("serve", 2, *args, status=2)
