@@ -1,0 +1,316 @@
+"""Practice: thirty exercises with an examiner that names the mistake, and when each is due again.
+
+With no verb: where you are, and the next command. NAME is an exercise's number or the beginning of its name; without it, the
+current one. Your work is in workbook/, or in the folder that RANKWISE_WORKBOOK names; RANKWISE_EDITOR is opened by `start`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import NoReturn
+
+for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+from launch import launcher  # noqa: E402
+from launch import practice_screen as screen  # noqa: E402
+from launch.practice_desk import Desk, Refused  # noqa: E402
+from practice import pages  # noqa: E402
+from practice.check import Verdict, check  # noqa: E402
+from practice.exercise import Exercise, NoSuchExercise  # noqa: E402
+from practice.progress import MARKS, chosen  # noqa: E402
+from practice.schedule import RATINGS  # noqa: E402
+from practice.workbook import Workbook, WorkbookError  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+DRILL_MINUTES = 25
+
+
+class Reference:
+    """What check files are handed: the reference's modules by name, each loaded when it is first asked for."""
+
+    def __getattr__(self, name: str) -> object:
+        module = importlib.import_module(f"reference.{name}")
+        setattr(self, name, module)
+        return module
+
+
+def command(ranks: int, job: str) -> list[str]:
+    """What starts the learner's process: plain Python, or mpirun for several ranks."""
+    own = [sys.executable, "-I", str(ROOT / "launch/practice_rank.py"), str(ROOT), str(ranks), job]
+    if ranks == 1:
+        return own
+    beside = Path(sys.executable).parent / "mpirun"
+    return [str(beside) if beside.exists() else shutil.which("mpirun") or "mpirun", "-n", str(ranks), *own]
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for what is wrong, as all commands have it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Refused(message)
+
+
+def minutes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time for a drill: use a whole number of minutes from 1 to 600")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: use a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def day(text: str) -> date | None:
+    if text == "none":
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date: write 2026-12-20, or none") from None
+
+
+def options() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    p = _Parser(prog="python -m launch.practice", description=__doc__, formatter_class=raw)
+    verbs = p.add_subparsers(dest="verb", metavar="VERB")
+
+    def verb(name: str, what: str, named: bool = True) -> argparse.ArgumentParser:
+        v = verbs.add_parser(name, help=what, description=what)
+        if named:
+            v.add_argument("name", nargs="?", metavar="NAME", help="number or beginning of the name (the current one)")
+        return v
+
+    v = verb("start", "write the scaffold of an exercise (the next one) into the workbook; never over your work")
+    v.add_argument("--reset", action="store_true", help="begin anew; what stands there is kept in workbook/backup/")
+    v = verb("check", "run your file: pass it, or say what is wrong")
+    v.add_argument("--verbose", action="store_true", help="all that it prints")
+    v.add_argument("--json", action="store_true")
+    v.add_argument("--seed", type=seed, help="of the inputs (drawn anew each time)")
+    verb("watch", "check at each save; keys: h nudge, l list, n next, q quit, Enter check again")
+    verb("hint", "the next of three nudges, marked in the attempt")
+    v = verb("solution", "the solution; before a pass it asks first, and the attempt counts as Again")
+    v.add_argument("--yes", action="store_true", help="without asking")
+    verb("ask", "numeric questions on an exercise; 2 % off is right")
+    v = verb("drill", "what is due, with a clock and no help; the examiner speaks at the end. `drill stop` ends it")
+    v.add_argument("--minutes", type=minutes, default=DRILL_MINUTES, help=f"length ({DRILL_MINUTES})")
+    v.add_argument("--topic", default="", help="of this topic only")
+    v.add_argument("--no-hints", action="store_true", help="as every drill is")
+    v = verb("rate", "correct the rating of the last attempt")
+    v.add_argument("rating", choices=[r.lower() for r in RATINGS.values()])
+    v = verb("list", "all exercises: status, attempts, best time, what is due", named=False)
+    v.add_argument("--due", action="store_true", help="only what is due")
+    v.add_argument("--topic", default="", help="only this topic")
+    v.add_argument("--json", action="store_true")
+    verb("board", "write practice/STATUS.md", named=False)
+    v = verb("read", "the reading list; with a number what to take from it; with a mark set it", named=False)
+    v.add_argument("number", nargs="?", metavar="N", help="number in the list")
+    v.add_argument("mark", nargs="?", metavar="MARK", help="done, wip, or - for not read")
+    v = verb("cheat", "the cheatsheet, or one topic of it", named=False)
+    v.add_argument("topic", nargs="?", default="", help="beginning of a heading")
+    verb("brief", "text for a chatbot: the task, your code, what the examiner says, and to nudge only")
+    v = verb("interview", "the day of an interview: nothing is put off beyond a third of the days left", named=False)
+    v.add_argument("date", type=day, help="as 2026-12-20, or none")
+    v = verb("dev", "for authors of exercises", named=False)
+    v.add_argument("what", choices=("check", "say", "run", "pages"), help="pages: bring all generated pages up to date")
+    v.add_argument("name", nargs="*", help="exercises (all)")
+    v.add_argument("--file", type=Path, help="run: the file to run in place of the solution")
+    v.add_argument("--quick", action="store_true", help="check: without mutants")
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        # `rate good` and `rate 20 good`, `read 3 -`: a single dash is no option here.
+        args = options().parse_args(arguments)
+        if (launcher.size() or 1) > 1:
+            # With a status of their own the others would end rank 0 before it has spoken.
+            if launcher.rank():
+                return 0
+            raise Refused("practice starts its own ranks: run it without mpirun")
+        return run(args)
+    except (Refused, NoSuchExercise, WorkbookError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:
+        if not str(error.filename).startswith(str(folder())):
+            raise
+        print(f"error: {error.filename}: {error.strerror}: give RANKWISE_WORKBOOK a folder to write in", file=sys.stderr)
+        return 2
+
+
+def folder() -> Path:
+    return Path(os.environ.get("RANKWISE_WORKBOOK") or ROOT / "workbook").expanduser()
+
+
+def workbook() -> Workbook:
+    return Workbook(folder(), say=lambda text: print(text, file=sys.stderr))
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.verb == "dev":
+        from launch import practice_dev
+
+        return practice_dev.main(args, Reference(), command)
+
+    def judge(e: Exercise, path: Path) -> Verdict:
+        return check(e, path.resolve(), Reference(), command, seed=getattr(args, "seed", None))
+
+    desk = Desk(workbook(), judge, print)
+    match args.verb:
+        case None:
+            home(desk)
+        case "start":
+            desk.start(args.name, args.reset)
+        case "check":
+            passed, told = desk.check(args.name, args.verbose, args.json)
+            if args.json:
+                print(json.dumps(told, allow_nan=False))
+            return 0 if passed else 1
+        case "watch":
+            from launch import practice_watch
+
+            return practice_watch.watch(desk, desk.choose(args.name))
+        case "hint":
+            desk.hint(args.name)
+        case "solution":
+            desk.solution(args.name, args.yes)
+        case "ask":
+            return 0 if desk.ask(args.name) else 1
+        case "drill":
+            if args.name == "stop":
+                desk.stop()
+            else:
+                desk.drill(args.name, args.minutes, args.topic)
+        case "rate":
+            desk.rate(args.name, args.rating)
+        case "list":
+            show_list(desk, args)
+        case "board":
+            for path in pages.write(desk.progress, desk.book.now(), pages_folder()):
+                print(f"written: {path}")
+        case "read":
+            read(desk, args.number, args.mark)
+        case "cheat":
+            desk.not_in_drill("cheatsheet")
+            print(pages.cheatsheet(args.topic))
+        case "brief":
+            desk.brief(args.name)
+        case "interview":
+            desk.book.add("interview", date=args.date.isoformat() if args.date else None)
+            home(desk)
+    return 0
+
+
+def pages_folder() -> Path:
+    """Where STATUS.md and READING.md are kept: beside the exercises, or in a workbook that is elsewhere."""
+    elsewhere = os.environ.get("RANKWISE_WORKBOOK")
+    return Path(elsewhere).expanduser() if elsewhere else pages.HERE
+
+
+def home(desk: Desk) -> None:
+    p, now = desk.progress, desk.book.now()
+    if not desk.book.log:
+        desk.say(*screen.first(desk.exercises))
+    elif p.drill:
+        desk.say(*screen.drilling(p, now))
+    else:
+        # A drill is for what has been passed.
+        known = [n for n in chosen(p, now, DRILL_MINUTES) if p.passes(n)]
+        desk.say(*screen.home(p, now, known))
+
+
+def show_list(desk: Desk, args: argparse.Namespace) -> None:
+    p, now = desk.progress, desk.book.now()
+    due = {n for n, _ in p.due(now)}
+    rows = []
+    for e in desk.exercises:
+        if (args.due and e.name not in due) or not e.facts["topic"].lower().startswith(args.topic.lower()):
+            continue
+        recall, best, last = p.recall(e.name, now), p.best(e.name), p.last(e.name)
+        rows.append(
+            {
+                "exercise": e.name,
+                "topic": e.facts["topic"],
+                "ranks": e.ranks,
+                "minutes": e.facts["minutes"],
+                "status": p.status(e.name),
+                "attempts": len(p.of(e.name)),
+                "passes": len(p.passes(e.name)),
+                "best_seconds": best,
+                "last": last.isoformat() if last else None,
+                "due": recall.due.date().isoformat() if recall else None,
+                "recall": round(recall.likely, 3) if recall else None,
+            }
+        )
+    if args.json:
+        reading = [dict(zip(("number", "mark", "title", "exercises"), r, strict=True)) for r in pages.reading(p)]
+        print(json.dumps({"exercises": rows, "due": sorted(due), "current": p.current, "reading": reading}, allow_nan=False))
+        return
+    if not rows:
+        print("Nothing is due." if args.due else f"No exercise has the topic {args.topic!r}.")
+        return
+    columns = ("exercise", "topic", "ranks", "pace", "attempts", "best", "status", "last", "due")
+    print(
+        screen.table(
+            columns,
+            [
+                (
+                    screen.short(r["exercise"]),
+                    r["topic"],
+                    r["ranks"],
+                    f"{r['minutes']} min",
+                    r["attempts"] or "-",
+                    screen.clock(r["best_seconds"]) if r["best_seconds"] is not None else "-",
+                    r["status"],
+                    (r["last"] or "-")[:10],
+                    "now" if r["exercise"] in due else r["due"] or "-",
+                )
+                for r in rows
+            ],
+        )
+    )
+
+
+def read(desk: Desk, number: str | None, mark: str | None) -> None:
+    desk.not_in_drill("reading")
+    papers = pages.papers()
+    if number is None:
+        columns = [c.lower() for c in pages.READING_COLUMNS]
+        print(screen.table(columns, pages.reading(desk.progress)))
+        return
+    paper = next((x for x in papers if str(x.number) == number or x.id == number), None)
+    if paper is None:
+        raise Refused(f"{number!r} is no paper of the list: use a number from 1 to {len(papers)}")
+    if mark is not None:
+        if mark.upper() not in MARKS:
+            raise Refused(f"{mark!r} is no mark: use done, wip or -")
+        desk.book.add("read", paper=paper.id, mark=mark.upper())
+        pages.write(desk.progress, desk.book.now(), pages_folder())
+    row = pages.reading(desk.progress)[paper.number - 1]
+    desk.say(f"{paper.number}  {row[1]}  {paper.title}", *(f"   {line}" for line in paper.take.splitlines()))
+    desk.say(f"   exercises {row[3]}" if row[3] else "")
+
+
+if __name__ == "__main__":
+    # A kill, or a terminal that is closed, ends the learner's processes too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""`launch.practice dev`: for authors of exercises."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from practice import dev, mutants_found
+from practice.check import check
+from practice.exercise import every, find
+
+
+def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str], list[str]]) -> int:
+    if args.what == "pages":
+        from launch import practice_pages
+
+        for path in practice_pages.write():
+            print(f"written: {path}")
+        return 0
+    wrong = 0
+    for e in [find(n) for n in args.name] or every():
+        if args.what == "say":
+            print(dev.say(e, reference))
+        elif args.what == "run":
+            path = args.file or e.folder / "solution.py"
+            verdict = check(e, path.resolve(), reference, command)
+            told = f"{e.name}: {'passed' if verdict.passed else 'not passed'}, {verdict.seconds:.2f} s"
+            print(told, *verdict.general, sep="\n  ")
+            for j in verdict.parts:
+                print(f"  {j.part}: {j.status} {j.case}", *j.lines, sep="\n    ")
+            wrong += not verdict.passed
+        else:
+            report = dev.check(e, reference, with_mutants=not args.quick)
+            print(dev.show(report), flush=True)
+            if not args.quick:
+                mutants_found.record(e, report)
+            wrong += bool(report.problems)
+    return 1 if wrong else 0

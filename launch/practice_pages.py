@@ -1,0 +1,152 @@
+"""The generated parts of practice's pages: the numbers of the cheatsheet, the board, the reading list, the table of mutants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from inference.speculative import expected_tokens, speedup
+from launch.kv_cache import PUBLISHED, entries_by_rank
+from layers.loss import VocabParallelCrossEntropy
+from models.config import build, cache_entries
+from parallel.ledger import Traffic, wire_bytes
+from parallel.shard import Layout
+from practice import mutants_found, pages
+from practice.exercise import every
+from practice.progress import progress
+from practice.workbook import Workbook, local_now, replace
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs/practice.md"
+MODEL, RANKS, TOKENS = "SmolLM2-135M", 3, 1024
+HALF, SINGLE = 2, 4
+
+Rows = list[tuple[object, ...]]
+
+
+class Place(SimpleNamespace):
+    """Where a layer that is never run believes itself to be."""
+
+    def group(self, ranks: Iterable[int]) -> Place:
+        return self
+
+
+def unread(name: str, layout: Layout, rank: int, mean: float, std: float) -> np.ndarray:
+    """Weights of the right shape and no memory."""
+    return np.broadcast_to(np.zeros(1, np.float32), layout.local_shape(rank))
+
+
+def model(ranks: int, rank: int = 0) -> object:
+    return build(PUBLISHED[MODEL], Place(name="tp", rank=rank, size=ranks), unread)
+
+
+def entries(parameters: Iterable) -> int:
+    return sum(p.data.size for p in parameters)
+
+
+def sent(traffic: Iterable[Traffic], phase: str, ranks: int) -> float:
+    """Bytes that rank 0 sends in a phase."""
+    own = [t for t in traffic if t.phase == phase and (t.ranks is None or 0 in t.ranks)]
+    return sum(t.calls * wire_bytes(t.verb, t.message_bytes, len(t.ranks) if t.ranks else ranks) for t in own)
+
+
+def mib(n: float) -> str:
+    return f"{n / 2**20:.2f} MiB"
+
+
+def letters() -> Rows:
+    c = PUBLISHED[MODEL]
+    return [(MODEL, c.d_model, c.d_ff, c.heads, c.kv_heads, c.d_model // c.heads, f"{c.vocabulary:,}", c.layers)]
+
+
+def parameters() -> Rows:
+    m = model(1)
+    block = m.blocks[0]
+    flops = m.flops(TOKENS)
+    return [
+        ("attention of a block", f"{entries(block.attention.parameters):,}"),
+        ("MLP of a block", f"{entries(block.mlp.parameters):,}"),
+        ("embedding, which is the head too", f"{entries(m.embedding.parameters):,}"),
+        ("all", f"{entries(m.parameters):,}"),
+        (f"FLOPs of a token, forward and backward, in sequences of {TOKENS:,}", f"{flops / 1e9:.3f} G"),
+    ]
+
+
+def memory() -> Rows:
+    whole, cut = model(1), model(RANKS)
+    n = entries(whole.parameters) * SINGLE
+    part = entries(cut.parameters) * SINGLE
+    states = [("weights, gradients, m and v", 4 * n), ("the same with ZeRO-1, p = 4", 2 * n + 2 * n / 4)]
+    return [
+        *((what, mib(size)) for what, size in states),
+        (f"weights, gradients, m and v of rank 0 of tp = {RANKS}", mib(4 * part)),
+        (f"a block keeps for backward, {TOKENS:,} tokens", mib(whole.blocks[0].saved_bytes(TOKENS))),
+        (f"the same on rank 0 of tp = {RANKS}", mib(cut.blocks[0].saved_bytes(TOKENS))),
+        ("scores of one head, were they kept", mib(TOKENS * TOKENS * SINGLE)),
+    ]
+
+
+def communication() -> Rows:
+    block = model(RANKS).blocks[0]
+    loss = VocabParallelCrossEntropy(Place(name="tp", rank=0, size=RANKS), PUBLISHED[MODEL].vocabulary)
+    rows: Rows = [
+        (f"{verb} of 1 MiB on 4 ranks", mib(wire_bytes(verb, 2**20, 4)), "")
+        for verb in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
+    ]
+    for what, traffic in (
+        ("MLP", block.mlp.traffic(TOKENS)),
+        ("attention", block.attention.traffic(TOKENS)),
+        ("vocabulary-parallel loss", loss.traffic(TOKENS, SINGLE)),
+    ):
+        ways = [mib(sent(traffic, phase, RANKS)) for phase in ("forward", "backward")]
+        rows.append((f"{what}, {TOKENS:,} tokens, tp = {RANKS}", *ways))
+    gradients = entries(model(1).parameters) * SINGLE
+    rows.append(("gradients of the model, dp = 4, with ZeRO-1 or without", "", mib(wire_bytes("all_reduce", gradients, 4))))
+    return rows
+
+
+def cache() -> Rows:
+    return [
+        (name, f"{cache_entries(c):,}", f"{cache_entries(c) * HALF:,}", f"{max(entries_by_rank(c, 4)) * HALF:,}")
+        for name, c in PUBLISHED.items()
+    ]
+
+
+def speculative() -> Rows:
+    return [
+        (alpha, *(f"{expected_tokens(alpha, g):.2f}" for g in (1, 3, 5)), f"{speedup(alpha, 5, 0.1):.2f}")
+        for alpha in (0.5, 0.7, 0.8, 0.9)
+    ]
+
+
+TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Rows]]] = {
+    "letters": (("", "D", "F", "H", "K", "E", "V", "L"), letters),
+    "parameters": (("parameters", "numbers"), parameters),
+    "memory": (("memory", "bytes"), memory),
+    "communication": (("one rank sends", "forward", "backward"), communication),
+    "cache": (("kept of a token", "numbers", "bytes, bfloat16", "on the fullest of 4 ranks"), cache),
+    "speculative": (("alpha", "g = 1", "g = 3", "g = 5", "speed-up, g = 5, c = .1"), speculative),
+}
+
+
+def cheatsheet(text: str) -> str:
+    """The text with its numbers as the code has them now."""
+    for name, (columns, rows) in TABLES.items():
+        text = pages.between(text, name, pages.table(columns, rows()))
+    return text
+
+
+def docs(text: str) -> str:
+    return pages.between(text, "mutants", pages.table(mutants_found.COLUMNS, mutants_found.rows(every())))
+
+
+def write() -> list[Path]:
+    """Bring every generated page up to date; returns them."""
+    sheet = pages.HERE / "cheatsheet.md"
+    replace(sheet, cheatsheet(sheet.read_text()))
+    replace(DOCS, docs(DOCS.read_text()))
+    now = local_now()
+    return [sheet, DOCS, *pages.write(progress(Workbook(ROOT / "workbook").log, every()), now, pages.HERE)]

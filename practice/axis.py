@@ -1,0 +1,164 @@
+"""What a parallel exercise is handed: the verbs it may use, each counted, recorded, and found out when it hangs.
+
+    all_reduce(x, op="sum"), all_gather(x, dim=0), reduce_scatter(x, dim=0), broadcast(x, root=0)
+    send(to, x), recv(source), sendrecv(to, x, source)
+
+Sends are synchronous: they return when the receiver has taken the message. Verbs return new arrays and leave arguments alone.
+Parts of all_gather may be uneven; reduce_scatter cuts as evenly as it goes, larger parts first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+VERBS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "sendrecv")
+REDUCE = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+
+
+class Place:
+    """Where one is: rank and size, nothing else. What cases are cut by, and all that an exercise of one process has."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def cut(self, length: int, rank: int | None = None) -> slice:
+        """This rank's (or `rank`'s) part of a dim, as evenly as it goes, larger parts first."""
+        rank = self.rank if rank is None else rank
+        least, more = divmod(length, self.size)
+        start = rank * least + min(rank, more)
+        return slice(start, start + least + (rank < more))
+
+    def others(self) -> list[Place]:
+        """The places of all ranks, in order."""
+        return [Place(rank, self.size) for rank in range(self.size)]
+
+
+def collective(verb: str, arrays: Sequence[np.ndarray], option: object, place: Place) -> np.ndarray:
+    """What a rank gets from a collective to which all ranks bring `arrays`."""
+    if verb == "all_reduce":
+        return REDUCE[option].reduce(np.stack(arrays), axis=0)
+    if verb == "all_gather":
+        return np.concatenate(arrays, axis=option)
+    if verb == "broadcast":
+        return np.array(arrays[option])
+    whole = np.add.reduce(np.stack(arrays), axis=0)
+    return np.array(np.moveaxis(np.moveaxis(whole, option, 0)[place.cut(whole.shape[option])], 0, option))
+
+
+class Axis(Place):
+    """The verbs over `_meet` and `_transfer`, which a subclass provides: real processes or threads of one."""
+
+    def __init__(self, rank: int, size: int, allow: Sequence[str], file: str) -> None:
+        super().__init__(rank, size)
+        self.counts: Counter[str] = Counter()
+        self._allow, self._file = tuple(allow), file
+
+    # --- provided by a subclass
+
+    def _meet(self, x: np.ndarray, verb: str, option: object, what: str) -> list[np.ndarray] | np.ndarray:
+        """Bring x to a collective of all ranks and return its result."""
+        raise NotImplementedError
+
+    def _transfer(self, to: int | None, x: np.ndarray | None, source: int | None, what: str) -> np.ndarray | None:
+        """Send x, receive from source, or both at once."""
+        raise NotImplementedError
+
+    # --- verbs
+
+    def all_reduce(self, x: np.ndarray, op: str = "sum") -> np.ndarray:
+        if op not in REDUCE:
+            raise ValueError(f"all_reduce: op {op!r} is none of sum, max, min")
+        return self._collective("all_reduce", x, op, 2)
+
+    def all_gather(self, x: np.ndarray, dim: int = 0) -> np.ndarray:
+        return self._collective("all_gather", x, dim, 1)
+
+    def reduce_scatter(self, x: np.ndarray, dim: int = 0) -> np.ndarray:
+        return self._collective("reduce_scatter", x, dim, 1)
+
+    def broadcast(self, x: np.ndarray, root: int = 0) -> np.ndarray:
+        return self._collective("broadcast", x, root, 1)
+
+    def send(self, to: int, x: np.ndarray) -> None:
+        self._point("send", to, x, None)
+
+    def recv(self, source: int) -> np.ndarray:
+        return self._point("recv", None, None, source)
+
+    def sendrecv(self, to: int, x: np.ndarray, source: int) -> np.ndarray:
+        return self._point("sendrecv", to, x, source)
+
+    # --- counting and naming
+
+    def _collective(self, verb: str, x: np.ndarray, option: object, turns: int) -> np.ndarray:
+        x = self._argument(verb, x)
+        self.counts[verb] += 1
+        what = f"{verb} #{self.counts[verb]} of {_brief(x)}|{self._line()}"
+        y = self._meet(x, verb, option, what)
+        # What one rank sends on a ring, in numbers: (p - 1)/p of the whole, twice for an all-reduce.
+        self.counts["numbers sent"] += turns * (self.size - 1) * max(x.size, y.size) // self.size
+        return y
+
+    def _point(self, verb: str, to: int | None, x: np.ndarray | None, source: int | None) -> np.ndarray | None:
+        for rank in (to, source):
+            if rank is not None and not (isinstance(rank, (int, np.integer)) and 0 <= rank < self.size):
+                raise ValueError(f"{verb}: there is no rank {rank}: ranks are 0 to {self.size - 1} (use % size on a ring)")
+        for rank in (to, source):
+            if rank == self.rank:
+                raise ValueError(f"{verb}: rank {rank} is this rank itself")
+        to, source = (None if rank is None else int(rank) for rank in (to, source))
+        if x is not None or to is not None:
+            x = self._argument(verb, x)
+        else:
+            self._argument(verb, np.zeros(0))
+        self.counts[verb] += 1
+        if x is not None:
+            self.counts["messages"] += 1
+            self.counts["numbers sent"] += x.size
+            self.counts["largest message"] = max(self.counts["largest message"], x.size)
+        sends = "" if x is None else f"send {_brief(x)} to rank {to}"
+        receives = "" if source is None else f"recv from rank {source}"
+        y = self._transfer(to, x, source, f"{' and '.join(t for t in (sends, receives) if t)}|{self._line()}")
+        if y is not None:
+            self.counts["numbers received"] += y.size
+        return y
+
+    def _argument(self, verb: str, x: object) -> np.ndarray:
+        if verb not in self._allow:
+            has = ", ".join(self._allow) or "no verbs"
+            raise PermissionError(f"{verb} is not part of this exercise: build it from {has}")
+        if not isinstance(x, (np.ndarray, np.generic)) or np.asarray(x).dtype.kind not in "fiub":
+            raise TypeError(f"{verb} takes a NumPy array of numbers, got {type(x).__name__}")
+        return np.array(x, order="C")
+
+    def _line(self) -> int:
+        """The line of the learner's file that is being executed."""
+        frame = sys._getframe(1)
+        while frame and frame.f_code.co_filename != self._file:
+            frame = frame.f_back
+        return frame.f_lineno if frame else 0
+
+
+def _brief(x: np.ndarray) -> str:
+    return f"{' x '.join(map(str, x.shape)) or '1'} {x.dtype}"
+
+
+def disagreement(calls: Sequence[tuple[str, tuple[int, ...], str, object]]) -> str:
+    """What ranks that meet in a collective do not agree on; '' if they do. calls: (verb, shape, dtype, option) by rank."""
+    first = calls[0]
+    for rank, call in enumerate(calls):
+        if call[0] != first[0]:
+            return f"rank 0 calls {first[0]} while rank {rank} calls {call[0]}"
+        if call[2:] != first[2:]:
+            return f"{first[0]}: rank 0 has {first[2]}, {first[3]!r} and rank {rank} has {call[2]}, {call[3]!r}"
+        shape = [list(c[1]) for c in (first, call)]
+        if first[0] == "all_gather" and all(-len(s) <= first[3] < len(s) for s in shape):
+            for s in shape:
+                s[first[3]] = 0
+        if shape[0] != shape[1] and first[0] != "broadcast":
+            return f"{first[0]}: rank 0 has shape {first[1]} and rank {rank} has {call[1]}"
+    return ""

@@ -1,0 +1,284 @@
+"""The author's check of an exercise: right answers pass, wrong ones are rejected and named, unlisted ones too."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from practice.examine import Examiner, Judged
+from practice.exercise import Exercise
+from practice.mutants import mutants
+from practice.part import Case, cases, float64
+
+MUTANT_SECONDS = 5
+REJECTED_SHARE = 0.95
+
+
+@dataclass
+class Report:
+    exercise: str
+    problems: list[str] = field(default_factory=list)
+    mistakes: int = 0
+    pairs: int = 0
+    mutants: int = 0
+    equivalent: int = 0
+    rejected: int = 0
+    survivors: list[str] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        different = self.mutants - self.equivalent
+        return self.rejected / different if different else 1.0
+
+
+def judged(examiner: Examiner, source: str, seed: int, over: bool = False) -> list[Judged]:
+    """The verdict on a source, on simulated ranks."""
+    chosen = cases(examiner.exercise.parts, seed)
+    return examiner.judge(chosen, [examiner.simulated(c, source, over) for c in chosen])
+
+
+def passes(verdict: Sequence[Judged]) -> bool:
+    return all(j.status == "ok" for j in verdict)
+
+
+def told(verdict: Sequence[Judged]) -> str:
+    """The first verdict that is not ok, in one line."""
+    return next((f"{j.part} {j.status} ({j.case}): {' | '.join(j.lines)}" for j in verdict if j.status != "ok"), "")
+
+
+def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool = True, with_mutants: bool = True) -> Report:
+    """Everything that must hold of an exercise, in ten to thirty seconds."""
+    report, examiner = Report(exercise.name), Examiner(exercise, reference)
+    report.problems += list(_files(exercise))
+    verdict = judged(examiner, exercise.scaffold, 0)
+    if {j.status for j in verdict} != {"todo"}:
+        report.problems.append(f"the scaffold says {[j.status for j in verdict]}, not 'not implemented yet': {told(verdict)}")
+    for seed in range(seeds):
+        for name, source, over in (("solution", exercise.solution, False), *((n, s, True) for n, s in exercise.rights.items())):
+            verdict = judged(examiner, source, seed, over)
+            if not passes(verdict):
+                report.problems.append(f"{name} is right and is rejected, seed {seed}: {told(verdict)}")
+        report.problems += list(_parts(examiner, seed))
+    _mistakes(examiner, report, with_pairs)
+    if with_mutants:
+        _mutants(examiner, report)
+    return report
+
+
+def _files(exercise: Exercise) -> Iterator[str]:
+    for name in ("exercise.toml", "solution.py", "check.py", "hints.md", "notes.md"):
+        if not (exercise.folder / name).exists():
+            yield f"there is no {name}"
+            return
+    for fact in ("title", "topic", "minutes"):
+        if fact not in exercise.facts:
+            yield f"exercise.toml has no {fact}"
+    if len(exercise.hints) != 3:
+        yield f"hints.md has {len(exercise.hints)} nudges: three are needed, a line of --- between them"
+    lines = exercise.solution.splitlines()
+    secret = {lines[n - 1].strip() for body in exercise.yours for n in body if len(lines[n - 1].strip()) > 12} - {
+        "# --- yours ---"
+    }
+    yield from (f"a hint contains a line of the solution: {s}" for s in secret if any(s in h for h in exercise.hints))
+    if len(exercise.rights) < 2:
+        yield "there are fewer than two other right solutions, right_NAME.py"
+    if len(exercise.mistakes) < 5:
+        yield "there are fewer than five MISTAKES"
+    for n, question in enumerate(exercise.facts["ask"]):
+        right = answer(question["answer"])
+        for wrong in question.get("wrong", ()):
+            if abs(answer(wrong["value"]) - right) <= 0.02 * abs(right):
+                yield f"ask {n}: the wrong value {wrong['value']} is the right answer"
+
+
+def answer(expression: str) -> float:
+    """The value of an answer's expression over math and numpy."""
+    import math
+
+    return float(eval(expression, {"math": math, "np": np}))
+
+
+def _parts(examiner: Examiner, seed: int) -> Iterator[str]:
+    """Ingredients must add up to what is right."""
+    for case in cases(examiner.exercise.parts, seed):
+        part = examiner.parts[case.part]
+        if part.ingredients is None or case.moved or case.dtype != "float64":
+            continue
+
+        a = float64(case.arrays(part))
+        for place, right in zip(examiner.places, examiner.right(case), strict=True):
+            for name, pieces in part.ingredients(a, examiner.reference, place).items():
+                total, want = sum(pieces.values()), right.results.get(name)
+                if (
+                    want is not None
+                    and np.shape(want)
+                    and np.abs(total - want).max(initial=0) > 1e-9 * (1 + np.abs(want).max(initial=0))
+                ):
+                    yield f"{part.name}: the ingredients of {name} do not add up to it ({case.label(part)}, rank {place.rank})"
+                    return
+
+
+def _mistakes(examiner: Examiner, report: Report, with_pairs: bool) -> None:
+    exercise = examiner.exercise
+    wanted = [(m,) for m in exercise.mistakes]
+    pairs = list(itertools.combinations(exercise.mistakes, 2)) if with_pairs else []
+    for mistakes in wanted + pairs:
+        names = [m.name for m in mistakes]
+        source = examiner.mistaken(mistakes)
+        if source is None:
+            if len(mistakes) == 1:
+                report.problems.append(f"mistake {names[0]}: its edits do not apply to the solution")
+            continue
+        try:
+            verdict = judged(examiner, source, 1)
+        except SyntaxError:
+            if len(mistakes) == 1:
+                report.problems.append(f"mistake {names[0]}: its edits make no Python")
+            continue
+        found = [n for j in verdict for n in j.mistakes]
+        if len(mistakes) == 1:
+            report.mistakes += 1
+            said = "\n".join(line for j in verdict for line in j.lines)
+            if passes(verdict):
+                report.problems.append(f"mistake {names[0]} passes")
+            elif found != names or mistakes[0].sentence not in said:
+                report.problems.append(f"mistake {names[0]} is named {found}: {told(verdict)}")
+        else:
+            report.pairs += 1
+            if passes(verdict):
+                report.problems.append(f"the mistakes {names} together pass")
+            elif not set(found) & set(names):
+                report.problems.append(f"the mistakes {names} together are named {found}: {told(verdict)}")
+
+
+# --- mutants
+
+
+def wide_cases(exercise: Exercise) -> list[Case]:
+    """Many random inputs, to judge whether a mutant differs at all."""
+    found: dict[Case, None] = {}
+    for seed in range(1000, 1008):
+        found |= dict.fromkeys(c for c in cases(exercise.parts, seed) if not c.moved)
+    return list(found)
+
+
+def _mutants(examiner: Examiner, report: Report) -> None:
+    exercise = examiner.exercise
+    wide = wide_cases(exercise)
+    chosen = cases(exercise.parts, 7)
+    for case in wide + chosen:
+        examiner.right(case)  # before the fork: once for all mutants
+
+    def judge(source: str) -> str:
+        # The check's own verdict first: what it rejects is different, and is done.
+        if not passes(judged_fast(examiner, source, chosen)):
+            return "rejected"
+        return "survived" if differs(examiner, source, wide) else "equivalent"
+
+    # The solution itself goes first: it must not be taken for a mutant that differs.
+    listed = [("nothing", exercise.solution), *mutants(exercise.solution, exercise.yours)]
+    for (what, _), result in zip(listed, forked(judge, [s for _, s in listed], MUTANT_SECONDS), strict=True):
+        if result not in ("rejected", "stopped", "survived", "equivalent") or (what == "nothing" and result != "equivalent"):
+            report.problems.append(f"mutant {what}: the check itself fails: {result}")
+        if what == "nothing":
+            continue
+        report.mutants += 1
+        # One that neither answers nor deadlocks in time is stopped by the learner's time limit.
+        report.rejected += result in ("rejected", "stopped")
+        report.equivalent += result == "equivalent"
+        if result == "survived":
+            report.survivors.append(what)
+    if report.share < REJECTED_SHARE:
+        report.problems.append(
+            f"only {report.share:.0%} of the mutants that differ are rejected: {'; '.join(report.survivors)}"
+        )
+
+
+def judged_fast(examiner: Examiner, source: str, chosen: Sequence[Case]) -> list[Judged]:
+    """Right or wrong, without a diagnosis."""
+    found = []
+    for case in chosen:
+        if case.moved:
+            continue
+        outcomes = _safely(examiner, case, source)
+        if outcomes is None or any(examiner.problem(case, r, o) for r, o in enumerate(outcomes)):
+            return [Judged(case.part, "wrong")]
+        found.append((case, outcomes))
+    return [examiner._cost(p, [f for f in found if f[0].part == p.name]) for p in examiner.parts.values()]
+
+
+def _safely(examiner: Examiner, case: Case, source: str) -> list | None:
+    try:
+        return examiner.simulated(case, source)
+    except Exception:
+        return None
+
+
+def differs(examiner: Examiner, source: str, wide: Sequence[Case]) -> bool:
+    for case in wide:
+        outcomes = _safely(examiner, case, source)
+        if outcomes is None or any(examiner.problem(case, r, o) for r, o in enumerate(outcomes)):
+            return True
+    return False
+
+
+def forked(work: Callable[[str], str], items: Sequence[str], seconds: int) -> Iterator[str]:
+    """work(item) of each item, in a forked process that is replaced when an item takes too long or ends it: 'stopped' then."""
+    done = 0
+    while done < len(items):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            for item in items[done:]:
+                signal.alarm(seconds)
+                try:
+                    result = work(item)
+                except BaseException as error:
+                    result = f"{type(error).__name__}: {error}"
+                signal.alarm(0)
+                os.write(writer, (json.dumps(result) + "\n").encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as lines:
+            for line in lines:
+                done += 1
+                yield json.loads(line)
+        os.waitpid(child, 0)
+        if done < len(items):
+            done += 1
+            yield "stopped"
+
+
+def show(report: Report) -> str:
+    different = report.mutants - report.equivalent
+    lines = [
+        f"{report.exercise}: {report.mistakes} mistakes, {report.pairs} pairs, {report.mutants} mutants, of which {different}"
+        f" differ and {report.rejected} are rejected ({report.share:.1%})"
+    ]
+    lines += [f"  survives: {s}" for s in report.survivors]
+    lines += [f"  WRONG: {p}" for p in report.problems]
+    return "\n".join(lines)
+
+
+def say(exercise: Exercise, reference: Any) -> str:
+    """What the examiner says to each known mistake: for the author to read."""
+    examiner = Examiner(exercise, reference)
+    lines = []
+    for m in exercise.mistakes:
+        source = examiner.mistaken((m,))
+        lines += [f"== {m.name}"]
+        for j in judged(examiner, source, 1) if source else []:
+            lines += [f"  {j.part}: {j.status} {j.case}", *(f"    {line}" for line in j.lines)]
+    return "\n".join(lines)

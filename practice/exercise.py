@@ -1,0 +1,125 @@
+"""An exercise as its folder says it: data, solution, scaffold, check, other right solutions."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import CodeType, SimpleNamespace
+from typing import Any
+
+from practice.part import Mistake, Part
+
+FOLDER = Path(__file__).resolve().parent / "exercises"
+YOURS, END = "# --- yours ---", "# --- end ---"
+
+
+class NoSuchExercise(ValueError):
+    """No exercise or several of that name; the text says which there are."""
+
+
+def load(text: str, name: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The namespace that a source text makes, on top of the names in `before`."""
+    space = {**(before or {}), "__name__": "exercise", "__file__": name}
+    exec(_compiled(text, name), space)
+    return space
+
+
+@lru_cache(maxsize=64)
+def _compiled(text: str, name: str) -> CodeType:
+    """The same for all ranks."""
+    return compile(text, name, "exec")
+
+
+@dataclass(frozen=True)
+class Exercise:
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return FOLDER / self.name
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """exercise.toml: title, topic, ranks, minutes, after, reads, allow, seconds, mebibytes, ask."""
+        defaults = {"ranks": 1, "after": [], "reads": [], "allow": [], "seconds": 10, "mebibytes": 512, "ask": []}
+        return defaults | tomllib.loads((self.folder / "exercise.toml").read_text())
+
+    @property
+    def ranks(self) -> int:
+        return self.facts["ranks"]
+
+    @cached_property
+    def solution(self) -> str:
+        return (self.folder / "solution.py").read_text()
+
+    @property
+    def scaffold(self) -> str:
+        """The solution with what lies between the marks cut out."""
+        return re.sub(
+            rf"^( *){YOURS}\n.*?^ *{END}\n",
+            lambda m: f"{m[1]}{YOURS}\n{m[1]}raise NotImplementedError\n",
+            self.solution,
+            flags=re.MULTILINE | re.DOTALL,
+        )
+
+    @property
+    def yours(self) -> list[range]:
+        """Lines of the solution (from 1) that lie between marks."""
+        lines = self.solution.splitlines()
+        starts = [n for n, line in enumerate(lines, 1) if line.strip() == YOURS]
+        ends = [n for n, line in enumerate(lines, 1) if line.strip() == END]
+        return [range(a, b) for a, b in zip(starts, ends, strict=True)]
+
+    @cached_property
+    def rights(self) -> dict[str, str]:
+        """Other right solutions by name, from right_NAME.py: each may define only the functions that differ."""
+        return {p.stem.removeprefix("right_"): p.read_text() for p in sorted(self.folder.glob("right_*.py"))}
+
+    @cached_property
+    def check(self) -> SimpleNamespace:
+        path = self.folder / "check.py"
+        return SimpleNamespace(**load(path.read_text(), str(path)))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(self.check.PARTS)
+
+    @property
+    def mistakes(self) -> tuple[Mistake, ...]:
+        return tuple(self.check.MISTAKES)
+
+    @property
+    def hints(self) -> list[str]:
+        """The nudges of hints.md, which a line of --- separates."""
+        return [h.strip() for h in re.split(r"^---$", (self.folder / "hints.md").read_text(), flags=re.MULTILINE)]
+
+    @property
+    def notes(self) -> str:
+        return (self.folder / "notes.md").read_text().strip()
+
+    @property
+    def task(self) -> str:
+        """The solution's docstring: what is to be done."""
+        return ast.get_docstring(ast.parse(self.solution)) or ""
+
+    def solution_space(self) -> dict[str, Any]:
+        return load(self.solution, "solution.py")
+
+
+def every() -> list[Exercise]:
+    return [Exercise(p.parent.name) for p in sorted(FOLDER.glob("*/exercise.toml"))]
+
+
+def find(name: str) -> Exercise:
+    """By full name, number (7 or 07), or a prefix of the name with or without its number."""
+    named = [e for e in every() if e.name == name or (name.isdecimal() and int(e.name.partition("_")[0]) == int(name))]
+    found = named or [e for e in every() if e.name.startswith(name) or e.name.partition("_")[2].startswith(name)]
+    if len(found) != 1:
+        known = ", ".join(e.name for e in (found or every()))
+        problem = "is the beginning of several" if found else "is no exercise"
+        raise NoSuchExercise(f"{name!r} {problem}: use one of {known}")
+    return found[0]

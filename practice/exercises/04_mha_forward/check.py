@@ -1,0 +1,99 @@
+"""What is right in exercise 04 (the reference: query by query, without a mask), and what is often wrong."""
+
+from practice.part import Part, mistake
+
+
+def inputs(draw, T, D, H, E):
+    # Two or more sequences where there is room; the first is a single token every other time.
+    lengths = []
+    while sum(lengths) < T:
+        rest = T - sum(lengths)
+        lengths.append(int(draw.rng.integers(1, min(rest, max(2, T // 2)) + 1)))
+    x_TD, Wv_DHE = draw(T, D), draw(D, H, E)
+    Wq_DHE, Wk_DHE = draw(D, H, E, scale=1.3), draw(D, H, E, scale=1.3)
+    if E == 2:
+        # Scores of some hundred, of which most is common to a query's keys: exp must not overflow in float32.
+        x_TD[:, 0] = 40
+        Wq_DHE *= 0.4
+        Wk_DHE *= 0.4
+        Wq_DHE[0] *= 0.05
+        Wk_DHE[0] *= 4
+        Wv_DHE[0] *= 0.02
+    return {
+        "x_TD": x_TD,
+        "Wq_DHE": Wq_DHE,
+        "Wk_DHE": Wk_DHE,
+        "Wv_DHE": Wv_DHE,
+        "Wo_HED": draw(H, E, D),
+        "lengths": lengths,
+    }
+
+
+def call(code, a, at):
+    y_TD, _ = code.mha_forward(*a.values())
+    return {"y": y_TD}
+
+
+def weights(a):
+    return {"x": a["x_TD"], "Wq": a["Wq_DHE"], "Wk": a["Wk_DHE"], "Wv": a["Wv_DHE"], "Wo": a["Wo_HED"]}
+
+
+def want(a, ref, at):
+    return {"y": ref.attention.attention(weights(a), ref.attention.Options(a["lengths"]))}
+
+
+def by_head(a, ref, at):
+    o = ref.attention.Options(a["lengths"])
+    return {"y": {f"head {h}": ref.attention.attention(weights(a), o, heads=[h]) for h in range(len(a["Wo_HED"]))}}
+
+
+def random_size(rng):
+    return tuple(rng.choice([2, 3, 5, 7, 11], 4, replace=False).tolist())
+
+
+PARTS = (
+    Part(
+        "mha_forward",
+        ((7, 5, 2, 3), (11, 3, 5, 2), (1, 4, 3, 5)),
+        inputs,
+        call,
+        want,
+        by_head,
+        random_size=random_size,
+        influence=(("x_TD", "y"),),
+    ),
+)
+
+SCALE, SEEN = "/ math.sqrt(E)", "np.tri(n, dtype=bool)"
+MISTAKES = (
+    mistake("scale_D", "The scores are divided by sqrt(D): the sum q.k has E terms, so it is sqrt(E).",
+            (SCALE, "/ math.sqrt(D)")),
+    mistake("scale_heads", "The scores are divided by sqrt(H E), the width of all heads: a score is a sum over one head's E.",
+            (SCALE, "/ math.sqrt(H * E)")),
+    mistake("scale_E", "The scores are divided by E: it is its square root.", (SCALE, "/ E")),
+    mistake("no_scale", "The scores are not divided by sqrt(E).", (f" {SCALE}", "")),
+    mistake("future", "The mask is off by one: a token sees the token after it.", (SEEN, "np.tri(n, k=1, dtype=bool)")),
+    mistake("not_itself", "The mask is off by one: a token does not see itself, and the first of a sequence sees nothing"
+            " (NaN).",
+            (SEEN, "np.tri(n, k=-1, dtype=bool)")),
+    mistake("mask_turned", "The mask is transposed: tokens see themselves and what comes after them.",
+            (SEEN, "np.tri(n, dtype=bool).T")),
+    mistake("no_mask", "There is no causal mask: tokens see the whole of their sequence.", (SEEN, "np.ones((n, n), bool)")),
+    mistake("over_queries", "The softmax runs over queries: the columns add to 1, the rows do not.",
+            ("axis=2", "axis=1")),
+    mistake("mask_after", "The mask comes after the softmax: masked weights are 0, but what is left in a row does not add to"
+            " 1.",
+            ("        score_HTS = np.where(seen_TS, score_HTS, -np.inf)\n", ""),
+            ("w_HTS / w_HTS.sum(axis=2, keepdims=True)", "w_HTS / w_HTS.sum(axis=2, keepdims=True) * seen_TS")),
+    mistake("mask_zero", "Keys that are not seen get the score 0 and so a weight: their score is -inf.",
+            ("np.where(seen_TS, score_HTS, -np.inf)", "np.where(seen_TS, score_HTS, 0)")),
+    mistake("merged", "Heads are merged without the transpose: (H, T, E) is read as if it were (T, H, E).",
+            ("o_THE = o_HTE.transpose(1, 0, 2)", "o_THE = o_HTE.reshape(T, H, E)")),
+    mistake("one_sequence", "Sequences see each other: the tokens are taken as one long sequence.", ("in lengths", "in [T]")),
+    mistake("no_maximum", "exp overflows: subtract each row's maximum first.",
+            ("score_HTS - score_HTS.max(axis=2, keepdims=True)", "score_HTS")),
+    mistake("values", "The weights are applied to the keys: it is the values that are averaged.",
+            ("p_HTS @ v_HTE[:, s]", "p_HTS @ k_HTE[:, s]")),
+    mistake("queries_for_keys", "Queries and keys are exchanged: the scores are transposed.",
+            ("q_HTE[:, s] @ k_HTE[:, s].transpose(0, 2, 1)", "k_HTE[:, s] @ q_HTE[:, s].transpose(0, 2, 1)")),
+)  # fmt: skip

@@ -1,0 +1,181 @@
+"""What is right in exercise 10 (causal attention over the whole sequence, by the reference), and what is often wrong."""
+
+import numpy as np
+
+from practice.part import Part, mistake
+
+H, K = 6, 2
+NAMES = ("Wq", "Wk", "Wv", "Wo")
+
+
+def cache_inputs(draw, T, E):
+    return {"k_TKE": draw(T, K, E), "v_TKE": draw(T, K, E)}
+
+
+def pieces(T):
+    """A prefill, single tokens, a chunk: 11 -> 6, 1, 1, 3."""
+    ends = sorted({0, max(1, T - 5), max(1, T - 4), max(1, T - 3), T})
+    return np.diff(ends).tolist()
+
+
+def cache_call(code, a, at):
+    T, E = len(a["k_TKE"]), a["k_TKE"].shape[2]
+    cache, moved, first = code.Cache(K, E, T, a["k_TKE"].dtype), Moved(code), 0
+    lengths = [cache.length]
+    for n in pieces(T):
+        cache.append(a["k_TKE"][first : first + n], a["v_TKE"][first : first + n])
+        moved.look(cache)
+        first += n
+        lengths.append(cache.length)
+    found = {"k": cache.k, "v": cache.v, "length": lengths, "k's shape": list(np.shape(cache.k))}
+    try:
+        cache.append(a["k_TKE"][:1], a["v_TKE"][:1])
+        refused = False
+    except ValueError:
+        refused = True
+    return found | {"one token too many raises ValueError": refused, "length after it": cache.length}
+
+
+def cache_want(a, ref, at):
+    n, ends = pieces(len(a["k_TKE"])), [0]
+    for m in n:
+        ends.append(ends[-1] + m)
+    k, v = (np.stack([[token[j] for token in a[name]] for j in range(K)]) for name in ("k_TKE", "v_TKE"))
+    shape = [K, ends[-1], a["k_TKE"].shape[2]]
+    return {"k": k, "v": v, "length": ends, "k's shape": shape, "one token too many raises ValueError": True,
+            "length after it": ends[-1]}  # fmt: skip
+
+
+class Moved:
+    """Counts the numbers that are in a new place after an append: copies of what was there already."""
+
+    def __init__(self, code):
+        self.counts, self.places, self.sizes = code.counts, {}, {}
+
+    def look(self, cache):
+        for name in ("k", "v"):
+            array = np.asarray(getattr(cache, name))
+            place = array.__array_interface__["data"][0]
+            # Held, so that its memory is not given to the next.
+            before = self.places.setdefault(name, (array, place, array.size))
+            if before[1] != place:
+                self.counts["numbers copied that were there"] += before[2]
+            self.places[name] = (array, place, array.size)
+
+
+def inputs(draw, T, D, E):
+    """Weights such that scores are about +-6."""
+    wide = 2 / D**0.5
+    W = {"Wq": draw(D, H, E, scale=wide), "Wk": draw(D, K, E, scale=wide), "Wv": draw(D, K, E), "Wo": draw(H, E, D)}
+    return {"x_TD": draw(T, D)} | W
+
+
+def run(code, a, chunks):
+    x_TD = a["x_TD"]
+    weights = (a["Wq"], code.counted(a["Wk"]), code.counted(a["Wv"]), a["Wo"])
+    cache, moved, first, y = code.Cache(K, a["Wk"].shape[2], len(x_TD), x_TD.dtype), Moved(code), 0, []
+    for n in chunks:
+        y.append(code.step(x_TD[first : first + n], cache, weights))
+        moved.look(cache)
+        first += n
+    return {"y": np.concatenate(y), "length": cache.length}
+
+
+def prefill(code, a, at):
+    return run(code, a, [len(a["x_TD"])])
+
+
+def decode(code, a, at):
+    T = len(a["x_TD"])
+    return run(code, a, [T - 4, 1, 1, 1, 1])
+
+
+def chunks(code, a, at):
+    """Three pieces, of which the last two begin where something is cached."""
+    T = len(a["x_TD"])
+    return run(code, a, [T - 5, 3, 2])
+
+
+def want(a, ref, at):
+    o = ref.attention.Options(lengths=[len(a["x_TD"])], rope={"pairing": "half"})
+    return {"y": ref.attention.attention({"x": a["x_TD"]} | {n: a[n] for n in NAMES}, o), "length": len(a["x_TD"])}
+
+
+def nothing_moves(a, at):
+    return {"numbers copied that were there": 0}
+
+
+def no_prefix(a, at):
+    # Head by head is fine: K products of each row with Wk, and with Wv.
+    return nothing_moves(a, at) | {"rows multiplied": 2 * K * len(a["x_TD"])}
+
+
+def random_size(rng):
+    return int(rng.integers(7, 14)), int(rng.choice([3, 5, 7])), int(rng.choice([6, 8]))
+
+
+def part(name, call, sizes):
+    return Part(name, sizes, inputs, call, want, limits=no_prefix, random_size=random_size, influence=(("x_TD", "y"),))
+
+
+PARTS = (
+    Part("Cache", ((11, 6), (3, 4), (1, 8)), cache_inputs, cache_call, cache_want, limits=nothing_moves,
+         random_size=lambda rng: (int(rng.integers(1, 14)), int(rng.integers(2, 9)))),
+    part("step: prefill", prefill, ((7, 5, 6), (1, 3, 8))),
+    part("step: decode", decode, ((9, 5, 6), (11, 3, 8))),
+    part("step: chunks", chunks, ((11, 5, 6), (7, 3, 8))),
+)  # fmt: skip
+
+POSITIONS = "np.arange(first, first + N)"
+SEEN = "np.arange(cache.length) <= first + np.arange(N)[:, None]"
+ROTATED = "    k_NKE = rope(k_NKE, positions_N)\n"
+APPEND = "cache.append(k_NKE, v_NKE)\n"
+MISTAKES = (
+    mistake("rotated_as_query", "Keys are rotated when they are read, all by the newest token's position: a key keeps its own position.",
+            (ROTATED, ""), ("q_NKGE, cache.k)", "q_NKGE, rope(cache.k.swapaxes(0, 1), np.full(cache.length, positions_N[-1])).swapaxes(0, 1))")),
+    mistake("no_scale", "The scores are not divided by sqrt(E).", (" / math.sqrt(E)", "")),
+    mistake("from_zero", "Positions begin at 0 in every step: the first new token stands at position cache.length.",
+            (POSITIONS, "np.arange(N)"), seen="Blaizzy/mlx-vlm #1983"),
+    mistake("offset_twice", "The offset is counted twice: cache.length is the new tokens' first position already.",
+            (POSITIONS, "np.arange(2 * first, 2 * first + N)"), seen="mlx-node/mlx-node #33"),
+    mistake("one_late", "The first new token is put at position length + 1: positions are counted from 0.",
+            (POSITIONS, "np.arange(first, first + N) + (first > 0)")),
+    mistake("one_position", "All tokens of a chunk get the first one's position.",
+            (POSITIONS, "np.full(N, first)"), seen="jundot/omlx #2363"),
+    mistake("mask_without_offset", "The mask is that of a first chunk, key j <= row i: row i of this chunk is token length + i.",
+            (SEEN, "np.arange(cache.length) <= np.arange(N)[:, None]"), seen="hyprstream/hyprstream #1521"),
+    mistake("no_mask", "Within a chunk tokens see those after them: there is no causal mask.",
+            (SEEN, "np.full((N, cache.length), True)")),
+    mistake("not_itself", "A token does not see itself: key j is seen by query i if j <= i.",
+            (SEEN, "(np.arange(cache.length) < first + np.arange(N)[:, None]) | (np.arange(cache.length) == 0)")),
+    mistake("prefix_again", "This is right, but the prefix is projected again in every step: its keys and values are in the cache.",
+            ("    k_NKE = (x_ND @ Wk_DKE.reshape(D, K * E)).reshape(N, K, E)\n",
+             "    x_SD = cache.x_SD = np.concatenate([getattr(cache, 'x_SD', x_ND[:0]), x_ND])\n"
+             "    k_NKE = (x_SD @ Wk_DKE.reshape(D, K * E)).reshape(-1, K, E)[first:]\n"),
+            ("v_NKE = (x_ND @ Wv_DKE.reshape(D, K * E)).reshape(N, K, E)",
+             "v_NKE = (x_SD @ Wv_DKE.reshape(D, K * E)).reshape(-1, K, E)[first:]")),
+    mistake("concatenated", "This is right, but each append copies all that was there (np.concatenate): write into room made once.",
+            ("        self.k_KCE[:, self.length : end] = k_NKE.swapaxes(0, 1)\n",
+             "        room = self.k_KCE[:, end:]\n"
+             "        self.k_KCE = np.concatenate([self.k_KCE[:, : self.length], k_NKE.swapaxes(0, 1), room], axis=1)\n"),
+            ("        self.v_KCE[:, self.length : end] = v_NKE.swapaxes(0, 1)\n",
+             "        self.v_KCE = np.concatenate([self.v_KCE[:, : self.length], v_NKE.swapaxes(0, 1), room], axis=1)\n")),
+    mistake("heads_expanded", "H heads are stored where K are enough: queries share key/value heads, and the cache is where it pays.",
+            ("np.empty((kv_heads, ", "np.empty((3 * kv_heads, "), ("NKE.swapaxes(0, 1)", "NKE.swapaxes(0, 1).repeat(3, axis=0)"),
+            ("cache.k)", "cache.k[::3])"), ("cache.v)", "cache.v[::3])")),
+    mistake("tokens_first", "k and v are stored token by token, (length, K, E): the layout here is (K, length, E).",
+            ("(kv_heads, capacity, width)", "(capacity, kv_heads, width)"), ("k_KCE.shape[1]", "k_KCE.shape[0]"),
+            ("KCE[:, self.length : end] = k_NKE.swapaxes(0, 1)", "KCE[self.length : end] = k_NKE"),
+            ("KCE[:, self.length : end] = v_NKE.swapaxes(0, 1)", "KCE[self.length : end] = v_NKE"),
+            ("KCE[:, : self.length]", "KCE[: self.length]"), ("nkge,kse", "nkge,ske"), ("kgns,kse", "kgns,ske")),
+    mistake("keys_not_rotated", "Only queries are rotated: with the keys as they are, scores depend on absolute positions.", (ROTATED, "")),
+    mistake("values_rotated", "Values are rotated as well: only queries and keys are.",
+            (ROTATED, ROTATED + "    v_NKE = rope(v_NKE, positions_N)\n")),
+    mistake("tiled", "Query head h reads key head h mod K: groups are of neighbours, h // (H/K).",
+            ("q_NHE.reshape(N, K, H // K, E)", "q_NHE.reshape(N, H // K, K, E).swapaxes(1, 2)"),
+            ("return o_NKGE.reshape", "return o_NKGE.swapaxes(1, 2).reshape")),
+    mistake("float64_cache", "The cache is float64 whatever dtype says, and so is all that is computed with it.",
+            ("width), dtype)", "width))")),
+    mistake("length_by_one", "length grows by 1 for each append, and not by the number of tokens appended.",
+            ("        self.length = end\n", "        self.length += 1\n")),
+)  # fmt: skip

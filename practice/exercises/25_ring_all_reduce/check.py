@@ -1,0 +1,72 @@
+"""What is right in exercise 25, and what is often wrong."""
+
+from practice.part import Part, mistake
+
+
+def inputs(draw, N, ranks):
+    # Small integers: sums are exact, whatever their order.
+    return {"x_rN": draw.whole(-99, 100, ranks, N)}
+
+
+def call(code, a, ring):
+    return {"y": code.all_reduce(a["x_rN"][ring.rank], ring)}
+
+
+def want(a, ref, ring):
+    return {"y": a["x_rN"].sum(axis=0)}
+
+
+def ingredients(a, ref, ring):
+    return {"y": {f"x of rank {r}": x_N for r, x_N in enumerate(a["x_rN"])}}
+
+
+def limits(a, ring):
+    N, p = a["x_rN"].shape[1], ring.size
+    largest = -(-N // p)
+    return {"messages": 2 * (p - 1), "largest message": largest, "numbers sent": 2 * (p - 1) * largest}
+
+
+PARTS = (
+    Part(
+        "all_reduce",
+        ((10, 4), (3, 4), (8, 4), (23, 4)),
+        inputs,
+        call,
+        want,
+        ingredients,
+        limits,
+        random_size=lambda rng: (int(rng.integers(5, 40)), 4),
+        exact=("y",),
+    ),
+)
+
+FIRST = "chunks[into] += ring.sendrecv(right, chunks[out], left)"
+SECOND = "chunks[into] = ring.sendrecv(right, chunks[out], left)"
+MISTAKES = (
+    mistake("all_send", "All ranks send before any receives; MPI lets this pass with 8 numbers and hangs with 1 MB.",
+            (FIRST, "ring.send(right, chunks[out])\n        chunks[into] += ring.recv(left)"),
+            (SECOND, "ring.send(right, chunks[out])\n        chunks[into] = ring.recv(left)")),
+    mistake("all_receive", "All ranks receive before any sends: nobody begins.",
+            (FIRST, "got = ring.recv(left)\n        ring.send(right, chunks[out])\n        chunks[into] += got"),
+            (SECOND, "got = ring.recv(left)\n        ring.send(right, chunks[out])\n        chunks[into] = got")),
+    mistake("index_off", "In the first phase the chunk that arrives is added one place too far: what the left rank sent at this"
+            " step is chunk r - step - 1.", ("(r - step) % p, (r - step - 1) % p", "(r - step) % p, (r - step - 2) % p")),
+    mistake("no_second_phase", "The second phase is missing: each rank has one finished chunk and nobody passes it on.",
+            (f"        {SECOND}", "        pass")),
+    mistake("second_adds", "The second phase adds: finished chunks replace what is there.",
+            (SECOND, SECOND.replace("=", "+=", 1))),
+    mistake("second_from_own", "The second phase starts with chunk r; the one that this rank has finished is r + 1.",
+            ("(r + 1 - step) % p, (r - step) % p", "(r - step) % p, (r - step - 1) % p")),
+    mistake("step_short", "A phase has p - 1 steps, here it has p - 2.", ("range(p - 1)", "range(p - 2)")),
+    mistake("remainder", "The last N mod p numbers are not summed: chunks of N // p do not cover N.",
+            ("np.array_split(x_N, p)", "x_N[: len(x_N) // p * p].reshape(p, -1)"),
+            ("return np.concatenate(chunks)", "return np.concatenate([*chunks, x_N[len(x_N) // p * p :]])")),
+    mistake("whole_array", "The sum is right, but whole arrays went round: p - 1 messages of N. A ring moves 2 (p - 1) of N/p.",
+            ("    for step in range(p - 1):\n        out, into = (r - step) % p, (r - step - 1) % p\n        " + FIRST,
+             "    sent, total = x_N, x_N.copy()\n    for step in range(p - 1):\n        sent = ring.sendrecv(right, sent, left)\n"
+             "        total += sent"),
+            ("    for step in range(p - 1):\n        out, into = (r + 1 - step) % p, (r - step) % p\n        " + SECOND, ""),
+            ("return np.concatenate(chunks)", "return total")),
+    mistake("in_place", "x is changed in place: array_split gives views, so adding to a chunk adds to the caller's array.",
+            ("c.copy() for c in", "c for c in")),
+)  # fmt: skip

@@ -1,0 +1,87 @@
+"""What is right in exercise 27 (number by number, from whole arrays), and what is often wrong."""
+
+import numpy as np
+
+from practice.part import Part, mistake
+
+NAMES = ("lr", "b1", "b2", "eps", "wd")
+
+
+def inputs(draw, N, ranks, t):
+    g_rN = draw(ranks, N, scale=2)
+    low, high = (0.05, 0.6, 0.8, 0.02, 0.2), (0.2, 0.9, 0.99, 0.1, 0.6)
+    hyper = {n: float(x) for n, x in zip(NAMES, draw.rng.uniform(low, high), strict=True)}
+    # Far below the norm, or far above.
+    hyper["clip"] = float(draw.rng.choice([0.3, 0.4, 6.0])) * float(np.sqrt((g_rN.astype(np.float64).mean(axis=0) ** 2).sum()))
+    return {"w_N": draw(N), "g_rN": g_rN, "m_N": draw(N), "v_N": draw.cast(draw.rng.uniform(0.1, 2, N)), "t": t, "hyper": hyper}
+
+
+def call(code, a, dp):
+    mine = dp.cut(a["w_N"].size)
+    found = code.step(a["w_N"], a["g_rN"][dp.rank], a["m_N"][mine], a["v_N"][mine], a["t"], dict(a["hyper"]), dp)
+    w, m, v = found
+    return {"w": w, "m": m, "v": v}
+
+
+def want(a, ref, dp):
+    h, t = a["hyper"], a["t"]
+    g = [sum(column) / dp.size for column in a["g_rN"].T.tolist()]
+    norm = sum(x * x for x in g) ** 0.5
+    rows = []
+    for w, x, m, v in zip(a["w_N"].tolist(), g, a["m_N"].tolist(), a["v_N"].tolist(), strict=True):
+        x = x * h["clip"] / norm if norm > h["clip"] else x
+        m, v = m + (1 - h["b1"]) * (x - m), v + (1 - h["b2"]) * (x * x - v)
+        root = (v / (1 - h["b2"] ** t)) ** 0.5
+        rows.append((w * (1 - h["lr"] * h["wd"]) - h["lr"] * m / ((1 - h["b1"] ** t) * (root + h["eps"])), m, v))
+    w_N, m_N, v_N = np.array(rows).T
+    mine = dp.cut(len(w_N))
+    return {"w": w_N, "m": m_N[mine], "v": v_N[mine]}
+
+
+def limits(a, dp):
+    half = (dp.size - 1) * a["w_N"].size // dp.size
+    return {"numbers sent": 2 * half + 4}
+
+
+PARTS = (
+    Part("step", ((10, 4, 1), (11, 4, 3), (23, 4, 2), (7, 4, 5), (40, 4, 12)), inputs, call, want, None, limits,
+         random_size=lambda rng: (int(rng.integers(5, 40)), 4, int(rng.integers(1, 9)))),
+)  # fmt: skip
+
+SCATTER = "dp.reduce_scatter(g_N) / dp.size"
+MISTAKES = (
+    mistake("all_reduced", "This is right, but the gradients are all-reduced: each rank needs its part of the sum only, a reduce-scatter,"
+            " at half the bytes.", (SCATTER, "dp.all_reduce(g_N)[dp.cut(len(g_N))] / dp.size")),
+    mistake("sum", "The gradients are summed: the mean over the ranks is asked for.", (SCATTER, "dp.reduce_scatter(g_N)")),
+    mistake("own_gradient", "The gradients of the other ranks are not in it: each rank steps with its own.",
+            (SCATTER, "g_N[dp.cut(len(g_N))]")),
+    mistake("local_norm", "The norm is that of this rank's part: parts are clipped differently. Sum the squares over the ranks.",
+            ("np.sqrt(dp.all_reduce(square))", "np.sqrt(square)")),
+    mistake("norm_of_own", "The norm is taken of this rank's own gradient, before the mean: it is the mean that is clipped.",
+            ("norm = np.sqrt(dp.all_reduce(square))[0]", "norm = np.sqrt((g_N**2).sum())")),
+    mistake("norms_added", "The parts' norms are added: add their squares, then take the root.",
+            ("np.sqrt(dp.all_reduce(square))", "dp.all_reduce(np.sqrt(square))")),
+    mistake("norm_mean", "The squares are averaged over the ranks: a norm is of all N numbers, so they are summed.",
+            ("np.sqrt(dp.all_reduce(square))", "np.sqrt(dp.all_reduce(square) / dp.size)")),
+    mistake("norm_largest", "The largest part's norm is taken for the whole: sum the squares over the ranks.",
+            ("dp.all_reduce(square)", "dp.all_reduce(square, op='max')")),
+    mistake("no_root", "The norm lacks its root: it is the sum of squares.", ("np.sqrt(dp.all_reduce(square))", "dp.all_reduce(square)")),
+    mistake("always_scaled", "Gradients within the limit are scaled up to it: the factor is at most 1.",
+            ("min(1, clip / norm)", "clip / norm")),
+    mistake("not_clipped", "The gradients are not clipped.", ("    g_n = g_n * min(1, clip / norm)\n", "")),
+    mistake("clipped_late", "The moments have not seen the clipping: clip before m and v.",
+            ("    g_n = g_n * min(1, clip / norm)\n", ""),
+            ("    w_n = w_n - lr * wd * w_n\n", "    w_n = w_n - lr * wd * w_n\n    lr = lr * min(1, clip / norm)\n")),
+    mistake("not_gathered", "Only this rank's part of w has been stepped: the other parts are the old ones, and the ranks' weights differ.",
+            ("return dp.all_gather(w_n), m_n, v_n", "w_N = w_N.copy()\n    w_N[dp.cut(len(w_N))] = w_n\n    return w_N, m_n, v_n")),
+    mistake("summed_back", "Parts that overlap nowhere were summed from whole arrays of old weights: use all_gather, or zeros elsewhere.",
+            ("return dp.all_gather(w_n), m_n, v_n", "w_N = w_N.copy()\n    w_N[dp.cut(len(w_N))] = w_n\n    return dp.all_reduce(w_N), m_n, v_n")),
+    mistake("state_everywhere", "Every rank returns all of m and v: its share is dp.cut(N), a p-th of them.",
+            ("return dp.all_gather(w_n), m_n, v_n", "return dp.all_gather(w_n), dp.all_gather(m_n), dp.all_gather(v_n)")),
+    mistake("decay_in_gradient", "The decay is added to the gradient, and so divided by sqrt(v) with it: that is Adam with L2.",
+            ("    w_n = w_n - lr * wd * w_n\n", ""), ("g_n = g_n * min(1, clip / norm)", "g_n = g_n * min(1, clip / norm) + wd * w_n")),
+    mistake("no_correction", "The moments are not corrected for their start at 0: m / (1 - b1^t), v / (1 - b2^t).",
+            ("m_n / (1 - b1**t)", "m_n"), ("v_n / (1 - b2**t)", "v_n")),
+    mistake("t_from_zero", "The correction takes steps from 0: the first step divides by 0.",
+            ("1 - b1**t", "1 - b1 ** (t - 1)"), ("1 - b2**t", "1 - b2 ** (t - 1)")),
+)  # fmt: skip

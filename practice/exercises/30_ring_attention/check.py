@@ -1,0 +1,83 @@
+"""What is right in exercise 30 (the whole sequence, query by query), and what is often wrong."""
+
+import numpy as np
+
+from practice.part import Part, mistake
+
+
+def inputs(draw, T, H, E, ranks):
+    # Parts of different lengths, at least one token each.
+    spare = T - ranks * (ranks + 1) // 2
+    lengths = draw.rng.permutation(np.arange(1, ranks + 1)) if spare >= 0 else np.ones(ranks, int)
+    lengths[int(draw.rng.integers(ranks))] += T - lengths.sum()
+    q, k = 3 * draw(T, H, E), 2 * draw(T, H, E)
+    # Some keys tower: their scores pass 100, of either sign: exp is infinite in float32.
+    for at in (0, T // 2, T - 2):
+        k[at, at % H] *= 12
+    return {"q_THE": draw.cast(q), "k_THE": draw.cast(k), "v_THE": draw(T, H, E), "starts": [0, *np.cumsum(lengths).tolist()]}
+
+
+def call(code, a, ring):
+    mine = slice(a["starts"][ring.rank], a["starts"][ring.rank + 1])
+    o, lse = code.ring_attention(a["q_THE"][mine], a["k_THE"][mine], a["v_THE"][mine], list(a["starts"]), ring)
+    return {"o": o, "lse": lse}
+
+
+def want(a, ref, ring):
+    q, k, v = a["q_THE"], a["k_THE"], a["v_THE"]
+    mine = slice(a["starts"][ring.rank], a["starts"][ring.rank + 1])
+    heads = range(q.shape[1])
+    o = np.stack([ref.attention.head(q[:, h], k[:, h], v[:, h], q.shape[2] ** -0.5, True) for h in heads], axis=1)
+    lse = np.empty(q.shape[:2])
+    for i in range(len(q)):
+        for h in heads:
+            lse[i, h] = np.logaddexp.reduce([q[i, h] @ k[j, h] * q.shape[2] ** -0.5 for j in range(i + 1)])
+    return {"o": o[mine], "lse": lse[mine]}
+
+
+def limits(a, ring):
+    lengths, (_, H, E) = np.diff(a["starts"]), a["q_THE"].shape
+    last = min(lengths[(ring.rank + 1) % ring.size], lengths[ring.rank - 1])
+    return {"numbers sent": 2 * H * E * int(sum(lengths) - last)}
+
+
+PARTS = (
+    Part("ring_attention", ((13, 2, 5, 4), (10, 3, 4, 4), (5, 2, 3, 4), (23, 1, 6, 4)), inputs, call, want, None, limits,
+         random_size=lambda rng: (int(rng.integers(10, 20)), int(rng.integers(1, 4)), int(rng.integers(3, 7)), 4),
+         influence=(("q_THE", "o"),)),
+)  # fmt: skip
+
+OUT = "o_tHE = o_tHE * shrink_tH[..., None] + "
+MISTAKES = (
+    mistake("averaged", "Each block's output is normalised by itself and these are averaged: blocks weigh as much as their sums of exp.",
+            (OUT + 'np.einsum("tHs,sHE->tHE", w_tHs, v_sHE)', "o_tHE = o_tHE + np.einsum(\"tHs,sHE->tHE\", w_tHs / w_tHs.sum(axis=2, keepdims=True), v_sHE)"),
+            ("return o_tHE / sum_tH[..., None]", "return o_tHE / (r + 1)")),
+    mistake("no_maximum", "No maximum is taken off: exp of a score in the hundreds is infinite, in float32 from 89 on.",
+            ("np.maximum(top_tH, x_tHs.max(axis=2))", "np.zeros_like(top_tH)"), seen="zhuzilin/EasyContext #14"),
+    mistake("o_not_rescaled", "When a larger score arrives the sum is rescaled and the output is not: both are relative to the maximum.",
+            (OUT, "o_tHE = o_tHE + ")),
+    mistake("sum_not_rescaled", "When a larger score arrives the output is rescaled and the sum is not: both are relative to the maximum.",
+            ("sum_tH = sum_tH * shrink_tH + ", "sum_tH = sum_tH + ")),
+    mistake("block_maximum", "The maximum is that of the block alone: it must not fall below what has been seen before.",
+            ("np.maximum(top_tH, x_tHs.max(axis=2))", "x_tHs.max(axis=2)"), ("seen_ts[:, None], x_tHs, -np.inf", "seen_ts[:, None], x_tHs, -1e9")),
+    mistake("local_positions", "Positions are counted within each block: a query may see every key of an earlier block, whatever its place in it.",
+            ("starts[r] + np.arange(t)", "np.arange(t)"), ("starts[owner] + np.arange(len(k_sHE))", "np.arange(len(k_sHE))"),
+            seen="zhuzilin/ring-flash-attention #54"),
+    mistake("no_mask", "Nothing is hidden within the rank's own block: its earlier queries see its later keys.",
+            ("at_s <= at_t[:, None]", "at_s <= at_t[:, None] + len(at_s)")),
+    mistake("not_itself", "A query does not see its own key: j <= i, not j < i.", ("at_s <= at_t[:, None]", "at_s < at_t[:, None]")),
+    mistake("own_only", "Only the rank's own block is looked at: blocks of earlier ranks are seen too.", ("owner <= r", "owner == r")),
+    mistake("first_skipped", "The first rank's block is never looked at by the others.", ("if owner <= r:", "if owner <= r and (owner or not r):")),
+    mistake("everything", "Blocks of later ranks are taken as though they were earlier ones: they hold the future.",
+            ("if owner <= r:", "if True:"), ("at_s <= at_t[:, None]", "(at_s <= at_t[:, None]) | (owner > r)")),
+    mistake("wrong_owner", "What comes from the left after i exchanges is the block of rank r - i, not of r + i.",
+            ("(r - step) % p", "(r + step) % p")),
+    mistake("values_stay", "Keys travel and values stay at home: each block's values belong to its keys.",
+            ("k_sHE, v_sHE = block\n", "k_sHE, v_sHE = block[0], np.resize(v_tHE, block[1].shape)\n")),
+    mistake("one_more", "This is right, but there is one exchange too many: after p - 1 each block has been everywhere.",
+            ("if step < p - 1:", "if step < p:")),
+    mistake("no_scale", "The scores lack 1 / sqrt(E).", (" / math.sqrt(E)", "")),
+    mistake("lse_without_top", "lse lacks the maximum that was taken off: log(sum) is relative to it.", ("top_tH + np.log(sum_tH)", "np.log(sum_tH)")),
+    mistake("all_send", "All ranks send before any receives: a circle of waiting.",
+            ("block = ring.sendrecv((r + 1) % p, block, (r - 1) % p)", "ring.send((r + 1) % p, block)\n            block = ring.recv((r - 1) % p)")),
+)  # fmt: skip

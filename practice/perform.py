@@ -1,0 +1,169 @@
+"""One case on one rank: the learner's functions called on read-only inputs, whatever comes of it as an Outcome."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+import tracemalloc
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from practice.axis import Axis, Place
+from practice.part import Case, Outcome, Part
+
+
+class Stop(BaseException):
+    """Raised in a verb to end a simulated rank that could never go on. No learner's `except Exception` catches it."""
+
+
+def frozen(x: Any) -> Any:
+    """An array over memory that cannot be made writeable again; all else as it is."""
+    if not isinstance(x, np.ndarray) or x.dtype.hasobject:
+        return x
+    if x.size == 0:
+        x = x.copy()
+        x.flags.writeable = False
+        return x
+    return np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape)
+
+
+class Rows(np.ndarray):
+    """A weight that counts the rows multiplied with it, by `@`, matmul, dot, einsum and tensordot. See `Code.counted`."""
+
+    tally: Counter | None = None
+
+    def __array_finalize__(self, other: object) -> None:
+        self.tally = getattr(other, "tally", None)
+
+    def _note(self, args: tuple) -> None:
+        mine = next((a.tally for a in args if isinstance(a, Rows) and a.tally is not None), None)
+        rest = [a for a in args if isinstance(a, np.ndarray) and not isinstance(a, Rows)]
+        if mine is not None and rest:
+            mine["rows multiplied"] += int(np.prod(rest[0].shape[:-1])) if rest[0].ndim > 1 else 1
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: Any, **kwargs: Any) -> Any:
+        if ufunc is np.matmul:
+            self._note(args)
+        plain = lambda a: a.view(np.ndarray) if isinstance(a, Rows) else a  # noqa: E731
+        if "out" in kwargs:
+            kwargs["out"] = tuple(plain(o) for o in kwargs["out"])
+        return getattr(ufunc, method)(*map(plain, args), **kwargs)
+
+    def __array_function__(self, function: Callable, types: object, args: tuple, kwargs: dict) -> Any:
+        if function in (np.dot, np.einsum, np.tensordot, np.inner):
+            self._note(args)
+        plain = lambda a: a.view(np.ndarray) if isinstance(a, Rows) else a  # noqa: E731
+        return function(*map(plain, args), **kwargs)
+
+
+class Code:
+    """The learner's file as `call` sees it: `code.NAME(...)`. It remembers what was called, for what is said of an error.
+
+    `code.counts[...]`: a check's own counters. `code.counted(W)`: W, with "rows multiplied" counted.
+    """
+
+    def __init__(self, space: dict[str, Any]) -> None:
+        self.space, self.counts, self.called = space, Counter(), ""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.space:
+            raise AttributeError(f"your file has no {name}: keep the names and arguments of the scaffold")
+        made = self.space[name]
+        if not inspect.isfunction(made):
+            self.called = name
+            return made
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.called = name
+            return made(*args, **kwargs)
+
+        return call
+
+    def counted(self, W: np.ndarray) -> np.ndarray:
+        watched = W.view(Rows)
+        watched.tally = self.counts
+        return watched
+
+
+def perform(part: Part, case: Case, space: dict[str, Any], axis: Axis | Place, file: str) -> Outcome:
+    """Run `part` of `case` on the functions in `space`, which were made from `file`."""
+    a = {name: frozen(x) for name, x in case.arrays(part).items()}
+    code = Code(space)
+    if isinstance(axis, Axis):
+        axis.counts.clear()
+    if part.count_memory:
+        tracemalloc.start()
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            results = part.call(code, a, axis)
+        outcome = Outcome("ok", {name: _kept(x) for name, x in results.items()})
+    except (Stop, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        outcome = Outcome("error", error=described(error, code, file))
+    if part.count_memory:
+        code.counts["peak bytes"] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    outcome.counts = dict(code.counts + (axis.counts if isinstance(axis, Axis) else Counter()))
+    return outcome
+
+
+def _kept(x: Any) -> Any:
+    """A copy that later calls cannot change: arrays as arrays, numbers of NumPy too, all else as plain data."""
+    if isinstance(x, (np.ndarray, np.generic, float)):
+        return np.array(x, subok=False)
+    if isinstance(x, dict):
+        return {str(k): _plain(v) for k, v in x.items()}
+    return _plain(x)
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, (np.ndarray, np.generic)):
+        return x.tolist()
+    if isinstance(x, (list, tuple, set, frozenset, range)):
+        return [_plain(v) for v in (sorted(x) if isinstance(x, (set, frozenset)) else x)]
+    if isinstance(x, dict):
+        return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, int) and abs(x) >= 2**63:
+        return f"<int of {x.bit_length()} bits>"
+    return x if isinstance(x, (bool, int, float, str, type(None))) else f"<{type(x).__name__}>"
+
+
+def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
+    """What there is to say of an error: where it arose in the learner's file, on which arrays, and after which call."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [(frame, line) for frame, line in frames if frame.f_code.co_filename == file]
+    found = {
+        "type": type(error).__name__,
+        "message": str(error)[:400],
+        "called": code.called,
+        "function": code.called,
+        "line": 0,
+        "text": "",
+        "shapes": "",
+        # An error in check.py's own line, after the learner's function has returned: it returned something else than asked.
+        "after": not own,
+    }
+    if own:
+        frame, line = own[-1]
+        text = _line(file, code.space, line)
+        arrays = {n: v for n, v in {**frame.f_globals, **frame.f_locals}.items() if isinstance(v, (np.ndarray, np.generic))}
+        named = [n for n in dict.fromkeys(re.findall(r"\b[A-Za-z_]\w*", text)) if n in arrays]
+        found |= {
+            "function": frame.f_code.co_name.strip("<>"),
+            "line": line,
+            "text": text,
+            "shapes": ", ".join(f"{n} {arrays[n].shape}" for n in named),
+        }
+    return found
+
+
+def _line(file: str, space: dict[str, Any], line: int) -> str:
+    lines = space.get("__source__", "").splitlines()
+    return lines[line - 1].strip() if 0 < line <= len(lines) else ""

@@ -1,0 +1,109 @@
+"""Ways to name a wrong answer that need no list of mistakes: its parts, a factor, an order, what depends on what, where."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+from practice.compare import first_wrong, wrong_entries
+
+
+def ingredients(name: str, got: np.ndarray, parts: dict[str, np.ndarray], allowed: np.ndarray) -> str:
+    """`y = part 0 + 3 x b (right: 1 x each)` where `got` is such a sum of `parts`, by least squares; '' where it is not.
+
+    `parts` broadcast to got's shape. Multiples are told where they are whole numbers or fractions up to /16.
+    """
+    if not got.size or not np.isfinite(got).all():
+        return ""
+    try:
+        columns = np.stack([np.broadcast_to(p, got.shape).ravel() for p in parts.values()], axis=1).astype(np.float64)
+    except ValueError:
+        return ""
+    if len(columns) <= columns.shape[1] or np.linalg.matrix_rank(columns) < columns.shape[1]:
+        return ""
+    x = got.astype(np.float64).ravel()
+    found = np.linalg.lstsq(columns, x, rcond=None)[0]
+    nice = [Fraction(float(c)).limit_denominator(16) for c in found]
+    off = np.abs(columns @ np.array([float(c) for c in nice]) - x)
+    # A sum of differently often taken parts has its own rounding: the parts' size counts.
+    if (off > 4 * np.ravel(allowed) + 1e-14 * np.abs(columns).sum(axis=1)).any() or all(c == 1 for c in nice):
+        return ""
+    terms = [part if c == 1 else f"{c} x {part}" for part, c in zip(parts, nice, strict=True) if c]
+    missing = [part for part, c in zip(parts, nice, strict=True) if not c]
+    told = f"{name} = {' + '.join(terms) or '0'}"
+    return f"{told}   (right: each once{'; missing: ' + ', '.join(missing) if missing else ''})"
+
+
+def factor(name: str, got: np.ndarray, want: np.ndarray, allowed: np.ndarray, known: dict[str, float]) -> str:
+    """`dW1 is 1/T of what is right`, where one number explains it."""
+    size = float(np.sum(want.astype(np.float64) ** 2)) if want.size else 0.0
+    if not size or not np.isfinite(got).all():
+        return ""
+    c = float(np.sum(got.astype(np.float64) * want)) / size
+    if abs(c) < 1e-9 or abs(c - 1) < 1e-3 or wrong_entries(got, c * want, np.abs(c) * 4 * allowed + allowed).any():
+        return ""
+    candidates = {"-1": -1.0, "2": 2.0, "1/2": 0.5}
+    for text, value in known.items():
+        if value > 1:
+            candidates |= {text: value, f"1/{text}": 1 / value, f"sqrt({text})": value**0.5, f"1/sqrt({text})": value**-0.5}
+    named = next((text for text, value in candidates.items() if abs(c - value) < 1e-5 * abs(value)), None)
+    return f"{name} is exactly {named} times what is right" if named else f"{name} is {c:.6g} times what is right, everywhere"
+
+
+def order(name: str, got: np.ndarray, want: np.ndarray, allowed: np.ndarray) -> str:
+    """`along dim 1, entries [0 1 0 1] of what is right stand where [0 0 1 1] should`."""
+    if got.ndim == 2 and got.shape == want.T.shape and got.shape[0] > 1 and got.shape[1] > 1:
+        limit = float(np.max(allowed, initial=0.0))
+        if not wrong_entries(got, want.T, limit).any():
+            return f"{name} is right but transposed"
+    if got.shape != want.shape or not got.size:
+        return ""
+    for dim in range(got.ndim):
+        n = got.shape[dim]
+        if not 2 <= n <= 64:
+            continue
+        g, w, a = (np.moveaxis(np.broadcast_to(x, got.shape), dim, 0) for x in (got, want, allowed))
+        places = [
+            next((j for j in range(n) if not wrong_entries(g[i], w[j], np.maximum(a[i], a[j])).any()), -1) for i in range(n)
+        ]
+        if min(places) >= 0 and places != list(range(n)):
+            return f"along dim {dim} of {name} stand entries {places} of what is right, in place of {list(range(n))}"
+    return ""
+
+
+def dependence(name: str, row: int, result: str, got: set[int], right: set[int]) -> str:
+    """What moving input row `row` moves in the result, against what it should."""
+    too_many, too_few = sorted(got - right), sorted(right - got)
+    if too_many:
+        return f"changing {name}[{row}] changes {result}[{too_many[0]}], which must not depend on it"
+    if too_few:
+        return f"changing {name}[{row}] leaves {result}[{too_few[0]}] as it is, which must depend on it"
+    return ""
+
+
+def located(name: str, on: str, wrong: np.ndarray, got: np.ndarray, want: np.ndarray) -> list[str]:
+    """The first wrong entry (`on` which rank) with both values, and where along the first dim the wrong ones are."""
+    index = first_wrong(wrong)
+    at = f"[{', '.join(map(str, index))}]" if index else ""
+    lines = [f"{name}{at}{on}:  got {got[index]:.6g}   want {want[index]:.6g}"]
+    if wrong.ndim and len(wrong) > 1:
+        rows = wrong.reshape(len(wrong), -1).any(axis=1)
+        if not rows.all():
+            lines.append(f"of {name}, rows {_ranges(np.flatnonzero(rows))} are wrong, {_ranges(np.flatnonzero(~rows))} right")
+        elif wrong.ndim > 1:
+            columns = np.moveaxis(wrong, -1, 0).reshape(wrong.shape[-1], -1).any(axis=1)
+            if not columns.all():
+                places = f"{_ranges(np.flatnonzero(columns))} are wrong, {_ranges(np.flatnonzero(~columns))} right"
+                lines.append(f"of {name}, along the last dim entries {places}")
+    return lines
+
+
+def _ranges(indices: np.ndarray) -> str:
+    runs: list[list[int]] = []
+    for i in indices.tolist():
+        if runs and runs[-1][1] == i - 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)

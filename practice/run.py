@@ -1,0 +1,174 @@
+"""The learner's file run in processes of its own, watched, and ended: by its own end, a deadlock, or the time limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from parallel.threads import BLAS_VARIABLES
+from practice.exercise import Exercise
+from practice.part import Case, Outcome
+from practice.worker import STATE_BYTES, stored
+
+# A deadlock is believed when nothing has moved for so many seconds.
+STILL = 0.5
+# How long ranks that have done all cases may take to leave.
+LEAVING = 2.0
+# What an outer launcher has put into the environment for its own ranks, and what a user has for his.
+LAUNCHERS = ("PYTHON", "PMI", "OMPI_", "PRTE", "HYDRA", "HYDI", "MPI_", "MPIR_")
+KEPT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_MCA_rmaps_default_mapping_policy")
+# How long processes may take to start and import.
+STARTING = 60
+
+
+@dataclass
+class Run:
+    """outcomes: by case, one a rank; [] for a case that was not reached. ended: why the run was stopped, or ''."""
+
+    outcomes: list[list[Outcome]]
+    ended: str = ""
+    # At a deadlock or the time limit: for each rank its state, and its Python stack within the learner's file.
+    states: list[dict] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    printed: str = ""
+    seconds: float = 0.0
+
+
+def run(exercise: Exercise, file: str, source: str, cases: Sequence[Case], command: Callable[[int, str], list[str]]) -> Run:
+    """Run all cases on the learner's `source`. `command(ranks, job)`: what starts `worker.main(job)` on so many ranks."""
+    with tempfile.TemporaryDirectory(prefix="rankwise-practice-", ignore_cleanup_errors=True) as folder:
+        return _run(Path(folder), exercise, file, source, cases, command)
+
+
+def _run(
+    folder: Path,
+    exercise: Exercise,
+    file: str,
+    source: str,
+    cases: Sequence[Case],
+    command: Callable[[int, str], list[str]],
+) -> Run:
+    facts, ranks = exercise.facts, exercise.ranks
+    job = {"exercise": exercise.name, "file": file, "source": source, "cases": [asdict(c) for c in cases]}
+    (folder / "job.json").write_text(json.dumps(job | {k: facts[k] for k in ("mebibytes", "seconds")}))
+    environment = {k: v for k, v in os.environ.items() if k.startswith(KEPT) or not k.startswith(LAUNCHERS)}
+    environment |= dict.fromkeys(BLAS_VARIABLES, "1") | {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}
+    # Open MPI's word for more ranks than cores.
+    environment.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
+    begun = time.monotonic()
+    with open(folder / "start", "w") as log:
+        own = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment, "start_new_session": True}
+        process = subprocess.Popen(command(ranks, str(folder)), **own)
+    try:
+        ended = _watch(process, folder, ranks, facts["seconds"])
+        states = [_state(folder, rank) for rank in range(ranks)]
+        lines = _lines(folder, states, file) if ended else [0] * ranks
+    finally:
+        _end(process, [s.get("pid", 0) for s in (_state(folder, r) for r in range(ranks))])
+    outcomes = []
+    for number in range(len(cases)):
+        by_rank = [stored(folder, number, rank) for rank in range(ranks)]
+        reached = any(by_rank) or any(s.get("case") == number for s in states)
+        silent = [_missing(states[r], ended, facts["seconds"], lines[r], source) for r in range(ranks)]
+        outcomes.append([o or s for o, s in zip(by_rank, silent, strict=True)] if reached else [])
+    printed = "".join(_text(folder / f"out.{rank}") for rank in range(ranks))
+    if not ended and not any(outcomes):
+        ended = "the process ended before it began: " + _text(folder / "start")[-600:]
+    return Run(outcomes, ended, states, lines, printed, time.monotonic() - begun)
+
+
+def _missing(state: dict, ended: str, seconds: float, line: int, source: str) -> Outcome:
+    """The Outcome of a rank that has written none for the case that it is in."""
+    if state.get("state") == "waits":
+        return Outcome("hang", waits=state["what"])
+    if ended:
+        lines = source.splitlines()
+        at = f", in line {line}: {lines[line - 1].strip()}" if 0 < line <= len(lines) else ""
+        return Outcome("silent", waits=f"still running after {seconds:g} s, and stopped{at}")
+    return Outcome("silent", waits="its process ended by itself, without returning (os._exit, os.abort, or out of memory)")
+
+
+def _state(folder: Path, rank: int) -> dict:
+    try:
+        return json.loads((folder / f"state.{rank}").read_bytes()[:STATE_BYTES])
+    except (OSError, ValueError):
+        return {}
+
+
+def _watch(process: subprocess.Popen, folder: Path, ranks: int, limit: float) -> str:
+    """Until the process has ended ('' then) or is to be: 'deadlock', 'time'. The limit counts from the learner's first line."""
+    begun = still = time.monotonic()
+    started, before = 0.0, None
+    while process.poll() is None:
+        time.sleep(0.005)
+        now = time.monotonic()
+        states = [_state(folder, rank) for rank in range(ranks)]
+        if states != before:
+            before, still = states, now
+        if now - still > LEAVING and all(s.get("state") == "end" for s in states):
+            return ""
+        if not started and all(s.get("case", -1) >= 0 for s in states):
+            started = now
+        if started and now - still > STILL and _stuck(states):
+            return "deadlock"
+        if now - (started or begun) > (limit if started else STARTING):
+            return "time"
+    return ""
+
+
+def _stuck(states: list[dict]) -> bool:
+    """Whether no rank can go on: each waits in a verb or has ended the case, and what each waits for will not come."""
+    waiting = {rank: s for rank, s in enumerate(states) if s["state"] == "waits"}
+    if not waiting or any(s["state"] == "busy" for s in states):
+        return False
+    if len(waiting) == len(states) and all("verb" in s for s in states):
+        return False
+
+    def will_end(rank: int, s: dict) -> bool:
+        to, source = s["to"], s["source"]
+        taken = to is None or states[to]["asked"].get(str(rank), 0) >= s["offered"][str(to)]
+        comes = source is None or states[source]["offered"].get(str(rank), 0) >= s["asked"][str(source)]
+        return taken and comes
+
+    return not any(will_end(rank, s) for rank, s in waiting.items() if "verb" not in s)
+
+
+def _lines(folder: Path, states: list[dict], file: str) -> list[int]:
+    """The line of the learner's file at which each rank is, 0 where that is not known."""
+    for state in states:
+        with suppress(OSError, KeyError):
+            os.kill(state["pid"], signal.SIGUSR1)
+    time.sleep(0.1)
+    found = []
+    for rank in range(len(states)):
+        own = [t for t in _text(folder / f"stack.{rank}").splitlines() if f'"{file}"' in t]
+        found.append(int(own[0].split("line ")[1].split()[0]) if own else 0)
+    return found
+
+
+def _end(process: subprocess.Popen, pids: Sequence[int]) -> None:
+    """End the process, its group, and its ranks, which mpirun puts into groups of their own."""
+    if process.poll() is None:
+        for pid in pids:
+            if pid:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    with suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes()[: 2**20].decode(errors="replace")
+    except OSError:
+        return ""

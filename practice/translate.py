@@ -1,0 +1,72 @@
+"""What an error of Python or NumPy means here, or that ranks wait, in a sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from practice.part import Outcome
+
+# (type, pattern of the message, what is said); \1 and so on are the pattern's groups.
+SENTENCES = (
+    ("ValueError", r"matmul: .*size (\d+) is different from (\d+)", r"The inner sizes of the product differ: \2 and \1."
+     " Weights here are stored (in, out); a transpose is missing or too many."),
+    ("ValueError", r"shapes (.*) and (.*) not aligned", r"The inner sizes of the product differ: \1 and \2."),
+    ("ValueError", r"operands could not be broadcast together with shapes (.*)", r"The shapes \1 do not fit each other."),
+    ("ValueError", r"read-only", "This line changes an argument in place: make a new array instead."),
+    ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
+    ("PermissionError", r"(.*)", r"\1."),
+    ("Refused", r"(.*)", r"\1."),
+    ("AttributeError", r"(your file has no .*)", r"\1."),
+    ("OSError", r"File too large", "It prints more than 4 MB."),
+    ("MemoryError", r"", "It asks for more memory than this exercise may use."),
+    ("SystemExit", r"", "It leaves the program (sys.exit, exit or quit) instead of returning."),
+    ("RuntimeError", r"can't start new thread", "It starts more threads than this exercise has memory for."),
+    ("RecursionError", r"", "It calls itself without end."),
+    ("NameError", r"name '(.*)' is not defined", r"There is no \1 here: is it spelled as in the signature, or assigned later?"),
+    ("UnboundLocalError", r"variable '(.*)'", r"\1 is used before it has a value on this way through the function."),
+    ("ZeroDivisionError", r"", "It divides by 0."),
+)  # fmt: skip
+
+
+def sentence(error: dict[str, Any]) -> list[str]:
+    """One to three lines: where, what, and what it means."""
+    kind, message = error["type"], error["message"]
+    if error["after"] and kind in ("TypeError", "ValueError", "IndexError", "KeyError", "AttributeError", "UFuncTypeError"):
+        if kind == "TypeError" and "positional argument" in message:
+            return [f"{error['called']} is called as in the scaffold, but: {message}. Keep its arguments."]
+        if not message.startswith("your file"):
+            return [f"What {error['called']} returns is not what the task asks for ({message})."]
+    meant = next((re.search(p, message).expand(s) for k, p, s in SENTENCES if k == kind and re.search(p, message)), None)
+    function = "" if error["function"] == "module" else f"{error['function']}, "
+    where = f"{function}line {error['line']}: {error['text']}" if error["line"] else error["called"]
+    lines = [where] if where else []
+    if error["shapes"]:
+        lines.append(f"with {error['shapes']}")
+    lines.append(meant or f"{kind}: {message}")
+    return lines
+
+
+def waits(by_rank: Sequence[Outcome]) -> list[str]:
+    """What each rank waits in, and what that means."""
+    lines, doing = [], []
+    for rank, o in enumerate(by_rank):
+        what, _, line = o.waits.partition("|")
+        doing.append(what.split(" ")[0] if o.kind == "hang" else "")
+        told = f"waits in {what}" + (f", line {line}" if line not in ("", "0") else "") if o.kind == "hang" else "has returned"
+        lines.append(f"rank {rank} {told if o.kind in ('hang', 'ok') else 'has ended'}")
+    lines.insert(0, "Nobody could go on:")
+    absent = [str(r) for r, d in enumerate(doing) if not d]
+    if all(d == "send" for d in doing):
+        lines += ["Every rank sends first, and a send waits for its receiver. (MPI forgives this for small messages;"
+                  " practice doesn't.) Pair each send with a receive."]  # fmt: skip
+    elif all(d == "recv" for d in doing):
+        lines.append("Every rank waits to receive, and nobody sends.")
+    elif absent and all(d not in ("send", "recv") for d in doing if d):
+        lines.append(f"A collective is for all ranks: rank {', '.join(absent)} returned without calling it.")
+    elif absent:
+        lines.append(f"Rank {', '.join(absent)} did not come to the other side of it.")
+    else:
+        lines.append("No rank's send meets another's receive.")
+    return lines
