@@ -1,0 +1,56 @@
+"""Crashes in a row, each another one: `python -m tests.faults.crashes 200`. No process stays behind, and no byte in /dev/shm.
+
+Where the system lets it, the crashes see a /dev/shm of their own, so that what others do in it is not counted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.faults.running import run
+
+COMMAND = ["-m", "launch.tp_mlp", "--tokens", "5", "--d-model", "6", "--d-ff", "13", "--data", "none"]
+KINDS = ("kind=raise", "kind=kill", "kind=segv,when=in", "kind=exit:3", "kind=osexit:5", "kind=shape", "kind=thread")
+KINDS += ("kind=kill,when=in",)
+AT_ONCE = 3
+ALONE = "RANKWISE_OWN_SHM"
+
+
+def crashes(how_many: int) -> list[str]:
+    """What went wrong, in words."""
+    before, problems = set(os.listdir("/dev/shm")), []
+
+    def crash(i: int) -> None:
+        ranks = (2, 3, 4, 1)[i % 4]
+        kind = KINDS[i // 4 % len(KINDS)]
+        # Alone, a rank has no one to disagree with.
+        kind = "kind=raise" if ranks == 1 and kind == "kind=shape" else kind
+        done = run(ranks, COMMAND, f"rank={i % ranks},at=all_reduce:{1 + i % 2},{kind}")
+        if done.status in (0, None) or done.left:
+            problems.append(f"{kind} on rank {i % ranks} of {ranks}: status {done.status}, left {done.left}")
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(crash, range(how_many)):
+            pass
+    problems += [f"/dev/shm/{name} is left" for name in sorted(set(os.listdir("/dev/shm")) - before)]
+    return problems
+
+
+def main() -> int:
+    how_many = int(sys.argv[1])
+    if ALONE not in os.environ and shutil.which("unshare"):
+        mounted = 'mount -t tmpfs tmpfs /dev/shm && exec "$@"'
+        again = ["unshare", "--mount", "sh", "-c", mounted, "sh", sys.executable, "-m", "tests.faults.crashes", str(how_many)]
+        if subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0:
+            return subprocess.run(again, env=os.environ | {ALONE: "1"}, check=False).returncode
+    problems = crashes(how_many)
+    print(*problems, f"{how_many} crashes, {len(problems)} problems", sep="\n")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

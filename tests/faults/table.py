@@ -1,0 +1,54 @@
+"""docs/faults.md: every case once, with what was said: `python -m tests.faults.table > docs/faults.md`."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.faults.cases import DEATHS, FILES, HANGS, HARMLESS, MISMATCHES, NUMBERS, Case
+from tests.faults.test_faults import prepared, seen
+
+HEAD = """# Faults, and what is said of them
+
+Made by `python -m tests.faults.table` from real runs: each fault planted with `RANKWISE_FAULT` (`parallel/fault.py`) in one
+rank of a real command, the last one. What is said is cut short here; the status is that of mpirun. `make faults` runs all on
+2, 3 and 4 ranks, on each rank where that matters, and the most telling ones under Open MPI.
+"""
+TITLES = {
+    "Ranks that disagree": MISMATCHES,
+    "Ranks that die": DEATHS,
+    "Ranks that do not come (`--timeout 2`)": HANGS,
+    "Numbers (`--check-replicas 1`, or the comparison alone)": NUMBERS,
+    "Files": FILES,
+    "What goes on as if nothing were": HARMLESS,
+}
+LONGEST = 230
+
+
+def row(case: Case, shared: Path) -> str:
+    ranks = 3 if 3 in case.ranks else case.ranks[0]
+    with tempfile.TemporaryDirectory() as own:
+        done = seen(case, ranks, ranks - 1, False, shared, Path(own))
+    said = next((line for line in done.err.splitlines() if line and not line.startswith("=")), "")
+    said = said or next((line for line in done.out.splitlines() if line.startswith(("WRONG", "all agreed"))), "")
+    said = re.sub(r"\S*/run\S*?/|/tmp/\S*?/", "", said)
+    said = f"{said[:LONGEST]} …" if len(said) > LONGEST else said
+    fault = "" if case.fault is None else f"`{case.fault}`"
+    return f"| {case.name} | {fault} | {case.command} | `{said.replace('|', '/')}` | {done.status} |"
+
+
+def main() -> None:
+    print(HEAD)
+    with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor(2) as pool:
+        prepared(Path(tmp))
+        for title, cases in TITLES.items():
+            print(f"## {title}\n\n| fault | planted | command | said | status |\n|---|---|---|---|---|")
+            print(*pool.map(lambda case: row(case, Path(tmp)), cases), "", sep="\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
