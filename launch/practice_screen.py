@@ -222,7 +222,7 @@ def passed(e: Exercise, p: Progress, a: Attempt, now: datetime, next_name: str |
     if e.facts["ask"]:
         lines.append(f" questions    {COMMAND} ask")
     if a.nudges < len(e.hints) and a.mode == GUIDED:
-        lines.append(f" nudges       {plural(len(e.hints) - a.nudges, 'nudge')} not used")
+        lines.append(f" nudges       {len(e.hints) - a.nudges} not used")
     if next_name:
         lines.append(f" next         {COMMAND} start        {short(next_name)}")
     return lines

@@ -37,7 +37,7 @@ VERBS = ("all_reduce", "start_all_reduce", "reduce_scatter", "start_reduce_scatt
 VERBS += ("send", "receive")
 BEFALL = ("raise", "exit", "osexit", "return", "kill", "segv", "stop", "sleep", "spin", "thread", "disk")
 NUMBERED = ("exit", "osexit", "sleep", "disk")
-# Which verbs a kind that alters the call is for: those that take an array, unless told.
+# Which verbs each kind that alters the call has a meaning for.
 SENDING = tuple(v for v in VERBS if v != "receive")
 ALTER = {
     "nan": SENDING,
@@ -107,6 +107,8 @@ def parsed(text: str) -> Fault:
     allowed = ("before", "in", "after") if kind in BEFALL else ("before", "after") if kind in ("nan", "flip") else ("before",)
     if when not in allowed:
         raise ValueError(f"when={when} in {VARIABLE} has no meaning for {kind}: use {' or '.join(allowed)}")
+    if (kind, verb, when) == ("nan", "send", "after"):
+        raise ValueError(f"when=after in {VARIABLE}: nothing comes of send that could be NaN: use before")
     return Fault(int(given["rank"]), axis, verb, call, kind, amount, when)
 
 
@@ -148,6 +150,8 @@ def plant(fault: Fault, mesh: Mesh, rank: int) -> None:
         raise ValueError(f"rank={fault.rank} in {VARIABLE} is none of {ranks} ranks: use 0 to {ranks - 1}")
     if fault.axis is not None and fault.axis not in names:
         raise ValueError(f"at={fault.axis}.{fault.verb} in {VARIABLE}: this mesh has no such axis: use {' or '.join(names)}")
+    if fault.kind == "axis" and sum(n > 1 for n in mesh.sizes.values()) < 2:
+        raise ValueError(f"kind=axis in {VARIABLE} needs two axes of two ranks or more: use a mesh of both, as dp=2,tp=2")
     if rank == fault.rank:
         mesh.watchers.append(_Standing(fault, [getattr(mesh, name) for name in names]))
 
@@ -252,9 +256,7 @@ class _Standing(Watcher):
         return getattr(Axis, "all_reduce" if verb == "broadcast" else "broadcast")(axis, call.args[0])
 
     def _axis(self, axis: Axis, verb: str, call: partial) -> object:
-        other = next((a for a in self.axes if a is not axis and a.size > 1), None)
-        if other is None:
-            raise ValueError(f"kind=axis in {VARIABLE} needs a mesh of two axes of two ranks or more")
+        other = next(a for a in self.axes if a.name != axis.name.partition("[")[0] and a.size > 1)
         return getattr(Axis, verb)(other, *call.args, **call.keywords)
 
     def _skip(self, axis: Axis, verb: str, call: partial) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,9 +56,13 @@ def check(
         return verdict
     seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
     chosen = cases(exercise.parts, seed)
-    done = run(exercise, str(path), source, chosen, command)
-    verdict.printed = done.printed
     examiner = Examiner(exercise, reference)
+    # What is right is worked out while the learner's processes start and run.
+    ahead = threading.Thread(target=examiner.prepare, args=(chosen,), daemon=True)
+    ahead.start()
+    done = run(exercise, str(path), source, chosen, command)
+    ahead.join()
+    verdict.printed = done.printed
     verdict.parts = examiner.judge(chosen, done.outcomes)
     if done.ended and not any(j.status == "wrong" for j in verdict.parts):
         verdict.general = _stopped(done, exercise)

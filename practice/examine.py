@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -89,6 +90,13 @@ class Examiner:
             found.append(Right(results, allowed | exact))
         return found
 
+    def prepare(self, cases: Sequence[Case]) -> None:
+        """Work out what is right in these cases, before it is asked for."""
+        for case in (c for c in cases if not c.moved):
+            # What fails here fails again, and is heard, when it is asked for.
+            with suppress(Exception):
+                self.right(case)
+
     # --- one case
 
     def problem(self, case: Case, rank: int, outcome: Outcome) -> tuple[str, str] | None:
@@ -120,7 +128,7 @@ class Examiner:
                 return "value", name
         return None
 
-    def judge(self, cases: Sequence[Case], outcomes: Sequence[list[Outcome]], lines: Sequence[int] = ()) -> list[Judged]:
+    def judge(self, cases: Sequence[Case], outcomes: Sequence[list[Outcome]]) -> list[Judged]:
         """A verdict for each part. outcomes: by case, one a rank; [] for cases that were not reached."""
         found: list[Judged] = []
         for part in self.parts.values():
@@ -249,7 +257,7 @@ class Examiner:
                 solved = [self.simulated(replace(case, moved=m), self.exercise.solution)[rank] for m in (None, case.moved)]
                 try:
                     got, right = (
-                        _moved(a.results[result], b.results[result]) for a, b in ((base[rank], by_rank[rank]), solved)
+                        probes.moved(a.results[result], b.results[result]) for a, b in ((base[rank], by_rank[rank]), solved)
                     )
                 except (KeyError, ValueError, TypeError):
                     continue
@@ -277,13 +285,14 @@ class Examiner:
         for m in mistakes:
             if self._explains((m,), shown):
                 return [m]
-        begun = time.process_time()
-        # First those of mistakes that alone make one of these cases wrong.
+        # First pairs of mistakes that each make these cases wrong and leave right the parts before, as the learner's code does.
         touching = [m for m in mistakes if any(self._touches(m, case) for case in bad)]
-        pairs = dict.fromkeys([*itertools.combinations(touching, 2), *itertools.combinations(mistakes, 2)])
-        for pair in pairs:
-            if time.process_time() - begun > PAIRS:
-                break
+        earlier = itertools.takewhile(lambda p: p.name != bad[0].part, self.parts.values())
+        before = [replace(bad[0], part=p.name, size=tuple(p.sizes[0]), dtype=p.dtypes[0]) for p in earlier]
+        likely = [m for m in touching if not any(self._touches(m, case) for case in before)]
+        pairs = dict.fromkeys(p for some in (likely, touching, mistakes) for p in itertools.combinations(some, 2))
+        begun = time.process_time()
+        for pair in itertools.takewhile(lambda _: time.process_time() - begun < PAIRS, pairs):
             if self._explains(pair, shown):
                 return list(pair)
         return []
@@ -299,8 +308,7 @@ class Examiner:
         return source
 
     def _touches(self, mistake: Mistake, case: Case) -> bool:
-        outcomes = self.simulated(case, self.mistaken((mistake,)))
-        return any(self.problem(case, rank, o) for rank, o in enumerate(outcomes))
+        return any(self.problem(case, r, o) for r, o in enumerate(self.simulated(case, self.mistaken((mistake,)))))
 
     def _explains(self, mistakes: Sequence[Mistake], shown: list) -> bool:
         source = self.mistaken(mistakes)
@@ -390,8 +398,3 @@ def _near(a: int, b: int, counter: str) -> bool:
 
 def _are(most: int) -> str:
     return "is allowed" if most in (0, 1) else "are enough"
-
-
-def _moved(a: np.ndarray, b: np.ndarray) -> set[int]:
-    size = max(1e-12, float(np.abs(a[np.isfinite(a)]).max(initial=0.0)))
-    return set(np.flatnonzero(wrong_entries(a, b, 1e-9 * size).reshape(len(a), -1).any(axis=1)).tolist())

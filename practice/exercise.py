@@ -106,9 +106,6 @@ class Exercise:
         """The solution's docstring: what is to be done."""
         return ast.get_docstring(ast.parse(self.solution)) or ""
 
-    def solution_space(self) -> dict[str, Any]:
-        return load(self.solution, "solution.py")
-
 
 def every() -> list[Exercise]:
     return [Exercise(p.parent.name) for p in sorted(FOLDER.glob("*/exercise.toml"))]

@@ -6,7 +6,7 @@ Everything here is plain data and pure functions; who runs a part on what is in 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -164,9 +164,3 @@ class Outcome:
 def float64(a: dict[str, Any]) -> dict[str, Any]:
     """Inputs for the truth: float arrays in float64, all else as it is."""
     return {k: v.astype(np.float64) if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v for k, v in a.items()}
-
-
-def rows_that_moved(base: np.ndarray, moved: np.ndarray) -> Iterator[int]:
-    """Indices along the first dim at which the two differ."""
-    differs = ~((base == moved) | (np.isnan(base) & np.isnan(moved)))
-    yield from np.flatnonzero(differs.reshape(len(base), -1).any(axis=1)).tolist()

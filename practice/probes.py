@@ -72,6 +72,12 @@ def order(name: str, got: np.ndarray, want: np.ndarray, allowed: np.ndarray) -> 
     return ""
 
 
+def moved(a: np.ndarray, b: np.ndarray) -> set[int]:
+    """Indices along the first dim at which two results differ by more than rounding."""
+    size = max(1e-12, float(np.abs(a[np.isfinite(a)]).max(initial=0.0)))
+    return set(np.flatnonzero(wrong_entries(a, b, 1e-9 * size).reshape(len(a), -1).any(axis=1)).tolist())
+
+
 def dependence(name: str, row: int, result: str, got: set[int], right: set[int]) -> str:
     """What moving input row `row` moves in the result, against what it should."""
     too_many, too_few = sorted(got - right), sorted(right - got)

@@ -134,6 +134,7 @@ def test_finite_terms_with_an_infinite_sum(comm):
         ("rank=1,at=all_reduce:1,kind=root", "kind=root in RANKWISE_FAULT has no meaning for all_reduce: use at broadcast"),
         ("rank=1,at=all_reduce:1,kind=skip,when=in", "when=in in RANKWISE_FAULT has no meaning for skip: use before"),
         ("rank=1,at=all_reduce:1,kind=kill,when=never", "use before or in or after"),
+        ("rank=1,at=send:1,kind=nan,when=after", "nothing comes of send"),
     ],
 )
 def test_a_fault_that_is_none_is_refused(text, problem):

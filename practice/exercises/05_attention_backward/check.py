@@ -11,7 +11,7 @@ def inputs(draw, T, H, E, longest):
     lengths = []
     while sum(lengths) < T:
         lengths.append(int(draw.rng.integers(1, min(longest, T - sum(lengths)) + 1)))
-    a = {"do": draw(T, H, E), "q": draw(T, H, E, scale=2.5), "k": draw(T, H, E, scale=1.5), "v": draw(T, H, E)}
+    a = {"do": draw(T, H, E), "q": draw(T, H, E, scale=2), "k": draw(T, H, E, scale=1.2), "v": draw(T, H, E)}
     # Rounded once: the truth computes them anew from q, k and v.
     q, k, v = (a[n].astype(np.float64) for n in "qkv")
     o, lse = np.zeros((T, H, E)), np.zeros((T, H))

@@ -95,8 +95,8 @@ def states(draw, running, waiting, slots, budget, block):
         if kind in ("decodes", "is done"):
             # Every other one stands at the end of a block.
             tokens = (
-                int(draw.rng.integers(1, 5)) * block + 1
-                if draw.rng.random() < 0.5
+                int(draw.rng.integers(1, 4)) * block + 1
+                if draw.rng.random() < 0.6
                 else prompt + int(draw.rng.integers(1, 2 * block))
             )
             prompt = min(prompt, tokens - 1)
@@ -118,7 +118,7 @@ def states(draw, running, waiting, slots, budget, block):
         some = [request(k) for k in kinds] + [request("waits") for _ in range(waiting)]
         for id, r in zip(draw.rng.permutation(100)[: len(some)].tolist(), some, strict=True):
             r["id"] = id
-        free = int(draw.rng.integers(0, 3) if n % 2 else draw.rng.integers(0, 6 * (waiting + 1)))
+        free = int(draw.rng.integers(0, 3) if n % 2 else draw.rng.integers(0, 3 * (waiting + 1)))
         found.append({"waiting": some[running:], "running": some[:running], "free": free})
     return {"states": found, "slots": slots, "budget": budget, "block": block}
 
@@ -248,7 +248,7 @@ def random_load(rng):
     )
 
 
-STATES = ((2, 1, 3, 5, 3), (3, 3, 5, 9, 4), (5, 4, 6, 23, 3), (0, 3, 2, 7, 4), (4, 2, 4, 11, 2), (5, 0, 5, 6, 3))
+STATES = ((2, 1, 3, 5, 3), (3, 3, 5, 9, 4), (5, 4, 6, 23, 3), (0, 5, 3, 60, 4), (4, 2, 4, 11, 2), (7, 0, 8, 11, 2))
 ONLY = ("float64",)
 PARTS = (
     Part("step", STATES, states, call_step, want_step, random_size=random_state, dtypes=ONLY),

@@ -6,6 +6,7 @@ from practice.part import Part, mistake
 
 WEIGHTS = ("Wq", "Wk", "Wv", "Wo")
 NAMES = ("x", *WEIGHTS, "bo")
+STEP = 1e-30
 
 
 def inputs(draw, T, D, H, K, E):
@@ -59,16 +60,24 @@ def options(a, ref):
 
 
 def gradient(a, ref, name, heads, *at):
-    """Of the loss sum(dy y), of some query heads only, at these entries: by complex step."""
+    """Of the loss sum(dy y), of some query heads only, at these entries: by complex step.
+
+    In long double: what cancels in a softmax's derivative cancels in another order here than in an answer, and its rounding would
+    be taken for the answer's.
+    """
     o = options(a, ref)
-
-    def loss(W, moved, index):
-        reached = ref.attention.reached(W, o, moved, index).get("heads", heads)
-        return (a["dy"] * ref.attention.attention(W, o, heads=[i for i in heads if i in reached])).sum()
-
-    W = {n: a[n] for n in NAMES if n != "bo" or name == "bo"}
-    at = at or [np.arange(n) for n in a[name].shape]
-    return ref.gradient.at_entries(loss, W, name, [np.asarray(i, int) for i in at])
+    W = {n: a[n].astype(np.longdouble) for n in NAMES if n != "bo" or name == "bo"}
+    dy, moved = a["dy"].astype(np.longdouble), a[name].astype(np.clongdouble)
+    at = [np.asarray(i, int) for i in at or map(np.arange, a[name].shape)]
+    found = np.empty([len(i) for i in at])
+    for place in np.ndindex(found.shape):
+        index = tuple(int(i[p]) for i, p in zip(at, place, strict=True))
+        reached = ref.attention.reached(W, o, name, index).get("heads", heads)
+        moved[index] += 1j * STEP
+        y = ref.attention.attention(W | {name: moved}, o, heads=[i for i in heads if i in reached])
+        found[place] = (dy * y).sum().imag / STEP
+        moved[index] = moved[index].real
+    return found
 
 
 def want_own_heads(a, ref, at):

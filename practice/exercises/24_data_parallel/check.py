@@ -79,9 +79,9 @@ MISTAKES = (
             " so make them sums first.", (SUMS, "[g if n else np.zeros_like(g) for g in grads]")),
     mistake("not_divided", "This is the sum over all tokens: it is to be divided by their number.", (MEANS, "total[1:]")),
     mistake("divided_by_ranks", "The mean over all tokens is divided by the number of ranks as well: the tokens of all ranks are counted in it.",
-            (MEANS, MEANS + " / dp.size")),
+            (MEANS + "\n", MEANS + " / dp.size\n")),
     mistake("times_ranks", "The mean over all tokens is multiplied by the number of ranks: that undoes a mean that all_reduce does not take here"
-            " (PyTorch's DDP does).", (MEANS, MEANS + " * dp.size")),
+            " (PyTorch's DDP does).", (MEANS + "\n", MEANS + " * dp.size\n")),
     mistake("own_count", "The sum is divided by this rank's own number of tokens: it is to be divided by that of all, or the ranks' weights"
             " drift apart.", (MEANS, "total[1:] / max(n, 1)")),
     mistake("own_count_times_ranks", "The number of all tokens is taken as this rank's times the number of ranks: the others have other numbers.",
