@@ -374,17 +374,16 @@ class Examiner:
     def _costing(self, ran: list, counters: set[str]) -> list[Mistake]:
         """The known mistake that costs the same."""
         shown = [(c, o) for c, o in ran if not c.moved][:3]
+        alike = []
         for m in self.exercise.mistakes:
-            source = self.mistaken((m,))
-            ours = [self.simulated(c, source) for c, _ in shown]
-            if any(self.problem(c, r, o) for (c, _), t in zip(shown, ours, strict=True) for r, o in enumerate(t)):
-                continue
+            ours = [self.simulated(c, self.mistaken((m,))) for c, _ in shown]
             pairs = [(a, b) for o, (_, t) in zip(ours, shown, strict=True) for a, b in zip(o, t, strict=True)]
             if all(
                 a.kind == "ok" and all(_near(a.counts.get(k, 0), b.counts.get(k, 0), k) for k in counters) for a, b in pairs
             ):
-                return [m]
-        return []
+                alike.append((any(self._touches(m, case) for case, _ in shown), m))
+        # First one that is right but for the cost, as the learner's is.
+        return [m for _, m in sorted(alike, key=lambda a: a[0])][:1]
 
 
 def _over(limits: dict[str, int], outcome: Outcome) -> dict[str, int]:

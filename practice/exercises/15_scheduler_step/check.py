@@ -248,7 +248,7 @@ def random_load(rng):
     )
 
 
-STATES = ((2, 1, 3, 5, 3), (3, 3, 5, 9, 4), (5, 4, 6, 23, 3), (0, 5, 3, 60, 4), (4, 2, 4, 11, 2), (7, 0, 8, 11, 2))
+STATES = ((2, 1, 3, 11, 3), (3, 3, 5, 9, 4), (5, 4, 6, 23, 3), (0, 5, 3, 60, 4), (4, 2, 4, 11, 2), (7, 0, 8, 11, 2))
 ONLY = ("float64",)
 PARTS = (
     Part("step", STATES, states, call_step, want_step, random_size=random_state, dtypes=ONLY),
