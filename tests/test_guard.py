@@ -3,6 +3,7 @@
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -249,19 +250,25 @@ def test_every_rank_can_read_what_every_rank_did(comm):
 @pytest.mark.mpi(min_size=2)
 def test_a_rank_that_waits_is_seen_where_it_waits(comm):
     recorder, world = Recorder.of(comm), comm.rank
-    with Mesh(comm, tp=comm.size) as mesh:
+
+    def waiting():
+        """The verb of a mesh that rank 1 waits in, read once: it goes on meanwhile."""
+        found = recorder.slot(1).waiting
+        return found if found and found.axis else None
+
+    with Mesh(comm, tp=comm.size) as mesh, closing(Control(comm)) as control:
         if world == 0:
             deadline = time.monotonic() + 10
-            while recorder.slot(1).waiting is None or not recorder.slot(1).waiting.axis:
+            while waiting() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            waiting = recorder.slot(1).waiting
-            assert str(waiting).startswith("receive (3,) float32 from 0 #0 on tp (rank 0) at tests/test_guard.py:")
+            assert str(waiting()).startswith("receive (3,) float32 from 0 #0 on tp (rank 0) at tests/test_guard.py:")
             mesh.tp.send(np.zeros(3, "f4"), 1)
         if world == 1:
             mesh.tp.receive((3,), "f4", 0)
-        Control(comm).wait()
-        assert recorder.slot(1).waiting is None or not recorder.slot(1).waiting.axis
+        control.wait()
+        assert waiting() is None
+        control.wait()
 
 
 # --- who holds up whom, from what the recorder says
