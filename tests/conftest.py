@@ -7,7 +7,11 @@ import os
 import pytest
 from pytest_mpi import MPIPlugin
 
-from tests.harness import Harness, OneLine
+from tests.harness import ROOT, Harness, OneLine
+
+# The commands that tests start would be compiled at each start where the environment forbids bytecode beside the sources.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".pytest_cache" / "bytecode"))
 
 
 def pytest_addoption(parser):
