@@ -3,8 +3,9 @@
 MPI itself gives wrong numbers without a word when ranks differ in dtype, reduction or root. Each rank's call goes, hashed to
 eight bytes, with its number to all others on a communicator of its own; only on a difference are the calls exchanged.
 
-What must agree: number, verb, shape, dtype, reduction, dim and cut, root, and the function that calls. Lines of one function
-may differ (`if tp.rank == 0: ... else: ...`). Not the order in memory: verbs take any, what they send is C-ordered.
+What must agree: number, verb, shape, dtype, reduction, dim and cut, root, and the line that calls: two sums of one shape that a
+rank makes in another order are told. Only a broadcast, where the root has something to say and the others have not, may stand
+on two lines of a function. Not the order in memory: verbs take any, what they send is C-ordered.
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ class Agreement(Watcher):
             raise CollectiveMismatch(explained(axis.name, axis.members, comm.allgather((call, order))))
 
     def _digest(self, call: Call) -> int:
-        key = call.verb, call.shape, call.dtype, call.how, call.function
+        key = call.verb, call.shape, call.dtype, call.how, call.function, call.site
         digest = self._digests.get(key)
         if digest is None:
-            text = repr((*key, call.site.rpartition(":")[0]))
+            file = call.site.rpartition(":")[0]
+            text = repr((*key[:-1], file if call.verb == "broadcast" else call.site))
             digest = self._digests[key] = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
         return digest
 

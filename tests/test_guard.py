@@ -110,12 +110,27 @@ def test_a_call_left_out_is_seen_where_the_next_one_is_another(tp):
 
 
 @pytest.mark.mpi(min_size=2)
-def test_lines_of_one_function_may_differ_and_so_may_orders_in_memory(tp):
+def test_two_sums_of_one_shape_in_another_order_are_told(tp):
+    def both(order):
+        for which in order:
+            if which == "weights":
+                tp.all_reduce(np.ones(3))
+            else:
+                tp.all_reduce(np.zeros(3))
+
+    for odd in range(tp.size):
+        with pytest.raises(CollectiveMismatch, match=rf"rank {odd} called all_reduce .*both"):
+            both(["biases", "weights"] if tp.rank == odd else ["weights", "biases"])
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_broadcast_may_stand_on_two_lines_and_orders_in_memory_may_differ(tp):
     x = np.arange(6.0).reshape(2, 3)
     if tp.rank == 0:
-        assert (tp.all_reduce(np.asfortranarray(x)) == tp.size * x).all()
+        tp.broadcast(x)
     else:
-        assert (tp.all_reduce(x) == tp.size * x).all()
+        assert (tp.broadcast(np.empty_like(x)) == x).all()
+    assert (tp.all_reduce(np.asfortranarray(x) if tp.rank == 0 else x) == tp.size * x).all()
 
 
 @pytest.mark.mpi(min_size=2)
