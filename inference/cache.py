@@ -69,7 +69,7 @@ class Cache(ABC):
             for sequence, tokens in batch:
                 at = slice(first, first + tokens)
                 self._write(layer, sequence, [a[at] for a in new])
-                yield at, *self._read(layer, sequence)
+                yield at, None, *(a[None] for a in self._read(layer, sequence))
                 first += tokens
 
         return [lambda *new, layer=layer: store(layer, *new) for layer in range(len(self.shapes))]
@@ -245,7 +245,8 @@ class PagedCache(Cache):
         self._pool.write(layer, table[positions // BLOCK], positions % BLOCK, new)
 
     def _read(self, layer: int, sequence: int) -> list[np.ndarray]:
-        return self._pool.read(layer, self.tables[sequence], self.lengths[sequence])
+        table_BN = np.array([self.tables[sequence]], np.int64)
+        return [a[0] for a in self._pool.read(layer, table_BN, self.lengths[sequence])]
 
 
 class Striped:
@@ -290,8 +291,8 @@ class Striped:
 
         def store(inner: Callable, *new: np.ndarray) -> Iterator[tuple]:
             first = 0
-            for p, (_, *held) in zip(positions, inner(*(a[chosen] for a in new)), strict=True):
-                yield slice(first, first + len(p)), *held, [self._mine(int(n) + 1) for n in p]
+            for p, (_, _, *held) in zip(positions, inner(*(a[chosen] for a in new)), strict=True):
+                yield slice(first, first + len(p)), [self._mine(int(n) + 1) for n in p], *held
                 first += len(p)
 
         return [lambda *new, inner=inner: store(inner, *new) for inner in own]

@@ -1,6 +1,7 @@
 """Arrays in blocks of 16 tokens, addressed by tables of block numbers. Whose a block is, is for others to know.
 
 N blocks   S tokens of a sequence so far   T new tokens of several, one sequence's after another's
+B sequences that are read together, as many new tokens each
 """
 
 from __future__ import annotations
@@ -19,6 +20,49 @@ class Span(NamedTuple):
     first: int
     tokens: int
     table: Sequence[int]
+
+
+class Group(NamedTuple):
+    """Sequences that are read at once. `at`: where their new tokens stand; `tables`: their blocks (B, N), a shorter one's last
+    repeated; `length`: the longest one's S; `beyond`: the places (b, s) behind a shorter one's end; `hidden`: (B, T, S), 0 or
+    -inf where a new token must not look; None for one sequence."""
+
+    at: slice
+    tables: np.ndarray
+    length: int
+    beyond: tuple[np.ndarray, ...] = ()
+    hidden: np.ndarray | None = None
+
+
+def grouped(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Neighbours that decode, with as many new tokens each, as long as no more is read beyond their ends than of themselves;
+    all others one by one. Where contexts are short, the calls for each sequence cost more than its products."""
+    group: list[Span] = []
+    for span in spans:
+        more = [*group, span]
+        lengths = [first + tokens for first, tokens, _ in more]
+        alike = span.tokens == more[0].tokens <= BLOCK
+        if group and not (alike and max(lengths) * len(more) <= 2 * sum(lengths)):
+            yield group
+            more = [span]
+        group = more
+    if group:
+        yield group
+
+
+def laid_out(group: Sequence[Span], begin: int, dtype: np.dtype) -> Group:
+    """`begin`: where the first one's new tokens stand."""
+    tokens, blocks = group[0].tokens, max(len(span.table) for span in group)
+    at = slice(begin, begin + tokens * len(group))
+    tables_BN = np.array([[*span.table, *span.table[-1:] * (blocks - len(span.table))] for span in group], np.int64)
+    lengths_B = np.array([span.first + tokens for span in group])
+    length = int(lengths_B.max())
+    if len(group) == 1:
+        return Group(at, tables_BN, length)
+    places_S = np.arange(length)
+    seen_BT = (lengths_B[:, None] - tokens) + np.arange(tokens)
+    hidden_BTS = np.where(places_S > seen_BT[..., None], dtype.type(-np.inf), dtype.type(0))
+    return Group(at, tables_BN, length, np.nonzero(places_S >= lengths_B[:, None]), hidden_BTS)
 
 
 class Pool:
@@ -53,22 +97,31 @@ class Pool:
         for held, a in zip(self._arrays[layer], new, strict=True):
             held[blocks_T, places_T] = a
 
-    def read(self, layer: int, table: Sequence[int], length: int) -> list[np.ndarray]:
-        """(S, ...) of each kind: the first `length` tokens of a table's blocks, copied together."""
-        return [held[table].reshape(-1, *held.shape[2:])[:length] for held in self._arrays[layer]]
+    def read(self, layer: int, tables: np.ndarray, length: int, beyond: tuple[np.ndarray, ...] = ()) -> list[np.ndarray]:
+        """(B, S, ...) of each kind: the first `length` tokens of the blocks of each of B tables, copied together; zeros in the
+        places `beyond`, where what stands is another's: hidden, it would still spread if it were NaN."""
+        found = []
+        for held in self._arrays[layer]:
+            a = held[tables].reshape(len(tables), tables.shape[1] * BLOCK, *held.shape[2:])[:, :length]
+            if beyond:
+                a[beyond] = 0
+            found.append(a)
+        return found
 
     def stores(self, spans: Sequence[Span]) -> list[Callable[..., Iterator[tuple]]]:
-        """Each layer's side of a step: keeps what is new, yields what is kept of each sequence's tokens."""
-        tables = [np.asarray(table, np.int64) for _, _, table in spans]
+        """Each layer's side of a step: keeps what is new, yields what is kept of each group of sequences."""
         positions = [np.arange(first, first + tokens) for first, tokens, _ in spans]
+        tables = [np.asarray(table, np.int64) for _, _, table in spans]
         blocks_T = np.concatenate([t[p // BLOCK] for t, p in zip(tables, positions, strict=True)])
         places_T = np.concatenate(positions) % BLOCK
+        groups, begin = [], 0
+        for group in grouped(spans):
+            groups.append(laid_out(group, begin, self.dtype))
+            begin = groups[-1].at.stop
 
         def store(layer: int, *new: np.ndarray) -> Iterator[tuple]:
             self.write(layer, blocks_T, places_T, new)
-            begin = 0
-            for (first, tokens, _), table in zip(spans, tables, strict=True):
-                yield slice(begin, begin + tokens), *self.read(layer, table, first + tokens)
-                begin += tokens
+            for at, tables_BN, length, beyond, hidden_BTS in groups:
+                yield at, hidden_BTS, *self.read(layer, tables_BN, length, beyond)
 
         return [lambda *new, layer=layer: store(layer, *new) for layer in range(len(self.shapes))]

@@ -274,8 +274,8 @@ def _used(cache: Cache) -> list[tuple[int, int, int]]:
 
 def _kept(cache: Cache, sequence: int) -> list[int]:
     """Who wrote each token that is kept of a sequence."""
-    ((_, held),) = cache.stores([(sequence, 0)])[0](np.empty((0, 1), np.int8))
-    return held[:, 0].tolist()
+    ((_, _, held),) = cache.stores([(sequence, 0)])[0](np.empty((0, 1), np.int8))
+    return held[0, :, 0].tolist()
 
 
 def draw_kinds() -> Figure:

@@ -1,7 +1,7 @@
 """Softmax attention in blocks that stay in the cache, never a whole score matrix (arXiv 2205.14135, 2112.05682).
 
     T query tokens   S key tokens   K key/value heads   g query heads that read one of them   E query and key width
-    V value width   N key/value heads at once   Q queries of a block   R = Q g rows   C keys of a block
+    V value width   N key/value heads at once   Q queries of a block   R = Q g rows   C keys of a block   B sequences at once
 
 All arrays are views with tokens first, of any stride: q (T, K, g, E), k (S, K, E), v (S, K, V), o (T, K, g, V), lse (T, K, g).
 Memory grows with the tokens, not with their square: forward keeps only the output and the log-sum-exp of each row of scores.
@@ -23,8 +23,9 @@ HEADROOM = 60.0
 # A sequence: where its queries and its keys are. Its queries are the last of its keys.
 Span = tuple[slice, slice]
 
-# A cache's side of one layer: given what it keeps of each new token, it appends that and yields, sequence by sequence, where
-# the sequence's new tokens are, and what is kept of all its tokens, (S, ...).
+# A cache's side of one layer: given what it keeps of each new token, it appends that and yields, for one sequence or several
+# of as many new tokens each, where these are, what they must not see ((B, T, S): 0 or -inf; None for one sequence, which sees
+# all that is before it), and what is kept of all their tokens, (B, S, ...).
 Store = Callable[..., Iterable[tuple]]
 
 
@@ -161,36 +162,41 @@ FEW = 64
 
 
 def attend_cached(
-    q_TKgE: np.ndarray,
-    k_SKE: np.ndarray,
-    v_SKV: np.ndarray,
-    o_TKgV: np.ndarray,
+    q_BTKgE: np.ndarray,
+    k_BSKE: np.ndarray,
+    v_BSKV: np.ndarray,
+    o_BTKgV: np.ndarray,
     scale: float,
-    lse_TKg: np.ndarray | None = None,
+    hidden_BTS: np.ndarray | None = None,
+    lse_BTKg: np.ndarray | None = None,
 ) -> None:
-    """Write o = softmax(scale q k^T) v of one sequence whose T queries are the last of its S keys; and, if asked, log-sum-exp.
+    """Write o = softmax(scale q k^T + hidden) v of sequences of T new tokens each; and, if asked, the log-sum-exp.
 
+    `hidden`: 0, or -inf where a query must not look; None for one sequence, whose queries are the last of its S keys.
     Few queries take their keys in one go: no copy of the cache, memory of T g S a head.
     """
-    T, K, g, E = q_TKgE.shape
-    S, R = len(k_SKE), T * g
-    if R > FEW:
-        lse_TKg = np.empty((T, K, g), q_TKgE.dtype) if lse_TKg is None else lse_TKg
-        attend(q_TKgE, k_SKE, v_SKV, o_TKgV, lse_TKg, [(slice(0, T), slice(0, S))], scale)
+    B, T, K, g, E = q_BTKgE.shape
+    R = T * g
+    if hidden_BTS is None and R > FEW:
+        lse_BTKg = np.empty((B, T, K, g), q_BTKgE.dtype) if lse_BTKg is None else lse_BTKg
+        span = slice(0, T), slice(0, k_BSKE.shape[1])
+        attend(q_BTKgE[0], k_BSKE[0], v_BSKV[0], o_BTKgV[0], lse_BTKg[0], [span], scale)
         return
-    q_KRE = q_TKgE.transpose(1, 0, 2, 3).reshape(K, R, E) * q_TKgE.dtype.type(scale)
-    s_KRS = q_KRE @ k_SKE.transpose(1, 2, 0)
-    if T > 1:
-        _hide(s_KRS, T)
-    m_KR1 = s_KRS.max(axis=-1, keepdims=True)
-    s_KRS -= m_KR1
-    p_KRS = np.exp(s_KRS, out=s_KRS)
-    l_KR1 = p_KRS.sum(axis=-1, keepdims=True)
-    o_KRV = p_KRS @ v_SKV.transpose(1, 0, 2)
-    o_KRV /= l_KR1
-    o_TKgV[...] = o_KRV.reshape(K, T, g, -1).transpose(1, 0, 2, 3)
-    if lse_TKg is not None:
-        lse_TKg[...] = (m_KR1 + np.log(l_KR1)).reshape(K, T, g).transpose(1, 0, 2)
+    q_BKRE = q_BTKgE.transpose(0, 2, 1, 3, 4).reshape(B, K, R, E) * q_BTKgE.dtype.type(scale)
+    s_BKRS = q_BKRE @ k_BSKE.transpose(0, 2, 3, 1)
+    if hidden_BTS is not None:
+        s_BKRS.reshape(B, K, T, g, -1)[...] += hidden_BTS[:, None, :, None]
+    elif T > 1:
+        _hide(s_BKRS[0], T)
+    m_BKR1 = s_BKRS.max(axis=-1, keepdims=True)
+    s_BKRS -= m_BKR1
+    p_BKRS = np.exp(s_BKRS, out=s_BKRS)
+    l_BKR1 = p_BKRS.sum(axis=-1, keepdims=True)
+    o_BKRV = p_BKRS @ v_BSKV.transpose(0, 2, 1, 3)
+    o_BKRV /= l_BKR1
+    o_BTKgV[...] = o_BKRV.reshape(B, K, T, g, -1).transpose(0, 2, 1, 3, 4)
+    if lse_BTKg is not None:
+        lse_BTKg[...] = (m_BKR1 + np.log(l_BKR1)).reshape(B, K, T, g).transpose(0, 2, 1, 3)
 
 
 def attend_backward(

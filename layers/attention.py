@@ -116,10 +116,12 @@ class Attention:
         their own. A cache keeps k_TkE and v_TkE of this rank's k key/value heads."""
         z_TnE, qk_TnE, _ = self._projected(x_TD, rotation)
         o_ThE = np.empty((len(x_TD), self.h, self.E), x_TD.dtype)
-        for at, k_SkE, v_SkE in store(qk_TnE[:, self.h :], z_TnE[:, self.h + self.k :]):
+        for at, hidden_BTS, k_BSkE, v_BSkE in store(qk_TnE[:, self.h :], z_TnE[:, self.h + self.k :]):
+            B = len(k_BSkE)
+            shape = B, (at.stop - at.start) // B, -1
             for q, kv, g in self.runs:
-                q_TkgE, o_TkgE = (a[at, q].reshape(at.stop - at.start, -1, g, self.E) for a in (qk_TnE, o_ThE))
-                attend_cached(q_TkgE, k_SkE[:, kv], v_SkE[:, kv], o_TkgE, self.scale)
+                q_BTkgE, o_BTkgE = (a[at, q].reshape(*shape, g, self.E) for a in (qk_TnE, o_ThE))
+                attend_cached(q_BTkgE, k_BSkE[:, :, kv], v_BSkE[:, :, kv], o_BTkgE, self.scale, hidden_BTS)
         return self.out.forward(o_ThE)[0]
 
     @property

@@ -147,8 +147,10 @@ class LatentAttention:
         """x (T, D), new tokens of some sequences -> y (T, D), absorbed. A cache keeps c | kr (T, C + R) on every rank."""
         q_ThM, c_TM = self._absorbed(x_TD, rotation)
         oc_ThC = np.empty((len(x_TD), self.h, self.C), x_TD.dtype)
-        for at, c_SM in store(c_TM):
-            attend_cached(q_ThM[at, None], c_SM[:, None], c_SM[:, None, : self.C], oc_ThC[at, None], self.scale)
+        for at, hidden_BTS, c_BSM in store(c_TM):
+            B, c_BS1M = len(c_BSM), c_BSM[:, :, None]
+            q_BT1hM, oc_BT1hC = (a[at].reshape(B, -1, 1, *a.shape[1:]) for a in (q_ThM, oc_ThC))
+            attend_cached(q_BT1hM, c_BS1M, c_BS1M[..., : self.C], oc_BT1hC, self.scale, hidden_BTS)
         return self._out_absorbed(oc_ThC)
 
     def cached_striped(self, x_TD: np.ndarray, rotation: Rotation | None, store: Store) -> np.ndarray:
@@ -159,19 +161,20 @@ class LatentAttention:
         [oc | lse]      = all_to_all                                 to the rank whose heads they are, from every rank
         oc_ThC          = sum_r exp(lse_r - max lse) oc_r / sum_r exp(lse_r - max lse)
 
-        `store` yields this rank's positions of a sequence, and of its new tokens how many of these each one sees.
+        `store` yields, sequence by sequence, how many of this rank's positions each new token sees, and these positions.
         """
         q_ThM, c_TM = self._absorbed(x_TD, rotation)
         T, p = len(x_TD), self.tp.size
         q_THM = self.tp.all_gather(q_ThM, 1, self.cut)
         part_TH = np.zeros((T, self.cut.length, self.C + 1), x_TD.dtype)
         part_TH[..., self.C] = -np.inf
-        for at, c_SM, seen in store(c_TM):
+        for at, seen, c_BSM in store(c_TM):
             for t, many in zip(range(at.start, at.stop), seen, strict=True):
                 if many:
-                    of = q_THM[t : t + 1, None], c_SM[:many, None], c_SM[:many, None, : self.C]
-                    o_THC, lse_TH = part_TH[t : t + 1, None, :, : self.C], part_TH[t : t + 1, None, :, self.C]
-                    attend_cached(*of, o_THC, self.scale, lse_TH)
+                    c_BS1M = c_BSM[:, :many, None]
+                    of = q_THM[None, t : t + 1, None], c_BS1M, c_BS1M[..., : self.C]
+                    part_BT1H = part_TH[None, t : t + 1, None]
+                    attend_cached(*of, part_BT1H[..., : self.C], self.scale, lse_BTKg=part_BT1H[..., self.C])
         ranks = even(p * T, p)
         back = self.tp.all_to_all(part_TH, 1, self.cut, 0, ranks)
         parts_pThC = back.reshape(p, T, self.h, self.C + 1)
