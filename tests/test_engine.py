@@ -324,6 +324,8 @@ def test_prompts_and_unlike_sequences_are_read_one_by_one(comm):
     assert sizes((40, 1), (41, 1), (45, 1), (0, 45), (0, 45), (30, 2), (30, 2), (40, 1)) == [3, 1, 1, 2, 1]
     # 3 x 100 places for 130 tokens.
     assert sizes((9, 1), (19, 1), (99, 1), (99, 1)) == [2, 2]
+    # Of long ones no more than the cache can hold.
+    assert sizes(*[(399, 1)] * 5, (1999, 1), (1999, 1)) == [2, 2, 1, 1, 1]
     assert sizes() == []
 
 
