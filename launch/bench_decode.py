@@ -15,7 +15,7 @@ from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
 from launch import pretrained, products, report, start
 from launch.generate import read_bytes
-from models.config import build
+from models.build import build
 from parallel.control import Control
 
 PROMPT = "The capital of France is"

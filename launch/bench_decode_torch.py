@@ -9,7 +9,7 @@ import torch
 from mpi4py import MPI
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.config import build
+from models.build import build
 from models.source import Source
 from parallel.mesh import Mesh
 

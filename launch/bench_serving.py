@@ -17,7 +17,7 @@ from inference.workload import Workload
 from launch import pretrained, report, start
 from launch.serving import Served, serve
 from layers.transformer import Transformer
-from models.config import build
+from models.build import build
 from parallel.control import Control
 from parallel.mesh import Mesh
 

@@ -15,7 +15,7 @@ from inference.sampling import Sampling
 from inference.speculative import Account, Gamma, Speculative
 from launch import pretrained, report, start
 from launch.prompts import PROMPTS
-from models.config import build
+from models.build import build
 from parallel.control import Control
 
 REPEATING = tuple(name for name, p in PROMPTS.items() if p.repeats)

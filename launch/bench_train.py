@@ -14,7 +14,8 @@ from launch import products, report, start
 from launch.text import VOCABULARY, dealt
 from launch.trainer import Plan, Trainer
 from layers.attention import Attention
-from models.config import build, gpt2_like
+from models.build import build
+from models.config import gpt2_like
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import drawn

@@ -18,7 +18,8 @@ from mpi4py import MPI
 from launch import report
 from launch.text import Part
 from launch.trainer import Plan, Trainer
-from models.config import Config, build, gpt2_like, llama_like
+from models.build import build
+from models.config import Config, gpt2_like, llama_like
 from parallel.control import Control
 from parallel.ledger import agrees
 from parallel.mesh import Mesh

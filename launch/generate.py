@@ -17,7 +17,8 @@ from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
 from inference.speculative import Account
 from launch import pretrained, products, report
-from models.config import Config, build
+from models.build import build
+from models.config import Config
 from parallel.control import Control
 from parallel.ledger import Traffic, agrees, wire_bytes
 from parallel.replicas import Copy, Replicas, copies

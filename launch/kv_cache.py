@@ -21,7 +21,8 @@ from inference.cache import BLOCK, Cache, ContiguousCache, PagedCache, Striped
 from inference.generate import Generator, make_cache
 from launch import report
 from layers.rope import Rope, Yarn
-from models.config import Config, Experts, Latent, build, cache_entries, gpt2_like, llama_like
+from models.build import build
+from models.config import Config, Experts, Latent, cache_entries, gpt2_like, llama_like
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.shard import covering, even

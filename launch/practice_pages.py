@@ -11,7 +11,8 @@ import numpy as np
 from inference.speculative import expected_tokens, speedup
 from launch.kv_cache import PUBLISHED, entries_by_rank
 from layers.loss import VocabParallelCrossEntropy
-from models.config import build, cache_entries
+from models.build import build
+from models.config import cache_entries
 from parallel.ledger import Traffic, wire_bytes
 from parallel.shard import Layout
 from practice import mutants_found, pages

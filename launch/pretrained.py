@@ -19,9 +19,12 @@ from inference.generate import Generator, make_cache
 from inference.speculative import MOST, Speculative
 from launch.start import UsageError
 from layers.transformer import Transformer
-from models.config import Config, build
+from models.build import build
+from models.config import Config
 from models.default import default_model
-from models.source import ModelError, Source, open_model
+from models.open import open_model
+from models.piece import ModelError
+from models.source import Source
 from models.tokenizer import Tokenizer, open_tokenizer
 from parallel.mesh import Mesh
 

@@ -14,7 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from launch import pretrained, report
-from models.config import build
+from models.build import build
 from parallel.control import Control
 from parallel.data import Flat, GradientSums
 from parallel.ledger import Traffic, agrees, message, sent_by

@@ -24,7 +24,7 @@ from inference.generate import make_cache
 from inference.scheduler import POLICIES, Scheduler
 from inference.server import Server
 from launch import pretrained, report
-from models.config import build
+from models.build import build
 from parallel.control import Control
 
 MIB = 2**20

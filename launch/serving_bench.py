@@ -21,7 +21,7 @@ from launch import occupancy, pretrained, report
 from launch.acceptance import explained, tie
 from launch.serving import STEPS, Served, alone, closed_form, decode_steps, latencies, serve
 from layers.transformer import Transformer
-from models.config import build
+from models.build import build
 from parallel.control import Control
 from parallel.mesh import Mesh
 

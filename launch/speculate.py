@@ -17,7 +17,7 @@ from inference.speculative import MOST, Account, Gamma, Speculative, expected_to
 from launch import pretrained, report
 from launch.acceptance import alpha_by_overlap, costs, draft_operations, explained, tie
 from launch.prompts import PROMPTS
-from models.config import build
+from models.build import build
 from parallel.control import Control
 
 DEFAULT_PROMPTS = ("story", "rename", "quotes", "list")

@@ -24,7 +24,8 @@ from launch import curve, products, report, text
 from launch.trainer import Plan, Trainer
 from layers.optimizer import warmup_cosine
 from layers.transformer import forward_only
-from models.config import Config, build, gpt2_like, llama_like
+from models.build import build
+from models.config import Config, gpt2_like, llama_like
 from parallel.checkpoint import Checkpoint, CheckpointError, latest, save
 from parallel.control import Control
 from parallel.ledger import Traffic, agrees, sent_by

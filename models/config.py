@@ -1,24 +1,10 @@
-"""What a model is made of, and the model built from it. Nothing here is about parallelism."""
+"""What a model is made of. Nothing here is about parallelism."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from math import sqrt
 
-import numpy as np
-
-from layers.attention import Attention
-from layers.embedding import LearnedPositions, TiedHead, VocabParallelEmbedding, untied_head
-from layers.latent_attention import LatentAttention
-from layers.mlp import MLP
-from layers.moe import MoE
-from layers.norm import LayerNorm, RMSNorm
 from layers.rope import Rope
-from layers.transformer import Block, Recomputed, Transformer
-from parallel.mesh import Axis
-from parallel.parameter import Weights, within
-from parallel.shard import Layout
 
 
 @dataclass(frozen=True)
@@ -110,53 +96,3 @@ def llama_like(
     """RMS norms, no biases, SwiGLU, rotary positions (Touvron et al., arXiv 2302.13971)."""
     rope = Rope(d_model // heads)
     return Config(vocabulary, d_model, layers, heads, kv_heads, d_ff, context, tied=tied, rope=rope)
-
-
-def _residual(weights: Weights, layers: int) -> Weights:
-    """What is added to the residual stream starts smaller, as there are 2 `layers` of it (GPT-2)."""
-
-    def scaled(name: str, layout: Layout, rank: int, mean: float, std: float) -> np.ndarray:
-        last = name.rpartition(".")[2]
-        return weights(name, layout, rank, mean, std / sqrt(2 * layers) if last in ("Wo", "W2") else std)
-
-    return scaled
-
-
-def _attention(c: Config, tp: Axis, weights: Weights) -> Attention | LatentAttention:
-    correction = 1.0 if c.rope is None else c.rope.softmax_factor
-    if c.latent is not None:
-        m = c.latent
-        sizes = (m.d_latent, m.d_nope, m.d_rope, m.d_value, m.d_query_latent)
-        scale = (m.d_nope + m.d_rope) ** -0.5 * correction
-        return LatentAttention(tp, weights, c.d_model, c.heads, *sizes, eps=m.eps, scale=scale)
-    norm = c.eps if c.qk_norm else None
-    scale = (c.d_head or c.d_model // c.heads) ** -0.5 * correction
-    biases = {"bias": c.bias, "bias_out": c.bias_out}
-    return Attention(tp, weights, c.d_model, c.heads, c.kv_heads, c.d_head, **biases, qk_norm=norm, scale=scale)
-
-
-def _mlp(c: Config, tp: Axis, weights: Weights, layer: int) -> MLP | MoE:
-    if c.experts is None or layer < c.experts.first:
-        return MLP(tp, weights, c.d_model, c.d_ff, c.activation, c.bias_mlp)
-    e = c.experts
-    routing = {"scoring": e.scoring, "normed": e.normed, "scale": e.scale, "correction": e.correction}
-    groups = {"groups": e.groups, "active_groups": e.active_groups, "group_top": e.group_top}
-    return MoE(tp, weights, c.d_model, e.d_ff, e.count, e.active, d_shared=e.d_shared, **routing, **groups)
-
-
-def build(config: Config, tp: Axis, weights: Weights, recompute: bool = False) -> Transformer:
-    """The model on `tp`, its weights from `weights`. `recompute`: blocks keep their input only.
-
-    Raises ValueError for sizes that cannot be cut over tp, naming both numbers.
-    """
-    c = config
-    norm = partial(RMSNorm if c.norm == "rms" else LayerNorm, eps=c.eps)
-    embedding = VocabParallelEmbedding(tp, weights, c.vocabulary, c.d_model)
-    blocks: list[Block | Recomputed] = []
-    for i in range(c.layers):
-        own = within(f"blocks.{i}.", _residual(weights, c.layers))
-        inner = norm(own, "n1", c.d_model), _attention(c, tp, own), norm(own, "n2", c.d_model), _mlp(c, tp, own, i)
-        blocks.append(Recomputed(Block(*inner)) if recompute else Block(*inner))
-    head = TiedHead(embedding) if c.tied else untied_head(tp, weights, c.d_model, c.vocabulary)
-    positions = LearnedPositions(weights, c.positions, c.d_model) if c.positions else None
-    return Transformer(embedding, blocks, norm(weights, "nf", c.d_model), head, c.rope, positions)

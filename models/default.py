@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from models.source import ModelError
+from models.piece import ModelError
 
 
 def default_model() -> Path:

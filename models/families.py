@@ -12,7 +12,7 @@ the two do, `{x}` in a name where every expert has a tensor of its own, `k_b` (t
 from __future__ import annotations
 
 from models.config import Config
-from models.source import Piece
+from models.piece import Piece
 
 Names = dict[str, str]
 

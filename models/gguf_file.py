@@ -14,8 +14,9 @@ from gguf.quants import dequantize
 from layers.rope import Divided, Linear, Rope, Scaling, Yarn
 from models.config import Config, Experts, Latent
 from models.families import gguf_names, pieces
+from models.piece import ModelError
 from models.settings import Settings
-from models.source import ModelError, Source
+from models.source import Source
 
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3", "deepseek2")
 _PLAIN = {GGMLQuantizationType.F32: np.dtype("<f4"), GGMLQuantizationType.F16: np.dtype("<f2")}

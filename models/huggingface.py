@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from models.families import huggingface_names, pieces
 from models.huggingface_config import config_of
-from models.source import ModelError, Source
+from models.piece import ModelError
+from models.source import Source
 
 # Of safetensors' dtypes, those that weights are stored in; bfloat16 as the upper half of a float32.
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.source import ModelError
+from models.piece import ModelError
 
 
 class Settings:

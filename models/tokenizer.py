@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from models.source import ModelError
+from models.piece import ModelError
 
 # How text is cut into words before merging, by GGUF's `tokenizer.ggml.pre`: by one pattern after another, each cutting the
 # pieces of the one before. The patterns are those of the models' own tokenizer.json, as in llama.cpp's list (llama-vocab.cpp).

@@ -17,7 +17,8 @@ from inference.scheduler import QueueFull, Scheduler
 from launch.acceptance import tie
 from layers.attend import attend_cached
 from layers.rope import Rope
-from models.config import Latent, build, gpt2_like, llama_like
+from models.build import build
+from models.config import Latent, gpt2_like, llama_like
 from parallel.control import Control
 from parallel.ledger import agrees
 from parallel.mesh import Mesh

@@ -7,8 +7,8 @@ import pytest
 
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
-from models.config import build
-from models.source import open_model
+from models.build import build
+from models.open import open_model
 from parallel.mesh import Mesh
 from tests.harness import ROOT, mpirun
 from tests.harness import command as run

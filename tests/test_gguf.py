@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 
 from layers.rope import Rope
-from models.source import open_model
+from models.open import open_model
 from parallel.mesh import Mesh
 from tests.test_models import FAMILIES, NAMES, arrays_of, part, quarters_take_their_own_memory, refused, whole_logits
 

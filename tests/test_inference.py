@@ -9,7 +9,8 @@ from inference.cache import BLOCK, ContiguousCache, OutOfBlocks, PagedCache, Str
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampler, Sampling, gumbel
 from layers.rope import Rope
-from models.config import Latent, build, gpt2_like, llama_like
+from models.build import build
+from models.config import Latent, gpt2_like, llama_like
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
 from parallel.parameter import drawn

@@ -5,7 +5,8 @@ import pytest
 
 from launch.step import nbytes
 from layers.loss import VocabParallelCrossEntropy
-from models.config import build, gpt2_like, llama_like
+from models.build import build
+from models.config import gpt2_like, llama_like
 from parallel.control import Control
 from parallel.ledger import agrees, together
 from parallel.mesh import Mesh

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from layers.rope import Divided, Linear, Llama3, Rope, Yarn
-from models.source import ModelError, open_model
+from models.open import open_model
+from models.piece import ModelError
 from tests.test_models import FAMILIES, add_tensor, edited, part, refused
 
 

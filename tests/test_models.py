@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from layers.rope import Rope
-from models.config import build
-from models.source import ModelError, blocks, open_model
+from models.build import build
+from models.open import open_model
+from models.piece import ModelError, blocks
 from parallel.mesh import Mesh
 from parallel.shard import Layout, even
 from tests.harness import ROOT
@@ -174,7 +175,7 @@ def test_a_rank_reads_its_slices_and_no_more(name, monkeypatch):
     monkeypatch.setattr(
         source.tensors, "read", lambda tensor, at: read.append(prod(a.stop - a.start for a in at)) or original(tensor, at)
     )
-    monkeypatch.setattr("models.source.blocks", lambda shape: blocks(shape, 7))
+    monkeypatch.setattr("models.piece.blocks", lambda shape: blocks(shape, 7))
     c = source.config
     shapes = {"Wte": ((c.vocabulary, c.d_model), 0)}
     if c.experts is not None:

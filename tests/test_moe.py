@@ -8,7 +8,8 @@ import pytest
 from launch import step
 from launch.step import nbytes
 from layers.moe import MoE, Router
-from models.config import Experts, build, llama_like
+from models.build import build
+from models.config import Experts, llama_like
 from parallel.control import Control
 from parallel.ledger import agrees, together
 from parallel.mesh import Mesh

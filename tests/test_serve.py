@@ -11,7 +11,7 @@ import numpy as np
 import openai
 import pytest
 
-from models.source import open_model
+from models.open import open_model
 from models.tokenizer import open_tokenizer
 from tests.serving import FAMILIES, Served, events, request, tiny_model
 

@@ -15,7 +15,7 @@ from inference.openai_reply import Reply, Usage
 from inference.openai_request import FIELDS, NEUTRAL, Refused, decoded, parsed
 from inference.scheduler import Scheduler
 from inference.writer import Piece, Writer
-from models.source import open_model
+from models.open import open_model
 from models.tokenizer import open_tokenizer
 from tests.serving import tiny_model
 

@@ -17,7 +17,8 @@ from launch import occupancy, serving_bench
 from launch.bench_serving import decode_rate
 from launch.occupancy import DECODE, FREE, HELD, LAST, PREEMPTED, PREFILL, Column
 from launch.serving import Served, alone, batches, closed_form, decode_steps, lanes, latencies, serve, spread
-from models.config import build, llama_like
+from models.build import build
+from models.config import llama_like
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import drawn

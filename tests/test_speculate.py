@@ -13,9 +13,10 @@ from inference.sampling import Sampler, Sampling
 from inference.speculative import Gamma, Ngram, Speculative, expected_tokens, operations, speedup
 from launch.acceptance import alpha_by_overlap, overlap, step_operations, tie
 from launch.prompts import PROMPTS
-from models.config import build, llama_like
+from models.build import build
+from models.config import llama_like
 from models.default import default_model
-from models.source import open_model
+from models.open import open_model
 from models.tokenizer import open_tokenizer
 from parallel.mesh import Mesh
 from parallel.parameter import drawn

@@ -13,7 +13,8 @@ from inference.generate import Generator, make_cache
 from inference.sampling import Sampler, Sampling
 from inference.speculative import Drafted, Gamma, Ngram, Speculative, expected_tokens, operations, speedup
 from layers.rope import Rope
-from models.config import Latent, build, gpt2_like, llama_like
+from models.build import build
+from models.config import Latent, gpt2_like, llama_like
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.shard import even

@@ -13,7 +13,8 @@ from tokenizers.models import BPE
 
 from models import default
 from models.default import default_model
-from models.source import ModelError, open_model
+from models.open import open_model
+from models.piece import ModelError
 from models.tokenizer import PRE, Stream, open_tokenizer
 
 SMOL = (

@@ -1,0 +1,119 @@
+"""The tensors of a model's files, and the parts of them that our arrays are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from parallel.shard import Layout
+
+# Entries read at a time: 1 MiB of float32, so that what is read, decoded and turned round stays in the cache.
+BLOCK = 256 * 1024
+
+
+class ModelError(ValueError):
+    """A model's files cannot be used. Names the file, the tensor or the value, and what would be right."""
+
+
+class Tensors(Protocol):
+    """The tensors of a model's files by the names that the files give them. Only headers have been read.
+
+    `shapes`: of every tensor, slowest dim first. `nbytes`: of all of them, as stored.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    nbytes: int
+
+    def read(self, name: str, at: tuple[slice, ...]) -> np.ndarray:
+        """The entries at these ranges, one a dim, as float16, float32 or float64."""
+
+    def file(self, name: str) -> Path:
+        """Where the tensor is."""
+
+    def unreadable(self, name: str) -> str | None:
+        """None, or what of the way in which it is stored cannot be read, and what could."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one of our arrays, and the tensor of theirs that it is in: `ours[at] = tensor.reshape(dims).transpose(order)`.
+
+    `dims`: the tensor's dims, each as those of ours that are joined in it: ((H, E), (D,)) is a matrix of H E rows.
+    `order`: of these dims in ours. `at`: where in ours, an index or a range a dim; what is not said is all. `within`: where
+    the tensor holds more than this along one of its dims, (that dim, where this begins, the tensor's length).
+    """
+
+    tensor: str
+    dims: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...]
+    at: tuple[int | slice, ...] = ()
+    within: tuple[int, int, int] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        shape = [prod(joined) for joined in self.dims]
+        if self.within is not None:
+            shape[self.within[0]] = self.within[2]
+        return tuple(shape)
+
+    @property
+    def size(self) -> int:
+        return prod(prod(joined) for joined in self.dims)
+
+    def read(self, tensors: Tensors, part: np.ndarray, layout: Layout, rank: int) -> None:
+        """Fill `part`, this rank's of an array of ours, with what of it is in this piece: a block at a time."""
+        at = [*self.at, *[slice(None)] * (part.ndim - len(self.at))]
+        begin = [0] * len(self.order)
+        if layout.cut is not None:
+            start, stop = layout.cut.bounds[rank]
+            index = at[layout.dim]
+            if isinstance(index, slice):
+                begin[self.order[sum(isinstance(a, slice) for a in at[: layout.dim])]] = start
+            elif start <= index < stop:
+                at[layout.dim] = index - start
+            else:
+                return
+        target = part[tuple(at)].transpose(np.argsort(self.order))
+        for block in blocks(target.shape):
+            room = target[block]
+            room[...] = tensors.read(self.tensor, self._ranges(block, begin)).reshape(room.shape)
+
+    def _ranges(self, block: tuple[slice, ...], begin: list[int]) -> tuple[slice, ...]:
+        """The tensor's ranges that hold a block, which is consecutive in each of the tensor's dims."""
+        ranges, dim = [], 0
+        for joined in self.dims:
+            start, length = 0, 1
+            for n in joined:
+                start, length = start * n + block[dim].start + begin[dim], length * (block[dim].stop - block[dim].start)
+                dim += 1
+            ranges.append(slice(start, start + length))
+        if self.within is not None:
+            d, first, _ = self.within
+            ranges[d] = slice(ranges[d].start + first, ranges[d].stop + first)
+        return tuple(ranges)
+
+    def write(self, ours: np.ndarray, tensor: np.ndarray) -> None:
+        """Put this piece of a whole array of ours to where it stands in the whole tensor."""
+        if self.within is not None:
+            d, first, _ = self.within
+            tensor = tensor[(slice(None),) * d + (slice(first, first + prod(self.dims[d])),)]
+        flat = [n for joined in self.dims for n in joined]
+        tensor.reshape(flat, copy=False)[...] = ours[self.at].transpose(np.argsort(self.order))
+
+
+def blocks(shape: tuple[int, ...], most: int = BLOCK) -> Iterator[tuple[slice, ...]]:
+    """Consecutive blocks of an array of `shape`, of at most `most` entries, as indices: one step of each of the slowest dims, a
+    range of the next, and all of the others."""
+    dim = next((d for d in range(len(shape)) if prod(shape[d + 1 :]) <= most), 0)
+    step = max(1, most // max(1, prod(shape[dim + 1 :])))
+    rest = [slice(0, n) for n in shape[dim + 1 :]]
+    for outer in product(*(range(n) for n in shape[:dim])):
+        for start in range(0, shape[dim], step):
+            yield (*(slice(i, i + 1) for i in outer), slice(start, min(start + step, shape[dim])), *rest)
