@@ -14,7 +14,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from parallel.mesh import Axis
+from parallel.axis import Axis
 from parallel.shard import Cut, even
 
 # Candidates that a rank sends at first where top-p must find its cut; four times as many until the mass is reached.

@@ -23,8 +23,9 @@ from launch import bench_decode, bench_serving, bench_speculate, bench_trace, be
 from layers.attention import Attention
 from layers.mlp import MLP
 from layers.ops import ACTIVATIONS
+from parallel.axis import Axis
 from parallel.control import Control
-from parallel.mesh import Axis, Mesh
+from parallel.mesh import Mesh
 from parallel.parameter import drawn
 
 # Options that belong to one of the layers.

@@ -19,8 +19,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from layers.attention import Attention
 from layers.mlp import MLP
+from parallel.axis import Axis
 from parallel.control import Control
-from parallel.mesh import Axis
 
 
 class _SumInBackward(torch.autograd.Function):

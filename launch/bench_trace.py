@@ -14,7 +14,7 @@ from launch import bench_train, report, start, traced
 from launch.text import VOCABULARY, dealt
 from parallel.control import Control
 from parallel.mesh import Mesh
-from parallel.trace import Trace
+from parallel.watch.trace import Trace
 
 BATCHES, CALLS = 60, 200
 # What an overhead may be, of a step (issue 8).

@@ -15,7 +15,7 @@ import numpy as np
 from layers.loss import cross_entropy, cross_entropy_backward
 from layers.mlp import MLP
 from layers.optimizer import SGD
-from parallel.mesh import Axis
+from parallel.axis import Axis
 from parallel.parameter import drawn
 from reference.compare import tolerance
 

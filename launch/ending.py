@@ -16,8 +16,8 @@ from typing import NoReturn
 from mpi4py import MPI
 
 from launch import keeper
+from launch.process.watchdog import Watchdog
 from parallel.recorder import ENDED, Recorder
-from parallel.watchdog import Watchdog
 
 # Not SIGUSR1: Open MPI's mpirun passes that on, and the server is ended by it.
 STACK_SIGNAL = signal.SIGUSR2

@@ -49,14 +49,15 @@ from threadpoolctl import threadpool_limits  # noqa: E402
 
 from launch import traced  # noqa: E402
 from launch.ending import Ending  # noqa: E402
-from parallel import fault  # noqa: E402
+from parallel.axis import Axis  # noqa: E402
+from parallel.call import Watcher  # noqa: E402
 from parallel.control import Control  # noqa: E402
 from parallel.guard import Agreement  # noqa: E402
-from parallel.mesh import Axis, Mesh  # noqa: E402
+from parallel.mesh import Mesh  # noqa: E402
 from parallel.ordered import OrderedAxis  # noqa: E402
 from parallel.recorder import LEFT_MAIN  # noqa: E402
-from parallel.replicas import Finite  # noqa: E402
-from parallel.watch import Watcher  # noqa: E402
+from parallel.watch import fault  # noqa: E402
+from parallel.watch.finite import Finite  # noqa: E402
 
 # What every command's options have and none computes by, or says in a place of its own.
 COMMON = ("json", "dtype", "seed", "trace", "recorder", "check_collectives", "timeout")

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from parallel.trace_file import FORMAT
+from parallel.watch.trace_file import FORMAT
 
 WAITING, TRANSFERRING, CONTROL, OUTSIDE = "waiting", "transferring", "control", "outside"
 # Phases that have a name of their own in strips and pictures; what else computes is OTHER.

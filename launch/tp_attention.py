@@ -19,8 +19,9 @@ from launch import products, report, step
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention
 from layers.rope import Linear, Llama3, Rope, Rotation, Scaling, Yarn
+from parallel.axis import Axis
 from parallel.control import Control
-from parallel.mesh import Axis, Mesh
+from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.shard import covering, even
 from reference import attention as reference

@@ -16,8 +16,9 @@ from mpi4py import MPI
 from launch import digits, products, report, step
 from layers.mlp import MLP
 from layers.ops import ACTIVATIONS
+from parallel.axis import Axis
 from parallel.control import Control
-from parallel.mesh import Axis, Mesh
+from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.shard import even
 from reference import mlp as reference

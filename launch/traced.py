@@ -13,8 +13,8 @@ from types import ModuleType
 
 from mpi4py import MPI
 
-from parallel import trace_file
-from parallel.trace import Trace
+from parallel.watch import trace_file
+from parallel.watch.trace import Trace
 
 # Spans kept of a rank that failed: writing them must not delay the end of the others.
 LAST = 20_000

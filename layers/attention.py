@@ -16,8 +16,8 @@ from layers.linear import RowParallelLinear
 from layers.norm import rms_norm, rms_norm_backward
 from layers.ops import product
 from layers.rope import Rotation
+from parallel.axis import Axis, group_name
 from parallel.ledger import Traffic, message
-from parallel.mesh import Axis, group_name
 from parallel.parameter import Fused, Parameter, Weights
 from parallel.shard import Layout, covering, even, group_sizes
 

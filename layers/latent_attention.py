@@ -14,8 +14,8 @@ from layers.attend import Store, attend, attend_backward, attend_cached, spans
 from layers.linear import RowParallelLinear
 from layers.norm import RMSNorm
 from layers.rope import Rotation
+from parallel.axis import Axis
 from parallel.ledger import Traffic, message
-from parallel.mesh import Axis
 from parallel.parameter import Parameter, Weights
 from parallel.shard import Layout, even
 

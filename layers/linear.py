@@ -12,8 +12,8 @@ from math import prod
 import numpy as np
 
 from layers.ops import product
+from parallel.axis import Axis
 from parallel.ledger import Traffic, message
-from parallel.mesh import Axis
 from parallel.parameter import Parameter, Weights
 from parallel.shard import Cut, Layout
 

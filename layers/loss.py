@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from parallel.axis import Axis
 from parallel.ledger import Traffic, message
-from parallel.mesh import Axis
 from parallel.shard import Cut
 
 

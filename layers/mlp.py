@@ -9,8 +9,8 @@ import numpy as np
 
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.ops import ACTIVATIONS
+from parallel.axis import Axis
 from parallel.ledger import Traffic, message
-from parallel.mesh import Axis
 from parallel.parameter import Parameter, Weights
 from parallel.shard import even
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from layers.ops import ACTIVATIONS, product
+from parallel.axis import Axis
 from parallel.ledger import Traffic, message
-from parallel.mesh import Axis
 from parallel.parameter import Fused, Parameter, Weights
 from parallel.shard import Layout, even
 

@@ -9,8 +9,8 @@ from math import cos, pi, sqrt
 import numpy as np
 
 from layers.ops import BLOCK
+from parallel.axis import Axis
 from parallel.data import Flat
-from parallel.mesh import Axis
 from parallel.parameter import Parameter
 
 

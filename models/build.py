@@ -15,7 +15,7 @@ from layers.moe import MoE
 from layers.norm import LayerNorm, RMSNorm
 from layers.transformer import Block, Recomputed, Transformer
 from models.config import Config
-from parallel.mesh import Axis
+from parallel.axis import Axis
 from parallel.parameter import Weights, within
 from parallel.shard import Layout
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from parallel.axis import Axis, Pending
 from parallel.ledger import Traffic
-from parallel.mesh import Axis, Pending
 from parallel.parameter import Fused, Parameter
 from parallel.shard import Cut, even
 

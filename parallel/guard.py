@@ -13,16 +13,12 @@ from __future__ import annotations
 from collections.abc import Hashable
 from hashlib import blake2b
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 from mpi4py import MPI
 
+from parallel.call import Call, Watched, Watcher
 from parallel.recorder import named
-from parallel.watch import Call, Watcher
-
-if TYPE_CHECKING:
-    from parallel.mesh import Axis
 
 
 class CollectiveMismatch(RuntimeError):
@@ -35,11 +31,11 @@ class Agreement(Watcher):
 
     def __init__(self, most_bytes: int | None = None) -> None:
         self.most_bytes = most_bytes
-        self._comms: dict[Axis, MPI.Intracomm] = {}
-        self._bytes: dict[Axis, int] = {}
+        self._comms: dict[Watched, MPI.Intracomm] = {}
+        self._bytes: dict[Watched, int] = {}
         self._digests: dict[tuple[Hashable, ...], int] = {}
 
-    def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
+    def begin(self, axis: Watched, call: Call, x: np.ndarray | None) -> None:
         """Raise CollectiveMismatch on every rank of the axis unless all have made the same call."""
         if axis.size == 1 or call.verb in ("send", "receive"):
             return
@@ -66,7 +62,7 @@ class Agreement(Watcher):
             digest = self._digests[key] = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
         return digest
 
-    def close(self, axis: Axis) -> None:
+    def close(self, axis: Watched) -> None:
         comm = self._comms.pop(axis, None)
         if comm is not None:
             comm.Free()

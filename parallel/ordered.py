@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from mpi4py import MPI
 
-from parallel.mesh import Axis
+from parallel.axis import Axis
 
 
 class OrderedAxis(Axis):

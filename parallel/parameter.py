@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from parallel.mesh import Axis
+from parallel.axis import Axis
 from parallel.shard import Layout
 
 

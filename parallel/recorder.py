@@ -17,15 +17,11 @@ from functools import cache
 from struct import Struct
 from threading import Lock
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 from mpi4py import MPI
 
-from parallel.watch import Call, Watcher, site
-
-if TYPE_CHECKING:
-    from parallel.mesh import Axis
+from parallel.call import Call, Watched, Watcher, site
 
 VERBS = 16
 # What a rank is doing when it is in no verb. ENDED: it has told why, or need not.
@@ -150,7 +146,7 @@ class Recorder(Watcher):
 
     # --- what this rank does
 
-    def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
+    def begin(self, axis: Watched, call: Call, x: np.ndarray | None) -> None:
         place = call[8]
         known = self._texts.get(place)
         if known is None or known[0] is not axis or known[1] != call[2:6]:
@@ -167,15 +163,15 @@ class Recorder(Watcher):
             self._started[id(call)] = which
         _NOW_into(self._memory, self._base, after, after, now, self._doing)
 
-    def started(self, axis: Axis, call: Call) -> None:
+    def started(self, axis: Watched, call: Call) -> None:
         _NOW_into(self._memory, self._base, self._begun, 0, perf_counter(), self._doing)
 
-    def wait(self, axis: Axis, call: Call) -> None:
+    def wait(self, axis: Watched, call: Call) -> None:
         which = self._started.get(id(call))
         if which is not None:
             _NOW_into(self._memory, self._base, self._begun, which + 1, perf_counter(), self._doing)
 
-    def end(self, axis: Axis, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
+    def end(self, axis: Watched, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
         if self._started and (which := self._started.pop(id(call), -1)) >= self._begun - VERBS:
             _DONE.pack_into(self._memory, self._verbs + which % VERBS * _VERB_SIZE + _DONE_AT, True)
         _NOW_into(self._memory, self._base, self._begun, 0, left, self._doing)

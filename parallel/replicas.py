@@ -9,29 +9,21 @@ bit in its memory or for a sum that was left out, goes on training another model
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from parallel.axis import Axis
 from parallel.control import Control
-from parallel.mesh import Axis, Mesh
+from parallel.mesh import Mesh
 from parallel.recorder import named
 from parallel.shard import Layout
-from parallel.watch import Call, Watcher
-
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 class Diverged(RuntimeError):
     """Ranks hold different values of what must be the same. Raised on all ranks, with the same text."""
-
-
-class NotFinite(ArithmeticError):
-    """A NaN or an infinity was about to be sent. Raised on the ranks that have it."""
 
 
 class Copy(NamedTuple):
@@ -113,39 +105,3 @@ def _hash(value: object) -> bytes:
     h = blake2b(f"{value.dtype.str}{value.shape}".encode(), digest_size=16)
     h.update(np.ascontiguousarray(value).data)
     return h.digest()
-
-
-class Finite(Watcher):
-    """Sees that what is sent has neither NaN nor infinity, by its sum, which has one if any entry has."""
-
-    def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
-        if x is not None:
-            _require_finite(axis, call, x, "sends")
-
-    def end(self, axis: Axis, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
-        # Finite terms may have an infinite sum.
-        if y is not None and "reduce" in call.verb:
-            _require_finite(axis, call, y, "gets")
-
-
-def _require_finite(axis: Axis, call: Call, x: np.ndarray, does: str) -> None:
-    if x.dtype.kind != "f":
-        return
-    with np.errstate(all="ignore"):
-        if np.isfinite(x.sum()):
-            return
-    finite = np.isfinite(x)
-    if finite.all():
-        return
-    nans = int(np.isnan(x).sum())
-    first = ", ".join(str(int(i)) for i in np.unravel_index(int(np.argmin(finite)), x.shape))
-    raise NotFinite(
-        f"rank {axis.rank} of {axis.name} {does} {nans:,} NaN and {x.size - int(finite.sum()) - nans:,} infinite of {x.size:,} "
-        f"numbers, the first at [{first}], in {call} at {call.site} ({call.phase}): {_source(call.site)}"
-    )
-
-
-def _source(site: str) -> str:
-    """The line of the program, whose names say which tensor it is."""
-    file, _, line = site.rpartition(":")
-    return linecache.getline(str(_ROOT / file), int(line)).strip()

@@ -25,8 +25,8 @@ from _pytest.runner import runtestprotocol
 from mpi4py import MPI
 from pytest_mpi import MPIPlugin
 
+from launch.process.watchdog import seen, table
 from parallel.recorder import Recorder
-from parallel.watchdog import seen, table
 
 ROOT = Path(__file__).resolve().parent.parent
 # How long ranks may stay in a test after one of them has failed in it.

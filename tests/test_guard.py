@@ -10,13 +10,13 @@ import pytest
 from mpi4py import MPI
 
 import parallel.mesh
+from launch.process.watchdog import headline, in_a_circle
+from parallel.call import Watcher
 from parallel.control import Control
 from parallel.guard import Agreement, CollectiveMismatch
 from parallel.mesh import Mesh
 from parallel.recorder import LEFT_MAIN, RUNNING, VERBS, Recorded, Recorder, Slot, named
 from parallel.shard import Cut, even
-from parallel.watch import Watcher
-from parallel.watchdog import headline, in_a_circle
 from tests.harness import mpirun
 
 SITE = r"tests/test_guard\.py:\d+ in \w+"

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from parallel.buffer import DTYPES
 from parallel.control import Control
 from parallel.guard import CollectiveMismatch
 from parallel.ledger import Ledger, Traffic, agrees, together, wire_bytes
-from parallel.mesh import DTYPES, Mesh
+from parallel.mesh import Mesh
 from parallel.shard import Cut, even
 
 pytestmark = pytest.mark.mpi

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from parallel.control import Control
-from parallel.fault import parsed
 from parallel.mesh import Mesh
-from parallel.replicas import Copy, Diverged, Finite, NotFinite, Replicas, copies
+from parallel.replicas import Copy, Diverged, Replicas, copies
 from parallel.shard import Layout, covering, even
+from parallel.watch.fault import parsed
+from parallel.watch.finite import Finite, NotFinite
 
 on_ranks = pytest.mark.mpi
 

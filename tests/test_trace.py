@@ -16,13 +16,13 @@ from launch.traced import problem, see
 from layers.mlp import MLP
 from layers.norm import RMSNorm
 from layers.transformer import Block
-from parallel.clock import Clock, Reading, read
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.shard import even
-from parallel.trace import Record, Span, Trace, Verb
-from parallel.trace_file import write
+from parallel.watch.clock import Clock, Reading, read
+from parallel.watch.trace import Record, Span, Trace, Verb
+from parallel.watch.trace_file import write
 from tests.harness import command, mpirun
 from tests.trace_format import asked, events_of
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.fault import ALTER, BEFALL
+from parallel.watch.fault import ALTER, BEFALL
 from tests.faults.cases import CASES, COMMANDS, NONZERO, Case
 from tests.faults.running import OPEN_MPI, Seen, run
 from tests.harness import ROOT

@@ -23,10 +23,11 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from parallel.clock import Clock, Reading, read
+from parallel.axis import Axis
+from parallel.call import Call, Watcher
 from parallel.control import Control
-from parallel.mesh import Axis, Mesh
-from parallel.watch import Call, Watcher
+from parallel.mesh import Mesh
+from parallel.watch.clock import Clock, Reading, read
 
 # Of a rank. What comes later is counted, and told of in the file.
 LIMIT = 500_000

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from parallel.ledger import wire_bytes
-from parallel.trace import Record, Verb
+from parallel.watch.trace import Record, Verb
 
 FORMAT = "rankwise trace 1"
 

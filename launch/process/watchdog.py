@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter, sleep
 
+from parallel.call import path_in_project
 from parallel.recorder import ENDED, LEFT_MAIN, Recorded, Recorder, Slot, named
-from parallel.watch import path_in_project
 
 TICK = 0.1
 # For how long nothing may have moved before ranks that wait for one another in a circle are called deadlocked.

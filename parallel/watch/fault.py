@@ -29,8 +29,9 @@ from math import prod
 
 import numpy as np
 
-from parallel.mesh import Axis, Mesh, Pending
-from parallel.watch import Call, Watcher
+from parallel.axis import Axis, Pending
+from parallel.call import Call, Watcher
+from parallel.mesh import Mesh
 
 VARIABLE = "RANKWISE_FAULT"
 VERBS = ("all_reduce", "start_all_reduce", "reduce_scatter", "start_reduce_scatter", "all_gather", "all_to_all", "broadcast")

@@ -8,16 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from parallel.mesh import Axis
+from mpi4py import MPI
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_ROOT = os.path.dirname(_HERE)
-_INSIDE = frozenset(os.path.join(_HERE, name) for name in os.listdir(_HERE))
+ROOT = os.path.dirname(_HERE)
+_INSIDE = frozenset(os.path.join(folder, name) for folder, _, names in os.walk(_HERE) for name in names)
 # What the entries of Call.how are called.
 _HOW = {
     "all_reduce": ("op",),
@@ -57,6 +55,17 @@ class Call(NamedTuple):
         return " ".join([self.verb, str(self.shape), str(self.dtype), *how])
 
 
+class Watched(Protocol):
+    """What a watcher may ask of an axis; what each is stands at `parallel.axis.Axis`."""
+
+    name: str
+    size: int
+    rank: int
+    members: tuple[int, ...]
+
+    def duplicate(self) -> MPI.Intracomm: ...
+
+
 class Watcher:
     """Told of every call of a mesh that has it in `mesh.watchers`, in the order of that list. `axis`: the one called.
     A subclass says what it wants to know.
@@ -64,22 +73,22 @@ class Watcher:
     A watcher leaves arrays alone, and sends nothing on the axis' own communicator.
     """
 
-    def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
+    def begin(self, axis: Watched, call: Call, x: np.ndarray | None) -> None:
         """Before MPI is entered. `x`: what this rank sends, in any memory order; None where it sends nothing (receive, and
         broadcast but for its root). May raise, on all ranks alike."""
 
-    def started(self, axis: Axis, call: Call) -> None:
+    def started(self, axis: Watched, call: Call) -> None:
         """A verb that goes on beside computation is under way: until here the rank may have waited for the others' `begin`."""
 
-    def wait(self, axis: Axis, call: Call) -> None:
+    def wait(self, axis: Watched, call: Call) -> None:
         """The rank now waits for a verb that it started."""
 
-    def end(self, axis: Axis, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
+    def end(self, axis: Watched, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
         """MPI has been left; for a started verb, when it is complete. `y`: what was received, in the order it came over the
         wire (an all_gather's parts one after another); None for send and where an exception ended the verb.
         `entered`, `left`: perf_counter seconds; equal where a watcher's `begin` raised."""
 
-    def close(self, axis: Axis) -> None:
+    def close(self, axis: Watched) -> None:
         """The axis is closed: all its ranks come here together."""
 
 
@@ -89,7 +98,7 @@ _known: list[object] = []
 
 def path_in_project(path: str) -> str:
     """The file as a path in the project where it is in it, else its name alone."""
-    inside = os.path.relpath(path, _ROOT) if os.path.isabs(path) else path
+    inside = os.path.relpath(path, ROOT) if os.path.isabs(path) else path
     return os.path.basename(path) if inside.startswith("..") else inside
 
 

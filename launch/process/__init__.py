@@ -1,0 +1,1 @@
+"""A rank's life: how it is started and kept, and how its end is the end of all."""

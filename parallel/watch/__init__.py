@@ -1,0 +1,1 @@
+"""Those who look on: told of every call of a verb, they leave its arrays alone."""
