@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from inference.sampling import Sampling
-from inference.speculative import MOST, Gamma, Ngram, expected_tokens
+from inference.speculation.drafts import Ngram
+from inference.speculation.gain import Gamma, expected_tokens
+from inference.speculation.rule import MOST
 
 # Steps until a request whose drafts did not pay is given one again.
 RETRY = 16

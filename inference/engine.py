@@ -31,7 +31,7 @@ from inference.drafting import Drafting
 from inference.pool import Pool, Span
 from inference.sampling import Sampler, Sampling
 from inference.scheduler import Run, Scheduler, Step
-from inference.speculative import matched
+from inference.speculation.rule import matched
 from layers.embedding import TiedHead
 from layers.transformer import Transformer
 from parallel.control import Control

@@ -13,7 +13,8 @@ from mpi4py import MPI
 
 from inference.generate import Generator
 from inference.sampling import Sampler, Sampling
-from inference.speculative import ModelDraft, Ngram, Speculative
+from inference.speculation.drafts import ModelDraft, Ngram
+from inference.speculation.generator import Speculative
 from layers.transformer import Transformer
 from models.config import Config
 from reference.compare import tolerance

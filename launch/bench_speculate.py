@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_limits
 
 from inference.generate import Clock, Generator, make_cache
 from inference.sampling import Sampling
-from inference.speculative import Account, Gamma, Speculative
+from inference.speculation.gain import Account, Gamma
+from inference.speculation.generator import Speculative
 from launch import pretrained, report, start
 from launch.prompts import PROMPTS
 from models.build import build

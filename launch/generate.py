@@ -15,7 +15,7 @@ from mpi4py import MPI
 from inference.cache import CACHES
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
-from inference.speculative import Account
+from inference.speculation.gain import Account
 from launch import pretrained, products, report
 from models.build import build
 from models.config import Config

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from inference.speculative import expected_tokens, speedup
+from inference.speculation.gain import expected_tokens, speedup
 from launch.kv_cache import PUBLISHED, entries_by_rank
 from layers.loss import VocabParallelCrossEntropy
 from models.build import build

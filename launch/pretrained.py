@@ -16,7 +16,8 @@ from mpi4py import MPI
 
 from inference.cache import Cache, Striped
 from inference.generate import Generator, make_cache
-from inference.speculative import MOST, Speculative
+from inference.speculation.generator import Speculative
+from inference.speculation.rule import MOST
 from launch.start import UsageError
 from layers.transformer import Transformer
 from models.build import build

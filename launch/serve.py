@@ -17,12 +17,12 @@ from time import perf_counter
 
 from mpi4py import MPI
 
-from inference.answer import Model
 from inference.cache import BLOCK
 from inference.engine import Engine
 from inference.generate import make_cache
 from inference.scheduler import POLICIES, Scheduler
-from inference.server import Server
+from inference.server.answer import Model
+from inference.server.server import Server
 from launch import pretrained, report
 from models.build import build
 from parallel.control import Control

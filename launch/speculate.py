@@ -13,7 +13,9 @@ from mpi4py import MPI
 from inference.cache import CACHES
 from inference.generate import Clock, Generator, make_cache
 from inference.sampling import Sampling
-from inference.speculative import MOST, Account, Gamma, Speculative, expected_tokens, operations, speedup
+from inference.speculation.gain import Account, Gamma, expected_tokens, operations, speedup
+from inference.speculation.generator import Speculative
+from inference.speculation.rule import MOST
 from launch import pretrained, report
 from launch.acceptance import alpha_by_overlap, costs, draft_operations, explained, tie
 from launch.prompts import PROMPTS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-import parallel.mesh
+import parallel.axis
 from launch.process.watchdog import headline, in_a_circle
 from parallel.call import Watcher
 from parallel.control import Control
@@ -201,7 +201,7 @@ def test_a_watcher_is_told_of_every_verb_in_the_order_in_which_it_happens(comm):
 
 
 def test_without_watchers_no_call_is_described(monkeypatch):
-    monkeypatch.setattr(parallel.mesh, "site", lambda above: pytest.fail("described"))
+    monkeypatch.setattr(parallel.axis, "site", lambda above: pytest.fail("described"))
     with Mesh(MPI.COMM_SELF, tp=1) as mesh:
         assert mesh.watchers == []
         mesh.tp.all_reduce(np.zeros(2))

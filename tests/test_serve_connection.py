@@ -8,8 +8,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from inference import connection
-from inference.connection import Connection, Gone, patient
+from inference.server import connection
+from inference.server.connection import Connection, Gone, patient
 from launch import start
 from launch.serve import blocks_of
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from inference.server import ONE_SIGNAL
+from inference.server.server import ONE_SIGNAL
 from tests.harness import command
 from tests.serving import Served, events, tiny_model
 from tests.test_serve import COMPLETIONS, LONG, SIZES

@@ -9,12 +9,12 @@ import re
 import pytest
 
 from inference.engine import Token
-from inference.inbox import HISTORY, Feed, Inbox
-from inference.metrics import Histogram, Metrics
-from inference.openai_reply import Reply, Usage
-from inference.openai_request import FIELDS, NEUTRAL, Refused, decoded, parsed
 from inference.scheduler import Scheduler
-from inference.writer import Piece, Writer
+from inference.server.inbox import HISTORY, Feed, Inbox
+from inference.server.metrics import Histogram, Metrics
+from inference.server.openai_reply import Reply, Usage
+from inference.server.openai_request import FIELDS, NEUTRAL, Refused, decoded, parsed
+from inference.server.writer import Piece, Writer
 from models.open import open_model
 from models.tokenizer import open_tokenizer
 from tests.serving import tiny_model

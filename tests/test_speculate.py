@@ -10,7 +10,9 @@ from mpi4py import MPI
 
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampler, Sampling
-from inference.speculative import Gamma, Ngram, Speculative, expected_tokens, operations, speedup
+from inference.speculation.drafts import Ngram
+from inference.speculation.gain import Gamma, expected_tokens, operations, speedup
+from inference.speculation.generator import Speculative
 from launch.acceptance import alpha_by_overlap, overlap, step_operations, tie
 from launch.prompts import PROMPTS
 from models.build import build
@@ -190,7 +192,7 @@ def test_people_get_tables_and_words(tmp_path):
 
 def test_other_tokens_than_plain_ones_are_status_one(tmp_path):
     code = (
-        "import runpy, sys, launch.start, inference.speculative as s; true = s.verified; "
+        "import runpy, sys, launch.start, inference.speculation.generator as s; true = s.verified; "
         "s.verified = lambda *a: [(t + 1) % 17 for t in true(*a)]; "
         f"sys.argv[1:] = {[*TOKENS, '--gammas', '2', '--png', str(tmp_path / 's.png')]!r}; "
         "runpy.run_module('launch.speculate', run_name='__main__')"

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from inference import speculative
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampler, Sampling
-from inference.speculative import Drafted, Gamma, Ngram, Speculative, expected_tokens, operations, speedup
+from inference.speculation import rule
+from inference.speculation.drafts import ModelDraft, Ngram
+from inference.speculation.gain import Gamma, expected_tokens, operations, speedup
+from inference.speculation.generator import Speculative
+from inference.speculation.rule import Drafted, log_acceptance, residual, verified
 from layers.rope import Rope
 from models.build import build
 from models.config import Latent, gpt2_like, llama_like
@@ -96,14 +99,14 @@ def law(monkeypatch, sampling, V, gamma, q_sampling=None, certain=False):
     target, draft = ({path: 1.5 * random.standard_normal(V) for path in paths} for _ in range(2))
     choices = Choices()
 
-    def accept(log_p, log_q, true=speculative.log_acceptance):
+    def accept(log_p, log_q, true=rule.log_acceptance):
         chance = np.exp(true(log_p, log_q))
         return np.inf if choices.choose([chance, 1 - chance]) == 0 else -np.inf
 
     def draw(log_p_v, *_):
         return choices.choose(np.exp(log_p_v))
 
-    monkeypatch.setattr(speculative, "log_acceptance", accept)
+    monkeypatch.setattr(rule, "log_acceptance", accept)
     monkeypatch.setattr(sampler, "draw", draw)
 
     def round_of():
@@ -116,7 +119,7 @@ def law(monkeypatch, sampling, V, gamma, q_sampling=None, certain=False):
             tokens.append(x)
             log_q.append(None if certain else told)
         rows = np.stack([target[tuple(tokens[:n])] for n in range(gamma + 1)])
-        return speculative.verified(sampler, rows, Drafted(tokens, log_q), sampling, 0, 0)
+        return verified(sampler, rows, Drafted(tokens, log_q), sampling, 0, 0)
 
     p = {path: np.exp(sampler.filtered(z, sampling)) for path, z in target.items()}
     got, want = {}, {(): 1.0}
@@ -158,13 +161,13 @@ def test_acceptance_and_residual_of_a_small_case(mesh):
     cut = even(4, mesh.tp.size)
     sampler = Sampler(mesh.tp, cut)
     log_p, log_q = (cut.take(np.log(a), 0, mesh.tp.rank) for a in (p, q))
-    accepted = sum(q[x] * np.exp(speculative.log_acceptance(log(p[x]), log(q[x]))) for x in range(4))
+    accepted = sum(q[x] * np.exp(log_acceptance(log(p[x]), log(q[x]))) for x in range(4))
     assert accepted == pytest.approx(0.8, abs=1e-15)
-    left = mesh.tp.all_gather(np.exp(speculative.residual(sampler, log_p, log_q)), 0, cut)
+    left = mesh.tp.all_gather(np.exp(residual(sampler, log_p, log_q)), 0, cut)
     np.testing.assert_allclose(left, [1, 0, 0, 0], atol=1e-15)
     # A certain draft of token 1: accepted with p(1), else one of the others by their own shares.
     one = sampler.certain(1)
-    left = mesh.tp.all_gather(np.exp(speculative.residual(sampler, log_p, one)), 0, cut)
+    left = mesh.tp.all_gather(np.exp(residual(sampler, log_p, one)), 0, cut)
     np.testing.assert_allclose(left, [0.5 / 0.7, 0, 0.15 / 0.7, 0.05 / 0.7], atol=1e-15)
 
 
@@ -174,9 +177,9 @@ def test_acceptance_and_residual_of_a_small_case(mesh):
 def test_an_unnormalised_residual_is_seen(comm, monkeypatch):
     if comm.rank:
         return
-    true = speculative.residual
+    true = residual
     spoilt = lambda s, p, q: true(s, p, q) + np.log(np.maximum(np.exp(p) - np.exp(q), 0).sum())  # noqa: E731
-    monkeypatch.setattr(speculative, "residual", spoilt)
+    monkeypatch.setattr(rule, "residual", spoilt)
     off, total = law(monkeypatch, Sampling(1.0), 3, 2)
     assert off > 1e-3
     assert total < 1 - 1e-3
@@ -193,14 +196,14 @@ def test_a_q_from_before_filtering_is_seen(comm, monkeypatch):
 def test_a_residual_of_p_alone_is_seen(comm, monkeypatch):
     if comm.rank:
         return
-    monkeypatch.setattr(speculative, "residual", lambda s, p, q: p)
+    monkeypatch.setattr(rule, "residual", lambda s, p, q: p)
     assert law(monkeypatch, Sampling(1.0), 3, 1)[0] > 1e-3
 
 
 def test_drafts_that_are_always_accepted_are_seen(comm, monkeypatch):
     if comm.rank:
         return
-    monkeypatch.setattr(speculative, "log_acceptance", lambda p, q: 0.0)
+    monkeypatch.setattr(rule, "log_acceptance", lambda p, q: 0.0)
     assert law(monkeypatch, Sampling(1.0), 3, 2)[0] > 1e-3
 
 
@@ -267,7 +270,7 @@ def test_a_draft_cache_one_short_after_full_acceptance_is_seen(mesh, monkeypatch
                     for kept in layer:
                         kept[length] = 0
 
-    monkeypatch.setattr(speculative.ModelDraft, "accepted", one_short)
+    monkeypatch.setattr(ModelDraft, "accepted", one_short)
     it = speculator(mesh, "llama", "contiguous", "same", 3)
     list(it.tokens(PROMPT, Sampling(0.9, seed=5), 25))
     assert it.account.accepted < it.account.tested

@@ -26,13 +26,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from inference.answer import Answering, Model, as_json, begin_events
-from inference.connection import Connection, Gone, patient, watched
 from inference.engine import Engine
-from inference.engine_thread import EngineThread
-from inference.inbox import Feed
-from inference.metrics import CONTENT_TYPE, Metrics
-from inference.openai_request import Refused, missing
+from inference.server.answer import Answering, Model, as_json, begin_events
+from inference.server.connection import Connection, Gone, patient, watched
+from inference.server.engine_thread import EngineThread
+from inference.server.inbox import Feed
+from inference.server.metrics import CONTENT_TYPE, Metrics
+from inference.server.openai_request import Refused, missing
 
 PAGE = Path(__file__).with_name("page.html")
 # SIGUSR1 is passed on by mpiruns that do not pass on SIGTERM.

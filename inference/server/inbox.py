@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from inference.writer import Piece
+from inference.server.writer import Piece
 
 # Steps that one who begins to watch is told of, and the most that he is told late.
 HISTORY = 240

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from inference.openai_request import Call
-from inference.writer import Piece, Said
+from inference.server.openai_request import Call
+from inference.server.writer import Piece, Said
 from models.tokenizer import Tokenizer
 
 

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from inference.connection import Gone, body_of, lingering, patient, watched
-from inference.engine_thread import EngineThread, Job
-from inference.inbox import Inbox
-from inference.openai_reply import Reply, Usage
-from inference.openai_request import Refused, decoded, parsed
 from inference.scheduler import QueueFull
-from inference.writer import Piece, Writer
+from inference.server.connection import Gone, body_of, lingering, patient, watched
+from inference.server.engine_thread import EngineThread, Job
+from inference.server.inbox import Inbox
+from inference.server.openai_reply import Reply, Usage
+from inference.server.openai_request import Refused, decoded, parsed
+from inference.server.writer import Piece, Writer
 from models.tokenizer import Tokenizer
 
 # A prompt whose body is longer is turned into tokens beside the event loop, not in it.

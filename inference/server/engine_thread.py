@@ -15,8 +15,8 @@ from itertools import count
 from queue import Empty, SimpleQueue
 
 from inference.engine import Ask, Engine, Report
-from inference.metrics import Metrics
-from inference.writer import Piece, Writer
+from inference.server.metrics import Metrics
+from inference.server.writer import Piece, Writer
 
 
 @dataclass(eq=False)

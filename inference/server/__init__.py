@@ -1,0 +1,1 @@
+"""HTTP round an engine: OpenAI's API, and a page that shows the batch."""

@@ -1,0 +1,130 @@
+"""Where drafted tokens come from: what the text has said before, a smaller model, or the target's own first layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from inference.generate import Generator
+from inference.sampling import Sampler, Sampling
+from inference.speculation.rule import Drafted
+
+
+class Draft(Protocol):
+    """Where drafted tokens come from. All ranks call together and get the same tokens."""
+
+    def propose(self, context: Sequence[int], most: int, sampling: Sampling, request: int) -> Drafted:
+        """Up to `most` tokens that may follow the context."""
+
+    def accepted(self, context: Sequence[int], many: int) -> None:
+        """Of the last proposal after this context, `many` tokens were right: forget what was computed of the others."""
+
+    def close(self) -> None:
+        """Forget the sequence."""
+
+
+class Ngram:
+    """Prompt lookup: what followed the last time that the context ended as it does now, by its longest ending of up to
+    `longest` tokens, at least `shortest`. Costs nothing, and is right where text repeats."""
+
+    def __init__(self, longest: int = 6, shortest: int = 3) -> None:
+        self.longest, self.shortest = longest, shortest
+        self._seen: dict[tuple[int, ...], int] = {}
+        self._read = 0
+
+    def propose(self, context: Sequence[int], most: int, sampling: Sampling, request: int) -> Drafted:
+        # Endings of all but the last token: each remembers the place after its latest occurrence.
+        for end in range(self._read + 1, len(context)):
+            for n in range(self.shortest, min(self.longest, end) + 1):
+                self._seen[tuple(context[end - n : end])] = end
+        self._read = max(self._read, len(context) - 1)
+        for n in range(min(self.longest, len(context)), self.shortest - 1, -1):
+            after = self._seen.get(tuple(context[-n:]))
+            if after is not None:
+                tokens = list(context[after : after + most])
+                return Drafted(tokens, [None] * len(tokens))
+        return Drafted([], [])
+
+    def accepted(self, context: Sequence[int], many: int) -> None:
+        """The context only grows by what is right."""
+
+    def close(self) -> None:
+        self._seen, self._read = {}, 0
+
+
+class ModelDraft:
+    """Another model of the same vocabulary, with a cache of its own. `generator`: of that model, sharded as the target (its q
+    is then cut alike), or whole on every rank, on an axis of one (its q is then cut here, and rank 0's tokens count)."""
+
+    def __init__(self, generator: Generator, sampler: Sampler) -> None:
+        self.generator, self.sampler = generator, sampler
+        self.whole = generator.sampler.tp.size != sampler.tp.size
+
+    def propose(self, context: Sequence[int], most: int, sampling: Sampling, request: int) -> Drafted:
+        generator, cache = self.generator, self.generator.cache
+        if request not in cache.lengths:
+            cache.open(request)
+        # After full acceptance, the last drafted token has not been run yet either.
+        new = list(context[cache.lengths[request] :])
+        tokens: list[int] = []
+        log_q: list[np.ndarray | None] = []
+        for n in range(most):
+            logits_1v = generator.forward([(request, new)])
+            if sampling.temperature == 0:
+                token, mine = int(generator.sampler.best(logits_1v)[0]), None
+            else:
+                mine = generator.sampler.filtered(logits_1v[0], sampling)
+                token = generator.sampler.draw(mine, sampling, request, len(context) + n, "draft")
+                mine = self.sampler.part(mine) if self.whole else mine
+            tokens.append(token)
+            log_q.append(mine)
+            new = [token]
+        if self.whole:
+            tokens = self.sampler.tp.broadcast(np.array(tokens, np.int64)).tolist()
+        return Drafted(tokens, log_q)
+
+    def accepted(self, context: Sequence[int], many: int) -> None:
+        for request, length in list(self.generator.cache.lengths.items()):
+            self.generator.cache.truncate(request, min(length, len(context) + many))
+
+    def close(self) -> None:
+        for request in list(self.generator.cache.lengths):
+            self.generator.cache.free(request)
+
+
+class LayersDraft:
+    """The target's own first `layers` blocks with its norm and head, in its own cache: what they write there of drafted tokens
+    is taken back, and written again when these are verified."""
+
+    def __init__(self, target: Generator, layers: int) -> None:
+        if not 1 <= layers < len(target.model.blocks):
+            most = len(target.model.blocks) - 1
+            raise ValueError(f"cannot draft with {layers} of the model's {most + 1} layers: use 1 to {most}")
+        self.target, self.layers = target, layers
+
+    def propose(self, context: Sequence[int], most: int, sampling: Sampling, request: int) -> Drafted:
+        target, cache = self.target, self.target.cache
+        before, sampler = cache.lengths[request], target.sampler
+        new = list(context[before:])
+        tokens: list[int] = []
+        log_q: list[np.ndarray | None] = []
+        for n in range(most):
+            logits_1v = target.forward([(request, new)], layers=self.layers)
+            mine = None if sampling.temperature == 0 else sampler.filtered(logits_1v[0], sampling)
+            if mine is None:
+                token = int(sampler.best(logits_1v)[0])
+            else:
+                token = sampler.draw(mine, sampling, request, len(context) + n, "draft")
+            tokens.append(token)
+            log_q.append(mine)
+            new = [token]
+        cache.truncate(request, before)
+        return Drafted(tokens, log_q)
+
+    def accepted(self, context: Sequence[int], many: int) -> None:
+        """The target's cache is cut by the target."""
+
+    def close(self) -> None:
+        """The target frees its own cache."""

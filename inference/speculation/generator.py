@@ -1,0 +1,85 @@
+"""A generator that drafts some tokens and verifies them in one forward of the target (arXiv 2211.17192)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import perf_counter
+
+import numpy as np
+
+from inference.cache import Cache, Striped
+from inference.generate import Generator, Step
+from inference.sampling import Sampling
+from inference.speculation.drafts import Draft, LayersDraft, ModelDraft, Ngram
+from inference.speculation.gain import Account, Gamma
+from inference.speculation.rule import Drafted, verified
+from layers.transformer import Transformer
+from parallel.mesh import Mesh
+
+
+class Speculative(Generator):
+    """A generator that drafts and verifies. Its tokens are distributed as a plain one's. Greedy ones are the same, but where
+    the two best logits are within rounding: verifying several tokens at once sums in another order than one at a time."""
+
+    def __init__(
+        self, model: Transformer, mesh: Mesh, cache: Cache | Striped, draft: str | Generator, gamma: int | None = None
+    ) -> None:
+        """`draft`: "ngram", "layers=K", or the generator of another model. `gamma` None: as many as pay."""
+        super().__init__(model, mesh, cache)
+        self.gamma = Gamma(gamma)
+        self.account = Account()
+        if isinstance(draft, Generator):
+            if draft.model.embedding.cut.length != model.embedding.cut.length:
+                raise ValueError(
+                    f"the draft's vocabulary of {draft.model.embedding.cut.length} is not the model's "
+                    f"{model.embedding.cut.length}: use a draft of the same"
+                )
+            self.draft: Draft = ModelDraft(draft, self.sampler)
+        elif draft == "ngram":
+            self.draft = Ngram()
+        else:
+            self.draft = LayersDraft(self, int(draft.removeprefix("layers=")))
+
+    def _decoded(
+        self, context: list[int], first: int, sampling: Sampling, most: int, request: int, logprobs: bool
+    ) -> Iterator[Step]:
+        """Rounds: `first` was chosen from the prompt's logits and has not been run."""
+        context = [*context, first]
+        made = 1
+        try:
+            while made < most:
+                begun = perf_counter()
+                # No more than are wanted: a round makes one more than it drafts.
+                asked = self._agreed(self.gamma.next())
+                with self.mesh.phase("draft"):
+                    drafted = (
+                        self.draft.propose(context, min(asked, most - made - 1), sampling, request)
+                        if asked
+                        else Drafted([], [])
+                    )
+                middle = perf_counter()
+                with self.mesh.phase("decode"):
+                    rows = [context[-1], *drafted.tokens]
+                    logits_gv = self.forward([(request, rows)], rows=range(len(rows)))
+                    position = len(context)
+                    tokens = verified(self.sampler, logits_gv, drafted, sampling, request, position)
+                    told = [self._logprob(logits_gv[i], t) if logprobs else None for i, t in enumerate(tokens)]
+                self.cache.truncate(request, position - 1 + len(tokens))
+                self.draft.accepted(context, len(tokens) - 1)
+                ended = perf_counter()
+                context += tokens
+                made += len(tokens)
+                self.clock.decode_tokens += len(tokens)
+                self.clock.decode_seconds += ended - begun
+                self.account.add(len(drafted.tokens), len(tokens) - 1, middle - begun, ended - middle)
+                self.gamma.learn(asked, len(drafted.tokens), len(tokens) - 1, middle - begun, ended - middle)
+                yield from (Step(t, p) for t, p in zip(tokens, told, strict=True))
+        finally:
+            self.draft.close()
+
+    def _agreed(self, gamma: int) -> int:
+        """Rank 0's choice, as clocks differ; a fixed one needs no message."""
+        if self.gamma.fixed is not None:
+            return gamma
+        with self.mesh.phase("draft"):
+            return int(self.sampler.tp.broadcast(np.array([gamma], np.int64))[0])
