@@ -10,9 +10,10 @@ import numpy as np
 
 from inference.cache import CACHES, Cache, Striped
 from inference.sampling import Sampler, Sampling
+from layers.block import forward_only
 from layers.embedding import TiedHead
 from layers.latent_attention import LatentAttention
-from layers.transformer import Transformer, forward_only
+from layers.transformer import Transformer
 from parallel.ledger import Traffic
 from parallel.mesh import Mesh
 

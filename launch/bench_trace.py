@@ -11,10 +11,10 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
 from launch import bench_train, report, start, traced
-from launch.text import VOCABULARY, dealt
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.watch.trace import Trace
+from training.text import VOCABULARY, dealt
 
 BATCHES, CALLS = 60, 200
 # What an overhead may be, of a step (issue 8).

@@ -11,14 +11,14 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
 from launch import products, report, start
-from launch.text import VOCABULARY, dealt
-from launch.trainer import Plan, Trainer
 from layers.attention import Attention
 from models.build import build
 from models.config import gpt2_like
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
+from training.text import VOCABULARY, dealt
+from training.trainer import Plan, Trainer
 
 KINDS = ("dp", "tp")
 # What a step of AdamW reads and writes of each weight: w, g, m, v in, w, m, v out. A copy: one in, one out.

@@ -16,8 +16,6 @@ import numpy as np
 from mpi4py import MPI
 
 from launch import report
-from launch.text import Part
-from launch.trainer import Plan, Trainer
 from models.build import build
 from models.config import Config, gpt2_like, llama_like
 from parallel.control import Control
@@ -31,6 +29,8 @@ from reference.attention import Options
 from reference.compare import Comparison, compare
 from reference.layer import compared
 from reference.rounding import bounds
+from training.text import Part
+from training.trainer import Plan, Trainer
 
 RATE, VOCABULARY = 1e-2, 61
 # Comparisons use weights and biases of this spread at least.

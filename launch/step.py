@@ -14,27 +14,13 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
+from layers.saved import nbytes
 from parallel import threads
 from parallel.control import Control
 from parallel.ledger import message, together
 from parallel.mesh import Mesh
 
 REPEATS = 5
-
-
-def nbytes(saved: object) -> int:
-    """Bytes of the arrays in a layer's saved value, each counted once."""
-    arrays: dict[int, int] = {}
-
-    def visit(value: object) -> None:
-        if isinstance(value, tuple):
-            for part in value:
-                visit(part)
-        elif isinstance(value, np.ndarray):
-            arrays[id(value)] = value.nbytes
-
-    visit(saved)
-    return sum(arrays.values())
 
 
 @dataclass(frozen=True)

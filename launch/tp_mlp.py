@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from mpi4py import MPI
 
-from launch import digits, products, report, step
+from launch import products, report, step
 from layers.mlp import MLP
 from layers.ops import ACTIVATIONS
 from parallel.axis import Axis
@@ -23,6 +23,7 @@ from parallel.parameter import drawn
 from parallel.shard import even
 from reference import mlp as reference
 from reference.compare import Comparison, compare, tolerance
+from training import digits
 
 # Comparisons use biases of this spread: a bias of zero would be right wherever it is added.
 SPREAD = 0.1
@@ -86,8 +87,8 @@ def trained(args: argparse.Namespace, tp: Axis, alone: Axis | None, control: Con
     if beside is None:
         return None
     checks = [
-        compare(f"loss, epoch {n + 1}", "train", np.array([a]), np.array([b]), allowed)
-        for n, (a, b, allowed) in enumerate(zip(curve.loss, beside.loss, beside.tolerance, strict=True))
+        compare(f"loss, epoch {n + 1}", "train", np.array([a]), np.array([b]), tolerance(args.dtype, [terms]))
+        for n, (a, b, terms) in enumerate(zip(curve.loss, beside.loss, beside.terms, strict=True))
     ]
     accuracy = {"test_accuracy": curve.test_accuracy, "test_accuracy_unsharded": beside.test_accuracy}
     return {"epochs": digits.EPOCHS, **accuracy, "loss": curve.loss, "loss_unsharded": beside.loss}, checks

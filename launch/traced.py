@@ -22,7 +22,7 @@ LAST = 20_000
 # Functions of modules and classes of which each call is a span, by the kind of span: seen where their module is loaded.
 CALLS = {
     "step": {
-        ("launch.trainer", "Trainer"): {"step": "training step"},
+        ("training.trainer", "Trainer"): {"step": "training step"},
         ("launch.step", ""): {"once": "step"},
         ("inference.engine", "Engine"): {"step": "engine step"},
     },

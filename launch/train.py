@@ -20,10 +20,9 @@ from time import perf_counter
 import numpy as np
 from mpi4py import MPI
 
-from launch import curve, products, report, text
-from launch.trainer import Plan, Trainer
+from launch import curve, products, report
+from layers.block import forward_only
 from layers.optimizer import warmup_cosine
-from layers.transformer import forward_only
 from models.build import build
 from models.config import Config, gpt2_like, llama_like
 from parallel.checkpoint import Checkpoint, CheckpointError, latest, save
@@ -31,6 +30,8 @@ from parallel.control import Control
 from parallel.ledger import Traffic, agrees, sent_by
 from parallel.parameter import drawn
 from parallel.replicas import Copy, Replicas
+from training import text
+from training.trainer import Plan, Trainer
 
 # What a run that is taken up again must have in common with the one that was left, and what may change.
 FIXED = ("family", "layers", "d_model", "heads", "kv_heads", "d_ff", "tied", "sequence_length", "batch_tokens", "steps", "lr")
@@ -105,7 +106,10 @@ def check(args: argparse.Namespace, ranks: int) -> None:
         )
     if args.resume and args.checkpoint is None:
         raise start.UsageError("--resume needs to know from where: use --checkpoint DIR")
-    args.data = text.read(args.text, S)
+    try:
+        args.data = text.read(args.text, S)
+    except ValueError as error:
+        raise start.UsageError(str(error)) from None
     if args.checkpoint is not None:
         _check_folder(args)
 

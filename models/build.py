@@ -8,12 +8,13 @@ from math import sqrt
 import numpy as np
 
 from layers.attention import Attention
+from layers.block import Block, Recomputed
 from layers.embedding import LearnedPositions, TiedHead, VocabParallelEmbedding, untied_head
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
 from layers.moe import MoE
 from layers.norm import LayerNorm, RMSNorm
-from layers.transformer import Block, Recomputed, Transformer
+from layers.transformer import Transformer
 from models.config import Config
 from parallel.axis import Axis
 from parallel.parameter import Weights, within

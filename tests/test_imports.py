@@ -6,15 +6,16 @@ import pytest
 
 from tests.harness import ROOT
 
-ROOMS = ("parallel", "layers", "reference", "models", "inference", "practice", "launch")
+ROOMS = ("parallel", "layers", "reference", "models", "inference", "training", "practice", "launch")
 MAY_IMPORT = {
     "parallel": set(),
     "layers": {"parallel"},
     "reference": set(),
     "models": {"layers", "parallel"},
     "inference": {"models", "layers", "parallel"},
-    "practice": {"models", "layers", "parallel"},
-    "launch": {"practice", "inference", "models", "layers", "parallel", "reference"},
+    "training": {"models", "layers", "parallel"},
+    "practice": {"training", "inference", "models", "layers", "parallel"},
+    "launch": {"practice", "training", "inference", "models", "layers", "parallel", "reference"},
 }
 OUTSIDE = {"parallel": {"numpy", "mpi4py"}, "layers": {"numpy", "mpi4py"}, "reference": {"numpy"}}
 FILES = [p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from launch.step import nbytes
 from layers.loss import VocabParallelCrossEntropy
+from layers.saved import nbytes
 from models.build import build
 from models.config import gpt2_like, llama_like
 from parallel.control import Control

@@ -61,7 +61,7 @@ def test_every_tensor_equals_the_reference_and_bytes_are_as_predicted(mesh, acti
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_saved_bytes_are_the_closed_form(mesh, activation):
-    from launch.step import nbytes
+    from layers.saved import nbytes
 
     _, _, mlp, saved = run(mesh, activation)
     assert nbytes(saved) == mlp.saved_bytes(T)

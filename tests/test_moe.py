@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from launch import step
-from launch.step import nbytes
-from layers.moe import MoE, Router
+from layers.moe import MoE
+from layers.routing import Router
+from layers.saved import nbytes
 from models.build import build
 from models.config import Experts, llama_like
 from parallel.control import Control

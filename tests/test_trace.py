@@ -13,9 +13,9 @@ from mpi4py import MPI
 
 from launch import timeline, trace
 from launch.traced import problem, see
+from layers.block import Block
 from layers.mlp import MLP
 from layers.norm import RMSNorm
-from layers.transformer import Block
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import drawn

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from launch.text import Order, Part, dealt
-from launch.trainer import Plan, Trainer
 from layers.optimizer import warmup_cosine
 from models.build import build
 from models.config import gpt2_like, llama_like
 from parallel.mesh import Mesh
 from parallel.parameter import drawn, given
 from tests.harness import ROOT
+from training.text import Order, Part, dealt
+from training.trainer import Plan, Trainer
 
 pytestmark = pytest.mark.mpi
 

@@ -5,11 +5,11 @@ import pytest
 
 from launch import step
 from layers.attention import Attention
+from layers.block import Block
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
 from layers.norm import LayerNorm, RMSNorm
 from layers.rope import Llama3, Rope, Yarn
-from layers.transformer import Block
 from parallel.control import Control
 from parallel.ledger import agrees
 from parallel.mesh import Mesh

@@ -17,7 +17,6 @@ from layers.mlp import MLP
 from layers.optimizer import SGD
 from parallel.axis import Axis
 from parallel.parameter import drawn
-from reference.compare import tolerance
 
 CLASSES, BATCH, EPOCHS, RATE, WARM_UP = 10, 32, 15, 0.05, 0.2
 
@@ -34,7 +33,7 @@ class Digits:
 
 def load(dtype: str) -> Digits:
     """The 1,797 images; a fifth of them, drawn once and for all, held out."""
-    with gzip.open(files("launch") / "data" / "digits.csv.gz") as file:
+    with gzip.open(files("training") / "data" / "digits.csv.gz") as file:
         table = np.loadtxt(file, delimiter=",")
     x, labels = (table[:, :-1] / 8).astype(dtype), table[:, -1].astype(np.int64)
     held_out = np.zeros(len(x), bool)
@@ -44,10 +43,13 @@ def load(dtype: str) -> Digits:
 
 @dataclass(frozen=True)
 class Curve:
-    """Of a training run: the mean loss of each epoch, its derived tolerance, and the accuracy on the held-out images."""
+    """Of a training run: the mean loss of each epoch, and the accuracy on the held-out images.
+
+    `terms`: of each epoch, what the tolerance of its loss is derived from: the length of a sum and the size of its terms.
+    """
 
     loss: list[float]
-    tolerance: list[float]
+    terms: list[tuple[int, float]]
     test_accuracy: float
 
 
@@ -70,7 +72,7 @@ def train(
     order = np.random.default_rng(seed)
     steps = EPOCHS * (len(data.x_train) // BATCH)
     step, size = 0, 0.0
-    losses, allowed = [], []
+    losses, terms = [], []
     for _ in progress(range(EPOCHS)):
         shuffled = order.permutation(len(data.x_train))
         total = []
@@ -89,7 +91,7 @@ def train(
         losses.append(float(np.mean(total)))
         # Each step so far has rounded every weight, through sums of up to d_ff terms; a relative change of all weights
         # by one moves the loss by sum |grad * weight|, and steps that shrink the loss do not stretch what came before.
-        allowed.append(tolerance(dtype, [(step * d_ff, size)]))
+        terms.append((step * d_ff, size))
     logits_TV, _ = mlp.forward(data.x_test)
     accuracy = float((logits_TV.argmax(axis=1) == data.labels_test).mean())
-    return Curve(losses, allowed, accuracy)
+    return Curve(losses, terms, accuracy)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from launch.start import UsageError
 from parallel.shard import even
 
 VOCABULARY = 256
@@ -26,7 +25,7 @@ class Part(NamedTuple):
 def read(path: str | None, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Training and validation bytes: of the file, or of the documentation that comes with Python (`pydoc_data.topics`).
 
-    Raises UsageError for a file that cannot be read, is empty, or leaves either part shorter than a sequence and one byte.
+    Raises ValueError for a file that cannot be read, is empty, or leaves either part shorter than a sequence and one byte.
     """
     if path is None:
         from pydoc_data.topics import topics
@@ -36,13 +35,13 @@ def read(path: str | None, sequence_length: int) -> tuple[np.ndarray, np.ndarray
         try:
             text = Path(path).read_bytes()
         except OSError as error:
-            raise UsageError(f"--text {path}: {error.strerror or error}: use a file of text that can be read") from None
+            raise ValueError(f"--text {path}: {error.strerror or error}: use a file of text that can be read") from None
         if not text:
-            raise UsageError(f"--text {path} is empty: use a file of text")
+            raise ValueError(f"--text {path} is empty: use a file of text")
     data = np.frombuffer(text, np.uint8).astype(np.int64)
     train, validation = np.split(data, [int(TRAINED * len(data))])
     if len(validation) <= sequence_length:
-        raise UsageError(
+        raise ValueError(
             f"--text {path} has {len(data)} bytes, the last tenth of them {len(validation)}: too short for --sequence-length "
             f"{sequence_length}: use at least {10 * (sequence_length + 1)} bytes or shorter sequences"
         )

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from launch.step import nbytes
-from launch.text import Part
 from layers.optimizer import AdamW, global_norm
+from layers.saved import nbytes
 from layers.transformer import Transformer
 from parallel.checkpoint import Checkpoint, Piece, pieces
 from parallel.data import Flat, GradientSums
 from parallel.ledger import Traffic
 from parallel.mesh import Mesh
 from parallel.replicas import Copy, copies
+from training.text import Part
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Loops that train: the step, the text and the digits that are learnt from."""
