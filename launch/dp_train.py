@@ -16,6 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 from launch import report
+from launch.options import UsageError, add_replicas, amount, parser, positive
 from models.build import build
 from models.config import Config, gpt2_like, llama_like
 from parallel.control import Control
@@ -38,34 +39,32 @@ SPREAD = 0.1
 
 
 def options() -> argparse.ArgumentParser:
-    p = start.parser("dp_train", "Train a small model data-parallel, and compare with a reference and with one process.")
+    p = parser("dp_train", "Train a small model data-parallel, and compare with a reference and with one process.")
     p.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what the model is like")
-    p.add_argument("--layers", type=start.positive, default=1, help="blocks")
-    p.add_argument("--d-model", type=start.positive, default=24, help="D")
-    p.add_argument("--heads", type=start.positive, default=3, help="query heads, a divisor of D")
-    p.add_argument("--d-ff", type=start.positive, default=40, help="hidden width of the MLP")
-    p.add_argument("--sequences", type=start.positive, default=9, help="of a step, dealt out over the ranks, evenly or not")
-    p.add_argument("--sequence-length", type=start.positive, default=12, help="tokens of the longest; the others are shorter")
-    p.add_argument("--steps", type=start.positive, default=5, help="of AdamW")
-    p.add_argument("--micro-batches", type=start.positive, default=1, help="parts in which a rank takes its sequences")
+    p.add_argument("--layers", type=positive, default=1, help="blocks")
+    p.add_argument("--d-model", type=positive, default=24, help="D")
+    p.add_argument("--heads", type=positive, default=3, help="query heads, a divisor of D")
+    p.add_argument("--d-ff", type=positive, default=40, help="hidden width of the MLP")
+    p.add_argument("--sequences", type=positive, default=9, help="of a step, dealt out over the ranks, evenly or not")
+    p.add_argument("--sequence-length", type=positive, default=12, help="tokens of the longest; the others are shorter")
+    p.add_argument("--steps", type=positive, default=5, help="of AdamW")
+    p.add_argument("--micro-batches", type=positive, default=1, help="parts in which a rank takes its sequences")
     p.add_argument("--zero", action="store_true", help="split the optimizer's state over the ranks (ZeRO stage 1)")
     p.add_argument("--recompute", action="store_true", help="keep only the inputs of blocks for backward")
     p.add_argument("--overlap", choices=("on", "off"), default="on", help="send gradients while backward goes on")
-    p.add_argument("--bucket-mib", type=start.amount, default=0.01, help="MiB of gradients sent at once")
-    start.add_replicas(p, "steps")
+    p.add_argument("--bucket-mib", type=amount, default=0.01, help="MiB of gradients sent at once")
+    add_replicas(p, "steps")
     return p
 
 
 def check(args: argparse.Namespace, ranks: int) -> None:
     if args.d_model % args.heads:
-        raise start.UsageError(
-            f"--heads {args.heads} does not divide --d-model {args.d_model}: use a divisor of {args.d_model}"
-        )
+        raise UsageError(f"--heads {args.heads} does not divide --d-model {args.d_model}: use a divisor of {args.d_model}")
     if args.family == "llama" and args.d_model // args.heads % 2:
-        raise start.UsageError(f"heads of odd width {args.d_model // args.heads} cannot be rotated: use --family gpt2")
+        raise UsageError(f"heads of odd width {args.d_model // args.heads} cannot be rotated: use --family gpt2")
     least = ranks * args.micro_batches
     if args.sequences < least:
-        raise start.UsageError(
+        raise UsageError(
             f"cannot deal --sequences {args.sequences} to {ranks} ranks in {args.micro_batches} micro-batches: "
             f"use {least} or more"
         )

@@ -16,37 +16,39 @@ from inference.cache import CACHES
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
 from inference.speculation.gain import Account
-from launch import pretrained, products, report
+from launch import pretrained, report
+from launch.measure import products
+from launch.measure.products import read_bytes
+from launch.options import UsageError, add_replicas, amount, natural, parser, positive
 from models.build import build
-from models.config import Config
 from parallel.control import Control
 from parallel.ledger import Traffic, agrees, wire_bytes
 from parallel.replicas import Copy, Replicas, copies
 
 
 def options() -> argparse.ArgumentParser:
-    p = start.parser("generate", "Continue a prompt with a pretrained model, tensor-parallel.")
+    p = parser("generate", "Continue a prompt with a pretrained model, tensor-parallel.")
     pretrained.add_model(p)
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="text to continue")
     what.add_argument("--tokens", type=pretrained.token_ids, help="token ids to continue: 1,2,3")
     what.add_argument("--chat", metavar="TEXT", help="what a user says, to be answered by the model's chat template")
-    p.add_argument("--max-new-tokens", type=start.positive, default=64, help="the most tokens to add")
+    p.add_argument("--max-new-tokens", type=positive, default=64, help="the most tokens to add")
     p.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
     p.add_argument("--stop", metavar="TEXT", action="append", default=[], help="text at which to end; may be given again")
     s = p.add_argument_group("sampling (the order is temperature, top-k, top-p, min-p)")
-    s.add_argument("--temperature", type=start.amount, default=0.0, help="0 is greedy")
-    s.add_argument("--top-k", type=start.natural, default=0, help="only the k best tokens, 0 for all")
-    s.add_argument("--top-p", type=start.amount, default=1.0, help="only the best tokens of this probability together")
-    s.add_argument("--min-p", type=start.amount, default=0.0, help="only tokens at least so likely, relative to the best")
+    s.add_argument("--temperature", type=amount, default=0.0, help="0 is greedy")
+    s.add_argument("--top-k", type=natural, default=0, help="only the k best tokens, 0 for all")
+    s.add_argument("--top-p", type=amount, default=1.0, help="only the best tokens of this probability together")
+    s.add_argument("--min-p", type=amount, default=0.0, help="only tokens at least so likely, relative to the best")
     s.add_argument("--logprobs", action="store_true", help="each token's log-probability")
     c = p.add_argument_group("KV cache")
     c.add_argument("--cache", choices=tuple(CACHES), default="contiguous", help="how the cache is kept")
-    c.add_argument("--prefill-chunk", type=start.positive, help="tokens of the prompt at a time (all)")
+    c.add_argument("--prefill-chunk", type=positive, help="tokens of the prompt at a time (all)")
     c.add_argument(
         "--mla-cache", choices=("replicated", "striped"), default="replicated", help="latents on every rank, or dealt out"
     )
-    start.add_replicas(p, "tokens")
+    add_replicas(p, "tokens")
     d = p.add_argument_group("speculative decoding")
     pretrained.add_speculation(d)
     return p
@@ -57,27 +59,27 @@ def check(args: argparse.Namespace, ranks: int) -> None:
         filters = (args.temperature, args.top_k, args.top_p, args.min_p)
         args.sampling = Sampling(*filters, args.seed)
     except ValueError as error:
-        raise start.UsageError(str(error)) from None
+        raise UsageError(str(error)) from None
     args.source = pretrained.opened(args.model, ranks)
     args.tokenizer = pretrained.tokenizer(args.source)
     args.prompt_ids = prompt_ids(args)
     if not args.prompt_ids:
-        raise start.UsageError("the prompt is empty: use at least one token")
+        raise UsageError("the prompt is empty: use at least one token")
     most = len(args.prompt_ids) + args.max_new_tokens
     pretrained.check_ids(args.prompt_ids, args.source.config, len(args.prompt_ids) + 1)
     if most > args.source.config.context:
         room = args.source.config.context - len(args.prompt_ids)
-        raise start.UsageError(
+        raise UsageError(
             f"--max-new-tokens {args.max_new_tokens} after a prompt of {len(args.prompt_ids)} tokens is beyond the model's "
             f"context of {args.source.config.context}: use at most {room}"
         )
     if args.stop and args.tokenizer is None:
-        raise start.UsageError(f"--stop needs a tokenizer, which {args.source.path} has not: leave it out")
+        raise UsageError(f"--stop needs a tokenizer, which {args.source.path} has not: leave it out")
     if "" in args.stop:
-        raise start.UsageError("--stop '' would end before anything: use some text")
+        raise UsageError("--stop '' would end before anything: use some text")
     pretrained.check_speculation(args, ranks)
     if args.mla_cache == "striped" and args.source.config.latent is None:
-        raise start.UsageError("--mla-cache striped is for latent attention, which this model has not: leave it out")
+        raise UsageError("--mla-cache striped is for latent attention, which this model has not: leave it out")
 
 
 def prompt_ids(args: argparse.Namespace) -> list[int]:
@@ -86,24 +88,11 @@ def prompt_ids(args: argparse.Namespace) -> list[int]:
     if args.prompt is not None:
         return pretrained.encoded(args.prompt, args.source, args.tokenizer)
     if args.tokenizer is None:
-        raise start.UsageError(f"--chat needs a tokenizer, which {args.source.path} has not: use --tokens")
+        raise UsageError(f"--chat needs a tokenizer, which {args.source.path} has not: use --tokens")
     try:
         return args.tokenizer.chat([{"role": "user", "content": args.chat}])
     except ValueError as error:
-        raise start.UsageError(f"--chat: {error}") from None
-
-
-def read_bytes(generator: Generator, config: Config) -> int:
-    """Bytes of weights that this rank reads for one new token: all but tables of which it reads a row, and idle experts."""
-    total = 0
-    for p in generator.model.parameters:
-        last = p.name.rpartition(".")[2]
-        if last == "Wpe" or (last == "Wte" and not config.tied):
-            continue
-        # An expert's matrices have one dim more than a dense MLP's.
-        routed = config.experts is not None and p.data.ndim == {"W1": 4, "W2": 3}.get(last)
-        total += p.data.nbytes * config.experts.active // config.experts.count if routed else p.data.nbytes
-    return total
+        raise UsageError(f"--chat: {error}") from None
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:

@@ -18,7 +18,7 @@ from inference.cache import Cache, Striped
 from inference.generate import Generator, make_cache
 from inference.speculation.generator import Speculative
 from inference.speculation.rule import MOST
-from launch.start import UsageError
+from launch.options import UsageError
 from layers.transformer import Transformer
 from models.build import build
 from models.config import Config

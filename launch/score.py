@@ -14,6 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from launch import pretrained, report
+from launch.options import UsageError, mesh, parser, settled
 from models.build import build
 from parallel.control import Control
 from parallel.data import Flat, GradientSums
@@ -24,9 +25,9 @@ BUCKET = 4 * 2**20
 
 
 def options() -> argparse.ArgumentParser:
-    p = start.parser("score", "Score tokens with a pretrained model, and write its logits and gradients.")
+    p = parser("score", "Score tokens with a pretrained model, and write its logits and gradients.")
     pretrained.add_model(p)
-    p.add_argument("--mesh", type=start.mesh, help="ranks along each axis, as in tp=2,dp=2 (all along tp)")
+    p.add_argument("--mesh", type=mesh, help="ranks along each axis, as in tp=2,dp=2 (all along tp)")
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="what to score, by the model's tokenizer")
     what.add_argument("--text-file", metavar="FILE", type=Path, help="the same from a file")
@@ -40,20 +41,20 @@ def options() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace, ranks: int) -> None:
-    args.mesh = start.settled(args.mesh, ranks, "tp")
+    args.mesh = settled(args.mesh, ranks, "tp")
     args.source = pretrained.opened(args.model, args.mesh["tp"])
     args.tokenizer = pretrained.tokenizer(args.source)
     args.ids = pretrained.sequences(args)
     if args.ids.shape[1] < 2:
-        raise start.UsageError("1 token predicts nothing that could be scored: use 2 or more")
+        raise UsageError("1 token predicts nothing that could be scored: use 2 or more")
     pretrained.check_ids(args.ids, args.source.config, args.ids.shape[1])
     if len(args.ids) < args.mesh["dp"]:
-        raise start.UsageError(
+        raise UsageError(
             f"cannot deal {len(args.ids)} sequences to dp={args.mesh['dp']}: use dp={len(args.ids)} or less, or more sequences"
         )
     for out in (args.logits, args.gradients):
         if out is not None and not out.absolute().parent.is_dir():
-            raise start.UsageError(f"cannot write {out}: there is no folder {out.absolute().parent}")
+            raise UsageError(f"cannot write {out}: there is no folder {out.absolute().parent}")
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:

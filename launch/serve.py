@@ -24,6 +24,7 @@ from inference.scheduler import POLICIES, Scheduler
 from inference.server.answer import Model
 from inference.server.server import Server
 from launch import pretrained, report
+from launch.options import UsageError, amount, parser, positive
 from models.build import build
 from parallel.control import Control
 
@@ -33,7 +34,7 @@ IGNORED = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def options() -> argparse.ArgumentParser:
-    p = start.parser(
+    p = parser(
         "serve",
         "Serve a pretrained model to OpenAI's clients: /v1/completions, /v1/chat/completions, and a page at /. "
         "SIGTERM to mpirun or to rank 0 finishes what runs, and ends all ranks with status 0; a second one ends them at once, "
@@ -44,13 +45,13 @@ def options() -> argparse.ArgumentParser:
     h = p.add_argument_group("HTTP")
     h.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all, there is no authentication")
     h.add_argument("--port", type=_port, default=8000, help="port to listen at; 0 for a free one")
-    h.add_argument("--queue-limit", type=start.positive, default=256, help="requests that may wait; more get a 429")
-    h.add_argument("--drain-seconds", type=start.amount, default=30.0, help="how long requests may take to finish on SIGTERM")
+    h.add_argument("--queue-limit", type=positive, default=256, help="requests that may wait; more get a 429")
+    h.add_argument("--drain-seconds", type=amount, default=30.0, help="how long requests may take to finish on SIGTERM")
     h.add_argument("--verbose", action="store_true", help="one line a request on standard error")
     b = p.add_argument_group("batch")
-    b.add_argument("--slots", type=start.positive, default=8, help="the most requests in a step")
-    b.add_argument("--max-batch-tokens", type=start.positive, default=256, help="the most tokens in a step")
-    b.add_argument("--kv-memory-mib", type=start.positive, default=256, help="KV cache of each rank")
+    b.add_argument("--slots", type=positive, default=8, help="the most requests in a step")
+    b.add_argument("--max-batch-tokens", type=positive, default=256, help="the most tokens in a step")
+    b.add_argument("--kv-memory-mib", type=positive, default=256, help="KV cache of each rank")
     b.add_argument("--policy", choices=POLICIES, default="continuous", help="when requests may join those that run")
     b.add_argument("--speculate", choices=("ngram", "off"), default="off", help="draft by prompt lookup, where that pays")
     return p
@@ -64,7 +65,7 @@ def _port(text: str) -> int:
 
 def check(args: argparse.Namespace, ranks: int) -> None:
     if args.max_batch_tokens < args.slots:
-        raise start.UsageError(
+        raise UsageError(
             f"--max-batch-tokens {args.max_batch_tokens} is less than --slots {args.slots}, each of which may need one: "
             f"use at least {args.slots}"
         )
@@ -88,7 +89,7 @@ def listening(host: str, port: int) -> socket.socket:
         if made is not None:
             made.close()
         why = getattr(error, "strerror", None) or str(error)
-        raise start.UsageError(f"cannot listen at --host {host} --port {port}: {why}: use another") from None
+        raise UsageError(f"cannot listen at --host {host} --port {port}: {why}: use another") from None
     return made
 
 
@@ -97,7 +98,7 @@ def blocks_of(args: argparse.Namespace, bytes_per_token: int) -> int:
     blocks = args.kv_memory_mib * MIB // (BLOCK * bytes_per_token)
     if not blocks:
         least = -(-BLOCK * bytes_per_token // MIB)
-        raise start.UsageError(
+        raise UsageError(
             f"--kv-memory-mib {args.kv_memory_mib} holds no block of {BLOCK} tokens of {bytes_per_token:,} bytes: "
             f"use at least {least}"
         )

@@ -17,9 +17,11 @@ from inference.engine import Engine
 from inference.generate import Generator, make_cache
 from inference.scheduler import POLICIES, Scheduler
 from inference.workload import Workload
-from launch import occupancy, pretrained, report
-from launch.acceptance import explained, tie
-from launch.serving import STEPS, Served, alone, closed_form, decode_steps, latencies, serve
+from launch import pretrained, report
+from launch.measure.acceptance import explained, tie
+from launch.measure.serving import STEPS, Served, alone, closed_form, decode_steps, latencies, serve
+from launch.options import UsageError, amount, parser, positive
+from launch.pictures import occupancy
 from layers.transformer import Transformer
 from models.build import build
 from parallel.control import Control
@@ -34,24 +36,20 @@ WARM = 4
 
 
 def options() -> argparse.ArgumentParser:
-    p = start.parser(
+    p = parser(
         "serving_bench",
         "What dynamic batch scheduling is worth: static against continuous batches of one workload, greedy and without end "
         "tokens. As it stands, with SmolLM2 on 2 ranks, about a minute.",
         check_collectives="off",
     )
     pretrained.add_model(p)
-    p.add_argument("--requests", type=start.positive, help="how many (64; --full 256)")
+    p.add_argument("--requests", type=positive, help="how many (64; --full 256)")
     p.add_argument("--full", action="store_true", help="nano-vllm's own lengths, 100 to 1024 tokens in and out, not 8 to 64")
     p.add_argument("--policy", choices=("both", *ORDER), default="both", help="what to run")
-    p.add_argument(
-        "--rate", type=start.amount, metavar="R", help="requests a second, a Poisson process (all are there at once)"
-    )
-    p.add_argument(
-        "--slots", type=start.positive, help="the most requests in a step (8; --scheduler-only 4 to 16, --full to 64)"
-    )
-    p.add_argument("--kv-blocks", type=start.positive, help="blocks of 16 tokens for keys and values (enough for all slots)")
-    p.add_argument("--max-batch-tokens", type=start.positive, help="the most tokens in a step (512)")
+    p.add_argument("--rate", type=amount, metavar="R", help="requests a second, a Poisson process (all are there at once)")
+    p.add_argument("--slots", type=positive, help="the most requests in a step (8; --scheduler-only 4 to 16, --full to 64)")
+    p.add_argument("--kv-blocks", type=positive, help="blocks of 16 tokens for keys and values (enough for all slots)")
+    p.add_argument("--max-batch-tokens", type=positive, help="the most tokens in a step (512)")
     p.add_argument("--speculate", action="store_true", help="draft by prompt lookup, request by request, where it pays")
     p.add_argument("--scheduler-only", action="store_true", help="count steps without a model: prompts and decodes apart")
     p.add_argument("--png", metavar="FILE", type=Path, help="the timeline as a picture (out/serving-timeline.png)")
@@ -62,7 +60,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     if args.scheduler_only:
         given = {"--" + n.replace("_", "-"): getattr(args, n) for n in ("model", "rate", "kv_blocks", "max_batch_tokens")}
         for name in [n for n, value in (given | {"--speculate": args.speculate or None}).items() if value is not None]:
-            raise start.UsageError(f"--scheduler-only counts steps without a model and without limits: leave {name} out")
+            raise UsageError(f"--scheduler-only counts steps without a model and without limits: leave {name} out")
     args.policies = ORDER if args.policy == "both" else (args.policy,)
     lengths, last_id = FULL if args.full else SCALED
     args.requests = args.requests or (256 if args.full else 64)
@@ -84,7 +82,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
         for id, (prompt, most) in enumerate(zip(*args.load, strict=True)):
             trial.add(id, prompt, most)
     except ValueError as error:
-        raise start.UsageError(str(error)) from None
+        raise UsageError(str(error)) from None
 
 
 def scheduler(args: argparse.Namespace, policy: str) -> Scheduler:

@@ -17,8 +17,10 @@ from inference.speculation.gain import Account, Gamma, expected_tokens, operatio
 from inference.speculation.generator import Speculative
 from inference.speculation.rule import MOST
 from launch import pretrained, report
-from launch.acceptance import alpha_by_overlap, costs, draft_operations, explained, tie
-from launch.prompts import PROMPTS
+from launch.measure.acceptance import alpha_by_overlap, costs, draft_operations, explained, tie
+from launch.measure.prompts import PROMPTS
+from launch.options import UsageError, amount, parser, positive
+from launch.pictures.speculate import picture
 from models.build import build
 from parallel.control import Control
 
@@ -42,7 +44,7 @@ def _drafts(text: str) -> list[str]:
 
 
 def options() -> argparse.ArgumentParser:
-    p = start.parser(
+    p = parser(
         "speculate",
         "Is speculative decoding worth it here? Runs real prompts plainly and with each draft and gamma, in turn. As it "
         "stands, with SmolLM2 on 2 ranks, about three minutes: fewer --gammas, --prompts or --max-new-tokens take less.",
@@ -61,8 +63,8 @@ def options() -> argparse.ArgumentParser:
     what.add_argument(
         "--tokens", type=pretrained.token_ids, help="token ids instead of prompts, for models without a tokenizer"
     )
-    p.add_argument("--max-new-tokens", type=start.positive, default=32, help="the most tokens to add to a prompt, 2 or more")
-    p.add_argument("--temperature", type=start.amount, default=0.0, help="0 is greedy, and is checked against plain decoding")
+    p.add_argument("--max-new-tokens", type=positive, default=32, help="the most tokens to add to a prompt, 2 or more")
+    p.add_argument("--temperature", type=amount, default=0.0, help="0 is greedy, and is checked against plain decoding")
     p.add_argument("--cache", choices=tuple(CACHES), default="contiguous", help="how the KV cache is kept")
     p.add_argument("--png", metavar="FILE", type=Path, default=Path("out/speculate.png"), help="the picture")
     return p
@@ -83,12 +85,12 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     args.tokenizer = pretrained.tokenizer(args.source)
     args.ids = prompts(args)
     if args.max_new_tokens < 2:
-        raise start.UsageError("--max-new-tokens 1 leaves nothing to draft: use 2 or more")
+        raise UsageError("--max-new-tokens 1 leaves nothing to draft: use 2 or more")
     for name, ids in args.ids.items():
         # The costs are measured on as many rows more as are verified at once.
         room = args.source.config.context - args.max_new_tokens - MOST - 1
         if not 0 < len(ids) <= room:
-            raise start.UsageError(
+            raise UsageError(
                 f"{name} of {len(ids)} tokens with --max-new-tokens {args.max_new_tokens} does not fit into the model's "
                 f"context of {args.source.config.context}: use 1 to {room} tokens"
             )
@@ -102,15 +104,13 @@ def prompts(args: argparse.Namespace) -> dict[str, list[int]]:
     names = list(PROMPTS) if args.prompts == "all" else args.prompts.split(",")
     for name in names:
         if name not in PROMPTS:
-            raise start.UsageError(f"--prompts has no {name!r}: use some of {', '.join(PROMPTS)}, or all")
+            raise UsageError(f"--prompts has no {name!r}: use some of {', '.join(PROMPTS)}, or all")
     if args.tokenizer is None:
-        raise start.UsageError(f"prompts need a tokenizer, which {args.source.path} has not: give token ids with --tokens")
+        raise UsageError(f"prompts need a tokenizer, which {args.source.path} has not: give token ids with --tokens")
     try:
         return {name: PROMPTS[name].ids(args.tokenizer) for name in names}
     except ValueError as error:
-        raise start.UsageError(
-            f"--prompts {args.prompts}: {error}: use story,essay,function,list, which are no chats"
-        ) from None
+        raise UsageError(f"--prompts {args.prompts}: {error}: use story,essay,function,list, which are no chats") from None
 
 
 # --- the runs
@@ -142,7 +142,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     for name, gamma in report.progress("speculating", first)(every):
         tokens, step_seconds = timed_tokens(plain, args, args.ids[name])
         if len(tokens) < 2:
-            raise start.UsageError(f"the model ends at once after {name}: use another prompt")
+            raise UsageError(f"the model ends at once after {name}: use another prompt")
         for kind, it in drafters.items():
             if (name, kind) not in alphas:
                 alphas[name, kind] = alpha_by_overlap(it, args.ids[name] + tokens, len(tokens), args.sampling)
@@ -278,42 +278,6 @@ def show(result: dict) -> None:
     print(f"\nThe picture is {result['png']}")
     for d in result["differences"]:
         print(f"{d['prompt']}, {d['draft']}, gamma {d['gamma']}: {explained(d)}")
-
-
-def picture(path: Path, rows: list[dict], verify: list[float], c: dict[str, float]) -> None:
-    """Speed-up against gamma, a panel a draft: lines of alpha at these costs, dotted as the theorem has it; points measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names, gammas = list(dict.fromkeys(r["prompt"] for r in rows)), range(1, len(verify))
-    figure, panels = plt.subplots(1, len(c), figsize=(5.6 * len(c), 4.6), layout="constrained", sharey=True, squeeze=False)
-    for axes, (kind, cost) in zip(panels[0], c.items(), strict=True):
-        for n, alpha in enumerate((0.5, 0.7, 0.8, 0.9, 1.0)):
-            grey = str(0.75 - 0.15 * n)
-            here = [speedup(alpha, g, cost, verify[g]) for g in gammas]
-            axes.plot(gammas, here, color=grey, linewidth=1.2)
-            axes.plot(gammas, [speedup(alpha, g, cost) for g in gammas], color=grey, linewidth=0.8, linestyle=":")
-            axes.annotate(f"{alpha:g}", (gammas[-1], here[-1]), (4, 0), textcoords="offset points", va="center", color=grey)
-        for n, name in enumerate(names):
-            own = [r for r in rows if r["prompt"] == name and r["draft"] == kind]
-            alpha = own[0]["alpha"]
-            label = f"{name}, alpha {alpha:.2f}" if alpha is not None else f"{name}, nothing drafted"
-            axes.plot([r["gamma"] for r in own], [r["factor_measured"] for r in own], f"C{n}o", markersize=5, label=label)
-        axes.axhline(1, color="C3", linewidth=0.8)
-        axes.set(xlabel="gamma, tokens drafted", title=f"{kind}: c = {cost:.2f}", xticks=list(gammas))
-        axes.grid(alpha=0.2)
-        axes.legend(title="measured", fontsize=8, loc="upper left")
-    highest = max(max(speedup(1.0, g, cost, verify[g]) for g in gammas) for cost in c.values())
-    top = 1.15 * max(highest, *(r["factor_measured"] for r in rows))
-    panels[0][0].set(ylabel="speed-up over plain decoding", ylim=(0, top))
-    figure.suptitle(
-        "Lines: alpha at the measured costs; dotted: where any number of rows costs as one (theorem 3.8)", fontsize=10
-    )
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from functools import partial
 import numpy as np
 from mpi4py import MPI
 
-from launch import products, report, step
+from launch import report
+from launch.measure import products, step
+from launch.options import UsageError, parser, positive
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention
 from layers.rope import Linear, Llama3, Rope, Rotation, Scaling, Yarn
@@ -45,16 +47,16 @@ BUDGET, HEAD, ROW, SCORE, READ, PRODUCT = 0.5, 3e-4, 2.5e-5, 6e-8, 4e-9, 1e-9
 
 
 def options() -> argparse.ArgumentParser:
-    p = start.parser("tp_attention", "Run tensor-parallel attention, forward and backward, and compare it with a reference.")
+    p = parser("tp_attention", "Run tensor-parallel attention, forward and backward, and compare it with a reference.")
     p.add_argument("--kind", choices=KINDS, default="gqa", help="multi-head, grouped-query, multi-query or latent")
     p.add_argument(
         "--sequences", type=_counts, nargs="+", default=[[4]], help="how many sequences, or their lengths: 1,7,64,129"
     )
-    p.add_argument("--tokens", type=start.positive, help="T, of all sequences together (96, or the sum of the lengths)")
-    p.add_argument("--d-model", type=start.positive, default=64, help="D, width of input and output")
-    p.add_argument("--heads", type=start.positive, default=8, help="H, query heads, dealt out over the ranks, evenly or not")
-    p.add_argument("--kv-heads", type=start.positive, help="K, a divisor of H (for gqa, the largest up to H/2)")
-    p.add_argument("--d-head", type=start.positive, help="E, width of a head (D/H)")
+    p.add_argument("--tokens", type=positive, help="T, of all sequences together (96, or the sum of the lengths)")
+    p.add_argument("--d-model", type=positive, default=64, help="D, width of input and output")
+    p.add_argument("--heads", type=positive, default=8, help="H, query heads, dealt out over the ranks, evenly or not")
+    p.add_argument("--kv-heads", type=positive, help="K, a divisor of H (for gqa, the largest up to H/2)")
+    p.add_argument("--d-head", type=positive, help="E, width of a head (D/H)")
     p.add_argument(
         "--rope", choices=("none", "half", "interleaved"), default="half", help="rotary positions, and their pairing"
     )
@@ -70,17 +72,17 @@ def options() -> argparse.ArgumentParser:
     )
     p.add_argument("--qk-norm", action="store_true", help="RMS norm of each head's queries and keys, as Qwen3 (not mla)")
     mla = p.add_argument_group("sizes of --kind mla")
-    mla.add_argument("--d-latent", type=start.positive, help="C, width of the latent (4E)")
-    mla.add_argument("--d-query-latent", type=start.positive, help="width of the queries' latent (none)")
-    mla.add_argument("--d-nope", type=start.positive, help="width of a head's queries and keys without position (E)")
-    mla.add_argument("--d-rope", type=start.positive, help="R, width of the rotated key that all heads share (the even of E/2)")
-    mla.add_argument("--d-value", type=start.positive, help="width of a head's values (E)")
-    p.add_argument("--layers", type=start.positive, default=1, help="L, for the table of the KV cache")
+    mla.add_argument("--d-latent", type=positive, help="C, width of the latent (4E)")
+    mla.add_argument("--d-query-latent", type=positive, help="width of the queries' latent (none)")
+    mla.add_argument("--d-nope", type=positive, help="width of a head's queries and keys without position (E)")
+    mla.add_argument("--d-rope", type=positive, help="R, width of the rotated key that all heads share (the even of E/2)")
+    mla.add_argument("--d-value", type=positive, help="width of a head's values (E)")
+    p.add_argument("--layers", type=positive, default=1, help="L, for the table of the KV cache")
     return p
 
 
 def _counts(text: str) -> list[int]:
-    return [start.positive(part) for part in text.split(",")]
+    return [positive(part) for part in text.split(",")]
 
 
 def _scaling(text: str) -> Scaling | None:
@@ -108,34 +110,34 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     """Settle what was left open, and refuse what cannot be."""
     H, D = args.heads, args.d_model
     if args.d_head is None and D % H:
-        raise start.UsageError(f"--heads {H} does not divide --d-model {D}: use a divisor of {D}, or give --d-head")
+        raise UsageError(f"--heads {H} does not divide --d-model {D}: use a divisor of {D}, or give --d-head")
     args.d_head = args.d_head or D // H
     if args.kind == "gqa" and args.kv_heads is None:
         args.kv_heads = next(k for k in range(max(1, H // 2), 0, -1) if H % k == 0)
     own = {"mha": H, "mqa": 1, "mla": H}.get(args.kind, args.kv_heads)
     if args.kv_heads not in (None, own):
-        raise start.UsageError(f"--kind {args.kind} has {own} kv-heads, not {args.kv_heads}: use --kind gqa, or no --kv-heads")
+        raise UsageError(f"--kind {args.kind} has {own} kv-heads, not {args.kv_heads}: use --kind gqa, or no --kv-heads")
     args.kv_heads = own
     if H % own:
-        raise start.UsageError(f"--kv-heads {own} does not divide --heads {H}: use a divisor of {H}")
+        raise UsageError(f"--kv-heads {own} does not divide --heads {H}: use a divisor of {H}")
     if ranks > H:
-        raise start.UsageError(f"cannot cut --heads {H} over {ranks} ranks: use at most {H} ranks or more --heads")
+        raise UsageError(f"cannot cut --heads {H} over {ranks} ranks: use at most {H} ranks or more --heads")
     if args.kind == "mla":
         args.d_latent = args.d_latent or 4 * args.d_head
         args.d_nope, args.d_value = args.d_nope or args.d_head, args.d_value or args.d_head
         args.d_rope = args.d_rope or max(2, args.d_head // 4 * 2)
         if args.d_rope % 2:
-            raise start.UsageError(f"--d-rope {args.d_rope} cannot be rotated in pairs: use an even width")
+            raise UsageError(f"--d-rope {args.d_rope} cannot be rotated in pairs: use an even width")
         if args.qk_norm:
-            raise start.UsageError("--qk-norm is not for --kind mla, which norms its latents: leave it out")
+            raise UsageError("--qk-norm is not for --kind mla, which norms its latents: leave it out")
     elif args.rope != "none" and args.d_head % 2:
-        raise start.UsageError(
+        raise UsageError(
             f"--rope {args.rope} cannot rotate heads of odd width {args.d_head} in pairs: use an even width, or --rope none"
         )
     if args.rope_base <= 1:
-        raise start.UsageError(f"--rope-base {args.rope_base:g} is no base: use a number above 1, such as 10000")
+        raise UsageError(f"--rope-base {args.rope_base:g} is no base: use a number above 1, such as 10000")
     if args.rope == "none" and args.rope_scaling is not None:
-        raise start.UsageError("--rope-scaling scales nothing with --rope none: leave one of them out")
+        raise UsageError("--rope-scaling scales nothing with --rope none: leave one of them out")
     _settle_lengths(args)
 
 
@@ -145,14 +147,14 @@ def _settle_lengths(args: argparse.Namespace) -> None:
     if len(given) > 1:
         args.lengths = given
         if args.tokens not in (None, sum(given)):
-            raise start.UsageError(
+            raise UsageError(
                 f"--tokens {args.tokens} is not the sum of --sequences {','.join(map(str, given))}: use {sum(given)}"
             )
         args.tokens = sum(given)
         return
     count, args.tokens = given[0], args.tokens or 96
     if count > args.tokens:
-        raise start.UsageError(f"cannot cut --tokens {args.tokens} into {count} sequences: use at most {args.tokens}")
+        raise UsageError(f"cannot cut --tokens {args.tokens} into {count} sequences: use at most {args.tokens}")
     # Ragged: the n-th as long as n others of its share, none empty.
     ends = [count + (args.tokens - count) * n * (n + 1) // (count * (count + 1)) - (count - n) for n in range(count + 1)]
     args.lengths = np.diff(ends).tolist()

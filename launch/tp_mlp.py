@@ -13,7 +13,9 @@ from functools import partial
 import numpy as np
 from mpi4py import MPI
 
-from launch import products, report, step
+from launch import report
+from launch.measure import products, step
+from launch.options import UsageError, parser, positive
 from layers.mlp import MLP
 from layers.ops import ACTIVATIONS
 from parallel.axis import Axis
@@ -30,10 +32,10 @@ SPREAD = 0.1
 
 
 def options() -> argparse.ArgumentParser:
-    p = start.parser("tp_mlp", "Run a tensor-parallel two-layer MLP, forward and backward, and compare it with a reference.")
-    p.add_argument("--tokens", type=start.positive, default=48, help="T, rows of the input")
-    p.add_argument("--d-model", type=start.positive, default=64, help="D, width of input and output")
-    p.add_argument("--d-ff", type=start.positive, default=1024, help="F, hidden width, cut over the ranks, evenly or not")
+    p = parser("tp_mlp", "Run a tensor-parallel two-layer MLP, forward and backward, and compare it with a reference.")
+    p.add_argument("--tokens", type=positive, default=48, help="T, rows of the input")
+    p.add_argument("--d-model", type=positive, default=64, help="D, width of input and output")
+    p.add_argument("--d-ff", type=positive, default=1024, help="F, hidden width, cut over the ranks, evenly or not")
     p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="gelu", help="between the two layers")
     p.add_argument("--no-bias", action="store_true", help="leave the biases out")
     p.add_argument("--data", choices=("digits", "none"), default="digits", help="what to train on afterwards")
@@ -42,9 +44,7 @@ def options() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace, ranks: int) -> None:
     if ranks > args.d_ff:
-        raise start.UsageError(
-            f"cannot cut --d-ff {args.d_ff} over {ranks} ranks: use at most {args.d_ff} ranks or a larger --d-ff"
-        )
+        raise UsageError(f"cannot cut --d-ff {args.d_ff} over {ranks} ranks: use at most {args.d_ff} ranks or a larger --d-ff")
 
 
 def inputs(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from launch import report, timeline
-from launch.timeline import COMPUTING, CONTROL, OUTSIDE, TRANSFERRING, WAITING, Timeline, TraceError
+from launch import report
+from launch.measure import timeline
+from launch.measure.timeline import COMPUTING, CONTROL, OUTSIDE, TRANSFERRING, WAITING, Timeline, TraceError
+from launch.options import UsageError, parser
 
 LETTERS = dict(zip(timeline.STATES, "FBSPDd+~=c.", strict=True))
 SAID = {
@@ -43,7 +45,7 @@ def _window(text: str) -> tuple[float, float]:
 
 
 def options() -> argparse.ArgumentParser:
-    p = start.parser("trace", "Read what a command wrote with --trace: a strip a rank, shares of time, stragglers, dear verbs.")
+    p = parser("trace", "Read what a command wrote with --trace: a strip a rank, shares of time, stragglers, dear verbs.")
     p.add_argument("file", metavar="FILE", type=Path, nargs="?", help="the trace")
     p.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="instead of FILE: two traces side by side")
     p.add_argument("--window", type=_window, metavar="FROM:TO", help="only this time, in milliseconds (all)")
@@ -53,17 +55,17 @@ def options() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace, ranks: int) -> None:
     if (args.file is None) == (args.compare is None):
-        raise start.UsageError("use either the FILE of a trace, or --compare A B")
+        raise UsageError("use either the FILE of a trace, or --compare A B")
     if args.png is not None and args.compare is not None:
-        raise start.UsageError("--png draws one trace: use it without --compare")
+        raise UsageError("--png draws one trace: use it without --compare")
     if args.png is not None and find_spec("matplotlib") is None:
-        raise start.UsageError("--png needs matplotlib, which is not installed: run `pip install matplotlib`")
+        raise UsageError("--png needs matplotlib, which is not installed: run `pip install matplotlib`")
     if args.png is not None and (args.png.is_dir() or not os.access(args.png.absolute().parent, os.W_OK)):
-        raise start.UsageError(f"cannot write --png {args.png}: use a file in a folder that may be written")
+        raise UsageError(f"cannot write --png {args.png}: use a file in a folder that may be written")
     try:
         args.lines = [_read(path, args.window) for path in args.compare or [args.file]]
     except TraceError as error:
-        raise start.UsageError(str(error)) from None
+        raise UsageError(str(error)) from None
 
 
 def _read(path: Path, window: tuple[float, float] | None) -> Timeline:
@@ -116,7 +118,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         return 0
     told = [summary(path, line) for path, line in zip(args.compare or [args.file], args.lines, strict=True)]
     if args.png is not None:
-        from launch.timeline_picture import draw
+        from launch.pictures.timeline import draw
 
         draw(args.png, args.lines[0], told[0])
     if args.json:

@@ -20,7 +20,10 @@ from time import perf_counter
 import numpy as np
 from mpi4py import MPI
 
-from launch import curve, products, report
+from launch import report
+from launch.measure import products
+from launch.options import COMMON, UsageError, add_replicas, amount, mesh, natural, parser, positive, settled
+from launch.pictures import curve
 from layers.block import forward_only
 from layers.optimizer import warmup_cosine
 from models.build import build
@@ -41,75 +44,73 @@ FIXED += ("warmup", "clip", "weight_decay", "seed", "dtype")
 
 
 def options() -> argparse.ArgumentParser:
-    p = start.parser("train", "Train a byte-level language model, data- and tensor-parallel.")
-    p.add_argument("--mesh", type=start.mesh, help="ranks along each axis, as in dp=2,tp=2 (all along dp)")
+    p = parser("train", "Train a byte-level language model, data- and tensor-parallel.")
+    p.add_argument("--mesh", type=mesh, help="ranks along each axis, as in dp=2,tp=2 (all along dp)")
     p.add_argument("--text", metavar="FILE", help="what to learn from (the documentation that comes with Python)")
     m = p.add_argument_group("model")
     m.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what it is like")
-    m.add_argument("--layers", type=start.positive, default=3, help="blocks")
-    m.add_argument("--d-model", type=start.positive, default=128, help="D")
-    m.add_argument("--heads", type=start.positive, default=4, help="query heads, a divisor of D")
-    m.add_argument("--kv-heads", type=start.positive, help="key/value heads, a divisor of the heads (all of them)")
-    m.add_argument("--d-ff", type=start.positive, help="hidden width of the MLPs (4 D; 8/3 D where gated)")
+    m.add_argument("--layers", type=positive, default=3, help="blocks")
+    m.add_argument("--d-model", type=positive, default=128, help="D")
+    m.add_argument("--heads", type=positive, default=4, help="query heads, a divisor of D")
+    m.add_argument("--kv-heads", type=positive, help="key/value heads, a divisor of the heads (all of them)")
+    m.add_argument("--d-ff", type=positive, help="hidden width of the MLPs (4 D; 8/3 D where gated)")
     m.add_argument("--tied", action="store_true", help="one table for embedding and output")
     t = p.add_argument_group("training")
-    t.add_argument("--sequence-length", type=start.positive, default=128, help="S, tokens of a sequence")
-    t.add_argument("--batch-tokens", type=start.positive, default=2048, help="of a step, over all ranks; a multiple of S")
-    t.add_argument("--micro-batches", type=start.positive, default=1, help="parts in which a rank takes its share of a batch")
-    t.add_argument("--steps", type=start.positive, default=1000, help="of the optimizer")
-    t.add_argument("--lr", type=start.amount, default=2e-3, help="the largest learning rate, after warm-up")
-    t.add_argument("--warmup", type=start.natural, default=50, help="steps of rising learning rate")
-    t.add_argument("--clip", type=start.amount, default=1.0, help="largest norm of a step's gradient, 0 for any")
-    t.add_argument("--weight-decay", type=start.amount, default=0.1, help="of matrices and tables")
+    t.add_argument("--sequence-length", type=positive, default=128, help="S, tokens of a sequence")
+    t.add_argument("--batch-tokens", type=positive, default=2048, help="of a step, over all ranks; a multiple of S")
+    t.add_argument("--micro-batches", type=positive, default=1, help="parts in which a rank takes its share of a batch")
+    t.add_argument("--steps", type=positive, default=1000, help="of the optimizer")
+    t.add_argument("--lr", type=amount, default=2e-3, help="the largest learning rate, after warm-up")
+    t.add_argument("--warmup", type=natural, default=50, help="steps of rising learning rate")
+    t.add_argument("--clip", type=amount, default=1.0, help="largest norm of a step's gradient, 0 for any")
+    t.add_argument("--weight-decay", type=amount, default=0.1, help="of matrices and tables")
     t.add_argument("--zero", action="store_true", help="split the optimizer's state over dp (ZeRO stage 1)")
     t.add_argument("--recompute", action="store_true", help="keep only the inputs of blocks for backward")
     t.add_argument("--overlap", choices=("on", "off"), default="on", help="send gradients while backward goes on")
-    t.add_argument("--bucket-mib", type=start.amount, default=4.0, help="MiB of gradients sent at once")
-    start.add_replicas(t, "steps")
+    t.add_argument("--bucket-mib", type=amount, default=4.0, help="MiB of gradients sent at once")
+    add_replicas(t, "steps")
     k = p.add_argument_group("what is kept")
     k.add_argument("--checkpoint", metavar="DIR", type=Path, help="where to save")
-    k.add_argument("--save-every", type=start.natural, default=0, help="steps between checkpoints (only the last)")
+    k.add_argument("--save-every", type=natural, default=0, help="steps between checkpoints (only the last)")
     k.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, on whatever mesh")
     k.add_argument("--output", metavar="DIR", type=Path, default=Path("out"), help="where loss.csv and loss.png go")
-    k.add_argument("--sample", type=start.natural, default=300, help="bytes of text to write at the end")
+    k.add_argument("--sample", type=natural, default=300, help="bytes of text to write at the end")
     return p
 
 
 def check(args: argparse.Namespace, ranks: int) -> None:
     """Settle what was left open, and refuse what cannot be."""
-    args.mesh = start.settled(args.mesh, ranks)
+    args.mesh = settled(args.mesh, ranks)
     D, H = args.d_model, args.heads
     args.kv_heads = args.kv_heads or H
     gated = args.family == "llama"
     args.d_ff = args.d_ff or (max(1, 8 * D // 3 // 32 * 32) if gated else 4 * D)
     if D % H:
-        raise start.UsageError(f"--heads {H} does not divide --d-model {D}: use a divisor of {D}")
+        raise UsageError(f"--heads {H} does not divide --d-model {D}: use a divisor of {D}")
     if H % args.kv_heads:
-        raise start.UsageError(f"--kv-heads {args.kv_heads} does not divide --heads {H}: use a divisor of {H}")
+        raise UsageError(f"--kv-heads {args.kv_heads} does not divide --heads {H}: use a divisor of {H}")
     if gated and D // H % 2:
-        raise start.UsageError(f"heads of odd width {D // H} cannot be rotated: use --d-model {2 * D} or --family gpt2")
+        raise UsageError(f"heads of odd width {D // H} cannot be rotated: use --d-model {2 * D} or --family gpt2")
     if not gated and args.kv_heads != H:
-        raise start.UsageError(f"--family gpt2 has as many kv-heads as heads, not {args.kv_heads}: leave --kv-heads out")
+        raise UsageError(f"--family gpt2 has as many kv-heads as heads, not {args.kv_heads}: leave --kv-heads out")
     dp, tp = args.mesh["dp"], args.mesh["tp"]
     for name, most in (("heads", H), ("d-ff", args.d_ff)):
         if tp > most:
-            raise start.UsageError(f"cannot cut --{name} {most} over tp={tp}: use at most tp={most}")
+            raise UsageError(f"cannot cut --{name} {most} over tp={tp}: use at most tp={most}")
     S, batch = args.sequence_length, args.batch_tokens
     if batch % S:
-        raise start.UsageError(
-            f"--batch-tokens {batch} is not a multiple of --sequence-length {S}: use {max(1, batch // S) * S}"
-        )
+        raise UsageError(f"--batch-tokens {batch} is not a multiple of --sequence-length {S}: use {max(1, batch // S) * S}")
     if batch // S < dp * args.micro_batches:
-        raise start.UsageError(
+        raise UsageError(
             f"cannot deal {batch // S} sequences to dp={dp} ranks in {args.micro_batches} micro-batches: "
             f"use --batch-tokens {S * dp * args.micro_batches} or more"
         )
     if args.resume and args.checkpoint is None:
-        raise start.UsageError("--resume needs to know from where: use --checkpoint DIR")
+        raise UsageError("--resume needs to know from where: use --checkpoint DIR")
     try:
         args.data = text.read(args.text, S)
     except ValueError as error:
-        raise start.UsageError(str(error)) from None
+        raise UsageError(str(error)) from None
     if args.checkpoint is not None:
         _check_folder(args)
 
@@ -117,11 +118,11 @@ def check(args: argparse.Namespace, ranks: int) -> None:
 def _check_folder(args: argparse.Namespace) -> None:
     newest = latest(args.checkpoint) if args.checkpoint.is_dir() else None
     if args.resume and newest is None:
-        raise start.UsageError(f"--checkpoint {args.checkpoint} holds no checkpoint to resume: leave --resume out to start one")
+        raise UsageError(f"--checkpoint {args.checkpoint} holds no checkpoint to resume: leave --resume out to start one")
     if not args.resume and newest is not None:
-        raise start.UsageError(f"--checkpoint {args.checkpoint} holds {newest.name}: use --resume, or another folder")
+        raise UsageError(f"--checkpoint {args.checkpoint} holds {newest.name}: use --resume, or another folder")
     if args.checkpoint.exists() and not args.checkpoint.is_dir():
-        raise start.UsageError(f"--checkpoint {args.checkpoint} is a file: use a folder")
+        raise UsageError(f"--checkpoint {args.checkpoint} is a file: use a folder")
 
 
 def model_config(args: argparse.Namespace) -> Config:
@@ -261,7 +262,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
                 if args.checkpoint is not None and run.to_be_saved():
                     run.save()
     except CheckpointError as error:
-        raise start.UsageError(str(error)) from None
+        raise UsageError(str(error)) from None
     bits = run.validation_bits()
     written = run.sample()
     ran = len(run.losses) - begun_at
@@ -272,7 +273,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     tokens = ran * args.batch_tokens
     flops = run.trainer.model.flops(args.sequence_length) * tokens
     files = curve.write(args.output, run.losses, args.batch_tokens, bits)
-    elsewhere = (*start.COMMON, "data", "mesh", "checkpoint", "output")
+    elsewhere = (*COMMON, "data", "mesh", "checkpoint", "output")
     wrong = [f"communication of rank {r}" for r, ok in enumerate(agreed) if not ok]
     wrong += [f"memory of rank {r}" for r, m in enumerate(memory) if m["saved"] != m["predicted_saved"] and ran]
     result = {

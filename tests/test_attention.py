@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from launch import step
 from launch import tp_attention as command
+from launch.measure import step
 from layers import attend
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention

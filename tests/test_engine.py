@@ -14,7 +14,7 @@ from inference.generate import Generator, make_cache
 from inference.pool import BLOCK, Pool, Span, grouped
 from inference.sampling import Sampling
 from inference.scheduler import QueueFull, Scheduler
-from launch.acceptance import tie
+from launch.measure.acceptance import tie
 from layers.attend import attend_cached
 from layers.rope import Rope
 from models.build import build

@@ -1,12 +1,12 @@
 """The arrows between the rooms of the house, held to."""
 
 import ast
+import sys
 
 import pytest
 
 from tests.harness import ROOT
 
-ROOMS = ("parallel", "layers", "reference", "models", "inference", "training", "practice", "launch")
 MAY_IMPORT = {
     "parallel": set(),
     "layers": {"parallel"},
@@ -14,33 +14,87 @@ MAY_IMPORT = {
     "models": {"layers", "parallel"},
     "inference": {"models", "layers", "parallel"},
     "training": {"models", "layers", "parallel"},
-    "practice": {"training", "inference", "models", "layers", "parallel"},
-    "launch": {"practice", "training", "inference", "models", "layers", "parallel", "reference"},
+    "plan": {"models", "layers", "parallel"},
+    "practice": {"plan", "inference", "training", "models", "layers", "parallel"},
+    "launch": {"practice", "plan", "inference", "training", "models", "layers", "parallel", "reference"},
 }
 OUTSIDE = {"parallel": {"numpy", "mpi4py"}, "layers": {"numpy", "mpi4py"}, "reference": {"numpy"}}
-FILES = [p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]
+# What lies in launch/ itself and is no command.
+NO_COMMANDS = {"launch.start", "launch.options", "launch.report", "launch.pretrained"}
 
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) else []
-        yield from (n.split(".")[0] for n in names)
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_one_way(path):
-    import sys
+FILES = {module_of(p): p for room in MAY_IMPORT for p in sorted((ROOT / room).rglob("*.py"))}
+COMMANDS = {m for m in FILES if m.startswith("launch.") and m.count(".") == 1} - NO_COMMANDS
 
-    room = path.relative_to(ROOT).parts[0]
-    found = set(imported(path))
-    assert found & set(ROOMS) - {room} <= MAY_IMPORT[room]
+
+def imported(text):
+    """Every module that the text imports, wherever in it; of `from a import b` both a and a.b, if these are modules here."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name their module whole"
+            yield node.module
+            yield from (f"{node.module}.{a.name}" for a in node.names if f"{node.module}.{a.name}" in FILES)
+
+
+def circle(arrows):
+    """The modules of one circle of arrows {module: those it imports}, or None."""
+    done, way = set(), []
+
+    def visit(module):
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return None
+        way.append(module)
+        found = next(filter(None, map(visit, sorted(arrows[module]))), None)
+        way.pop()
+        done.add(module)
+        return found
+
+    return next(filter(None, map(visit, sorted(arrows))), None)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_one_way(module):
+    text, room = FILES[module].read_text(), module.split(".")[0]
+    found = set(imported(text))
+    rooms = {m.split(".")[0] for m in found}
+    assert rooms & set(MAY_IMPORT) - {room} <= MAY_IMPORT[room]
     if room in OUTSIDE:
-        assert found - set(ROOMS) - set(sys.stdlib_module_names) <= OUTSIDE[room]
+        assert rooms - set(MAY_IMPORT) - set(sys.stdlib_module_names) <= OUTSIDE[room]
+    if not module.startswith("launch.pictures"):
+        assert "matplotlib" not in rooms, "only launch/pictures draws"
+    assert not {m for c in COMMANDS for m in found if m == c or m.startswith(f"{c}.__main__")} - {module}, (
+        "a command is imported"
+    )
     if room != "launch":
-        assert "COMM_WORLD" not in path.read_text(), "only launch/ and the tests may name it"
+        assert "COMM_WORLD" not in text, "only launch/ and the tests may name it"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    arrows = {
+        m: {i for i in imported(p.read_text()) if i in FILES and FILES[i].name != "__init__.py"} for m, p in FILES.items()
+    }
+    assert circle(arrows) is None
+
+
+def test_a_circle_would_be_seen():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+    within = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import a\ndef f():\n    from b.c import d\n"
+    assert {"a", "b.c"} <= set(imported(within))
 
 
 def test_there_is_something_to_hold():
-    assert {p.relative_to(ROOT).parts[0] for p in FILES} >= {"parallel", "layers", "reference", "launch"}
+    assert {m.split(".")[0] for m in FILES} == set(MAY_IMPORT)
+    assert {p.name for p in (ROOT / "launch").glob("*.py")} == {f"{m.split('.')[1]}.py" for m in COMMANDS | NO_COMMANDS} | {
+        "__init__.py"
+    }
     assert not [p for name in ("utils", "core", "common") for p in ROOT.glob(f"*/{name}*")]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from inference.generate import make_cache
-from launch.kv_cache import PUBLISHED, attention_of, entries_by_rank
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention
 from layers.rope import Rope
 from models.build import build
 from models.config import Latent, cache_entries, gpt2_like, llama_like
+from models.published import PUBLISHED, attention_of, entries_by_rank
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from tests.harness import ROOT, mpirun

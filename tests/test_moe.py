@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from launch import step
+from launch.measure import step
 from layers.moe import MoE
 from layers.routing import Router
 from layers.saved import nbytes

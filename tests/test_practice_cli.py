@@ -14,8 +14,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from launch import practice as command
-from launch.practice_desk import Desk, Refused, number_of
 from practice.check import check
+from practice.desk.desk import Desk, Refused, number_of
 from practice.exercise import every, find
 from practice.workbook import Workbook
 from tests.harness import ROOT, launcher_free, mpirun

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from launch import practice as command
-from launch import practice_screen as screen
 from practice.check import check
+from practice.desk import screen
 from practice.exercise import find
 from practice.workbook import Workbook
 from tests.test_practice_cli import book, typed  # noqa: F401  fixtures

@@ -2,9 +2,9 @@
 
 import pytest
 
-from launch import practice_pages
-from launch.practice_pages import DOCS, ROOT
 from practice import mutants_found, pages
+from practice.desk import numbers
+from practice.desk.numbers import DOCS, ROOT
 from practice.dev import REJECTED_SHARE
 from practice.exercise import every
 from practice.progress import Progress
@@ -14,14 +14,14 @@ STALE = "run `python -m launch.practice dev pages`"
 
 
 def test_the_numbers_of_the_cheatsheet_are_those_of_the_code():
-    assert practice_pages.cheatsheet(SHEET) == SHEET, STALE
+    assert numbers.cheatsheet(SHEET) == SHEET, STALE
 
 
 @pytest.mark.parametrize("number", ["134,515,008", "1282.84 MiB", "769.70 MiB", "69,120", "3.69"])
 def test_a_number_that_is_changed_by_hand_is_noticed(number):
     changed = SHEET.replace(number, "1" + number, 1)
     assert changed != SHEET
-    assert practice_pages.cheatsheet(changed) == SHEET
+    assert numbers.cheatsheet(changed) == SHEET
 
 
 def test_numbers_that_can_be_worked_out_by_hand():
@@ -49,7 +49,7 @@ def test_every_exercise_is_on_the_board_and_its_papers_in_the_list():
 
 def test_the_figures_of_the_mutants_are_of_the_exercises_as_they_are():
     text = DOCS.read_text()
-    assert practice_pages.docs(text) == text, STALE
+    assert numbers.docs(text) == text, STALE
     found = mutants_found.found()
     stale = [e.name for e in every() if found.get(e.name, {}).get("of") != mutants_found.digest(e)]
     assert stale == [], f"run `python -m launch.practice dev check {' '.join(stale)}`, then `dev pages`"

@@ -10,7 +10,7 @@ from uvicorn.server import ServerState
 
 from inference.server import connection
 from inference.server.connection import Connection, Gone, patient
-from launch import start
+from launch.options import UsageError
 from launch.serve import blocks_of
 
 
@@ -90,5 +90,5 @@ def test_blocks_of_a_memory():
     assert blocks_of(args, 30720) == 546
     args.kv_memory_mib = 1
     assert blocks_of(args, 65536) == 1
-    with pytest.raises(start.UsageError, match="holds no block of 16 tokens of 65,537 bytes: use at least 2"):
+    with pytest.raises(UsageError, match="holds no block of 16 tokens of 65,537 bytes: use at least 2"):
         blocks_of(args, 65537)

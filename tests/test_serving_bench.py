@@ -13,10 +13,11 @@ from inference import workload
 from inference.engine import Engine
 from inference.scheduler import Scheduler, Step
 from inference.workload import Workload
-from launch import occupancy, serving_bench
-from launch.bench_serving import decode_rate
-from launch.occupancy import DECODE, FREE, HELD, LAST, PREEMPTED, PREFILL, Column
-from launch.serving import Served, alone, batches, closed_form, decode_steps, lanes, latencies, serve, spread
+from launch import serving_bench
+from launch.bench.serving import decode_rate
+from launch.measure.serving import Column, Served, alone, batches, closed_form, decode_steps, lanes, latencies, serve, spread
+from launch.pictures import occupancy
+from launch.pictures.occupancy import DECODE, FREE, HELD, LAST, PREEMPTED, PREFILL
 from models.build import build
 from models.config import llama_like
 from parallel.control import Control

@@ -13,8 +13,8 @@ from inference.sampling import Sampler, Sampling
 from inference.speculation.drafts import Ngram
 from inference.speculation.gain import Gamma, expected_tokens, operations, speedup
 from inference.speculation.generator import Speculative
-from launch.acceptance import alpha_by_overlap, overlap, step_operations, tie
-from launch.prompts import PROMPTS
+from launch.measure.acceptance import alpha_by_overlap, overlap, step_operations, tie
+from launch.measure.prompts import PROMPTS
 from models.build import build
 from models.config import llama_like
 from models.default import default_model

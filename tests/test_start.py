@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mpi4py import MPI
 
-from launch import launcher
+from launch.process import launcher
 from parallel.threads import blas_threads
 from tests.harness import ROOT, launcher_free, mpirun
 

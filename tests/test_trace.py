@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from launch import timeline, trace
-from launch.traced import problem, see
+from launch import trace
+from launch.measure import timeline
+from launch.process.traced import problem, see
 from layers.block import Block
 from layers.mlp import MLP
 from layers.norm import RMSNorm

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from launch import step
+from launch.measure import step
 from layers.attention import Attention
 from layers.block import Block
 from layers.latent_attention import LatentAttention

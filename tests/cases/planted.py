@@ -11,16 +11,18 @@ import time
 
 import numpy as np
 
+from launch.options import UsageError, parser
+
 
 def options():
-    p = start.parser("planted", __doc__)
+    p = parser("planted", __doc__)
     p.add_argument("kind")
     return p
 
 
 def check(args, ranks):
     if args.kind == "usage":
-        raise start.UsageError("cannot use 'usage': use something else")
+        raise UsageError("cannot use 'usage': use something else")
 
 
 def main(args, comm):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from launch.options import parser
 from parallel.checkpoint import Checkpoint, latest, pieces, save
 from parallel.control import Control
 from parallel.shard import Layout, covering, even
@@ -55,7 +56,7 @@ def require_of_its_step(checkpoint, ranks, rank):
 
 
 def options():
-    p = start.parser("saving", __doc__)
+    p = parser("saving", __doc__)
     p.add_argument("folder", type=Path)
     return p
 

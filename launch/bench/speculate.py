@@ -15,7 +15,8 @@ from inference.sampling import Sampling
 from inference.speculation.gain import Account, Gamma
 from inference.speculation.generator import Speculative
 from launch import pretrained, report, start
-from launch.prompts import PROMPTS
+from launch.measure.prompts import PROMPTS
+from launch.options import UsageError
 from models.build import build
 from parallel.control import Control
 
@@ -28,7 +29,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     args.source = pretrained.opened(None, ranks)
     args.tokenizer = pretrained.tokenizer(args.source)
     if args.tokens < 2:
-        raise start.UsageError(f"--tokens {args.tokens} leaves nothing to draft: use 2 or more")
+        raise UsageError(f"--tokens {args.tokens} leaves nothing to draft: use 2 or more")
 
 
 def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ratio: Callable) -> dict:

@@ -13,9 +13,9 @@ from practice.exercise import every, find
 
 def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str], list[str]]) -> int:
     if args.what == "pages":
-        from launch import practice_pages
+        from practice.desk import numbers
 
-        for path in practice_pages.write():
+        for path in numbers.write():
             print(f"written: {path}")
         return 0
     wrong = 0

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from launch.practice_desk import Desk, Refused
+from practice.desk.desk import Desk, Refused
+from practice.desk.show import home
 from practice.exercise import Exercise
 
 KEYS = " h nudge · l list · n next · q quit · Enter check again"
@@ -66,8 +67,6 @@ def _act(desk: Desk, e: Exercise, key: str) -> Exercise:
         if key == "h":
             desk.hint(e.name)
         elif key == "l":
-            from launch.practice import home
-
             home(desk)
         elif key == "n":
             desk.start(None, reset=False)

@@ -10,7 +10,9 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from launch import bench_train, report, start, traced
+from launch import report, start
+from launch.bench import train
+from launch.process import traced
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.watch.trace import Trace
@@ -29,7 +31,7 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
     control = Control(comm)
     with threadpool_limits(args.threads, user_api="blas"):
         mesh = start.make_mesh(args, comm, dp=1, tp=comm.size)
-        it = bench_train.trainer(args, mesh)
+        it = train.trainer(args, mesh)
         parts = dealt(data, np.arange(args.tokens // S), S, 1, 0, 1)
         step = lambda: it.step(parts, args.tokens, 1e-3)  # noqa: E731
         trace = Trace(comm)

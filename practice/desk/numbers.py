@@ -4,40 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
-
-import numpy as np
 
 from inference.speculation.gain import expected_tokens, speedup
-from launch.kv_cache import PUBLISHED, entries_by_rank
 from layers.loss import VocabParallelCrossEntropy
 from models.build import build
 from models.config import cache_entries
+from models.published import PUBLISHED, entries_by_rank
 from parallel.ledger import Traffic, wire_bytes
-from parallel.shard import Layout
+from plan.dry import Place, unread
 from practice import mutants_found, pages
 from practice.exercise import every
 from practice.progress import progress
 from practice.workbook import Workbook, local_now, replace
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs/practice.md"
 MODEL, RANKS, TOKENS = "SmolLM2-135M", 3, 1024
 HALF, SINGLE = 2, 4
 
 Rows = list[tuple[object, ...]]
-
-
-class Place(SimpleNamespace):
-    """Where a layer that is never run believes itself to be."""
-
-    def group(self, ranks: Iterable[int]) -> Place:
-        return self
-
-
-def unread(name: str, layout: Layout, rank: int, mean: float, std: float) -> np.ndarray:
-    """Weights of the right shape and no memory."""
-    return np.broadcast_to(np.zeros(1, np.float32), layout.local_shape(rank))
 
 
 def model(ranks: int, rank: int = 0) -> object:

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
-from launch import keeper
+from launch.process import keeper
 from launch.process.watchdog import Watchdog
 from parallel.recorder import ENDED, Recorder
 

@@ -10,14 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from inference.scheduler import Step
-
-
-class Column(NamedTuple):
-    """A step, and which requests got their last token of it."""
-
-    step: Step
-    finished: frozenset[int]
+from launch.measure.serving import Column
 
 
 class State(NamedTuple):

@@ -13,8 +13,9 @@ from threadpoolctl import threadpool_limits
 
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
-from launch import pretrained, products, report, start
-from launch.generate import read_bytes
+from launch import pretrained, report, start
+from launch.measure import products
+from launch.measure.products import read_bytes
 from models.build import build
 from parallel.control import Control
 
@@ -39,7 +40,7 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
         read = read_bytes(generator, args.source.config)
         peer = None
         if args.peer and comm.rank == 0:
-            from launch.bench_decode_torch import Peer
+            from launch.bench.torch_decode import Peer
 
             peer = Peer(args.source, args.dtype, args.threads * comm.size)
         seconds: dict[str, list[float]] = {"bound": [], "decode": [], **({"torch": []} if args.peer else {})}

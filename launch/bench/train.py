@@ -10,7 +10,8 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from launch import products, report, start
+from launch import report, start
+from launch.measure import products
 from layers.attention import Attention
 from models.build import build
 from models.config import gpt2_like
@@ -59,7 +60,7 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
             steps[f"matmul_only_{kind}"] = step_products(it, len(parts[0].ids), S)
             steps[f"sharded_{kind}"] = lambda it=it, parts=parts: it.step(parts, args.tokens, 1e-3)
             if args.peer:
-                from launch.bench_train_torch import TrainPeer
+                from launch.bench.torch_train import TrainPeer
 
                 sizes = {"d_model": args.d_model, "d_ff": args.d_ff, "layers": args.layers, "heads": args.heads}
                 peer = TrainPeer(

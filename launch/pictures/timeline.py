@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.patches import Patch
 
-from launch import timeline
-from launch.timeline import OUTSIDE, Timeline
+from launch.measure import timeline
+from launch.measure.timeline import OUTSIDE, Timeline
 
 COLOURS = {
     "forward": "#4c78a8",

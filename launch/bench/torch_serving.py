@@ -12,15 +12,16 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from inference.workload import Workload
-from launch import bench_decode_torch
+from launch.bench import torch_decode
 
 # Says on a CPU, for each run, what sizes it cannot find out by itself: all that it needs are given.
+
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
 
 Way = Callable[[Workload], tuple[float, list[list[int]]]]
 
 
-class Peer(bench_decode_torch.Peer):
+class Peer(torch_decode.Peer):
     """Both ways take a workload that is there at once, and return seconds and each request's greedy tokens."""
 
     def ways(self, load: Workload, slots: int, max_batch_tokens: int) -> tuple[dict[str, Way], dict[str, str]]:

@@ -15,7 +15,8 @@ from inference.engine import Engine
 from inference.scheduler import Scheduler
 from inference.workload import Workload
 from launch import pretrained, report, start
-from launch.serving import Served, serve
+from launch.measure.serving import Served, serve
+from launch.options import UsageError
 from layers.transformer import Transformer
 from models.build import build
 from parallel.control import Control
@@ -40,11 +41,11 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     """Opens the model. Raises UsageError where it cannot be used, or not with this workload."""
     args.source = pretrained.opened(args.model, ranks)
     if args.tokens < 2:
-        raise start.UsageError(f"--tokens {args.tokens} leaves nothing to decode: use 2 or more")
+        raise UsageError(f"--tokens {args.tokens} leaves nothing to decode: use 2 or more")
     args.load = workload.drawn(64, (8, 64), min(255, args.source.config.vocabulary - 1), args.seed)
     longest = max(map(len, args.load.prompts)) + max(args.tokens, *args.load.max_tokens)
     if longest > args.source.config.context:
-        raise start.UsageError(
+        raise UsageError(
             f"--tokens {args.tokens}: {longest} tokens with the prompt are beyond the model's context of "
             f"{args.source.config.context}: use at most {args.source.config.context - max(map(len, args.load.prompts))}"
         )
@@ -84,7 +85,7 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
         model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
         ways: dict[str, Callable] = {}
         if args.peer and comm.rank == 0:
-            from launch.bench_serving_torch import Peer
+            from launch.bench.torch_serving import Peer
 
             peer = Peer(args.source, args.dtype, args.threads * comm.size)
             ways, missing = peer.ways(few, SLOTS, MAX_BATCH_TOKENS)

@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launch import practice_screen as screen
-from launch.practice_screen import COMMAND, short
 from practice import schedule
 from practice.check import Verdict
+from practice.desk import screen
+from practice.desk.screen import COMMAND, short
 from practice.exercise import Exercise, every, find
 from practice.progress import DRILL, GUIDED, REVIEW, Progress, chosen, progress
 from practice.workbook import Workbook

@@ -14,13 +14,20 @@ from heapq import heapify, heapreplace
 from itertools import pairwise
 from statistics import median
 from time import perf_counter, sleep
+from typing import NamedTuple
 
 import numpy as np
 
 from inference.engine import Ask, Engine
-from inference.scheduler import Scheduler
+from inference.scheduler import Scheduler, Step
 from inference.workload import Workload
-from launch.occupancy import Column
+
+
+class Column(NamedTuple):
+    """A step, and which requests got their last token of it."""
+
+    step: Step
+    finished: frozenset[int]
 
 
 @dataclass

@@ -23,7 +23,7 @@ LAST = 20_000
 CALLS = {
     "step": {
         ("training.trainer", "Trainer"): {"step": "training step"},
-        ("launch.step", ""): {"once": "step"},
+        ("launch.measure.step", ""): {"once": "step"},
         ("inference.engine", "Engine"): {"step": "engine step"},
     },
     "optimizer": {("layers.optimizer", "AdamW"): {"step": "AdamW"}},

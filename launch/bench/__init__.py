@@ -1,0 +1,1 @@
+"""Speed, a module a subject, with the same in PyTorch beside some of them."""

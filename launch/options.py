@@ -1,0 +1,128 @@
+"""The options that every command has, and how options are read: each error is one line that names the value."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from launch.process import launcher, traced
+
+# What every command's options have and none computes by, or says in a place of its own.
+COMMON = ("json", "dtype", "seed", "trace", "recorder", "check_collectives", "timeout")
+
+
+class UsageError(ValueError):
+    """Options or input that cannot be used; the text names the value and what would be right. Exit status 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for what is wrong, raised, so that one rank prints it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def print_help(self, file: object = None) -> None:
+        if launcher.rank() == 0:
+            super().print_help(file)
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: use a whole number of 1 or more")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count: use a whole number of 0 or more")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    """An argparse type: a number of at least 0, and not infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount: use a number of 0 or more, such as 0.5")
+    return value
+
+
+def mesh(text: str) -> dict[str, int]:
+    """An argparse type: ranks along axes, dp=2,tp=2."""
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, ranks = part.partition("=")
+        if name not in ("dp", "tp") or name in sizes or not ranks.isdecimal() or int(ranks) < 1:
+            raise argparse.ArgumentTypeError(f"{part!r} is no axis of a mesh: use for instance dp=2,tp=2")
+        sizes[name] = int(ranks)
+    return sizes
+
+
+def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp") -> dict[str, int]:
+    """Ranks along dp and tp: as given, what is not given 1; if nothing is given all along `rest`.
+
+    Raises UsageError where their product is not the ranks.
+    """
+    sizes = {"dp": 1, "tp": 1} | ({rest: ranks} if sizes is None else sizes)
+    if sizes["dp"] * sizes["tp"] != ranks:
+        named = f"dp={sizes['dp']},tp={sizes['tp']}"
+        right = f"dp={ranks // sizes['tp']},tp={sizes['tp']}" if ranks % sizes["tp"] == 0 else f"dp={ranks},tp=1"
+        raise UsageError(
+            f"--mesh {named} is for {sizes['dp'] * sizes['tp']} ranks, these are {ranks}: use for instance {right}"
+        )
+    return sizes
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed: use a whole number of 0 or more")
+    return int(text)
+
+
+def parser(name: str, description: str, check_collectives: str = "auto") -> argparse.ArgumentParser:
+    """The parser of `python -m launch.NAME`, with the options that mean the same in every command.
+
+    `check_collectives`: the default of that option.
+    """
+    p = _Parser(
+        prog=f"python -m launch.{name}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and activations")
+    p.add_argument("--seed", type=_seed, default=0, help="of weights and inputs")
+    p.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    traced.add_option(p)
+    w = p.add_argument_group("when ranks disagree")
+    w.add_argument(
+        "--check-collectives",
+        choices=("auto", "on", "off"),
+        default=check_collectives,
+        help="before each collective, see that all ranks mean the same one, at the price of a small message more; "
+        "auto: for the first 64 MiB of each axis",
+    )
+    w.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=amount,
+        default=60.0,
+        help="end all ranks, and say who did not come, when a collective takes longer; 0: never",
+    )
+    w.add_argument("--deterministic", action="store_true", help="sum in rank order: the same bits on every MPI library")
+    return p
+
+
+def add_replicas(p: argparse.ArgumentParser, what: str) -> None:
+    """The option of commands that do something again and again."""
+    p.add_argument(
+        "--check-replicas",
+        metavar="N",
+        type=natural,
+        default=0,
+        help=f"every N {what} see that what several ranks hold is the same, and always that no NaN is sent; 0: never",
+    )

@@ -1,0 +1,1 @@
+"""What a layout costs, without running it."""

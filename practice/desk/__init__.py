@@ -1,0 +1,1 @@
+"""The desk: what a learner sees and types."""
