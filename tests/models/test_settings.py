@@ -8,7 +8,7 @@ import pytest
 from layers.rope import Divided, Linear, Llama3, Rope, Yarn
 from models.open import open_model
 from models.piece import ModelError
-from tests.test_models import FAMILIES, add_tensor, edited, part, refused
+from tests.models.test_models import FAMILIES, add_tensor, edited, part, refused
 
 
 def config_of(tmp_path, name, **changes):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.harness import ROOT, launcher_free, mpirun
-from tests.test_start import alive
+from tests.launch.test_start import alive
 
 TRAIN = ("-m", "launch.train")
 # Small enough for a step in some ms. 5 sequences: unequal parts.

@@ -13,7 +13,7 @@ import pytest
 
 from models.open import open_model
 from models.tokenizer import open_tokenizer
-from tests.serving import FAMILIES, Served, events, request, tiny_model
+from tests.launch.serving import FAMILIES, Served, events, request, tiny_model
 
 EXPECTED = np.load(FAMILIES / "llama/expected.npz")
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

@@ -1,4 +1,4 @@
-"""A minute of many streaming clients, most of them well-behaved: `python -m tests.soak`.
+"""A minute of many streaming clients, most of them well-behaved: `python -m tests.launch.soak`.
 
 Well-behaved ones (the official client) stream answers one after another and check each against the same request asked alone;
 the others, raw sockets, stall, vanish in the middle, or send rubbish. At the end no block may be in use, and every well-behaved
@@ -20,12 +20,12 @@ from pathlib import Path
 import openai
 
 from launch import report
-from tests.serving import Served, request, tiny_model
-from tests.test_serve import RUBBISH
+from tests.launch.serving import Served, request, tiny_model
+from tests.launch.test_serve import RUBBISH
 
 
 def options() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python -m tests.launch.soak", description=__doc__.splitlines()[0])
     p.add_argument("--clients", type=int, default=200, help="at the same time; three of four behave well (%(default)s)")
     p.add_argument("--seconds", type=float, default=60.0, help="in which new requests are begun (%(default)s)")
     p.add_argument("--ranks", type=int, default=2)

@@ -11,8 +11,8 @@ import pytest
 
 from inference.server.server import ONE_SIGNAL
 from tests.harness import command
-from tests.serving import Served, events, tiny_model
-from tests.test_serve import COMPLETIONS, LONG, SIZES
+from tests.launch.serving import Served, events, tiny_model
+from tests.launch.test_serve import COMPLETIONS, LONG, SIZES
 
 
 @pytest.fixture(scope="module")

@@ -277,7 +277,7 @@ def test_a_rank_that_waits_is_seen_where_it_waits(comm):
             while waiting() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            assert str(waiting()).startswith("receive (3,) float32 from 0 #0 on tp (rank 0) at tests/test_guard.py:")
+            assert str(waiting()).startswith("receive (3,) float32 from 0 #0 on tp (rank 0) at tests/parallel/test_guard.py:")
             mesh.tp.send(np.zeros(3, "f4"), 1)
         if world == 1:
             mesh.tp.receive((3,), "f4", 0)

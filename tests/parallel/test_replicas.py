@@ -105,7 +105,7 @@ def test_what_is_no_number_is_refused_before_it_is_sent(comm, bad):
         told = str(caught.value)
         assert told.startswith(f"rank {comm.rank} of tp sends {count} of 20 numbers, the first at [2, 3], in all_reduce (4, 5)")
         assert told.endswith("(backward): mesh.tp.all_reduce(x_TD)")
-        assert "tests/test_replicas.py:" in told
+        assert "tests/parallel/test_replicas.py:" in told
 
 
 @on_ranks

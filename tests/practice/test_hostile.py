@@ -10,7 +10,7 @@ from practice.check import check
 from practice.desk import screen
 from practice.exercise import find
 from practice.workbook import Workbook
-from tests.test_practice_cli import book, typed  # noqa: F401  fixtures
+from tests.practice.test_cli import book, typed  # noqa: F401  fixtures
 
 ONE, ROW = "y_TD = h_TF @", "y_TD = tp.all_reduce(x_Tf"
 RING = "chunks[into] += ring.sendrecv(right, chunks[out], left)"

@@ -15,7 +15,7 @@ from gguf.quants import dequantize, quantize
 from layers.rope import Rope
 from models.open import open_model
 from parallel.mesh import Mesh
-from tests.test_models import FAMILIES, NAMES, arrays_of, part, quarters_take_their_own_memory, refused, whole_logits
+from tests.models.test_models import FAMILIES, NAMES, arrays_of, part, quarters_take_their_own_memory, refused, whole_logits
 
 on_ranks = pytest.mark.mpi
 

@@ -25,7 +25,7 @@ from parallel.watch.clock import Clock, Reading, read
 from parallel.watch.trace import Record, Span, Trace, Verb
 from parallel.watch.trace_file import write
 from tests.harness import command, mpirun
-from tests.trace_format import asked, events_of
+from tests.parallel.watch.trace_format import asked, events_of
 
 HERE = Clock(Reading(0.0, 0.0, 0.0))
 

@@ -17,7 +17,7 @@ from inference.server.openai_request import FIELDS, NEUTRAL, Refused, decoded, p
 from inference.server.writer import Piece, Writer
 from models.open import open_model
 from models.tokenizer import open_tokenizer
-from tests.serving import tiny_model
+from tests.launch.serving import tiny_model
 
 
 @pytest.fixture(scope="module")

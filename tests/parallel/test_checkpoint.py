@@ -24,9 +24,9 @@ from parallel.mesh import Mesh
 from parallel.shard import Cut, Layout, covering, even, replicated
 from tests.cases import saving
 from tests.harness import ROOT, launcher_free
-from tests.test_start import alive
+from tests.launch.test_start import alive
 
-# `CHECKPOINT_KILLS=100 python -m pytest tests/test_checkpoint.py -rP -k killed_again` for more than the suite has time for.
+# `CHECKPOINT_KILLS=100 python -m pytest tests/parallel/test_checkpoint.py -rP -k killed_again` for more than the suite has time for.
 KILLS = int(os.environ.get("CHECKPOINT_KILLS", "12"))
 FLIPS = 200
 

