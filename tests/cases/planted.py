@@ -1,4 +1,4 @@
-"""A command that ends badly on rank 1, for tests/launch/test_start.py and tests/parallel/test_guard.py: `python -m tests.cases.planted KIND`."""
+"""A command that ends badly on rank 1, for the tests of the start and of the guard: `python -m tests.cases.planted KIND`."""
 
 import launch.start as start  # isort: skip
 

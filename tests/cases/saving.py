@@ -1,4 +1,4 @@
-"""A command that saves without end, for tests/parallel/test_checkpoint.py to kill: `mpirun -n 2 python -m tests.cases.saving FOLDER`.
+"""A command that saves without end, for the tests of checkpoints to kill: `mpirun -n 2 python -m tests.cases.saving FOLDER`.
 
 It goes on from the newest step, which another number of ranks may have written, and checks it first.
 """

@@ -26,7 +26,7 @@ from tests.cases import saving
 from tests.harness import ROOT, launcher_free
 from tests.launch.test_start import alive
 
-# `CHECKPOINT_KILLS=100 python -m pytest tests/parallel/test_checkpoint.py -rP -k killed_again` for more than the suite has time for.
+# `CHECKPOINT_KILLS=100 python -m pytest tests/parallel/test_checkpoint.py -rP -k killed_again` for more than there is time for.
 KILLS = int(os.environ.get("CHECKPOINT_KILLS", "12"))
 FLIPS = 200
 
