@@ -19,7 +19,7 @@ from parallel.recorder import LEFT_MAIN, RUNNING, VERBS, Recorded, Recorder, Slo
 from parallel.shard import Cut, even
 from tests.harness import mpirun
 
-SITE = r"tests/test_guard\.py:\d+ in \w+"
+SITE = r"tests/parallel/test_guard\.py:\d+ in \w+"
 
 
 @pytest.fixture
