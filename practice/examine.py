@@ -75,7 +75,7 @@ class Examiner:
         jitters = [replace(case, dtype="float64", jitter=n) for n in range(5)]
         moved = [self.simulated(c, self.exercise.solution) for c in jitters]
         single = [self.simulated(replace(c, dtype="float32"), self.exercise.solution) for c in jitters]
-        found = []
+        answers = []
         for place in self.places:
             results = {
                 n: x if not isinstance(x, float) else np.array(x) for n, x in part.want(a, self.reference, place).items()
@@ -87,8 +87,8 @@ class Examiner:
             pairs = [(m[place.rank].results, s[place.rank].results) for m, s in zip(moved, single, strict=False)]
             allowed = tolerances(base.results, others, pairs, longest_sum(a), case.dtype)
             exact = {n: np.zeros(1) for n in part.exact}
-            found.append(Right(results, allowed | exact))
-        return found
+            answers.append(Right(results, allowed | exact))
+        return answers
 
     def prepare(self, cases: Sequence[Case]) -> None:
         """Work out what is right in these cases, before it is asked for."""
@@ -130,14 +130,14 @@ class Examiner:
 
     def judge(self, cases: Sequence[Case], outcomes: Sequence[list[Outcome]]) -> list[Judged]:
         """A verdict for each part. outcomes: by case, one a rank; [] for cases that were not reached."""
-        found: list[Judged] = []
+        verdict: list[Judged] = []
         for part in self.parts.values():
-            if any(j.status == "wrong" for j in found):
+            if any(j.status == "wrong" for j in verdict):
                 # The rest is told only whether it is right: one thing at a time.
-                found.append(self._judge(part, cases, outcomes, brief=True))
+                verdict.append(self._judge(part, cases, outcomes, brief=True))
             else:
-                found.append(self._judge(part, cases, outcomes))
-        return found
+                verdict.append(self._judge(part, cases, outcomes))
+        return verdict
 
     def _judge(self, part: Part, cases: Sequence[Case], outcomes: Sequence[list[Outcome]], brief: bool = False) -> Judged:
         own = [(c, o) for c, o in zip(cases, outcomes, strict=True) if c.part == part.name]
@@ -243,9 +243,9 @@ class Examiner:
         if got.shape == want.shape:
             known = dict(zip(part.size_names, map(float, case.size), strict=True)) | {"ranks": float(len(self.places))}
             known |= part.factors(*case.size) if part.factors else {}
-            told = probes.factor(name, got, want, np.broadcast_to(allowed, want.shape), known)
-            if told:
-                return told
+            sentence = probes.factor(name, got, want, np.broadcast_to(allowed, want.shape), known)
+            if sentence:
+                return sentence
         return probes.order(name, got, want, allowed if got.shape == want.shape else np.max(allowed, initial=0.0))
 
     def _dependence(self, part: Part, rank: int, ran: list) -> list[str]:
@@ -261,9 +261,9 @@ class Examiner:
                     )
                 except (KeyError, ValueError, TypeError):
                     continue
-                told = probes.dependence(name, case.moved[1], result, got, right)
-                if told:
-                    return [told]
+                sentence = probes.dependence(name, case.moved[1], result, got, right)
+                if sentence:
+                    return [sentence]
         return []
 
     # --- known mistakes

@@ -107,7 +107,7 @@ class Case:
 
 def cases(parts: tuple[Part, ...], seed: int) -> list[Case]:
     """All of a check's cases: each size in float64, the first two in float32, a random size, the first once more."""
-    found = []
+    every = []
     for number, part in enumerate(parts):
         rng = np.random.default_rng([seed, number])
         # Small seeds of their own, so that sizes that are alike still get different numbers.
@@ -121,8 +121,8 @@ def cases(parts: tuple[Part, ...], seed: int) -> list[Case]:
         for name, _ in part.influence:
             rows = len(own[0].arrays(part)[name])
             own += [Case(part.name, own[0].size, first, own[0].seed, (name, row)) for row in range(rows)]
-        found += own
-    return found
+        every += own
+    return every
 
 
 @dataclass(frozen=True)

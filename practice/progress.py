@@ -108,10 +108,10 @@ class Progress:
 
     def status(self, name: str) -> str:
         """-, WIP, or DONE: passed in a drill without help, and not failed in one since."""
-        found = MARKS[0]
+        mark = MARKS[0]
         for a in self.of(name):
-            found = MARKS[2] if a.unaided or (found == MARKS[2] and a.rating != schedule.AGAIN) else MARKS[1]
-        return found
+            mark = MARKS[2] if a.unaided or (mark == MARKS[2] and a.rating != schedule.AGAIN) else MARKS[1]
+        return mark
 
     def recall(self, name: str, now: datetime) -> Recall | None:
         reviews = [(a.ended, a.rating) for a in self.of(name) if a.rating]
@@ -219,26 +219,26 @@ class Progress:
 
 
 def progress(log: Sequence[Event], exercises: Sequence[Exercise]) -> Progress:
-    found = Progress(exercises)
+    state = Progress(exercises)
     for event in log:
-        found.take(event)
-    return found
+        state.take(event)
+    return state
 
 
-def chosen(found: Progress, now: datetime, minutes: float, topic: str = "") -> list[str]:
+def chosen(progress: Progress, now: datetime, minutes: float, topic: str = "") -> list[str]:
     """For a drill: what is due, then what is least likely to be known, then what is new; topics in turn, as many as fit."""
-    topics: Mapping[str, str] = {e.name: e.facts["topic"] for e in found.exercises}
+    topics: Mapping[str, str] = {e.name: e.facts["topic"] for e in progress.exercises}
     wanted = [n for n in topics if topics[n].lower().startswith(topic.lower())]
-    recalls = {n: r for n in wanted if (r := found.recall(n, now))}
+    recalls = {n: r for n in wanted if (r := progress.recall(n, now))}
     due = sorted((n for n, r in recalls.items() if r.due <= now), key=lambda n: recalls[n].likely)
-    new = [n for n in wanted if not found.of(n)]
+    new = [n for n in wanted if not progress.of(n)]
     rest = due or sorted(recalls, key=lambda n: recalls[n].likely)[:1] or new[:1] or wanted[:1]
     picked: list[str] = []
     left = minutes
     for name in _in_turn(rest, topics):
-        if not picked or found.minutes[name] <= left:
+        if not picked or progress.minutes[name] <= left:
             picked.append(name)
-            left -= found.minutes[name]
+            left -= progress.minutes[name]
     return picked
 
 

@@ -147,11 +147,11 @@ def _lines(folder: Path, states: list[dict], file: str) -> list[int]:
         with suppress(OSError, KeyError):
             os.kill(state["pid"], signal.SIGUSR1)
     time.sleep(0.1)
-    found = []
+    lines = []
     for rank in range(len(states)):
         own = [t for t in _text(folder / f"stack.{rank}").splitlines() if f'"{file}"' in t]
-        found.append(int(own[0].split("line ")[1].split()[0]) if own else 0)
-    return found
+        lines.append(int(own[0].split("line ")[1].split()[0]) if own else 0)
+    return lines
 
 
 def _end(process: subprocess.Popen, pids: Sequence[int]) -> None:

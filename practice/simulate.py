@@ -114,10 +114,10 @@ def simulate(part: Part, case: Case, spaces: Sequence[dict[str, Any]], allow: Se
     if size == 1:
         return [perform(part, case, spaces[0], Place(0, 1), file)]
     stage = Stage(size)
-    found: list[Outcome | None] = [None] * size
+    outcomes: list[Outcome | None] = [None] * size
 
     def body(rank: int) -> None:
-        found[rank] = perform(part, case, spaces[rank], SimulatedAxis(stage, rank, allow, file), file)
+        outcomes[rank] = perform(part, case, spaces[rank], SimulatedAxis(stage, rank, allow, file), file)
 
     stuck = stage.run([lambda rank=rank: body(rank) for rank in range(size)])
-    return [o or Outcome("hang", waits=w) for o, w in zip(found, stuck, strict=True)]
+    return [o or Outcome("hang", waits=w) for o, w in zip(outcomes, stuck, strict=True)]

@@ -51,8 +51,8 @@ class Workbook:
         except (OSError, UnicodeDecodeError) as error:
             return self._set_aside(str(error))
         try:
-            found = json.loads(text)
-            version, log = found["version"], found.get("log")
+            kept = json.loads(text)
+            version, log = kept["version"], kept.get("log")
             if isinstance(version, int) and version > VERSION:
                 raise WorkbookError(
                     f"{self.progress} was written by a newer rankwise (version {version}, this one knows {VERSION}):"

@@ -137,12 +137,12 @@ def stored(folder: Path, case: int, rank: int) -> Outcome | None:
     try:
         record = json.loads((folder / f"{case}.{rank}.json").read_text())
         with np.load(folder / f"{case}.{rank}.npz", allow_pickle=False) as arrays:
-            found = {n[1:]: arrays[n] for n in arrays.files}
+            results = {n[1:]: arrays[n] for n in arrays.files}
     except (OSError, ValueError):
         return None
-    found |= record["results"]
+    results |= record["results"]
     order = record.pop("order")
-    return Outcome(**(record | {"results": {n: found[n] for n in order}}))
+    return Outcome(**(record | {"results": {n: results[n] for n in order}}))
 
 
 def main(job: str, comm: Any = None) -> None:

@@ -70,14 +70,14 @@ class Order:
         self._order, self._at = self._random.permutation(self.count), 0
 
     def next(self, many: int) -> np.ndarray:
-        found = []
+        taken = []
         while many:
             if self._at == self.count:
                 self._shuffle()
-            found.append(self._order[self._at : self._at + many])
-            self._at += len(found[-1])
-            many -= len(found[-1])
-        return np.concatenate(found)
+            taken.append(self._order[self._at : self._at + many])
+            self._at += len(taken[-1])
+            many -= len(taken[-1])
+        return np.concatenate(taken)
 
     def state(self) -> dict:
         """For JSON: the random state before the last shuffle, and how many sequences of it have been taken."""

@@ -225,8 +225,8 @@ class Desk:
             self._compare(f"your pass before: {before[-1].name}", before[-1].read_text(errors="replace"), "yours", own)
 
     def _compare(self, label: str, one: str, other_label: str, other: str) -> None:
-        found = difflib.unified_diff(one.splitlines(), other.splitlines(), label, other_label, lineterm="", n=1)
-        self.say("", *found)
+        diff = difflib.unified_diff(one.splitlines(), other.splitlines(), label, other_label, lineterm="", n=1)
+        self.say("", *diff)
 
     def _asked(self, question: str) -> bool:
         print(question, end="", flush=True)
@@ -317,7 +317,7 @@ class Desk:
             return False, {"exercise": e.name, "drill": "over", "right": done["right"], "of": done["of"]}
         v = self._judged(e)
         right, of = screen.count(v)
-        told = {"exercise": e.name, "drill": "on", "passed": v.passed, "right": right, "of": of}
+        document = {"exercise": e.name, "drill": "on", "passed": v.passed, "right": right, "of": of}
         if not as_json:
             self.say(f"{short(e.name)} · {right} of {of}" if of else f"{short(e.name)} · it does not run")
         if v.passed:
@@ -327,8 +327,8 @@ class Desk:
                 self._deal(rest[0])
             else:
                 self.stop(quiet=as_json)
-                told["drill"] = "over"
-        return v.passed, told
+                document["drill"] = "over"
+        return v.passed, document
 
     def stop(self, quiet: bool = False) -> None:
         """End the drill: what was at hand is examined aloud, all is rated."""
