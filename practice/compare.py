@@ -14,7 +14,7 @@ Results = dict[str, Any]
 CONFIDENCE = 7
 # Roundings of a chain of elementwise functions, as the length of a sum.
 STEPS = 16
-# How many times the solution's own rounding another right solution may have.
+# Another right solution may round so many times as much as ours.
 OTHERS = 4
 SINGLE = float(np.finfo(np.float32).eps) / 2
 

@@ -54,7 +54,7 @@ def summary(verdict: Sequence[Judged]) -> str:
 
 
 def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool = True, with_mutants: bool = True) -> Report:
-    """Everything that must hold of an exercise, in ten to thirty seconds."""
+    """Check all that must hold of an exercise, in ten to thirty seconds."""
     report, examiner = Report(exercise.name), Examiner(exercise, reference)
     report.problems += list(_files(exercise))
     verdict = judged(examiner, exercise.scaffold, 0)
@@ -106,7 +106,7 @@ def answer(expression: str) -> float:
 
 
 def _parts(examiner: Examiner, seed: int) -> Iterator[str]:
-    """Ingredients must add up to what is right."""
+    """Check that the ingredients add up to the right answer."""
     for case in cases(examiner.exercise.parts, seed):
         part = examiner.parts[case.part]
         if part.ingredients is None or case.moved or case.dtype != "float64":
@@ -177,12 +177,12 @@ def _mutants(examiner: Examiner, report: Report) -> None:
         examiner.right(case)  # before the fork: once for all mutants
 
     def judge(source: str) -> str:
-        # The check's own verdict first: what it rejects is different, and is done.
+        # The check's own verdict comes first: a mutant that it rejects differs, and needs no more.
         if not passes(judged_fast(examiner, source, chosen)):
             return "rejected"
         return "survived" if differs(examiner, source, wide) else "equivalent"
 
-    # The solution itself goes first: it must not be taken for a mutant that differs.
+    # The solution itself goes first: it must pass as not different.
     listed = [("nothing", exercise.solution), *mutants(exercise.solution, exercise.yours)]
     for (what, _), result in zip(listed, forked(judge, [s for _, s in listed], MUTANT_SECONDS), strict=True):
         if result not in ("rejected", "stopped", "survived", "equivalent") or (what == "nothing" and result != "equivalent"):
@@ -190,7 +190,7 @@ def _mutants(examiner: Examiner, report: Report) -> None:
         if what == "nothing":
             continue
         report.mutants += 1
-        # One that neither answers nor deadlocks in time is stopped by the learner's time limit.
+        # A mutant that neither answers nor deadlocks is stopped by the learner's time limit.
         report.rejected += result in ("rejected", "stopped")
         report.equivalent += result == "equivalent"
         if result == "survived":
@@ -202,7 +202,7 @@ def _mutants(examiner: Examiner, report: Report) -> None:
 
 
 def judged_fast(examiner: Examiner, source: str, chosen: Sequence[Case]) -> list[Judged]:
-    """Right or wrong, without a diagnosis."""
+    """Whether answers are right, without a diagnosis."""
     measured = []
     for case in chosen:
         if case.moved:

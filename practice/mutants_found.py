@@ -16,7 +16,7 @@ COLUMNS = ("exercise", "right answers", "mistakes", "pairs", "mutants", "that di
 
 
 def digest(e: Exercise) -> str:
-    """Of what decides the figures: the solution and its check."""
+    """A hash of what decides the figures: the solution and its check."""
     return hashlib.sha256(b"\0".join((e.folder / n).read_bytes() for n in ("solution.py", "check.py"))).hexdigest()[:16]
 
 
@@ -55,5 +55,5 @@ def rows(exercises: Sequence[Exercise]) -> list[tuple[object, ...]]:
 
 
 def share(figures: dict) -> str:
-    # Rounded down: 100 % is all.
+    # Rounded down, so that 100 % means all.
     return f"{figures['rejected'] * 1000 // figures['differ'] / 10}%" if figures["differ"] else "-"

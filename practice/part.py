@@ -152,7 +152,7 @@ def mistake(name: str, sentence: str, *edits: tuple[str, str], seen: str = "") -
 
 @dataclass
 class Outcome:
-    """What came of one case on one rank. kind: ok, error, hang (waits for ever), silent (no answer: ended or too slow)."""
+    """The outcome of one case on one rank. kind: ok, error, hang (waits for ever), silent (no answer: ended or too slow)."""
 
     kind: str
     results: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""One case on one rank: the learner's functions called on read-only inputs, whatever comes of it as an Outcome."""
+"""Runs one case on one rank: calls the learner's functions on read-only inputs, and returns an Outcome in any case."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _plain(x: Any) -> Any:
 
 
 def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
-    """What there is to say of an error: where it arose in the learner's file, on which arrays, and after which call."""
+    """The facts of an error: where it arose in the learner's file, on which arrays, and after which call."""
     frames = list(traceback.walk_tb(error.__traceback__))
     own = [(frame, line) for frame, line in frames if frame.f_code.co_filename == file]
     results = {

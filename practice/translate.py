@@ -1,4 +1,4 @@
-"""What an error of Python or NumPy means here, or that ranks wait, in a sentence."""
+"""Says in a sentence what an error of Python or NumPy means here, or what waiting ranks mean."""
 
 from __future__ import annotations
 

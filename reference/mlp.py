@@ -2,7 +2,7 @@
 
     y = b2 + sum over units j of  act(x . W1[:, j] + b1[j])  times  W2[j, :]
 
-Units do not know of one another, so that a parameter of unit j is moved by the complex step in unit j's term alone; that
+Units do not depend on one another, so that a parameter of unit j is moved by the complex step in unit j's term alone; that
 makes every entry of every gradient affordable. A gated unit has two inner products: W1 is (D, 2, F), act(gate, up).
 """
 

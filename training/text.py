@@ -1,4 +1,4 @@
-"""Text to learn from: bytes, cut into sequences, dealt out in an order that can be taken up again."""
+"""Text to learn from: bytes cut into sequences, dealt out in an order that a checkpoint can resume."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def whole_sequences(data: np.ndarray, length: int) -> int:
 
 
 class Order:
-    """Which sequences come next: all of them shuffled, then shuffled again. `state()` is taken up again by `resume`."""
+    """The order of the sequences: all of them shuffled, then shuffled again. `resume` goes on from a `state()`."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self._random = count, np.random.Generator(np.random.Philox(seed))

@@ -17,12 +17,12 @@ from practice.progress import GUIDED, Attempt, Progress
 WIDTH = 80
 COMMAND = "python -m launch.practice"
 CODES = {"ok": "32", "bad": "31", "dim": "2", "bold": "1"}
-# How much of what the learner's file prints is shown.
+# How many lines of the learner's own output are shown.
 PRINTED_LINES = 8
 
 
 def colours() -> bool:
-    """Whether there is a terminal that shows them, and nobody who does not want them (no-color.org)."""
+    """Whether to paint: there is a terminal, and the user has not turned colours off (no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -79,7 +79,7 @@ def first(exercises: Sequence[Exercise]) -> list[str]:
 
 
 def home(p: Progress, now: datetime, drill: Sequence[str]) -> list[str]:
-    """drill: what a drill would take."""
+    """drill: the exercises that a drill would take."""
     names = [e.name for e in p.exercises]
     wide = max(len(n) for n in names) + 1
     passed, confident = sum(bool(p.passes(n)) for n in names), sum(p.status(n) == "DONE" for n in names)
@@ -139,7 +139,7 @@ def count(verdict: Verdict) -> tuple[int, int]:
 
 
 def verdict(e: Exercise, v: Verdict, number: int, before: dict[str, datetime], verbose: bool = False) -> list[str]:
-    """What the examiner says. number: of this check in its attempt. before: when each mistake was made in earlier attempts."""
+    """The examiner's verdict. number: of this check in its attempt. before: when each mistake was made in earlier attempts."""
     right, of = count(v)
     head = " · ".join([short(e.name), *([f"{e.ranks} ranks"] if e.ranks > 1 else []), *([f"check {number}"] if number else [])])
     lines = [ends(head, f"{right} of {of} pass" if of else "not run")]
