@@ -121,7 +121,10 @@ def main() -> None:
     p.add_argument("file", nargs="?", type=Path, default=Path("docs/column-row.png"), help="where (docs/column-row.png)")
     p.add_argument("--ranks", type=int, default=2, choices=range(1, len(RANKS) + 1), help="of the tp axis (2)")
     args = p.parse_args()
-    draw(args.file, args.ranks)
+    try:
+        draw(args.file, args.ranks)
+    except (OSError, ValueError) as error:
+        p.error(f"cannot draw {args.file}: {error}")
     print(args.file)
 
 
