@@ -1,5 +1,6 @@
 """Pretrained models: what transformers computes from the same files, and files that cannot be used."""
 
+import ast
 import json
 import struct
 import tracemalloc
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from layers.rope import Rope
 from models.build import build
+from models.families.table import ARCHITECTURES, FILES, MODEL_TYPES
 from models.open import open_model
 from models.piece import ModelError, blocks
 from parallel.mesh import Mesh
@@ -43,8 +45,16 @@ def whole_logits(mesh, source, ids, dtype="float64"):
 # --- Hugging Face folders
 
 
-def test_every_family_has_its_oracle():
-    assert {"gpt2", "llama", "qwen2", "qwen3", "mixtral", "deepseek_v2", "deepseek_v3"} <= {n.split("-")[0] for n in NAMES}
+def test_every_family_is_in_the_table_and_has_its_oracle():
+    assert {p.stem for p in (ROOT / "models/families").glob("*.py")} == {"__init__", "table", *FILES}
+    assert {"gpt2", "llama", "qwen2", "qwen3", "mixtral", "deepseek_v2", "deepseek_v3"} <= set(MODEL_TYPES)
+    assert {n.split("-")[0] for n in NAMES} == set(MODEL_TYPES)
+
+
+@pytest.mark.parametrize("file", ["config_json", "gguf_file", "gguf_keys", "huggingface", "open", "piece", "roles", "source"])
+def test_what_is_said_of_a_family_is_in_its_file_alone(file):
+    constants = {n.value for n in ast.walk(ast.parse((ROOT / f"models/{file}.py").read_text())) if isinstance(n, ast.Constant)}
+    assert constants.isdisjoint({*MODEL_TYPES, *ARCHITECTURES})
 
 
 @on_ranks
