@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import log
 
 from layers.rope import Linear, Llama3, Rope, Scaling, Yarn
+from models.config import Config
 from models.settings import Settings
 
 Defaults = dict[str, float | int | None]
@@ -19,11 +20,12 @@ DEFAULTS: Defaults = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
 }
+# What transformers calls our activations; the first is the default.
+ACTIVATIONS = {"swiglu": ("silu", "swish"), "gelu": ("gelu_new", "gelu_pytorch_tanh")}
 
 
 def sizes(s: Settings, defaults: Defaults) -> dict[str, int | float | bool]:
     """The settings that all but GPT-2 call alike, by their names in Config."""
-    s.only("hidden_act", "silu", "swish")
     names = {
         "vocabulary": "vocab_size",
         "d_model": "hidden_size",
@@ -39,6 +41,19 @@ def sizes(s: Settings, defaults: Defaults) -> dict[str, int | float | bool]:
 def optional(s: Settings, key: str, defaults: Defaults) -> int | None:
     """A size that may also be null."""
     return None if s.get(key, defaults[key]) is None else s.size(key, defaults[key])
+
+
+def config_of(s: Settings, defaults: Defaults, activation: str = "swiglu") -> Config:
+    """The Config of a model with Llama's settings, and no biases: key/value heads, RMS norms, rotation of halves of a head."""
+    s.only("hidden_act", *ACTIVATIONS[activation])
+    own = sizes(s, defaults)
+    D, H = own["d_model"], own["heads"]
+    K, E = optional(s, "num_key_value_heads", defaults) or H, optional(s, "head_dim", defaults)
+    if H % K:
+        raise s.refuse("num_key_value_heads", f"use a divisor of num_attention_heads, {H}")
+    if E is None and D % H:
+        raise s.refuse("num_attention_heads", f"use a divisor of hidden_size, {D}, or give head_dim")
+    return Config(**own, kv_heads=K, d_head=E, activation=activation, rope=rope(s, E or D // H, own["context"], defaults))
 
 
 def require_no_window(s: Settings, window: int | None, context: int) -> None:

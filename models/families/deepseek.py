@@ -41,6 +41,7 @@ BLOCK = llama.BLOCK | {
 
 def _config(s: Settings, v3: bool) -> Config:
     defaults = V3 if v3 else V2
+    s.only("hidden_act", *config_json.ACTIVATIONS["swiglu"])
     sizes = config_json.sizes(s, defaults)
     s.only("attention_bias", False)
     s.only("mlp_bias", False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from models import gguf_keys
+from models import config_json, gguf_keys
 from models.config import Config, gpt2_like
 from models.family import Family, ModelType
 from models.piece import Tensors
@@ -23,7 +23,7 @@ BLOCK = {
 
 
 def _config(s: Settings) -> Config:
-    s.only("activation_function", "gelu_new", "gelu_pytorch_tanh")
+    s.only("activation_function", *config_json.ACTIVATIONS["gelu"])
     s.only("scale_attn_weights", True)
     s.only("scale_attn_by_inverse_layer_idx", False)
     s.only("add_cross_attention", False)

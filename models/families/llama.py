@@ -34,23 +34,9 @@ _STACKED = {
 }
 
 
-def unbiased(s: Settings, defaults: config_json.Defaults) -> Config:
-    """A decoder with Llama's settings, and without biases: RMS norms, SwiGLU, halves of a head rotated."""
-    sizes = config_json.sizes(s, defaults)
-    D, H = sizes["d_model"], sizes["heads"]
-    K = config_json.optional(s, "num_key_value_heads", defaults) or H
-    E = config_json.optional(s, "head_dim", defaults)
-    if H % K:
-        raise s.refuse("num_key_value_heads", f"use a divisor of num_attention_heads, {H}")
-    if E is None and D % H:
-        raise s.refuse("num_attention_heads", f"use a divisor of hidden_size, {D}, or give head_dim")
-    rope = config_json.rope(s, E or D // H, sizes["context"], defaults)
-    return Config(**sizes, kv_heads=K, d_head=E, rope=rope)
-
-
 def _config(s: Settings) -> Config:
     bias = s.flag("attention_bias", False)
-    return replace(unbiased(s, DEFAULTS), bias=bias, bias_out=bias, bias_mlp=s.flag("mlp_bias", False))
+    return replace(config_json.config_of(s, DEFAULTS), bias=bias, bias_out=bias, bias_mlp=s.flag("mlp_bias", False))
 
 
 def names(there: Shapes, block: Names = BLOCK) -> Names:

@@ -32,13 +32,13 @@ def _require_no_window(s: Settings, c: Config) -> None:
 
 
 def _config2(s: Settings) -> Config:
-    c = llama.unbiased(s, QWEN2)
+    c = config_json.config_of(s, QWEN2)
     _require_no_window(s, c)
     return replace(c, bias=True)
 
 
 def _config3(s: Settings) -> Config:
-    c, bias = llama.unbiased(s, QWEN3), s.flag("attention_bias", False)
+    c, bias = config_json.config_of(s, QWEN3), s.flag("attention_bias", False)
     _require_no_window(s, c)
     return replace(c, bias=bias, bias_out=bias, qk_norm=True)
 
