@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from models.config import Config
 from models.piece import Tensors
@@ -34,4 +34,4 @@ class Family:
     """`model_types`: by config.json's model_type. `architectures`: by GGUF's general.architecture."""
 
     model_types: dict[str, ModelType]
-    architectures: dict[str, Architecture] = field(default_factory=dict)
+    architectures: dict[str, Architecture]

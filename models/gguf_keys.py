@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from layers.rope import Divided, Linear, Rope, Scaling, Yarn
 from models.config import Config, Experts, Latent
 from models.piece import ModelError, Tensors
@@ -56,37 +58,34 @@ def names(there: Shapes) -> Names:
 
 
 def config_of(
-    s: Settings, tensors: Tensors, pairing: str | None = "half", norm: str = "rms", latent: Latent | None = None
+    s: Settings,
+    tensors: Tensors,
+    pairing: str | None = "half",
+    norm: str = "rms",
+    latent_of: Callable[[Settings], Latent] | None = None,
 ) -> Config:
-    """The Config that the keys and the tensors' shapes describe, with a bias wherever a tensor of one is.
+    """The Config that the keys and the tensors' shapes describe, with a bias wherever there is a tensor of one.
 
-    `pairing`: how the file's weights are turned, or None for a family that does not rotate. `norm`: the family's. `latent`: of
-    latent attention, which is stored as one key/value head, the latent itself.
+    `pairing`: how the file's weights are rotated, or None for a family that does not rotate. `norm`: the family's kind.
+    `latent_of`: reads the sizes of latent attention, which is stored as one key/value head, the latent itself.
     """
     there = tensors.shapes
     D, H, context = s.size("embedding_length"), s.size("attention.head_count"), s.size("context_length")
     layers, d_ff = s.size("block_count"), s.size("feed_forward_length")
     if D % H and s.get("attention.key_length") is None:
         raise s.refuse("attention.head_count", f"use a divisor of embedding_length, {D}, or give attention.key_length")
+    latent = None if latent_of is None else latent_of(s)
     if latent is None:
         E = width = s.size("attention.key_length", D // H)
         s.only("attention.value_length", E)
-        K = s.size("attention.head_count_kv", H)
     else:
         E, width = None, latent.d_rope
-        s.size("attention.head_count_kv", H)
-        K = H
+    K = s.size("attention.head_count_kv", H)
+    K = K if latent is None else H
     if H % K:
         raise s.refuse("attention.head_count_kv", f"use a divisor of attention.head_count, {H}")
     return Config(
-        vocabulary=there[ENDS["wte"]][0],
-        d_model=D,
-        layers=layers,
-        heads=H,
-        kv_heads=K,
-        d_ff=d_ff,
-        context=context,
-        d_head=E,
+        *(there[ENDS["wte"]][0], D, layers, H, K, d_ff, context, E),
         norm=norm,
         eps=s.number("attention.layer_norm_rms_epsilon" if norm == "rms" else "attention.layer_norm_epsilon"),
         bias="blk.0.attn_q.bias" in there,

@@ -9,7 +9,6 @@ from models import config_json, gguf_keys
 from models.config import Config, Experts, Latent
 from models.families import llama
 from models.family import Family, ModelType
-from models.piece import Tensors
 from models.settings import Settings
 
 V2 = config_json.DEFAULTS | {"vocab_size": 102400, "intermediate_size": 11008, "max_position_embeddings": 2048}
@@ -102,14 +101,13 @@ def _harmless3(name: str, config: Config) -> bool:
     return (block is not None and int(block[1]) >= config.layers) or llama.harmless(name, config)
 
 
-def _architecture(s: Settings, tensors: Tensors) -> Config:
+def _latent(s: Settings) -> Latent:
     # A file with the keys of the first line has, in those of the second, the widths of the absorbed form.
     wide, value = s.size("attention.key_length_mla", None), s.size("attention.value_length_mla", None)
     absorbed = s.size("attention.key_length"), s.size("attention.value_length")
     wide, value = wide or absorbed[0], value or absorbed[1]
     C, R = s.size("attention.kv_lora_rank"), s.size("rope.dimension_count", most=wide - 1)
-    latent = Latent(C, wide - R, R, value, s.size("attention.q_lora_rank", None) or 0)
-    return gguf_keys.config_of(s, tensors, pairing="interleaved", latent=latent)
+    return Latent(C, wide - R, R, value, s.size("attention.q_lora_rank", None) or 0)
 
 
 _NAMES = partial(llama.names, block=BLOCK)
@@ -118,5 +116,5 @@ FAMILY = Family(
         "deepseek_v2": ModelType(partial(_config, v3=False), _NAMES, llama.harmless),
         "deepseek_v3": ModelType(partial(_config, v3=True), _NAMES, _harmless3),
     },
-    {"deepseek2": _architecture},
+    {"deepseek2": partial(gguf_keys.config_of, pairing="interleaved", latent_of=_latent)},
 )

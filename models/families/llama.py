@@ -1,4 +1,4 @@
-"""Llama (Touvron et al., arXiv 2302.13971), and what other families have in common with it."""
+"""Llama (Touvron et al., arXiv 2302.13971), and the tensors' names that other families have in common with it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _STACKED = {
 
 
 def _config(s: Settings) -> Config:
-    bias = s.flag("attention_bias", False)
-    return replace(config_json.config_of(s, DEFAULTS), bias=bias, bias_out=bias, bias_mlp=s.flag("mlp_bias", False))
+    c, bias = config_json.config_of(s, DEFAULTS), s.flag("attention_bias", False)
+    return replace(c, bias=bias, bias_out=bias, bias_mlp=s.flag("mlp_bias", False))
 
 
 def names(there: Shapes, block: Names = BLOCK) -> Names:

@@ -33,4 +33,4 @@ def _config(s: Settings) -> Config:
     return replace(c, experts=Experts(count, s.size("num_experts_per_tok", 2, most=count), c.d_ff))
 
 
-FAMILY = Family({"mixtral": ModelType(_config, partial(llama.names, block=BLOCK), llama.harmless)})
+FAMILY = Family({"mixtral": ModelType(_config, partial(llama.names, block=BLOCK), llama.harmless)}, {})

@@ -38,8 +38,9 @@ def _config2(s: Settings) -> Config:
 
 
 def _config3(s: Settings) -> Config:
-    c, bias = config_json.config_of(s, QWEN3), s.flag("attention_bias", False)
+    c = config_json.config_of(s, QWEN3)
     _require_no_window(s, c)
+    bias = s.flag("attention_bias", False)
     return replace(c, bias=bias, bias_out=bias, qk_norm=True)
 
 

@@ -111,7 +111,7 @@ def tensors_of(family, c, split=True):
         elif family.startswith(("llama", "mixtral")) and words[-2] in ("q_proj", "k_proj"):
             tensors[named(key)] = pairs_of_halves(x, c.heads if words[-2] == "q_proj" else c.kv_heads)
         else:
-            tensors[named(key)] = x.T if ".c_" in key else x
+            tensors[named(key)] = x.T if family == "gpt2" and ".c_" in key else x
     return tensors | {key: np.stack([of[i] for i in range(len(of))]) for key, of in experts.items()}
 
 
@@ -121,13 +121,10 @@ def keys_of(family, c):
     rope = given.get("rope_parameters", given)
     keys = {"block_count": c.layers, "context_length": c.context, "embedding_length": c.d_model, "vocab_size": c.vocabulary}
     keys |= {"feed_forward_length": c.d_ff, "attention.head_count": c.heads}
-    if c.norm == "layer":
-        return keys | {"attention.layer_norm_epsilon": c.eps}
-    keys |= {
-        "attention.layer_norm_rms_epsilon": c.eps,
-        "attention.head_count_kv": c.kv_heads,
-        "rope.freq_base": rope["rope_theta"],
-    }
+    keys |= {f"attention.layer_norm{'_rms' if c.norm == 'rms' else ''}_epsilon": c.eps}
+    if c.rope is None:
+        return keys
+    keys |= {"attention.head_count_kv": c.kv_heads, "rope.freq_base": rope["rope_theta"]}
     E = c.d_head or c.d_model // c.heads
     widths = {"attention.key_length": E, "attention.value_length": E, "rope.dimension_count": E}
     if c.latent:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import struct
 import tracemalloc
 from dataclasses import replace
@@ -173,6 +174,14 @@ def add_tensor(folder, name, dtype, shape, data):
     index = {"weight_map": dict.fromkeys(rest, "a.safetensors") | {name: "b.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model.safetensors").unlink()
+
+
+def test_the_page_on_models_quotes_the_families_as_they_are():
+    code = "".join(p.read_text() for p in (ROOT / "models/families").glob("*.py"))
+    quoted = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.DOTALL)
+    lines = {line for block in quoted for line in block.splitlines() if line.strip() != "..."}
+    assert len(lines) > 10
+    assert not [line for line in lines if line not in code]
 
 
 # --- only its slices
