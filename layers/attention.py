@@ -122,15 +122,16 @@ class Attention:
 
     def cached(self, x_TD: np.ndarray, rotation: Rotation | None, keep: Keep) -> np.ndarray:
         """x (T, D), new tokens of some sequences -> y (T, D): their queries read the keys and values that a cache has, and
-        their own. It cache keeps k_TkE and v_TkE of this rank's k key/value heads."""
+        their own. It keeps k_TkE and v_TkE of this rank's k key/value heads."""
         z_TnE, qk_TnE, _ = self._projected(x_TD, rotation)
         o_ThE = np.empty((len(x_TD), self.h, self.E), x_TD.dtype)
         q_ThE, k_TkE, v_TkE = self._by_heads(qk_TnE, z_TnE)
         for at, hidden_BTS, k_BSkE, v_BSkE in keep(k_TkE, v_TkE):
             B = len(k_BSkE)
-            for run in self.runs:
-                q_BTkgE, o_BTkgE = (a.reshape(B, -1, *a.shape[1:]) for a in map(run.queries, (q_ThE[at], o_ThE[at])))
-                attend_cached(q_BTkgE, k_BSkE[:, :, run.kv], v_BSkE[:, :, run.kv], o_BTkgE, self.scale, hidden_BTS)
+            shape = B, (at.stop - at.start) // B, -1
+            for q, kv, g in self.runs:
+                q_BTkgE, o_BTkgE = (a[at, q].reshape(*shape, g, self.E) for a in (q_ThE, o_ThE))
+                attend_cached(q_BTkgE, k_BSkE[:, :, kv], v_BSkE[:, :, kv], o_BTkgE, self.scale, hidden_BTS)
         return self.out.forward(o_ThE)[0]
 
     @property
