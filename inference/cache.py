@@ -11,12 +11,14 @@ A cache knows neither heads nor latents: a layer says which arrays it keeps of a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from math import prod
 
 import numpy as np
 
 from inference.pool import BLOCK, Pool
+from layers.store import Store, StripedStore
 
 # Of a step: each sequence with how many new tokens it has, in the order in which they stand in the batch.
 Batch = Sequence[tuple[int, int]]
@@ -61,7 +63,7 @@ class Cache(ABC):
         del self.lengths[sequence]
         self._forget(sequence)
 
-    def stores(self, batch: Batch) -> list[Callable[..., Iterator[tuple]]]:
+    def stores(self, batch: Batch) -> list[Store]:
         """Each layer's side of a step: appends what it keeps of the new tokens, yields what is kept of all."""
 
         def store(layer: int, *new: np.ndarray) -> Iterator[tuple]:
@@ -72,7 +74,7 @@ class Cache(ABC):
                 yield at, None, *(a[None] for a in self._read(layer, sequence))
                 first += tokens
 
-        return [lambda *new, layer=layer: store(layer, *new) for layer in range(len(self.shapes))]
+        return [Store(partial(store, layer)) for layer in range(len(self.shapes))]
 
     def bytes_of(self, sequence: int) -> int:
         """What is kept of a sequence on this rank, counted."""
@@ -283,19 +285,19 @@ class Striped:
         self.own.free(sequence)
         del self.lengths[sequence]
 
-    def stores(self, batch: Batch) -> list[Callable[..., Iterator[tuple]]]:
+    def stores(self, batch: Batch) -> list[StripedStore]:
         positions = [np.arange(self.lengths[s] - n, self.lengths[s]) for s, n in batch]
         kept = [p % self.ranks == self.rank for p in positions]
         own = self.own.stores([(s, int(k.sum())) for (s, _), k in zip(batch, kept, strict=True)])
         chosen = np.flatnonzero(np.concatenate(kept))
 
-        def store(inner: Callable, *new: np.ndarray) -> Iterator[tuple]:
+        def store(inner: Store, *new: np.ndarray) -> Iterator[tuple]:
             first = 0
             for p, (_, _, *held) in zip(positions, inner(*(a[chosen] for a in new)), strict=True):
                 yield slice(first, first + len(p)), [self._mine(int(n) + 1) for n in p], *held
                 first += len(p)
 
-        return [lambda *new, inner=inner: store(inner, *new) for inner in own]
+        return [StripedStore(partial(store, inner)) for inner in own]
 
     def bytes_of(self, sequence: int) -> int:
         return self.own.bytes_of(sequence)

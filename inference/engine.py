@@ -32,7 +32,6 @@ from inference.pool import Pool, Span
 from inference.sampling import Sampler, Sampling
 from inference.scheduler import Run, Scheduler, Step
 from inference.speculation.rule import matched
-from layers.embedding import TiedHead
 from layers.transformer import Transformer
 from parallel.control import Control
 from parallel.mesh import Mesh
@@ -133,8 +132,7 @@ class Engine:
         self._asked: dict[int, Ask] = {}
         self._gone: set[int] = set()
         self._drafting = Drafting() if speculate else None
-        if isinstance(model.head, TiedHead):
-            model.head.keep_turned()
+        model.head.keep_turned()
 
     # --- rank 0
 

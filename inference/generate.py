@@ -11,7 +11,6 @@ import numpy as np
 from inference.cache import CACHES, Cache, Striped
 from inference.sampling import Sampler, Sampling
 from layers.block import forward_only
-from layers.embedding import TiedHead
 from layers.latent_attention import LatentAttention
 from layers.transformer import Transformer
 from parallel.ledger import Traffic
@@ -59,8 +58,7 @@ class Generator:
         self.sampler = Sampler(model.embedding.tp, model.embedding.cut)
         self.striped = isinstance(cache, Striped)
         self.clock = Clock()
-        if isinstance(model.head, TiedHead):
-            model.head.keep_turned()
+        model.head.keep_turned()
 
     def forward(
         self, batch: Sequence[tuple[int, Sequence[int]]], rows: Sequence[int] | None = None, layers: int | None = None
@@ -73,7 +71,7 @@ class Generator:
             self.cache.extend(s, n)
         ids_T = np.concatenate([np.asarray(ids, np.int64) for _, ids in batch])
         chosen = np.cumsum([n for _, n in sizes]) - 1 if rows is None else np.asarray(rows)
-        return self.model.cached(ids_T, np.concatenate(positions), self.cache.stores(sizes)[:layers], chosen, self.striped)
+        return self.model.cached(ids_T, np.concatenate(positions), self.cache.stores(sizes)[:layers], chosen)
 
     def prefill(self, sequence: int, prompt: Sequence[int], chunk: int | None = None) -> np.ndarray:
         """The prompt, `chunk` tokens at a time, into an open sequence -> logits (1, v) of its last token."""

@@ -6,10 +6,13 @@ B sequences that are read together, as many new tokens each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+
+from layers.store import Store
 
 BLOCK = 16
 # Tokens of sequences that are read at once: what is kept of more would leave the cache between the copy and the product. Of 8
@@ -111,7 +114,7 @@ class Pool:
             found.append(a)
         return found
 
-    def stores(self, spans: Sequence[Span]) -> list[Callable[..., Iterator[tuple]]]:
+    def stores(self, spans: Sequence[Span]) -> list[Store]:
         """Each layer's side of a step: keeps what is new, yields what is kept of each group of sequences."""
         positions = [np.arange(first, first + tokens) for first, tokens, _ in spans]
         tables = [np.asarray(table, np.int64) for _, _, table in spans]
@@ -127,4 +130,4 @@ class Pool:
             for at, tables_BN, length, beyond, hidden_BTS in groups:
                 yield at, hidden_BTS, *self.read(layer, tables_BN, length, beyond)
 
-        return [lambda *new, layer=layer: store(layer, *new) for layer in range(len(self.shapes))]
+        return [Store(partial(store, layer)) for layer in range(len(self.shapes))]

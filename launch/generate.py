@@ -18,7 +18,6 @@ from inference.sampling import Sampling
 from inference.speculation.gain import Account
 from launch import pretrained, report
 from launch.measure import products
-from launch.measure.products import read_bytes
 from launch.options import UsageError, add_replicas, amount, natural, parser, positive
 from models.build import build
 from parallel.control import Control
@@ -108,7 +107,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     replicas = Replicas(mesh, control, args.check_replicas)
     told = generated(args, generator, replicas, shown=first and not args.json)
     bandwidth = products.read_bandwidth(comm)
-    read = read_bytes(generator, args.source.config)
+    read = generator.model.read_bytes
     clock, steps = generator.clock, generator.clock.decode_tokens
     rows = mesh.ledger.report(predicted(args, generator))
     # What filters and drafts send depends on the logits; only plain greedy choices have a closed form.

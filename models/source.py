@@ -39,16 +39,14 @@ class Source:
         return self.tensors.nbytes
 
     def weights(self, dtype: np.dtype | str) -> Weights:
-        """Weights for `build`: each call reads this rank's part of one array from the files, and no more."""
+        """Weights for `build`: of each array, this rank's part is read from the files, and no more."""
 
-        def read(name: str, layout: Layout, rank: int, mean: float, std: float) -> np.ndarray:
+        def read(name: str, layout: Layout, rank: int, mean: float, std: float, out: np.ndarray) -> None:
             self._require(name, layout.shape)
-            part = np.empty(layout.local_shape(rank), dtype)
             for piece in self.pieces[name]:
-                piece.read(self.tensors, part, layout, rank)
-            return part
+                piece.read(self.tensors, out, layout, rank)
 
-        return read
+        return Weights(lambda name, shape: np.empty(shape, dtype), read)
 
     def _require(self, name: str, shape: tuple[int, ...]) -> None:
         if sum(p.size for p in self.pieces.get(name, [])) != prod(shape):

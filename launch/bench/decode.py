@@ -15,7 +15,6 @@ from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
 from launch import pretrained, report, start
 from launch.measure import products
-from launch.measure.products import read_bytes
 from models.build import build
 from parallel.control import Control
 
@@ -37,7 +36,7 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
         model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
         load = perf_counter() - begun
         generator = Generator(model, mesh, make_cache(model, "contiguous"))
-        read = read_bytes(generator, args.source.config)
+        read = model.read_bytes
         peer = None
         if args.peer and comm.rank == 0:
             from launch.bench.torch_decode import Peer

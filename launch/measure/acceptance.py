@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import prod
 from statistics import median
 from time import perf_counter
 
@@ -97,10 +96,7 @@ def costs(
 def step_operations(model: Transformer, layers: int | None = None) -> float:
     """Operations of a forward on one token, of these first layers with the head."""
     left_out = [] if layers is None else model.blocks[layers:]
-    flops = model.flops(1)
-    for block in left_out:
-        flops -= 6 * (sum(prod(p.layout.shape) for p in block.parameters if p.decays) + block.attention.score_width)
-    return flops
+    return model.flops(1) - sum(block.flops(1) for block in left_out)
 
 
 def draft_operations(it: Speculative) -> float:

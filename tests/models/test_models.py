@@ -78,8 +78,8 @@ def test_weights_and_gradients_come_back_by_their_own_names(mesh, name):
     model.backward(model.loss.backward(np.full(ids.size, 1 / (targets >= 0).sum()), saved_loss), saved)
     theirs = arrays_of(FAMILIES / name)
     ours = {p.name: p.whole(mesh.tp, p.data) for p in model.parameters}
-    for i, block in enumerate(model.blocks):
-        ours |= {f"blocks.{i}.{p.name}": p.data for p in getattr(block.mlp, "buffers", [])}
+    for block in model.blocks:
+        ours |= {p.name: p.data for p in getattr(block.mlp, "buffers", [])}
     weights = source.exported(ours)
     assert weights.keys() == theirs.keys()
     for key, x in theirs.items():
@@ -112,7 +112,7 @@ def refused(path):
 
 def part(source, name, shape, dim=None, ranks=1, rank=0):
     layout = Layout(shape) if dim is None else Layout(shape, dim, even(shape[dim], ranks))
-    return source.weights("float64")(name, layout, rank, 0.0, 0.0)
+    return source.weights("float64").matrix(name, layout, rank, 1).data
 
 
 def test_experts_stacked_in_one_tensor_are_the_same(tmp_path):
