@@ -16,7 +16,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from inference.cache import BLOCK, OutOfBlocks
+BLOCK = 16
+
+
+class OutOfBlocks(MemoryError):
+    """The pool has not as many free blocks as were asked for; nothing was changed."""
 
 
 def needed(tokens: int) -> int:
@@ -80,8 +84,10 @@ class BlockPool:
     def take(self) -> int:
         """A block for one user, whose content is no longer of any meaning. Raises OutOfBlocks."""
         if not self._free and self.size is None:
-            self._free.append(len(self.users))
-            self.users.append(0)
+            # Doubled: whoever keeps an array of as many blocks then copies each once on average.
+            there = len(self.users)
+            self.users += [0] * max(8, there)
+            self._free = list(range(len(self.users) - 1, there - 1, -1))
         if self._free:
             block = self._free.pop()
         elif self._kept:
@@ -109,9 +115,14 @@ class BlockPool:
         else:
             self._free.append(block)
 
-    def drop_all(self, table: list[int]) -> None:
-        """Empties a table, from its end."""
-        while table:
+    def grow(self, table: list[int], tokens: int) -> None:
+        """Take blocks until a table has room for so many tokens. Raises OutOfBlocks."""
+        while len(table) < needed(tokens):
+            table.append(self.take())
+
+    def cut(self, table: list[int], tokens: int) -> None:
+        """Drop the blocks behind the first `tokens` tokens of a table, from its end."""
+        while len(table) > needed(tokens):
             self.drop(table.pop())
 
     def find(self, tokens: Sequence[int]) -> list[int]:
@@ -145,7 +156,7 @@ class BlockPool:
             whole = False
         new = needed(len(tokens)) - len(found)
         if self.free < new + reserve:
-            self.drop_all(found)
+            self.cut(found, 0)
             return None
         source = found.pop() if whole else None
         table = found + [self.take() for _ in range(new + whole)]

@@ -16,7 +16,8 @@ from math import prod
 
 import numpy as np
 
-from inference.pool import BLOCK, Pool
+from inference.blocks import BLOCK, BlockPool, OutOfBlocks, needed
+from inference.pool import Pool
 
 # Of a step: each sequence with how many new tokens it has, in the order in which they stand in the batch.
 Batch = Sequence[tuple[int, int]]
@@ -158,10 +159,6 @@ class ContiguousCache(Cache):
         return sum(a.nbytes for arrays in self._arrays.values() for layer in arrays for a in layer)
 
 
-class OutOfBlocks(MemoryError):
-    """The pool has not as many free blocks as were asked for; nothing was changed."""
-
-
 class PagedCache(Cache):
     """Blocks of 16 tokens from one pool, and a table of blocks a sequence (PagedAttention, arXiv 2309.06180).
 
@@ -171,16 +168,9 @@ class PagedCache(Cache):
 
     def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str, blocks: int | None = None) -> None:
         super().__init__(shapes, dtype)
-        self.most = blocks
         self.tables: dict[int, list[int]] = {}
-        self.users: list[int] = []
-        self._free: list[int] = []
-        self._pool = Pool(shapes, dtype)
-
-    @property
-    def free_blocks(self) -> int | None:
-        """Blocks that can still be taken; None where the pool grows."""
-        return None if self.most is None else self.most - sum(1 for n in self.users if n)
+        self.blocks = BlockPool(blocks)
+        self._pool = Pool(shapes, dtype, blocks or 0)
 
     @property
     def bytes_held(self) -> int:
@@ -190,51 +180,35 @@ class PagedCache(Cache):
         super().open(sequence)
         self.tables[sequence] = []
 
-    def _take(self) -> int:
-        if not self._free:
-            held = len(self.users)
-            grown = held + max(8, held) if self.most is None else min(self.most, held + max(8, held))
-            self._free = list(range(grown - 1, held - 1, -1))
-            self.users += [0] * (grown - held)
-            self._pool.hold(grown)
-        block = self._free.pop()
-        self.users[block] = 1
-        return block
-
-    def _drop(self, block: int) -> None:
-        self.users[block] -= 1
-        if not self.users[block]:
-            self._free.append(block)
+    def _writes_shared(self, sequence: int, tokens: int) -> bool:
+        """Whether the first of so many new tokens goes into a block that another sequence uses too."""
+        return bool(tokens and self.lengths[sequence] % BLOCK and self.blocks.users[self.tables[sequence][-1]] > 1)
 
     def needed(self, sequence: int, tokens: int) -> int:
         """Blocks that `extend` would take from the pool, a copy of a shared last one included."""
-        table, length = self.tables[sequence], self.lengths[sequence]
-        shared = length % BLOCK and self.users[table[length // BLOCK]] > 1 and tokens
-        return -(-(length + tokens) // BLOCK) - len(table) + bool(shared)
+        there = len(self.tables[sequence]) - self._writes_shared(sequence, tokens)
+        return needed(self.lengths[sequence] + tokens) - there
 
     def _reserve(self, sequence: int, length: int) -> None:
-        table, before = self.tables[sequence], self.lengths[sequence]
-        needed = self.needed(sequence, length - before)
-        if self.free_blocks is not None and needed > self.free_blocks:
-            raise OutOfBlocks(f"sequence {sequence} needs {needed} blocks of {BLOCK} tokens, {self.free_blocks} are free")
-        last = before // BLOCK
-        if before % BLOCK and self.users[table[last]] > 1 and length > before:
-            copy = self._take()
-            self._pool.copy(table[last], copy)
-            self._drop(table[last])
-            table[last] = copy
-        while len(table) * BLOCK < length:
-            table.append(self._take())
+        table, tokens = self.tables[sequence], length - self.lengths[sequence]
+        wanted = self.needed(sequence, tokens)
+        if wanted > self.blocks.free:
+            raise OutOfBlocks(f"sequence {sequence} needs {wanted} blocks of {BLOCK} tokens, {self.blocks.free} are free")
+        shared = table.pop() if self._writes_shared(sequence, tokens) else None
+        whole = len(table)
+        self.blocks.grow(table, length)
+        self._pool.hold(len(self.blocks.users))
+        if shared is not None:
+            self._pool.copy(shared, table[whole])
+            self.blocks.drop(shared)
 
     def _release(self, sequence: int, length: int) -> None:
-        table = self.tables[sequence]
-        while len(table) > -(-length // BLOCK):
-            self._drop(table.pop())
+        self.blocks.cut(self.tables[sequence], length)
 
     def _share(self, sequence: int, new: int) -> None:
         self.tables[new] = list(self.tables[sequence])
         for block in self.tables[new]:
-            self.users[block] += 1
+            self.blocks.use(block)
 
     def _forget(self, sequence: int) -> None:
         del self.tables[sequence]

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-BLOCK = 16
+from inference.blocks import BLOCK
+
 # Tokens of sequences that are read at once: what is kept of more would leave the cache between the copy and the product. Of 8
 # sequences of 100 tokens one by one takes 1.5 to 2.5 times as long as at once; of 800, at once takes 1.6 times as long.
 AT_ONCE = 1024

@@ -24,8 +24,6 @@ from typing import NamedTuple
 
 from inference.blocks import BLOCK, BlockPool, Link, needed
 
-POLICIES = ("continuous", "static")
-
 
 class QueueFull(RuntimeError):
     """As many requests wait as may; nothing was changed."""
@@ -126,10 +124,9 @@ class Scheduler:
     A step. Each decoding request runs a token, which is why `max_batch_tokens` may not be less than `slots`; what is left of
     the budget goes to prompts that are under way, then to new ones, then to drafts, for which nobody is preempted either.
     Nobody is admitted in a step that preempted, or unless each running request could have one more block afterwards.
-    `mixed` False: prefill and decodes in steps of their own, prefill first but not twice in a row if somebody decodes.
 
-    `policy` "static": for comparison, nobody is admitted before all of the running are finished. `context`: the most tokens of
-    a request, prompt and new. `prefix_caching` False: no blocks are shared. Raises ValueError for sizes that cannot work.
+    `context`: the most tokens of a request, prompt and new. `prefix_caching` False: no blocks are shared. Raises ValueError for
+    sizes that cannot work.
     """
 
     def __init__(
@@ -140,13 +137,9 @@ class Scheduler:
         max_batch_tokens: int = 512,
         context: int | None = None,
         queue_limit: int | None = None,
-        policy: str = "continuous",
-        mixed: bool = True,
         prefix_caching: bool = True,
         aging: int = 256,
     ) -> None:
-        if policy not in POLICIES:
-            raise ValueError(f"policy {policy!r} must be one of {', '.join(POLICIES)}")
         limits = {"blocks": blocks, "slots": slots, "context": context, "queue_limit": queue_limit, "aging": aging}
         for name, value in limits.items():
             if value is not None and value < 1:
@@ -154,7 +147,7 @@ class Scheduler:
         if max_batch_tokens < slots:
             raise ValueError(f"max_batch_tokens {max_batch_tokens} must be {slots} or more: each of {slots} slots may need one")
         self.slots, self.max_batch_tokens, self.context, self.queue_limit = slots, max_batch_tokens, context, queue_limit
-        self.static, self.mixed, self.prefix_caching, self.aging = policy == "static", mixed, prefix_caching, aging
+        self.prefix_caching, self.aging = prefix_caching, aging
         self.pool = BlockPool(blocks)
         self.requests: dict[int, Request] = {}
         # Both in the order of the docstring.
@@ -162,7 +155,6 @@ class Scheduler:
         self.running: list[Request] = []
         self.counts = Counts()
         self._added = 0
-        self._after_prefill = False
         self._flight: tuple[Step, list[Request]] | None = None
 
     # --- what comes from outside, between steps or while one is under way
@@ -213,7 +205,7 @@ class Scheduler:
         if request is None:
             return False
         (self.running if request.goal else self.waiting).remove(request)
-        self.pool.drop_all(request.table)
+        self.pool.cut(request.table, 0)
         self.counts.finished[reason] = self.counts.finished.get(reason, 0) + 1
         return True
 
@@ -230,23 +222,14 @@ class Scheduler:
         """
         if self._flight is not None:
             raise RuntimeError(f"step {self._flight[0].number} has not been committed")
-        plan: dict[Request, int] = {}
         step = Step(self.counts.steps, [], [], [], [])
-        if self.mixed or self._after_prefill:
-            self._decodes(plan, step)
-        if self.mixed or not plan:
-            self._prefills(plan, step)
-        if not plan:
-            self._decodes(plan, step)
+        # Tokens to run, without drafts.
+        plan: dict[Request, int] = {}
+        self._decodes(plan, step)
+        self._prefills(plan, step)
+        drafts = self._drafts(plan)
         flight = [r for r in self.running if r in plan]
-        spare = self.max_batch_tokens - sum(plan.values())
-        for request in flight:
-            known, drafts = plan[request], self._drafts(request, spare)
-            spare -= drafts
-            first, last = request.computed, request.computed + known
-            tokens = request.tokens[first:last] + request.draft[:drafts]
-            sample = last == len(request.tokens)
-            step.runs.append(Run(request.id, first, tokens, drafts, sample, not request.decoding, request.table.copy()))
+        step.runs.extend(_run(r, plan[r], drafts.get(r, 0)) for r in flight)
         for request in self.running:
             request.draft = []
         if step:
@@ -269,31 +252,34 @@ class Scheduler:
     def _prefills(self, plan: dict[Request, int], step: Step) -> None:
         """Prompts under way, then new ones, as far as the budget goes."""
         left = self.max_batch_tokens - len(plan)
-        closed = bool(step.preempted or (self.static and self.running))
         for request in self.running:
             if left and not request.decoding:
                 plan[request] = min(left, request.goal - request.computed)
                 left -= plan[request]
-        # A static batch is filled at once, be its prompts run when they may.
-        while self.waiting and not closed and len(self.running) < self.slots and (left or self.static):
+        while left and self._may_join(step):
             request = self._admit(step)
             if request is None:
                 return
-            if left:
-                plan[request] = min(left, request.goal - request.computed)
-                left -= plan[request]
+            plan[request] = min(left, request.goal - request.computed)
+            left -= plan[request]
 
-    def _drafts(self, request: Request, spare: int) -> int:
-        """How many drafts can be run: the budget, the tokens still to come and the free blocks allow it. Takes the blocks."""
-        if not request.draft or not request.decoding:
-            return 0
-        first = request.computed + 1
-        # One token comes without a draft.
-        drafts = min(len(request.draft), spare, request.left - 1)
-        drafts = min(drafts, (len(request.table) + self.pool.free) * BLOCK - first)
-        while len(request.table) * BLOCK < first + drafts:
-            request.table.append(self.pool.take())
+    def _drafts(self, plan: dict[Request, int]) -> dict[Request, int]:
+        """How many drafts each decoding request runs: as many as the rest of the budget, the tokens still to come and the free
+        blocks allow. Takes the blocks."""
+        drafts, spare = {}, self.max_batch_tokens - sum(plan.values())
+        for request in self.running:
+            if request in plan and request.draft and request.decoding:
+                first = request.computed + 1
+                room = (len(request.table) + self.pool.free) * BLOCK - first
+                # One token comes without a draft.
+                drafts[request] = min(len(request.draft), spare, request.left - 1, room)
+                spare -= drafts[request]
+                self.pool.grow(request.table, first + drafts[request])
         return drafts
+
+    def _may_join(self, step: Step) -> bool:
+        """Whether the first of the queue may be admitted, if there are blocks for it."""
+        return bool(self.waiting) and len(self.running) < self.slots and not step.preempted
 
     def _admit(self, step: Step) -> Request | None:
         """The first of the queue, with blocks for all its tokens; or nobody, then nobody overtakes it."""
@@ -314,7 +300,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> int:
         """Back to the queue without blocks, to be computed again with the tokens that it got. Its id."""
         self.running.remove(request)
-        self.pool.drop_all(request.table)
+        self.pool.cut(request.table, 0)
         request.computed = request.goal = 0
         insort(self.waiting, request, key=lambda r: r.order)
         self.counts.preemptions += 1
@@ -350,8 +336,7 @@ class Scheduler:
             request.tokens += came[:ended]
             # The last one was not run; of the drafts before it, all are right.
             request.computed = len(request.tokens) - 1
-            while len(request.table) > needed(len(request.tokens)):
-                self.pool.drop(request.table.pop())
+            self.pool.cut(request.table, len(request.tokens))
             self._publish(request)
             reason = "stop" if ended else "length" if not request.left else None
             outputs.append(Output(request.id, came[:ended], reason))
@@ -381,7 +366,6 @@ class Scheduler:
         counts.slots_used += len(self.running)
         counts.positions_held += self.pool.used * BLOCK
         counts.positions_empty += sum(max(0, len(r.table) * BLOCK - len(r.tokens)) for r in self.running)
-        self._after_prefill = bool(prefill)
 
     def metrics(self) -> dict[str, object]:
         """The counts, the queues and blocks as they stand (free is None without a limit), and two shares of the steps so far:
@@ -392,7 +376,15 @@ class Scheduler:
             "running": len(self.running),
             "blocks_used": pool.used,
             "blocks_kept": pool.kept,
-            "blocks_free": None if pool.size is None else pool.size - pool.used - pool.kept,
+            "blocks_free": None if pool.size is None else pool.free - pool.kept,
             "slot_use": counts.slots_used / (counts.steps * self.slots) if counts.steps else 0.0,
             "kv_waste": counts.positions_empty / counts.positions_held if counts.positions_held else 0.0,
         }
+
+
+def _run(request: Request, known: int, drafts: int) -> Run:
+    """The next `known` tokens of a request, and so many drafts behind them."""
+    first, last = request.computed, request.computed + known
+    tokens = request.tokens[first:last] + request.draft[:drafts]
+    sample = last == len(request.tokens)
+    return Run(request.id, first, tokens, drafts, sample, not request.decoding, request.table.copy())

@@ -11,6 +11,7 @@ import pytest
 from inference.drafting import cost
 from inference.engine import Ask, Engine
 from inference.generate import Generator, make_cache
+from inference.policies import Apart, Static
 from inference.pool import BLOCK, Pool, Span, grouped
 from inference.sampling import Sampling
 from inference.scheduler import QueueFull, Scheduler
@@ -98,8 +99,8 @@ SHAPES = {
     "small pool": {"blocks": 8, "slots": 5, "max_batch_tokens": 16},
     "no sharing": {"blocks": 9, "slots": 5, "max_batch_tokens": 16, "prefix_caching": False},
     "one by one": {"slots": 1, "max_batch_tokens": 64},
-    "static": {"slots": 4, "max_batch_tokens": 32, "policy": "static"},
-    "unmixed": {"slots": 4, "max_batch_tokens": 32, "mixed": False},
+    "static": {"slots": 4, "max_batch_tokens": 32},
+    "apart": {"slots": 4, "max_batch_tokens": 32},
 }
 
 
@@ -113,7 +114,7 @@ def test_a_requests_tokens_are_those_of_running_it_alone(mesh, control, kind, sp
     # Where ranks share cores, what is about schedules alone is not run again.
     shapes = SHAPES if mesh.tp.size < 3 else {name: SHAPES[name] for name in ("roomy", "small pool")}
     for name, shape in shapes.items():
-        scheduler = Scheduler(**shape)
+        scheduler = {"static": Static, "apart": Apart}.get(name, Scheduler)(**shape)
         done = together(model, mesh, control, scheduler, asks, speculate, at_once=name != "roomy")
         if control.rank:
             continue

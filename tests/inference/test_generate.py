@@ -94,10 +94,10 @@ def test_paged_blocks_are_shared_copied_on_write_and_given_back():
     cache.open(0)
     filled(cache, 0, BLOCK + 2, 1)
     cache.branch(0, 1)
-    assert cache.free_blocks == 3
+    assert cache.blocks.free == 3
     filled(cache, 1, 1, 2)
     # The shared last block was copied; the full first one is still shared.
-    assert cache.free_blocks == 2
+    assert cache.blocks.free == 2
     assert cache.tables[0][0] == cache.tables[1][0]
     assert cache.tables[0][1] != cache.tables[1][1]
     (first, _), (second, _) = (cache._read(1, s) for s in (0, 1))
@@ -109,10 +109,10 @@ def test_paged_blocks_are_shared_copied_on_write_and_given_back():
         cache.extend(0, 3 * BLOCK)
     assert cache.lengths[0] == BLOCK + 2
     cache.truncate(1, BLOCK)
-    assert cache.free_blocks == 3
+    assert cache.blocks.free == 3
     cache.free(0)
     cache.free(1)
-    assert cache.free_blocks == 5
+    assert cache.blocks.free == 5
     assert cache.bytes_per_token == 2 * 2 * 6 * 8
 
 
@@ -130,7 +130,7 @@ def test_random_use_of_a_paged_cache_loses_and_doubles_no_block():
             continue
         s = held[random.integers(len(held))]
         tokens = int(random.integers(0, 40))
-        if what in (1, 2) and paged.needed(s, tokens) <= paged.free_blocks:
+        if what in (1, 2) and paged.needed(s, tokens) <= paged.blocks.free:
             value += 1
             for cache in (paged, plain):
                 filled(cache, s, tokens, value)
@@ -144,7 +144,7 @@ def test_random_use_of_a_paged_cache_loses_and_doubles_no_block():
                 cache.branch(s, new) if branch else cache.free(s)
             new += branch
         used = [block for table in paged.tables.values() for block in table]
-        assert paged.free_blocks == 40 - len(set(used))
+        assert paged.blocks.free == 40 - len(set(used))
         for s in paged.lengths:
             if paged.lengths[s]:
                 np.testing.assert_array_equal(paged._read(0, s)[0], plain._read(0, s)[0])
