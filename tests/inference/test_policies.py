@@ -6,6 +6,7 @@ from inference import workload
 from inference.blocks import BLOCK, needed
 from inference.policies import APART, Apart, Static
 from inference.scheduler import Scheduler
+from tests.grids import thinned
 from tests.inference.hashed import Engine
 
 
@@ -62,7 +63,8 @@ def test_arrivals_are_a_poisson_process():
         workload.arrivals(1, 0)
 
 
-@pytest.mark.parametrize(("load", "slots", "static", "continuous"), CASES)
+# Of the large workload in every run only the most slots.
+@pytest.mark.parametrize(("load", "slots", "static", "continuous"), thinned(CASES, CASES[4:]))
 def test_decode_steps_of_static_and_continuous_batches(load, slots, static, continuous):
     """A step takes any prompts and gives their first tokens; only steps without prefill count: max_tokens - 1 a request."""
     tokens = sum(load.max_tokens) - len(load.prompts)
