@@ -149,7 +149,7 @@ def against_one_process(args: argparse.Namespace, ran: Ran, alone: Ran) -> Itera
         yield compare(f"{name}, step {args.steps}", "step", got, alone.after[name].astype(np.float64), allowed)
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     control = Control(comm)
     mesh = start.make_mesh(args, comm, dp=comm.size, tp=1)
     ran = Ran(args, mesh, control, args.micro_batches)
@@ -179,7 +179,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
         "mesh": mesh.sizes,
         "dtype": args.dtype,
         "seed": args.seed,
-        "config": {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "trace", "recorder")},
+        "config": {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "trace")},
         "tokens_per_rank": [tokens for tokens, *_ in told],
         "loss": ran.loss,
         "checks": [],

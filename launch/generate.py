@@ -95,7 +95,7 @@ def prompt_ids(args: argparse.Namespace) -> list[int]:
         raise UsageError(f"--chat: {error}") from None
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     control, first = Control(comm), comm.rank == 0
     mesh = start.make_mesh(args, comm, tp=comm.size)
     begun = perf_counter()

@@ -72,7 +72,7 @@ def row(name: str, c: Config, args: argparse.Namespace) -> dict:
     }
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     if comm.rank:
         return 0
     rows = [row(name, c, args) for name, c in PUBLISHED.items()]

@@ -8,7 +8,7 @@ from typing import NoReturn
 from launch.process import launcher, traced
 
 # What every command's options have and none computes by, or says in a place of its own.
-COMMON = ("json", "dtype", "seed", "trace", "recorder", "check_collectives", "timeout")
+COMMON = ("json", "dtype", "seed", "trace", "check_collectives", "timeout")
 
 
 class UsageError(ValueError):

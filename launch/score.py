@@ -57,7 +57,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
             raise UsageError(f"cannot write {out}: there is no folder {out.absolute().parent}")
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     control = Control(comm)
     mesh = start.make_mesh(args, comm, **args.mesh)
     begun = perf_counter()

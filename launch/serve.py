@@ -105,7 +105,7 @@ def blocks_of(args: argparse.Namespace, bytes_per_token: int) -> int:
     return blocks
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     control = Control(comm)
     mesh = start.make_mesh(args, comm, tp=comm.size)
     model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))

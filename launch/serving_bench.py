@@ -156,7 +156,7 @@ def compared(args: argparse.Namespace, model: Transformer, mesh: Mesh, control: 
     return [{"request": id, **tie(it, args.load.prompts[id], a, b, args.source.config)} for id, a, b in pairs]
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     if args.scheduler_only:
         return without_model(args) if comm.rank == 0 else 0
     control, first = Control(comm), comm.rank == 0

@@ -124,7 +124,7 @@ def timed_tokens(it: Generator, args: argparse.Namespace, prompt: list[int]) -> 
     return tokens, it.clock.decode_seconds / max(1, it.clock.decode_tokens)
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     control, first = Control(comm), comm.rank == 0
     mesh = start.make_mesh(args, comm, tp=comm.size)
     model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))

@@ -60,6 +60,11 @@ from parallel.recorder import LEFT_MAIN  # noqa: E402
 from parallel.watch import fault  # noqa: E402
 from parallel.watch.finite import Finite  # noqa: E402
 
+# What a command is: its check refuses what cannot be used and returns what it has opened and settled; its main gets that,
+# does the work on all ranks, and returns the exit status.
+Check = Callable[[argparse.Namespace, int], object]
+Main = Callable[[argparse.Namespace, MPI.Intracomm, object], int]
+
 
 def begin() -> MPI.Intracomm:
     """COMM_WORLD, with MPI running and this rank bound to the fate of the others. Further calls return the same."""
@@ -140,8 +145,8 @@ def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, **axes: int) -> Mes
             fault.plant(_fault(), mesh, comm.rank)
         except ValueError as error:
             raise UsageError(str(error)) from None
-    if getattr(args, "recorder", None) is not None:
-        args.recorder.watch(mesh)
+    if (trace := traced.of(comm)) is not None:
+        trace.watch(mesh)
     return mesh
 
 
@@ -177,15 +182,8 @@ def _passed_on(command: list[str]) -> int:
     return process.wait()
 
 
-def run(
-    options: argparse.ArgumentParser,
-    check: Callable[[argparse.Namespace, int], None],
-    main: Callable[[argparse.Namespace, MPI.Intracomm], int],
-) -> NoReturn:
-    """Parse the options, check them (`check(options, ranks)` raises UsageError), run main, and leave with its status.
-
-    What a user gives is checked on all ranks before anything else is sent; rank 0 prints the first problem.
-    """
+def run(options: argparse.ArgumentParser, check: Check, main: Main) -> NoReturn:
+    """Parse the options, run the command on all ranks that were started, and leave with its status."""
     problem = args = None
     try:
         args = options.parse_args()
@@ -193,53 +191,78 @@ def run(
     except UsageError as error:
         problem = str(error)
     comm = begin()
-    control = Control(comm)
+    status = outcome(args, problem, check, _to_the_end_of_all(main), comm, lambda: _begin().recorder.now(LEFT_MAIN))
+    _begin().over()
+    MPI.Finalize()
+    # Not os._exit: the launcher takes a process that vanishes right after MPI_Finalize for a crash.
+    sys.exit(status)
+
+
+def outcome(
+    args: argparse.Namespace | None,
+    problem: str | None,
+    check: Check,
+    main: Main,
+    comm: MPI.Intracomm,
+    left: Callable[[], None] = lambda: None,
+) -> int:
+    """Check the options on the ranks of `comm`, run main, and return the status: the same on every rank.
+
+    What a user gives is checked on all ranks before anything else is sent; rank 0 prints the first problem. `problem`: of
+    options that could not be parsed. `left`: is called when main has been left.
+    """
+    control, opened = Control(comm), None
     if problem is None:
         try:
-            check(args, comm.size)
+            opened = check(args, comm.size)
             # Only rank 0 writes it.
             if args.trace is not None and comm.rank == 0 and (unwritable := traced.problem(args.trace)):
                 raise UsageError(unwritable)
         except UsageError as error:
             problem = str(error)
+    trace = unwritten = None
     problems = [p for p in control.everyone(problem) if p is not None]
     if problems:
         if comm.rank == 0:
             print(f"error: {problems[0]}", file=sys.stderr, flush=True)
         status = 2
     else:
-        _begin().watch(args.timeout)
-        args.recorder = None if args.trace is None else traced.begin(comm)
-        status = _status(main, args, comm)
-    _begin().recorder.now(LEFT_MAIN)
-    if not problems and args.recorder is not None and (unwritten := traced.finish(args.recorder, args.trace)):
+        trace = None if args.trace is None else traced.begin(comm)
+        try:
+            status = main(args, comm, opened)
+        except UsageError as error:
+            # It must come on all ranks together.
+            if comm.rank == 0:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            status = 2
+    left()
+    if trace is not None and (unwritten := traced.finish(trace, args.trace)):
         print(f"error: {unwritten}", file=sys.stderr, flush=True)
         status = 2
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     # No rank leaves with a status while another still prints: launchers end the job at the first that does.
     status = max(control.everyone(status))
-    _begin().over()
     control.close()
-    MPI.Finalize()
-    # Not os._exit: the launcher takes a process that vanishes right after MPI_Finalize for a crash.
-    sys.exit(status)
+    return status
 
 
-def _status(main: Callable, args: argparse.Namespace, comm: MPI.Intracomm) -> int:
-    """main's status; leaving main by any other way ends all ranks. A UsageError must come on all ranks together."""
-    try:
-        return main(args, comm)
-    except UsageError as error:
-        if comm.rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except BrokenPipeError:
-        # The reader of rank 0's output has gone, as in `| head`: nothing is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _begin().quietly()
-    except BaseException as error:
-        if args.recorder is not None:
-            traced.rescue(args.recorder, args.trace, error)
-        _begin().failed(type(error), error, error.__traceback__)
-    raise AssertionError("unreachable")
+def _to_the_end_of_all(main: Main) -> Main:
+    """main, watched; leaving it by an exception that is no UsageError ends all ranks."""
+
+    def watched(args: argparse.Namespace, comm: MPI.Intracomm, opened: object) -> int:
+        _begin().watch(args.timeout)
+        try:
+            return main(args, comm, opened)
+        except UsageError:
+            raise
+        except BrokenPipeError:
+            # The reader of rank 0's output has gone, as in `| head`: nothing is left to tell.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _begin().quietly()
+        except BaseException as error:
+            if (trace := traced.of(comm)) is not None:
+                traced.rescue(trace, args.trace, error)
+            _begin().failed(type(error), error, error.__traceback__)
+
+    return watched

@@ -237,7 +237,7 @@ def cache(args: argparse.Namespace, ranks: int) -> list[dict]:
     ]
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     control = Control(comm)
     mesh = start.make_mesh(args, comm, tp=comm.size)
     attention = build(args, mesh.tp)
@@ -255,11 +255,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
     seconds = step.seconds(partial(step.once, attention, x, dy, args.lengths, turn), limit, single, comm)
     if not first:
         return 0
-    config = {
-        k: v
-        for k, v in vars(args).items()
-        if k not in ("json", "dtype", "seed", "trace", "recorder", "sequences", "rope_scaling")
-    }
+    config = {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "trace", "sequences", "rope_scaling")}
     scaling = args.rope_scaling and {"kind": type(args.rope_scaling).__name__.lower(), **asdict(args.rope_scaling)}
     result = {
         "command": "tp_attention",

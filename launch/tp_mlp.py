@@ -94,7 +94,7 @@ def trained(args: argparse.Namespace, tp: Axis, alone: Axis | None, control: Con
     return {"epochs": digits.EPOCHS, **accuracy, "loss": curve.loss, "loss_unsharded": beside.loss}, checks
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     control = Control(comm)
     mesh = start.make_mesh(args, comm, tp=comm.size)
     mlp = build(args, mesh.tp)

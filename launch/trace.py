@@ -113,7 +113,7 @@ def summary(path: Path, line: Timeline) -> dict:
     }
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     if comm.rank:
         return 0
     told = [summary(path, line) for path, line in zip(args.compare or [args.file], args.lines, strict=True)]

@@ -245,7 +245,7 @@ class Run:
         return sum(int(np.prod(p.layout.shape)) for p in self.trainer.flat.parameters)
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     run = Run(args, comm)
     first = comm.rank == 0
     rate = products.rate(comm, args.dtype)

@@ -20,7 +20,7 @@ REDUCE = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
 class Place:
-    """Where one is: rank and size, nothing else. What cases are cut by, and all that an exercise of one process has."""
+    """A rank and the number of ranks. Cases are cut by it; an exercise of one process gets nothing more."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -148,7 +148,7 @@ def _brief(x: np.ndarray) -> str:
 
 
 def disagreement(calls: Sequence[tuple[str, tuple[int, ...], str, object]]) -> str:
-    """What ranks that meet in a collective do not agree on; '' if they do. calls: (verb, shape, dtype, option) by rank."""
+    """What the ranks of a collective do not agree on; '' if they agree. calls: (verb, shape, dtype, option) by rank."""
     first = calls[0]
     for rank, call in enumerate(calls):
         if call[0] != first[0]:

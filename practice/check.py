@@ -78,7 +78,7 @@ def check(
 
 
 def _stopped(done: Run, exercise: Exercise) -> list[str]:
-    """What there is to say of a run that came to no verdict."""
+    """Why a run has no verdict, in lines for the learner."""
     if done.ended == "time":
         return [f"Nothing came of it within {exercise.facts['seconds']:g} s, and it was stopped."]
     if done.ended == "deadlock":

@@ -14,7 +14,7 @@ Results = dict[str, Any]
 CONFIDENCE = 7
 # Roundings of a chain of elementwise functions, as the length of a sum.
 STEPS = 16
-# How many times the solution's own rounding another right solution may have.
+# Another right solution may round so many times as much as ours.
 OTHERS = 4
 SINGLE = float(np.finfo(np.float32).eps) / 2
 
@@ -34,7 +34,7 @@ def tolerances(
     solution may have some times as much.
     """
     u = np.finfo(dtype).eps / 2
-    found = {}
+    tolerances = {}
     for name, y in right.items():
         if not (isinstance(y, np.ndarray) and y.dtype.kind == "f"):
             continue
@@ -45,8 +45,8 @@ def tolerances(
         allowed = CONFIDENCE * u * (longest * spread + STEPS**0.5 * size + OTHERS * own)
         if y.ndim and y.size:
             allowed = np.broadcast_to(allowed.max(axis=-1, keepdims=True), y.shape)
-        found[name] = allowed + np.finfo(dtype).tiny
-    return found
+        tolerances[name] = allowed + np.finfo(dtype).tiny
+    return tolerances
 
 
 def wrong_entries(got: np.ndarray, want: np.ndarray, allowed: np.ndarray | float) -> np.ndarray:

@@ -48,23 +48,23 @@ def passes(verdict: Sequence[Judged]) -> bool:
     return all(j.status == "ok" for j in verdict)
 
 
-def told(verdict: Sequence[Judged]) -> str:
+def summary(verdict: Sequence[Judged]) -> str:
     """The first verdict that is not ok, in one line."""
     return next((f"{j.part} {j.status} ({j.case}): {' | '.join(j.lines)}" for j in verdict if j.status != "ok"), "")
 
 
 def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool = True, with_mutants: bool = True) -> Report:
-    """Everything that must hold of an exercise, in ten to thirty seconds."""
+    """Check all that must hold of an exercise, in ten to thirty seconds."""
     report, examiner = Report(exercise.name), Examiner(exercise, reference)
     report.problems += list(_files(exercise))
     verdict = judged(examiner, exercise.scaffold, 0)
     if {j.status for j in verdict} != {"todo"}:
-        report.problems.append(f"the scaffold says {[j.status for j in verdict]}, not 'not implemented yet': {told(verdict)}")
+        report.problems.append(f"the scaffold is {[j.status for j in verdict]}, not 'not implemented yet': {summary(verdict)}")
     for seed in range(seeds):
         for name, source, over in (("solution", exercise.solution, False), *((n, s, True) for n, s in exercise.rights.items())):
             verdict = judged(examiner, source, seed, over)
             if not passes(verdict):
-                report.problems.append(f"{name} is right and is rejected, seed {seed}: {told(verdict)}")
+                report.problems.append(f"{name} is right and is rejected, seed {seed}: {summary(verdict)}")
         report.problems += list(_parts(examiner, seed))
     _mistakes(examiner, report, with_pairs)
     if with_mutants:
@@ -106,7 +106,7 @@ def answer(expression: str) -> float:
 
 
 def _parts(examiner: Examiner, seed: int) -> Iterator[str]:
-    """Ingredients must add up to what is right."""
+    """Check that the ingredients add up to the right answer."""
     for case in cases(examiner.exercise.parts, seed):
         part = examiner.parts[case.part]
         if part.ingredients is None or case.moved or case.dtype != "float64":
@@ -142,20 +142,20 @@ def _mistakes(examiner: Examiner, report: Report, with_pairs: bool) -> None:
             if len(mistakes) == 1:
                 report.problems.append(f"mistake {names[0]}: its edits make no Python")
             continue
-        found = [n for j in verdict for n in j.mistakes]
+        named = [n for j in verdict for n in j.mistakes]
         if len(mistakes) == 1:
             report.mistakes += 1
             said = "\n".join(line for j in verdict for line in j.lines)
             if passes(verdict):
                 report.problems.append(f"mistake {names[0]} passes")
-            elif found != names or mistakes[0].sentence not in said:
-                report.problems.append(f"mistake {names[0]} is named {found}: {told(verdict)}")
+            elif named != names or mistakes[0].sentence not in said:
+                report.problems.append(f"mistake {names[0]} is named {named}: {summary(verdict)}")
         else:
             report.pairs += 1
             if passes(verdict):
                 report.problems.append(f"the mistakes {names} together pass")
-            elif not set(found) & set(names):
-                report.problems.append(f"the mistakes {names} together are named {found}: {told(verdict)}")
+            elif not set(named) & set(names):
+                report.problems.append(f"the mistakes {names} together are named {named}: {summary(verdict)}")
 
 
 # --- mutants
@@ -163,10 +163,10 @@ def _mistakes(examiner: Examiner, report: Report, with_pairs: bool) -> None:
 
 def wide_cases(exercise: Exercise) -> list[Case]:
     """Many random inputs, to judge whether a mutant differs at all."""
-    found: dict[Case, None] = {}
+    wide: dict[Case, None] = {}
     for seed in range(1000, 1008):
-        found |= dict.fromkeys(c for c in cases(exercise.parts, seed) if not c.moved)
-    return list(found)
+        wide |= dict.fromkeys(c for c in cases(exercise.parts, seed) if not c.moved)
+    return list(wide)
 
 
 def _mutants(examiner: Examiner, report: Report) -> None:
@@ -177,12 +177,12 @@ def _mutants(examiner: Examiner, report: Report) -> None:
         examiner.right(case)  # before the fork: once for all mutants
 
     def judge(source: str) -> str:
-        # The check's own verdict first: what it rejects is different, and is done.
+        # The check's own verdict comes first: a mutant that it rejects differs, and needs no more.
         if not passes(judged_fast(examiner, source, chosen)):
             return "rejected"
         return "survived" if differs(examiner, source, wide) else "equivalent"
 
-    # The solution itself goes first: it must not be taken for a mutant that differs.
+    # The solution itself goes first: it must pass as not different.
     listed = [("nothing", exercise.solution), *mutants(exercise.solution, exercise.yours)]
     for (what, _), result in zip(listed, forked(judge, [s for _, s in listed], MUTANT_SECONDS), strict=True):
         if result not in ("rejected", "stopped", "survived", "equivalent") or (what == "nothing" and result != "equivalent"):
@@ -190,7 +190,7 @@ def _mutants(examiner: Examiner, report: Report) -> None:
         if what == "nothing":
             continue
         report.mutants += 1
-        # One that neither answers nor deadlocks in time is stopped by the learner's time limit.
+        # A mutant that neither answers nor deadlocks is stopped by the learner's time limit.
         report.rejected += result in ("rejected", "stopped")
         report.equivalent += result == "equivalent"
         if result == "survived":
@@ -202,16 +202,16 @@ def _mutants(examiner: Examiner, report: Report) -> None:
 
 
 def judged_fast(examiner: Examiner, source: str, chosen: Sequence[Case]) -> list[Judged]:
-    """Right or wrong, without a diagnosis."""
-    found = []
+    """Whether answers are right, without a diagnosis."""
+    measured = []
     for case in chosen:
         if case.moved:
             continue
         outcomes = _safely(examiner, case, source)
         if outcomes is None or any(examiner.problem(case, r, o) for r, o in enumerate(outcomes)):
             return [Judged(case.part, "wrong")]
-        found.append((case, outcomes))
-    return [examiner._cost(p, [f for f in found if f[0].part == p.name]) for p in examiner.parts.values()]
+        measured.append((case, outcomes))
+    return [examiner._cost(p, [f for f in measured if f[0].part == p.name]) for p in examiner.parts.values()]
 
 
 def _safely(examiner: Examiner, case: Case, source: str) -> list | None:

@@ -42,7 +42,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Right:
-    """What is right in one case on one rank, and by how much rounding may move it."""
+    """The right answer in one case on one rank, and by how much rounding may move it."""
 
     results: dict[str, Any]
     allowed: dict[str, np.ndarray]
@@ -75,7 +75,7 @@ class Examiner:
         jitters = [replace(case, dtype="float64", jitter=n) for n in range(5)]
         moved = [self.simulated(c, self.exercise.solution) for c in jitters]
         single = [self.simulated(replace(c, dtype="float32"), self.exercise.solution) for c in jitters]
-        found = []
+        answers = []
         for place in self.places:
             results = {
                 n: x if not isinstance(x, float) else np.array(x) for n, x in part.want(a, self.reference, place).items()
@@ -87,13 +87,13 @@ class Examiner:
             pairs = [(m[place.rank].results, s[place.rank].results) for m, s in zip(moved, single, strict=False)]
             allowed = tolerances(base.results, others, pairs, longest_sum(a), case.dtype)
             exact = {n: np.zeros(1) for n in part.exact}
-            found.append(Right(results, allowed | exact))
-        return found
+            answers.append(Right(results, allowed | exact))
+        return answers
 
     def prepare(self, cases: Sequence[Case]) -> None:
         """Work out what is right in these cases, before it is asked for."""
         for case in (c for c in cases if not c.moved):
-            # What fails here fails again, and is heard, when it is asked for.
+            # An error here comes again, and is reported, when the answer is asked for.
             with suppress(Exception):
                 self.right(case)
 
@@ -130,14 +130,14 @@ class Examiner:
 
     def judge(self, cases: Sequence[Case], outcomes: Sequence[list[Outcome]]) -> list[Judged]:
         """A verdict for each part. outcomes: by case, one a rank; [] for cases that were not reached."""
-        found: list[Judged] = []
+        verdict: list[Judged] = []
         for part in self.parts.values():
-            if any(j.status == "wrong" for j in found):
-                # The rest is told only whether it is right: one thing at a time.
-                found.append(self._judge(part, cases, outcomes, brief=True))
+            if any(j.status == "wrong" for j in verdict):
+                # Of the other parts it is only said whether they are right: one thing at a time.
+                verdict.append(self._judge(part, cases, outcomes, brief=True))
             else:
-                found.append(self._judge(part, cases, outcomes))
-        return found
+                verdict.append(self._judge(part, cases, outcomes))
+        return verdict
 
     def _judge(self, part: Part, cases: Sequence[Case], outcomes: Sequence[list[Outcome]], brief: bool = False) -> Judged:
         own = [(c, o) for c, o in zip(cases, outcomes, strict=True) if c.part == part.name]
@@ -158,7 +158,7 @@ class Examiner:
             return Judged(part.name, cost.status) if brief else cost
         if brief:
             return Judged(part.name, "wrong")
-        # The smallest that has something in it, in the wider dtype.
+        # The smallest case that is not empty, in the wider dtype.
         failing.sort(key=lambda f: (f[0].dtype != "float64", 0 in f[0].size, abs(float(np.prod(f[0].size)))))
         return self._diagnose(part, failing, ran)
 
@@ -167,7 +167,7 @@ class Examiner:
     def _diagnose(self, part: Part, failing: list, ran: list) -> Judged:
         case, by_rank, wrong = failing[0]
         judged = Judged(part.name, "wrong", case.label(part))
-        # An error on one rank, or one that has ended, explains why others wait; that they wait, why one's result is wrong.
+        # An error or an early end of one rank explains why others wait; and their waiting explains a wrong result.
         rank = min(wrong, key=lambda r: (URGENT.index(wrong[r][0]) if wrong[r][0] in URGENT else len(URGENT), r))
         kind, name = wrong[rank]
         judged.lines += self._seen(part, case, by_rank, wrong, rank)
@@ -209,7 +209,7 @@ class Examiner:
             expected = case.dtype if want.dtype.kind == "f" else want.dtype
             return [f"{name}{on} is {got.dtype}, should be {expected}{more}"]
         if not isinstance(want, np.ndarray):
-            # A name may have lines before its last, which tell the case.
+            # All lines of a name but the last describe the case.
             *case_lines, last = (name + on).split("\n")
             return [*case_lines, f"{last}:  got {got!r:.300}", f"{' ' * len(last)}   want {want!r:.300}"]
         got = np.asarray(got)
@@ -243,9 +243,9 @@ class Examiner:
         if got.shape == want.shape:
             known = dict(zip(part.size_names, map(float, case.size), strict=True)) | {"ranks": float(len(self.places))}
             known |= part.factors(*case.size) if part.factors else {}
-            told = probes.factor(name, got, want, np.broadcast_to(allowed, want.shape), known)
-            if told:
-                return told
+            sentence = probes.factor(name, got, want, np.broadcast_to(allowed, want.shape), known)
+            if sentence:
+                return sentence
         return probes.order(name, got, want, allowed if got.shape == want.shape else np.max(allowed, initial=0.0))
 
     def _dependence(self, part: Part, rank: int, ran: list) -> list[str]:
@@ -261,9 +261,9 @@ class Examiner:
                     )
                 except (KeyError, ValueError, TypeError):
                     continue
-                told = probes.dependence(name, case.moved[1], result, got, right)
-                if told:
-                    return [told]
+                sentence = probes.dependence(name, case.moved[1], result, got, right)
+                if sentence:
+                    return [sentence]
         return []
 
     # --- known mistakes
@@ -285,7 +285,7 @@ class Examiner:
         for m in mistakes:
             if self._explains((m,), shown):
                 return [m]
-        # First pairs of mistakes that each make these cases wrong and leave right the parts before, as the learner's code does.
+        # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.
         touching = [m for m in mistakes if any(self._touches(m, case) for case in bad)]
         earlier = itertools.takewhile(lambda p: p.name != bad[0].part, self.parts.values())
         before = [replace(bad[0], part=p.name, size=tuple(p.sizes[0]), dtype=p.dtypes[0]) for p in earlier]
@@ -316,7 +316,7 @@ class Examiner:
             return False
         try:
             alike = all(self._alike(c, self.simulated(c, source), by_rank) for c, by_rank in shown)
-            # What is right in the case that failed explains nothing, however near it comes.
+            # A mistake that gives the right answer in the failed case explains nothing, however near its other answers are.
             case = shown[0][0]
             return alike and any(self.problem(case, r, o) for r, o in enumerate(self.simulated(case, source)))
         except SyntaxError:
@@ -339,7 +339,7 @@ class Examiner:
                 if a.dtype != b.dtype:
                     return False
                 if a.dtype.kind == "f" and a.size:
-                    # A wrong answer may be larger than the right one, and its rounding with it.
+                    # A wrong answer may be larger than the right one; then its rounding is larger too.
                     finite = np.abs(a[np.isfinite(a)])
                     allowed = float(np.max(allowed)) + 64 * np.finfo(a.dtype).eps * float(finite.max(initial=0.0))
             if not same(a, b, allowed):
@@ -382,7 +382,7 @@ class Examiner:
                 a.kind == "ok" and all(_near(a.counts.get(k, 0), b.counts.get(k, 0), k) for k in counters) for a, b in pairs
             ):
                 alike.append((any(self._touches(m, case) for case, _ in shown), m))
-        # First one that is right but for the cost, as the learner's is.
+        # First come mistakes that, like the learner's, give right answers at a wrong cost.
         return [m for _, m in sorted(alike, key=lambda a: a[0])][:1]
 
 
@@ -391,7 +391,7 @@ def _over(limits: dict[str, int], outcome: Outcome) -> dict[str, int]:
 
 
 def _near(a: int, b: int, counter: str) -> bool:
-    """Counts are equal; memory, which depends on how things are written, is alike."""
+    """Whether costs agree: counts must be equal; memory, which depends on how things are written, about equal."""
     return a == b if counter != "peak bytes" else abs(a - b) <= 0.3 * max(a, b)
 
 

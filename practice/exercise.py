@@ -18,7 +18,7 @@ YOURS, END = "# --- yours ---", "# --- end ---"
 
 
 class NoSuchExercise(ValueError):
-    """No exercise or several of that name; the text says which there are."""
+    """A name of no exercise or of several; the text says which there are."""
 
 
 def load(text: str, name: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -112,11 +112,11 @@ def every() -> list[Exercise]:
 
 
 def find(name: str) -> Exercise:
-    """By full name, number (7 or 07), or a prefix of the name with or without its number."""
+    """The exercise of a full name, a number (7 or 07), or the beginning of a name with or without its number."""
     named = [e for e in every() if e.name == name or (name.isdecimal() and int(e.name.partition("_")[0]) == int(name))]
-    found = named or [e for e in every() if e.name.startswith(name) or e.name.partition("_")[2].startswith(name)]
-    if len(found) != 1:
-        known = ", ".join(e.name for e in (found or every()))
-        problem = "is the beginning of several" if found else "is no exercise"
+    matching = named or [e for e in every() if e.name.startswith(name) or e.name.partition("_")[2].startswith(name)]
+    if len(matching) != 1:
+        known = ", ".join(e.name for e in (matching or every()))
+        problem = "is the beginning of several" if matching else "is no exercise"
         raise NoSuchExercise(f"{name!r} {problem}: use one of {known}")
-    return found[0]
+    return matching[0]

@@ -16,11 +16,11 @@ COLUMNS = ("exercise", "right answers", "mistakes", "pairs", "mutants", "that di
 
 
 def digest(e: Exercise) -> str:
-    """Of what decides the figures: the solution and its check."""
+    """A hash of what decides the figures: the solution and its check."""
     return hashlib.sha256(b"\0".join((e.folder / n).read_bytes() for n in ("solution.py", "check.py"))).hexdigest()[:16]
 
 
-def found() -> dict[str, dict]:
+def recorded() -> dict[str, dict]:
     return json.loads(FILE.read_text()) if FILE.exists() else {}
 
 
@@ -38,14 +38,14 @@ def record(e: Exercise, report: Report) -> None:
     }
     with open(FOLDER.parent / "dev.py") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        all_of_them = dict(sorted((found() | {e.name: figures}).items()))
+        all_of_them = dict(sorted((recorded() | {e.name: figures}).items()))
         lines = ",\n ".join(f"{json.dumps(n)}: {json.dumps(f)}" for n, f in all_of_them.items())
         replace(FILE, f"{{\n {lines}\n}}\n")
 
 
 def rows(exercises: Sequence[Exercise]) -> list[tuple[object, ...]]:
     """One row an exercise that has figures, then the sum of all."""
-    kept = found()
+    kept = recorded()
     figures = [(e.name, kept[e.name]) for e in exercises if e.name in kept]
     total = {k: sum(f[k] for _, f in figures) for k in ("rights", "mistakes", "pairs", "mutants", "differ", "rejected")}
     return [
@@ -55,5 +55,5 @@ def rows(exercises: Sequence[Exercise]) -> list[tuple[object, ...]]:
 
 
 def share(figures: dict) -> str:
-    # Rounded down: 100 % is all.
+    # Rounded down, so that 100 % means all.
     return f"{figures['rejected'] * 1000 // figures['differ'] / 10}%" if figures["differ"] else "-"

@@ -18,15 +18,15 @@ END = "<!-- end of table -->"
 
 def between(text: str, name: str, table: str) -> str:
     """The text with the lines between `<!-- name: ... -->` and the next end mark replaced."""
-    found = re.subn(
+    replaced, pairs = re.subn(
         rf"(<!-- {name}\b[^\n]*-->\n).*?^{re.escape(END)}$",
         lambda m: f"{m[1]}{table}{END}",
         text,
         flags=re.MULTILINE | re.DOTALL,
     )
-    if found[1] != 1:
-        raise ValueError(f"a page needs one pair of lines `<!-- {name}: ... -->` and `{END}`, this has {found[1]}")
-    return found[0]
+    if pairs != 1:
+        raise ValueError(f"a page needs one pair of lines `<!-- {name}: ... -->` and `{END}`, this has {pairs}")
+    return replaced
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -52,8 +52,8 @@ class Paper:
 
 def papers() -> list[Paper]:
     text = (HERE / "READING.md").read_text()
-    found = re.findall(r"^## (\w+): (.+)\n((?:(?!## ).+\n?)+)", text, flags=re.MULTILINE)
-    return [Paper(n, id, title, take.strip()) for n, (id, title, take) in enumerate(found, 1)]
+    papers = re.findall(r"^## (\w+): (.+)\n((?:(?!## ).+\n?)+)", text, flags=re.MULTILINE)
+    return [Paper(n, id, title, take.strip()) for n, (id, title, take) in enumerate(papers, 1)]
 
 
 def reading(p: Progress) -> list[tuple[int, str, str, str]]:
@@ -122,7 +122,7 @@ def cheatsheet(topic: str = "") -> str:
     if not topic:
         return text.rstrip()
     sections = re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", text, flags=re.MULTILINE)
-    found = [f"{title}\n{body.rstrip()}" for title, body in sections if title.lower().startswith(topic.lower())]
-    if not found:
+    chosen = [f"{title}\n{body.rstrip()}" for title, body in sections if title.lower().startswith(topic.lower())]
+    if not chosen:
         raise NoSuchExercise(f"{topic!r} is no topic: use one of {', '.join(title for title, _ in sections)}")
-    return "\n\n".join(found)
+    return "\n\n".join(chosen)

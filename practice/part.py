@@ -107,7 +107,7 @@ class Case:
 
 def cases(parts: tuple[Part, ...], seed: int) -> list[Case]:
     """All of a check's cases: each size in float64, the first two in float32, a random size, the first once more."""
-    found = []
+    every = []
     for number, part in enumerate(parts):
         rng = np.random.default_rng([seed, number])
         # Small seeds of their own, so that sizes that are alike still get different numbers.
@@ -121,8 +121,8 @@ def cases(parts: tuple[Part, ...], seed: int) -> list[Case]:
         for name, _ in part.influence:
             rows = len(own[0].arrays(part)[name])
             own += [Case(part.name, own[0].size, first, own[0].seed, (name, row)) for row in range(rows)]
-        found += own
-    return found
+        every += own
+    return every
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def mistake(name: str, sentence: str, *edits: tuple[str, str], seen: str = "") -
 
 @dataclass
 class Outcome:
-    """What came of one case on one rank. kind: ok, error, hang (waits for ever), silent (no answer: ended or too slow)."""
+    """The outcome of one case on one rank. kind: ok, error, hang (waits for ever), silent (no answer: ended or too slow)."""
 
     kind: str
     results: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""One case on one rank: the learner's functions called on read-only inputs, whatever comes of it as an Outcome."""
+"""Runs one case on one rank: calls the learner's functions on read-only inputs, and returns an Outcome in any case."""
 
 from __future__ import annotations
 
@@ -136,10 +136,10 @@ def _plain(x: Any) -> Any:
 
 
 def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
-    """What there is to say of an error: where it arose in the learner's file, on which arrays, and after which call."""
+    """The facts of an error: where it arose in the learner's file, on which arrays, and after which call."""
     frames = list(traceback.walk_tb(error.__traceback__))
     own = [(frame, line) for frame, line in frames if frame.f_code.co_filename == file]
-    found = {
+    results = {
         "type": type(error).__name__,
         "message": str(error)[:400],
         "called": code.called,
@@ -155,13 +155,13 @@ def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
         text = _line(file, code.space, line)
         arrays = {n: v for n, v in {**frame.f_globals, **frame.f_locals}.items() if isinstance(v, (np.ndarray, np.generic))}
         named = [n for n in dict.fromkeys(re.findall(r"\b[A-Za-z_]\w*", text)) if n in arrays]
-        found |= {
+        results |= {
             "function": frame.f_code.co_name.strip("<>"),
             "line": line,
             "text": text,
             "shapes": ", ".join(f"{n} {arrays[n].shape}" for n in named),
         }
-    return found
+    return results
 
 
 def _line(file: str, space: dict[str, Any], line: int) -> str:

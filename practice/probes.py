@@ -12,7 +12,7 @@ from practice.compare import first_wrong, wrong_entries
 def ingredients(name: str, got: np.ndarray, parts: dict[str, np.ndarray], allowed: np.ndarray) -> str:
     """`y = part 0 + 3 x b (right: 1 x each)` where `got` is such a sum of `parts`, by least squares; '' where it is not.
 
-    `parts` broadcast to got's shape. Multiples are told where they are whole numbers or fractions up to /16.
+    `parts` broadcast to got's shape. A multiple is named if it is a whole number or a fraction with a denominator up to 16.
     """
     if not got.size or not np.isfinite(got).all():
         return ""
@@ -23,16 +23,16 @@ def ingredients(name: str, got: np.ndarray, parts: dict[str, np.ndarray], allowe
     if len(columns) <= columns.shape[1] or np.linalg.matrix_rank(columns) < columns.shape[1]:
         return ""
     x = got.astype(np.float64).ravel()
-    found = np.linalg.lstsq(columns, x, rcond=None)[0]
-    nice = [Fraction(float(c)).limit_denominator(16) for c in found]
+    multiples = np.linalg.lstsq(columns, x, rcond=None)[0]
+    nice = [Fraction(float(c)).limit_denominator(16) for c in multiples]
     off = np.abs(columns @ np.array([float(c) for c in nice]) - x)
-    # A sum of differently often taken parts has its own rounding: the parts' size counts.
+    # A sum with other multiples of the parts rounds differently: the tolerance follows the size of the parts.
     if (off > 4 * np.ravel(allowed) + 1e-14 * np.abs(columns).sum(axis=1)).any() or all(c == 1 for c in nice):
         return ""
     terms = [part if c == 1 else f"{c} x {part}" for part, c in zip(parts, nice, strict=True) if c]
     missing = [part for part, c in zip(parts, nice, strict=True) if not c]
-    told = f"{name} = {' + '.join(terms) or '0'}"
-    return f"{told}   (right: each once{'; missing: ' + ', '.join(missing) if missing else ''})"
+    equation = f"{name} = {' + '.join(terms) or '0'}"
+    return f"{equation}   (right: each once{'; missing: ' + ', '.join(missing) if missing else ''})"
 
 
 def factor(name: str, got: np.ndarray, want: np.ndarray, allowed: np.ndarray, known: dict[str, float]) -> str:

@@ -13,7 +13,7 @@ from practice.exercise import Exercise
 from practice.schedule import Recall
 from practice.workbook import Event
 
-# A pause counts as work up to so long: nobody is at it over lunch.
+# A longer pause does not count as work.
 PAUSE = timedelta(minutes=10)
 GUIDED, REVIEW, DRILL = "guided", "review", "drill"
 MARKS = ("-", "WIP", "DONE")
@@ -73,7 +73,7 @@ class Drill:
 
 @dataclass
 class Progress:
-    """Of the exercises that there are; events of others (a newer version's) are passed over."""
+    """What the log says of the exercises in this version. Events of other exercises are ignored."""
 
     exercises: Sequence[Exercise]
     attempts: list[Attempt] = field(default_factory=list)
@@ -108,22 +108,22 @@ class Progress:
 
     def status(self, name: str) -> str:
         """-, WIP, or DONE: passed in a drill without help, and not failed in one since."""
-        found = MARKS[0]
+        mark = MARKS[0]
         for a in self.of(name):
-            found = MARKS[2] if a.unaided or (found == MARKS[2] and a.rating != schedule.AGAIN) else MARKS[1]
-        return found
+            mark = MARKS[2] if a.unaided or (mark == MARKS[2] and a.rating != schedule.AGAIN) else MARKS[1]
+        return mark
 
     def recall(self, name: str, now: datetime) -> Recall | None:
         reviews = [(a.ended, a.rating) for a in self.of(name) if a.rating]
         return schedule.recall(reviews, now, self.interview)
 
     def due(self, now: datetime) -> list[tuple[str, Recall]]:
-        """What is due and not at work already, the least likely to be known first."""
+        """The exercises that are due and not in work, the least known first."""
         known = [(e.name, self.recall(e.name, now)) for e in self.exercises if not self.open(e.name)]
         return sorted(((n, r) for n, r in known if r and r.due <= now), key=lambda d: d[1].likely)
 
     def next_new(self) -> str | None:
-        """The first that was never begun."""
+        """The first exercise that was never begun."""
         return next((e.name for e in self.exercises if not self.of(e.name)), None)
 
     def made_before(self, name: str, mistake: str, before: datetime) -> datetime | None:
@@ -132,7 +132,7 @@ class Progress:
         return max((t for t in times if t < before), default=None)
 
     def streak(self, today: date) -> int:
-        """Days of practice up to today; a single day off is forgiven."""
+        """Days of practice in a row up to today; a single day off does not end the row."""
         days, day, missed = 0, today, 0
         while missed < 2:
             if day in self.days:
@@ -148,14 +148,14 @@ class Progress:
         at, what, name = datetime.fromisoformat(event["at"]).astimezone(), event["what"], event.get("exercise")
         taken = getattr(self, f"_{what}", None)
         if taken and (name is None or name in self.minutes):
-            # What lacks its facts (a hand has been at the file) is passed over, as what is not known.
+            # An event without its facts (somebody has edited the file) is ignored, like an unknown one.
             with suppress(KeyError, TypeError, ValueError):
                 taken(event, at, name)
 
     def _start(self, event: Event, at: datetime, name: str) -> None:
         going = self.open(name)
         if going:
-            # Begun anew: what was seen of the solution is not forgotten, the rest was not finished.
+            # The exercise is begun anew: that its solution was seen stays on record.
             going.touched, going.ended = at, at
             going.rating = schedule.AGAIN if going.solution else None
         self.attempts.append(Attempt(name, event["mode"], at, at))
@@ -219,31 +219,31 @@ class Progress:
 
 
 def progress(log: Sequence[Event], exercises: Sequence[Exercise]) -> Progress:
-    found = Progress(exercises)
+    state = Progress(exercises)
     for event in log:
-        found.take(event)
-    return found
+        state.take(event)
+    return state
 
 
-def chosen(found: Progress, now: datetime, minutes: float, topic: str = "") -> list[str]:
-    """For a drill: what is due, then what is least likely to be known, then what is new; topics in turn, as many as fit."""
-    topics: Mapping[str, str] = {e.name: e.facts["topic"] for e in found.exercises}
+def chosen(progress: Progress, now: datetime, minutes: float, topic: str = "") -> list[str]:
+    """The exercises of a drill, as many as fit: those that are due, then the least known, then new ones; topics in turn."""
+    topics: Mapping[str, str] = {e.name: e.facts["topic"] for e in progress.exercises}
     wanted = [n for n in topics if topics[n].lower().startswith(topic.lower())]
-    recalls = {n: r for n in wanted if (r := found.recall(n, now))}
+    recalls = {n: r for n in wanted if (r := progress.recall(n, now))}
     due = sorted((n for n, r in recalls.items() if r.due <= now), key=lambda n: recalls[n].likely)
-    new = [n for n in wanted if not found.of(n)]
+    new = [n for n in wanted if not progress.of(n)]
     rest = due or sorted(recalls, key=lambda n: recalls[n].likely)[:1] or new[:1] or wanted[:1]
     picked: list[str] = []
     left = minutes
     for name in _in_turn(rest, topics):
-        if not picked or found.minutes[name] <= left:
+        if not picked or progress.minutes[name] <= left:
             picked.append(name)
-            left -= found.minutes[name]
+            left -= progress.minutes[name]
     return picked
 
 
 def _in_turn(names: Sequence[str], topics: Mapping[str, str]) -> Iterator[str]:
-    """The same names, no topic twice running where that can be helped."""
+    """The same names, ordered so that topics take turns as far as possible."""
     left, before = list(names), None
     while left:
         name = next((n for n in left if topics[n] != before), left[0])

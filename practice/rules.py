@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 
 OURS = ("parallel", "layers", "reference", "models", "inference", "practice", "launch", "tests")
-# Standard modules that lead out of the process, or to what others have written.
+# Standard modules that lead out of the process or read other people's files.
 CLOSED = (
     "ctypes",
     "subprocess",
@@ -23,12 +23,12 @@ CLOSED = (
     "_ctypes",
     "_socket",
 )
-# What Python itself reports before it happens.
+# Acts that Python reports (as audit events) before they happen.
 FORBIDDEN = ("os.fork", "os.forkpty", "os.exec", "os.system", "os.posix_spawn", "os.spawn", "subprocess.Popen", "os.kill")
 FORBIDDEN += ("ctypes.dlopen", "socket.connect", "socket.bind", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
 
 
-# What was tried of it, in a thread too, or where the error was swallowed.
+# The acts that were tried, also in a thread or where the learner's code caught the error.
 attempted: list[str] = []
 
 
@@ -62,10 +62,10 @@ def first_refused(source: str) -> tuple[int, str] | None:
 
 
 class Gate:
-    """A finder that stands before all others: refuses by name what the learner's code imports at run time."""
+    """A finder before all others: it refuses imports of the learner's code at run time, by name."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        # Nothing of ours is needed from here on, by whatever way it is asked for.
+        # From here on, no module of this project may be imported in any way.
         if refusal(name) and (name.split(".")[0] in OURS or self._asked_by_learner()):
             raise Refused(refusal(name))
 
@@ -73,7 +73,7 @@ class Gate:
         self._file = file
 
     def _asked_by_learner(self) -> bool:
-        """Whether the learner's file asks, and not a library that it has imported."""
+        """Whether the learner's file itself imports, not a library that it has imported."""
         frame = sys._getframe(2)
         while frame and "importlib" in frame.f_code.co_filename:
             frame = frame.f_back
@@ -81,7 +81,7 @@ class Gate:
 
 
 def close(file: str, names: Sequence[str]) -> None:
-    """From now on: no refused imports by `file`, and none of the FORBIDDEN acts. `names`: modules not to be found any more."""
+    """Refuse, from now on, forbidden imports by `file` and the FORBIDDEN acts. `names`: modules that are hidden from now on."""
     sys.meta_path.insert(0, Gate(file))
     for name in names:
         sys.modules.pop(name, None)
@@ -92,13 +92,13 @@ def close(file: str, names: Sequence[str]) -> None:
             raise PermissionError(attempted[-1])
 
     sys.addaudithook(audit)
-    # Of what is told in a sentence no traceback is printed.
+    # These errors are explained in a sentence, without a traceback.
     threading.excepthook = lambda args: None if str(args.exc_value) in attempted else threading.__excepthook__(args)
 
 
 def _stands_on_stack(file: str) -> bool:
     if threading.current_thread() is not threading.main_thread():
-        # All threads are the learner's, whatever they were given to run.
+        # All threads belong to the learner's code, whatever function they run.
         return True
     frame = sys._getframe(2)
     while frame and frame.f_code.co_filename != file:

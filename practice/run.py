@@ -1,4 +1,4 @@
-"""The learner's file run in processes of its own, watched, and ended: by its own end, a deadlock, or the time limit."""
+"""Runs the learner's file in processes of its own, and ends them at a deadlock or at the time limit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from practice.exercise import Exercise
 from practice.part import Case, Outcome
 from practice.worker import STATE_BYTES, stored
 
-# A deadlock is believed when nothing has moved for so many seconds.
+# Nothing must move for so many seconds before a deadlock is reported.
 STILL = 0.5
-# How long ranks that have done all cases may take to leave.
+# How long ranks may take to leave after the last case.
 LEAVING = 2.0
-# What an outer launcher has put into the environment for its own ranks, and what a user has for his.
+# Variables that an outer launcher sets for its own ranks, and those that a user sets for theirs.
 LAUNCHERS = ("PYTHON", "PMI", "OMPI_", "PRTE", "HYDRA", "HYDI", "MPI_", "MPIR_")
 KEPT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_MCA_rmaps_default_mapping_policy")
 # How long processes may take to start and import.
@@ -35,7 +35,7 @@ class Run:
 
     outcomes: list[list[Outcome]]
     ended: str = ""
-    # At a deadlock or the time limit: for each rank its state, and its Python stack within the learner's file.
+    # At a deadlock or the time limit: each rank's state, and its Python stack within the learner's file.
     states: list[dict] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     printed: str = ""
@@ -61,7 +61,7 @@ def _run(
     (folder / "job.json").write_text(json.dumps(job | {k: facts[k] for k in ("mebibytes", "seconds")}))
     environment = {k: v for k, v in os.environ.items() if k.startswith(KEPT) or not k.startswith(LAUNCHERS)}
     environment |= dict.fromkeys(BLAS_VARIABLES, "1") | {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}
-    # Open MPI's word for more ranks than cores.
+    # Open MPI's option for more ranks than cores.
     environment.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
     begun = time.monotonic()
     with open(folder / "start", "w") as log:
@@ -86,7 +86,7 @@ def _run(
 
 
 def _missing(state: dict, ended: str, seconds: float, line: int, source: str) -> Outcome:
-    """The Outcome of a rank that has written none for the case that it is in."""
+    """The Outcome of a rank that has not written one for its present case."""
     if state.get("state") == "waits":
         return Outcome("hang", waits=state["what"])
     if ended:
@@ -104,7 +104,10 @@ def _state(folder: Path, rank: int) -> dict:
 
 
 def _watch(process: subprocess.Popen, folder: Path, ranks: int, limit: float) -> str:
-    """Until the process has ended ('' then) or is to be: 'deadlock', 'time'. The limit counts from the learner's first line."""
+    """Wait until the process has ended (returns '') or must be ended (returns 'deadlock' or 'time').
+
+    The limit counts from the learner's first line.
+    """
     begun = still = time.monotonic()
     started, before = 0.0, None
     while process.poll() is None:
@@ -147,11 +150,11 @@ def _lines(folder: Path, states: list[dict], file: str) -> list[int]:
         with suppress(OSError, KeyError):
             os.kill(state["pid"], signal.SIGUSR1)
     time.sleep(0.1)
-    found = []
+    lines = []
     for rank in range(len(states)):
         own = [t for t in _text(folder / f"stack.{rank}").splitlines() if f'"{file}"' in t]
-        found.append(int(own[0].split("line ")[1].split()[0]) if own else 0)
-    return found
+        lines.append(int(own[0].split("line ")[1].split()[0]) if own else 0)
+    return lines
 
 
 def _end(process: subprocess.Popen, pids: Sequence[int]) -> None:

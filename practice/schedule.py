@@ -1,7 +1,7 @@
 """When an exercise is due again: FSRS (github.com/open-spaced-repetition), set for interviews and not for vocabulary.
 
-Retention .95, at most 45 days, no learning steps, no fuzz: six passes rated Good come after 1, 3, 8, 19, 43 and 45 days. As
-the package is shipped they would after 2, 11, 46, 163 and 497.
+Retention .95, at most 45 days, no learning steps, no fuzz: six passes rated Good come after 1, 3, 8, 19, 43 and 45 days.
+With the package's defaults they would come after 2, 11, 46, 163 and 497 days.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def recall(reviews: Sequence[tuple[datetime, int]], now: datetime, interview: da
 
 
 def rating(*, passed: bool, drill: bool, late: bool, solution: bool, nudges: int, checks: int, pace: float) -> int:
-    """What an attempt says of how well it is known. pace: time taken over the exercise's minutes."""
+    """How well an exercise is known, as an attempt shows it. pace: time taken over the exercise's minutes."""
     if solution or not (passed or late):
         return AGAIN
     if late or nudges or pace > 1.5 or checks > 8:

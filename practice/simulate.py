@@ -22,7 +22,7 @@ class Stage:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        # Bare locks as batons, taken by who waits and released by who passes on: a fifth of a Semaphore's time.
+        # Plain locks pass the turn from rank to rank, in a fifth of a Semaphore's time.
         self.turn = [_thread.allocate_lock() for _ in range(size)]
         self.back = _thread.allocate_lock()
         for baton in (*self.turn, self.back):
@@ -32,7 +32,7 @@ class Stage:
         self.hung = False
 
     def wait(self, rank: int, **what: Any) -> Any:
-        """Called on a rank: wait until what it wants has happened; its result."""
+        """Called by a rank: wait until its verb can complete. Returns the verb's result."""
         self.waits[rank] = what
         self.back.release()
         self.turn[rank].acquire()
@@ -44,7 +44,7 @@ class Stage:
         return what.get("result")
 
     def run(self, bodies: Sequence[Callable[[], None]]) -> list[str]:
-        """Run all ranks to their end; for each, what it waits for when nobody can go on, or ''."""
+        """Run all ranks to their end. Returns for each what it waits for when no rank can go on, or ''."""
 
         def body(rank: int) -> None:
             self.turn[rank].acquire()
@@ -73,7 +73,7 @@ class Stage:
         return stuck
 
     def _matched(self) -> list[int]:
-        """Let happen what can; the ranks that can go on."""
+        """Complete the verbs that can complete. Returns the ranks that can go on."""
         live = [r for r in range(self.size) if not self.done[r]]
         w = self.waits
         if len(live) == self.size and all("call" in w[r] for r in live):
@@ -114,10 +114,10 @@ def simulate(part: Part, case: Case, spaces: Sequence[dict[str, Any]], allow: Se
     if size == 1:
         return [perform(part, case, spaces[0], Place(0, 1), file)]
     stage = Stage(size)
-    found: list[Outcome | None] = [None] * size
+    outcomes: list[Outcome | None] = [None] * size
 
     def body(rank: int) -> None:
-        found[rank] = perform(part, case, spaces[rank], SimulatedAxis(stage, rank, allow, file), file)
+        outcomes[rank] = perform(part, case, spaces[rank], SimulatedAxis(stage, rank, allow, file), file)
 
     stuck = stage.run([lambda rank=rank: body(rank) for rank in range(size)])
-    return [o or Outcome("hang", waits=w) for o, w in zip(found, stuck, strict=True)]
+    return [o or Outcome("hang", waits=w) for o, w in zip(outcomes, stuck, strict=True)]

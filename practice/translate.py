@@ -1,4 +1,4 @@
-"""What an error of Python or NumPy means here, or that ranks wait, in a sentence."""
+"""Says in a sentence what an error of Python or NumPy means here, or what waiting ranks mean."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def waits(by_rank: Sequence[Outcome]) -> list[str]:
     for rank, o in enumerate(by_rank):
         what, _, line = o.waits.partition("|")
         doing.append(what.split(" ")[0] if o.kind == "hang" else "")
-        told = f"waits in {what}" + (f", line {line}" if line not in ("", "0") else "") if o.kind == "hang" else "has returned"
-        lines.append(f"rank {rank} {told if o.kind in ('hang', 'ok') else 'has ended'}")
+        state = f"waits in {what}" + (f", line {line}" if line not in ("", "0") else "") if o.kind == "hang" else "has returned"
+        lines.append(f"rank {rank} {state if o.kind in ('hang', 'ok') else 'has ended'}")
     lines.insert(0, "Nobody could go on:")
     absent = [str(r) for r, d in enumerate(doing) if not d]
     if all(d == "send" for d in doing):

@@ -34,7 +34,7 @@ def local_now() -> datetime:
 
 
 class Workbook:
-    """`folder`: made when something is first written. `say`: is told what the user has to know of the file's state."""
+    """`folder`: made when something is first written. `say`: called with what the user has to know of the file's state."""
 
     def __init__(self, folder: Path, now: Callable[[], datetime] = local_now, say: Callable[[str], None] = print) -> None:
         self.folder, self.now, self._say = folder, now, say
@@ -51,8 +51,8 @@ class Workbook:
         except (OSError, UnicodeDecodeError) as error:
             return self._set_aside(str(error))
         try:
-            found = json.loads(text)
-            version, log = found["version"], found.get("log")
+            kept = json.loads(text)
+            version, log = kept["version"], kept.get("log")
             if isinstance(version, int) and version > VERSION:
                 raise WorkbookError(
                     f"{self.progress} was written by a newer rankwise (version {version}, this one knows {VERSION}):"
@@ -82,7 +82,7 @@ class Workbook:
             yield
 
     def add(self, what: str, **facts: Any) -> Event:
-        """Append an event, on disk before this returns; interrupted at any moment, the file is the old or the new one."""
+        """Append an event; it is on disk when this returns. An interruption leaves the old file or the new one."""
         event = {"at": self.now().isoformat(), "what": what, **facts}
         with self._alone():
             self.log = [*self._read(), event]

@@ -1,4 +1,4 @@
-"""The learner's process: one a rank. Reads the job, runs each case, and writes down what came of it and where it is.
+"""The learner's process: one a rank. Reads the job, runs each case, and writes its outcome and where this rank is.
 
 Written to the job's folder: state.RANK (where this rank is, for who watches it), CASE.RANK.npz and CASE.RANK.json (an Outcome),
 out.RANK (what the learner prints).
@@ -56,7 +56,7 @@ class MpiAxis(Axis):
 
         super().__init__(comm.rank, comm.size, allow, file)
         self._mpi, self._comm, self._pairs, self._state = MPI, comm.Dup(), comm.Dup(), state
-        # Two, so that a rank that has ended a case early is not taken for one that comes to a collective.
+        # Two communicators, so that a rank that has ended a case early is not paired with one in a collective.
         self._control, self._between, self.case = Control(comm), Control(comm), 0
 
     def _meet(self, x: np.ndarray, verb: str, option: object, what: str) -> np.ndarray:
@@ -133,16 +133,16 @@ def store(folder: Path, case: int, rank: int, outcome: Outcome) -> None:
 
 
 def stored(folder: Path, case: int, rank: int) -> Outcome | None:
-    """What `store` wrote, or None."""
+    """The Outcome that `store` wrote, or None."""
     try:
         record = json.loads((folder / f"{case}.{rank}.json").read_text())
         with np.load(folder / f"{case}.{rank}.npz", allow_pickle=False) as arrays:
-            found = {n[1:]: arrays[n] for n in arrays.files}
+            results = {n[1:]: arrays[n] for n in arrays.files}
     except (OSError, ValueError):
         return None
-    found |= record["results"]
+    results |= record["results"]
     order = record.pop("order")
-    return Outcome(**(record | {"results": {n: found[n] for n in order}}))
+    return Outcome(**(record | {"results": {n: results[n] for n in order}}))
 
 
 def main(job: str, comm: Any = None) -> None:
@@ -164,14 +164,14 @@ def main(job: str, comm: Any = None) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_BYTES, OUTPUT_BYTES))
-    # What NumPy and MPI have mapped is not the learner's.
+    # Memory that NumPy and MPI have mapped does not count as the learner's.
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     most = mapped + task["mebibytes"] * 2**20
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-    # Should whoever started this be killed, it ends by itself.
+    # If its parent is killed, this process ends too.
     signal.alarm(int(task["seconds"]) + 30)
-    # Ours stay usable for who has them, but not to be found.
+    # The project's modules stay usable where they are imported already, but cannot be imported any more.
     rules.close(file, [n for n in sys.modules if n.split(".")[0] in rules.OURS])
 
     space: dict[str, Any] = {"__name__": "exercise", "__file__": file, "__source__": source}
@@ -193,14 +193,14 @@ def main(job: str, comm: Any = None) -> None:
             outcome = Outcome(
                 "error", error=described(PermissionError(rules.attempted[0]), Code(space), file) | {"after": False}
             )
-        # What the learner's code has used up is not needed to say so.
+        # Memory that the learner's code has used up is given back first: the report needs some.
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
         store(folder, number, rank, outcome)
         resource.setrlimit(resource.RLIMIT_AS, (most, hard))
         state.write("done", number)
         if "File too large" in outcome.error.get("message", ""):
             stuck |= {p.name for p in exercise.parts}
-        # Where one rank has failed the others may be lost in its verbs: the part ends here for all.
+        # Once a rank has failed, the others may wait for it in a verb: the part ends here for all.
         if comm and not axis.agree(outcome.kind):
             stuck.add(case.part)
         if failed:

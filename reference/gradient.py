@@ -26,13 +26,13 @@ def grid(shape: tuple[int, ...], most: int) -> tuple[np.ndarray, ...]:
 def at_entries(loss: Loss, arrays: dict[str, np.ndarray], name: str, at: tuple[np.ndarray, ...]) -> np.ndarray:
     """Derivatives of the loss with respect to arrays[name] on the grid `at`, one evaluation an entry."""
     moved = arrays[name].astype(complex)
-    found = np.empty([len(a) for a in at])
+    gradient = np.empty([len(a) for a in at])
     for place in product(*(range(len(a)) for a in at)):
         index = tuple(int(a[p]) for a, p in zip(at, place, strict=True))
         moved[index] += 1j * STEP
-        found[place] = loss(arrays | {name: moved}, name, index).imag / STEP
+        gradient[place] = loss(arrays | {name: moved}, name, index).imag / STEP
         moved[index] = moved[index].real
-    return found
+    return gradient
 
 
 def along(loss: Loss, arrays: dict[str, np.ndarray], name: str, direction: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
     y = b2 + sum over units j of  act(x . W1[:, j] + b1[j])  times  W2[j, :]
 
-Units do not know of one another, so that a parameter of unit j is moved by the complex step in unit j's term alone; that
+Units do not depend on one another, so that a parameter of unit j is moved by the complex step in unit j's term alone; that
 makes every entry of every gradient affordable. A gated unit has two inner products: W1 is (D, 2, F), act(gate, up).
 """
 
@@ -119,12 +119,12 @@ def gradients(
         # W2[j, o] stands in the unit's term as it is
         dW2[n] = (dY[:, O] * act(*z)[:, None] * (V[j, O] + 1j * STEP)).sum(axis=0).imag / STEP
     shape = lambda *n: n if W1.ndim == 3 else n[:-2] + n[-1:]  # noqa: E731
-    found = {"x": dx, "W1": dW1.reshape(shape(len(D), inputs, len(F))), "W2": dW2}
+    gradients = {"x": dx, "W1": dW1.reshape(shape(len(D), inputs, len(F))), "W2": dW2}
     if b1 is not None:
-        found["b1"] = db1.reshape(shape(inputs, len(F)))
+        gradients["b1"] = db1.reshape(shape(inputs, len(F)))
     if b2 is not None:
-        found["b2"] = (dY[:, O] * (b2[O] + 1j * STEP)).sum(axis=0).imag / STEP
-    return found
+        gradients["b2"] = (dY[:, O] * (b2[O] + 1j * STEP)).sum(axis=0).imag / STEP
+    return gradients
 
 
 def sums(
@@ -176,7 +176,7 @@ def sums(
         return size(sum(each) if name == "x" else np.max(each, axis=0)) ** (1 / p)
 
     terms = {"W1": T, "b1": T, "x": F * len(inputs)}
-    found = {
+    sums = {
         name: (
             [
                 (n, reach(name, dZ, 1)),
@@ -188,7 +188,7 @@ def sums(
         )
         for name, n in terms.items()
     }
-    found["y"] = (
+    sums["y"] = (
         [
             (F, size(H @ A2 + bias)),
             (D, size(moved**2 @ A2**2) ** 0.5),
@@ -196,7 +196,7 @@ def sums(
         ],
         0.0,
     )
-    found["W2"] = (
+    sums["W2"] = (
         [
             (T, size(H.T @ dY)),
             (D, size((moved**2).T @ dY**2) ** 0.5),
@@ -204,5 +204,5 @@ def sums(
         ],
         0.0,
     )
-    found["b2"] = [(T, size(dY.sum(axis=0)))], 0.0
-    return found
+    sums["b2"] = [(T, size(dY.sum(axis=0)))], 0.0
+    return sums

@@ -273,13 +273,13 @@ def bounds(
 
     `parts`: forward programs, called with the arrays, whose results add up to y (one a head, to save memory).
     """
-    found = {name: np.zeros(np.shape(a)) for name, a in arrays.items()} | {"y": np.zeros(np.shape(dy))}
+    variances = {name: np.zeros(np.shape(a)) for name, a in arrays.items()} | {"y": np.zeros(np.shape(dy))}
     for part in parts:
         traced = {name: exact(a) for name, a in arrays.items()}
         y = part(traced)
-        found["y"] += y.at.variance + y.at.value**2
+        variances["y"] += y.at.variance + y.at.value**2
         walk_back(y, dy)
         for name, a in traced.items():
             if a.gradient is not None:
-                found[name] += a.gradient.variance + a.gradient.value**2
-    return {name: CONFIDENCE * np.finfo(dtype).eps / 2 * np.sqrt(variance) for name, variance in found.items()}
+                variances[name] += a.gradient.variance + a.gradient.value**2
+    return {name: CONFIDENCE * np.finfo(dtype).eps / 2 * np.sqrt(variance) for name, variance in variances.items()}

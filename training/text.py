@@ -1,4 +1,4 @@
-"""Text to learn from: bytes, cut into sequences, dealt out in an order that can be taken up again."""
+"""Text to learn from: bytes cut into sequences, dealt out in an order that a checkpoint can resume."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def whole_sequences(data: np.ndarray, length: int) -> int:
 
 
 class Order:
-    """Which sequences come next: all of them shuffled, then shuffled again. `state()` is taken up again by `resume`."""
+    """The order of the sequences: all of them shuffled, then shuffled again. `resume` goes on from a `state()`."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self._random = count, np.random.Generator(np.random.Philox(seed))
@@ -70,14 +70,14 @@ class Order:
         self._order, self._at = self._random.permutation(self.count), 0
 
     def next(self, many: int) -> np.ndarray:
-        found = []
+        taken = []
         while many:
             if self._at == self.count:
                 self._shuffle()
-            found.append(self._order[self._at : self._at + many])
-            self._at += len(found[-1])
-            many -= len(found[-1])
-        return np.concatenate(found)
+            taken.append(self._order[self._at : self._at + many])
+            self._at += len(taken[-1])
+            many -= len(taken[-1])
+        return np.concatenate(taken)
 
     def state(self) -> dict:
         """For JSON: the random state before the last shuffle, and how many sequences of it have been taken."""

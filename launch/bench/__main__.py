@@ -113,7 +113,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
         raise UsageError(f"--peer torch needs heads and kv-heads that {ranks} ranks divide: use for instance {8 * ranks}")
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     mesh = start.make_mesh(args, comm, tp=comm.size)
     result = {
         "command": "bench",

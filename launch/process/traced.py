@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -71,8 +71,19 @@ def problem(path: Path) -> str | None:
 def begin(comm: MPI.Intracomm) -> Trace:
     """A recorder that sees all that is loaded. All ranks call it together."""
     trace = Trace(comm)
+    comm.Set_attr(_attribute(), trace)
     see(trace)
     return trace
+
+
+@cache
+def _attribute() -> int:
+    return MPI.Comm.Create_keyval()
+
+
+def of(comm: MPI.Intracomm) -> Trace | None:
+    """The recorder that `begin` has made for these ranks, if it has."""
+    return comm.Get_attr(_attribute())
 
 
 def see(trace: Trace) -> None:
@@ -124,5 +135,6 @@ def rescue(trace: Trace, path: Path, error: BaseException) -> None:
 
 
 def _told() -> dict:
-    name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    file = Path(sys.argv[0])
+    name = file.parent.name if file.stem == "__main__" else file.stem
     return {"command": [f"launch.{name}", *sys.argv[1:]]}

@@ -27,7 +27,7 @@ NEAR = 0.02
 
 
 class Refused(ValueError):
-    """What cannot be done now; the text says what can. Exit status 2."""
+    """A request that cannot be met now; the text says what can be done. Exit status 2."""
 
 
 class Desk:
@@ -49,12 +49,12 @@ class Desk:
             self._say(line)
 
     def path(self, e: Exercise) -> str:
-        """A learner's file as it is shown: from where the user is, if that is above it."""
+        """A learner's file as it is shown: relative to the current folder, if that is above it."""
         file, here = self.book.file(e.name), Path.cwd()
         return str(file.relative_to(here)) if file.is_relative_to(here) else str(file)
 
     def choose(self, name: str | None) -> Exercise:
-        """The exercise of that name; without one the current."""
+        """The exercise of that name; without a name the current one."""
         p = self.progress
         if name:
             return find(name)
@@ -111,7 +111,7 @@ class Desk:
     # --- check
 
     def check(self, name: str | None, verbose: bool, as_json: bool = False) -> tuple[bool, dict[str, Any]]:
-        """Run, say, record. Returns whether it passed, and the verdict as JSON."""
+        """Run the check, print and record its verdict. Returns whether it passed, and the verdict as JSON."""
         e = self.choose(name)
         if not self.book.file(e.name).exists():
             raise Refused(f"there is no {self.path(e)}: {COMMAND} start {e.name[:2]}")
@@ -139,7 +139,7 @@ class Desk:
         return v.passed, self._as_json(e, v, number)
 
     def _judged(self, e: Exercise, late: bool = False) -> Verdict:
-        """The verdict, written down."""
+        """Write the verdict to the log."""
         file = self.book.file(e.name)
         saved = datetime.fromtimestamp(file.stat().st_mtime).astimezone().replace(microsecond=0)
         sha = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
@@ -225,8 +225,8 @@ class Desk:
             self._compare(f"your pass before: {before[-1].name}", before[-1].read_text(errors="replace"), "yours", own)
 
     def _compare(self, label: str, one: str, other_label: str, other: str) -> None:
-        found = difflib.unified_diff(one.splitlines(), other.splitlines(), label, other_label, lineterm="", n=1)
-        self.say("", *found)
+        diff = difflib.unified_diff(one.splitlines(), other.splitlines(), label, other_label, lineterm="", n=1)
+        self.say("", *diff)
 
     def _asked(self, question: str) -> bool:
         print(question, end="", flush=True)
@@ -317,7 +317,7 @@ class Desk:
             return False, {"exercise": e.name, "drill": "over", "right": done["right"], "of": done["of"]}
         v = self._judged(e)
         right, of = screen.count(v)
-        told = {"exercise": e.name, "drill": "on", "passed": v.passed, "right": right, "of": of}
+        document = {"exercise": e.name, "drill": "on", "passed": v.passed, "right": right, "of": of}
         if not as_json:
             self.say(f"{short(e.name)} · {right} of {of}" if of else f"{short(e.name)} · it does not run")
         if v.passed:
@@ -327,11 +327,11 @@ class Desk:
                 self._deal(rest[0])
             else:
                 self.stop(quiet=as_json)
-                told["drill"] = "over"
-        return v.passed, told
+                document["drill"] = "over"
+        return v.passed, document
 
     def stop(self, quiet: bool = False) -> None:
-        """End the drill: what was at hand is examined aloud, all is rated."""
+        """End the drill: examine the exercise in work aloud, and rate all."""
         p, now = self.progress, self.book.now()
         if not p.drill:
             raise Refused(f"no drill is running: {COMMAND} drill begins one")

@@ -25,8 +25,8 @@ def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str],
         elif args.what == "run":
             path = args.file or e.folder / "solution.py"
             verdict = check(e, path.resolve(), reference, command)
-            told = f"{e.name}: {'passed' if verdict.passed else 'not passed'}, {verdict.seconds:.2f} s"
-            print(told, *verdict.general, sep="\n  ")
+            line = f"{e.name}: {'passed' if verdict.passed else 'not passed'}, {verdict.seconds:.2f} s"
+            print(line, *verdict.general, sep="\n  ")
             for j in verdict.parts:
                 print(f"  {j.part}: {j.status} {j.case}", *j.lines, sep="\n    ")
             wrong += not verdict.passed

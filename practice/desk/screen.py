@@ -17,12 +17,12 @@ from practice.progress import GUIDED, Attempt, Progress
 WIDTH = 80
 COMMAND = "python -m launch.practice"
 CODES = {"ok": "32", "bad": "31", "dim": "2", "bold": "1"}
-# How much of what the learner's file prints is shown.
+# How many lines of the learner's own output are shown.
 PRINTED_LINES = 8
 
 
 def colours() -> bool:
-    """Whether there is a terminal that shows them, and nobody who does not want them (no-color.org)."""
+    """Whether to paint: there is a terminal, and the user has not turned colours off (no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -79,7 +79,7 @@ def first(exercises: Sequence[Exercise]) -> list[str]:
 
 
 def home(p: Progress, now: datetime, drill: Sequence[str]) -> list[str]:
-    """drill: what a drill would take."""
+    """drill: the exercises that a drill would take."""
     names = [e.name for e in p.exercises]
     wide = max(len(n) for n in names) + 1
     passed, confident = sum(bool(p.passes(n)) for n in names), sum(p.status(n) == "DONE" for n in names)
@@ -117,8 +117,8 @@ def _facts(e: Exercise) -> str:
 def drilling(p: Progress, now: datetime) -> list[str]:
     """The one line of a drill that runs."""
     left = (p.drill.until - now).total_seconds()
-    told = f"{clock(left)} left" if left > 0 else "the time is over"
-    return [f" drill · {told} · at {short(p.current)} · check says how many parts are right, drill stop ends it"]
+    time = f"{clock(left)} left" if left > 0 else "the time is over"
+    return [f" drill · {time} · at {short(p.current)} · check says how many parts are right, drill stop ends it"]
 
 
 def started(e: Exercise, p: Progress, path: str, editing: bool) -> list[str]:
@@ -139,7 +139,7 @@ def count(verdict: Verdict) -> tuple[int, int]:
 
 
 def verdict(e: Exercise, v: Verdict, number: int, before: dict[str, datetime], verbose: bool = False) -> list[str]:
-    """What the examiner says. number: of this check in its attempt. before: when each mistake was made in earlier attempts."""
+    """The examiner's verdict. number: of this check in its attempt. before: when each mistake was made in earlier attempts."""
     right, of = count(v)
     head = " · ".join([short(e.name), *([f"{e.ranks} ranks"] if e.ranks > 1 else []), *([f"check {number}"] if number else [])])
     lines = [ends(head, f"{right} of {of} pass" if of else "not run")]
@@ -160,8 +160,8 @@ def verdict(e: Exercise, v: Verdict, number: int, before: dict[str, datetime], v
     wrong = next((j for j in v.parts if j.status == "wrong" and j.lines), None)
     for j in v.parts:
         if j.status == "wrong":
-            told = f"{j.case}, smallest case that fails" if j.case else "is wrong too"
-            lines.append(f" {painted('--', 'bad')}  {j.part:<{wide}}{told}".rstrip())
+            remark = f"{j.case}, smallest case that fails" if j.case else "is wrong too"
+            lines.append(f" {painted('--', 'bad')}  {j.part:<{wide}}{remark}".rstrip())
             for line in j.lines:
                 lines += wrapped(line, 5)
             for m in j.mistakes:
@@ -191,7 +191,7 @@ def costs(v: Verdict) -> list[str]:
         own, best = _most(by_rank), _most(v.best.get(part, by_rank))
         if own or best:
             same = all(own.get(k, 0) == best.get(k, 0) for k in {**own, **best} if k != "peak bytes")
-            lines += wrapped(f"{part:<{wide}}{_told(own)}" + ("" if same else f"   (the solution: {_told(best)})"), 5)
+            lines += wrapped(f"{part:<{wide}}{_counted(own)}" + ("" if same else f"   (the solution: {_counted(best)})"), 5)
     return ["", " It cost, on the rank with most:", *lines] if lines else []
 
 
@@ -200,7 +200,7 @@ def _most(by_rank: Sequence[dict[str, int]]) -> dict[str, int]:
     return {k: n for k in keys if (n := max(c.get(k, 0) for c in by_rank))}
 
 
-def _told(counts: dict[str, int]) -> str:
+def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{n:,} {what}" for what, n in counts.items()) or "nothing"
 
 
@@ -230,11 +230,11 @@ def passed(e: Exercise, p: Progress, a: Attempt, now: datetime, next_name: str |
 
 def drill_end(p: Progress, now: datetime, results: Sequence[tuple[str, int, int, Attempt]], seconds: float) -> list[str]:
     """results: (name, parts right, parts, attempt). One line each, then when each comes again."""
-    told = [
+    done = [
         f"{short(n)} {right} of {of}" + (f" in {clock(a.seconds)}" if a.passed else " after the bell" if a.late else "")
         for n, right, of, a in results
     ]
-    lines = wrapped(" · ".join([f"drill over · {clock(seconds)}", *(told or ["nothing was begun"])]), 1)
+    lines = wrapped(" · ".join([f"drill over · {clock(seconds)}", *(done or ["nothing was begun"])]), 1)
     for name, *_, a in results:
         if a.rating is None:
             continue

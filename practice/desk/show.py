@@ -28,7 +28,7 @@ def home(desk: Desk) -> None:
     elif p.drill:
         desk.say(*screen.drilling(p, now))
     else:
-        # A drill is for what has been passed.
+        # A drill takes exercises that have been passed.
         known = [n for n in chosen(p, now, DRILL_MINUTES) if p.passes(n)]
         desk.say(*screen.home(p, now, known))
 

@@ -18,7 +18,7 @@ LOOK = 0.2
 
 @contextmanager
 def single_keys() -> Iterator[bool]:
-    """Whether single keys can be read: the terminal gives them without Enter meanwhile."""
+    """Set the terminal to give single keys without Enter meanwhile. Yields whether there is one that can."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield False
         return
@@ -34,7 +34,7 @@ def single_keys() -> Iterator[bool]:
 
 
 def watch(desk: Desk, e: Exercise) -> int:
-    """Until q, or an interrupt. Returns the exit status: whether the last check passed."""
+    """Check at each save until q or an interrupt. Returns the exit status: 0 if the last check passed."""
     passed, seen, file = False, 0, desk.book.file(e.name)
     if not file.exists():
         raise Refused(f"there is no {desk.path(e)}: start {e.name[:2]}")

@@ -25,7 +25,7 @@ def check(args, ranks):
         raise UsageError("cannot use 'usage': use something else")
 
 
-def main(args, comm):
+def main(args, comm, opened):
     tp = start.make_mesh(args, comm, tp=comm.size).tp
     if comm.rank == 0:
         print("pids", *comm.gather(os.getpid()), flush=True)

@@ -61,7 +61,7 @@ def options():
     return p
 
 
-def main(args, comm):
+def main(args, comm, opened):
     control = Control(comm)
     newest = control.from_first(latest(args.folder))
     at = 0

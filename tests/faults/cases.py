@@ -147,7 +147,7 @@ NUMBERS = [
          (*failed(r"\S*NotFinite: rank \d of tp sends 1 NaN and 0 infinite of [\d,]+ numbers, the first at "),
           rf"in all_reduce .* at {SITE} \(forward\): \S.*all_reduce\("), 1, each=True, more=REPLICAS),
     Case("NaN in a sum that is started", "at=start_all_reduce:2,kind=nan", "dp",
-         (*failed(r"\S*NotFinite: rank {r} of dp sends 1 NaN"), r"parallel/data\.py|launch/trainer\.py"), 1, more=REPLICAS),
+         (*failed(r"\S*NotFinite: rank {r} of dp sends 1 NaN"), r"parallel/data\.py|training/trainer\.py"), 1, more=REPLICAS),
     Case("NaN while decoding", "at=all_reduce:9,kind=nan", "generate", failed(r"\S*NotFinite: rank {r} of tp sends 1 NaN"), 1,
          more=REPLICAS),
     Case("NaN, and the comparison alone", "at=all_reduce:2,kind=nan", "mlp", (), 1,

@@ -50,7 +50,7 @@ def test_every_exercise_is_on_the_board_and_its_papers_in_the_list():
 def test_the_figures_of_the_mutants_are_of_the_exercises_as_they_are():
     text = DOCS.read_text()
     assert numbers.docs(text) == text, STALE
-    found = mutants_found.found()
+    found = mutants_found.recorded()
     stale = [e.name for e in every() if found.get(e.name, {}).get("of") != mutants_found.digest(e)]
     assert stale == [], f"run `python -m launch.practice dev check {' '.join(stale)}`, then `dev pages`"
     assert all(f["rejected"] >= REJECTED_SHARE * f["differ"] and not f["problems"] for f in found.values())
