@@ -1,4 +1,4 @@
-"""What attention keeps of earlier tokens, for several sequences: contiguous, paged, or striped over the ranks.
+"""What attention keeps of earlier tokens, for several sequences: in one array, in blocks, or striped over the ranks.
 
     S tokens of a sequence so far   T new tokens of several, one sequence's after another's
 
@@ -19,14 +19,14 @@ import numpy as np
 from inference.blocks import BLOCK, BlockPool, OutOfBlocks, needed
 from inference.pool import Pool
 
-# Of a step: each sequence with how many new tokens it has, in the order in which they stand in the batch.
+# Sequences of a step in their order, each with the number of its new tokens.
 Batch = Sequence[tuple[int, int]]
 
 
 class Cache(ABC):
-    """`shapes`: by layer, the shapes of what is kept of a token. Lengths are the same in every layer.
+    """`shapes`: by layer, the shapes of what is kept of a token. `lengths`: tokens of each sequence, the same in every layer.
 
-    Raises KeyError for a sequence that is not open, ValueError for one that is, and for a length beyond what is there.
+    Raises KeyError for a sequence that is not open, and ValueError for one that is open already or shorter than a new length.
     """
 
     def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str) -> None:
@@ -40,7 +40,7 @@ class Cache(ABC):
         self.lengths[sequence] = 0
 
     def extend(self, sequence: int, tokens: int) -> None:
-        """Room for that many more tokens, to be filled by the layers' stores."""
+        """Room for so many more tokens, which the layers' stores fill."""
         self._reserve(sequence, self.lengths[sequence] + tokens)
         self.lengths[sequence] += tokens
 
@@ -52,7 +52,7 @@ class Cache(ABC):
         self._release(sequence, length)
 
     def branch(self, sequence: int, new: int) -> None:
-        """A new sequence that begins as `sequence` stands; each then goes its own way."""
+        """A new sequence with the tokens that `sequence` has; then each goes its own way."""
         self.open(new)
         self.lengths[new] = self.lengths[sequence]
         self._share(sequence, new)
@@ -76,43 +76,43 @@ class Cache(ABC):
         return [lambda *new, layer=layer: store(layer, *new) for layer in range(len(self.shapes))]
 
     def bytes_of(self, sequence: int) -> int:
-        """What is kept of a sequence on this rank, counted."""
+        """The bytes that this rank keeps of a sequence, counted."""
         return sum(a.nbytes for layer in range(len(self.shapes)) for a in self._read(layer, sequence))
 
     @property
     def bytes_per_token(self) -> int:
-        """Of one token in all layers on this rank, by formula."""
+        """The bytes that this rank keeps of one token, in all layers, by formula."""
         return self.dtype.itemsize * sum(prod(shape) for layer in self.shapes for shape in layer)
 
-    # What the kinds differ in. `length` tokens are there once a step is through.
+    # What the kinds differ in.
 
     @abstractmethod
     def _reserve(self, sequence: int, length: int) -> None:
-        """Room for `length` tokens; those there stay."""
+        """Make room for `length` tokens in all, and keep those that are there."""
 
     @abstractmethod
     def _release(self, sequence: int, length: int) -> None:
-        """What is beyond the first `length` tokens is not needed."""
+        """What stands behind the first `length` tokens is not needed any more."""
 
     @abstractmethod
     def _share(self, sequence: int, new: int) -> None:
-        """`new` has what `sequence` has."""
+        """`new` gets what `sequence` has."""
 
     @abstractmethod
     def _forget(self, sequence: int) -> None:
-        """The sequence is empty, and ends."""
+        """A sequence ends, which is empty by now."""
 
     @abstractmethod
     def _write(self, layer: int, sequence: int, new: list[np.ndarray]) -> None:
-        """The last len(new[0]) tokens of the sequence, in this layer."""
+        """Keep `new` as the last len(new[0]) tokens of the sequence, in this layer."""
 
     @abstractmethod
     def _read(self, layer: int, sequence: int) -> list[np.ndarray]:
-        """All tokens of the sequence, in this layer."""
+        """What is kept of all tokens of the sequence, in this layer."""
 
 
 class ContiguousCache(Cache):
-    """One growing array a sequence, layer and kind: doubled when full, so that a token is copied once on average."""
+    """An array for each sequence, layer and shape. It is doubled when full, so that a token is copied once on average."""
 
     def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str) -> None:
         super().__init__(shapes, dtype)
@@ -138,7 +138,7 @@ class ContiguousCache(Cache):
         self._arrays[sequence] = grown
 
     def _release(self, sequence: int, length: int) -> None:
-        """The memory stays, for the tokens that will take the place of those forgotten."""
+        """The memory stays for later tokens."""
 
     def _share(self, sequence: int, new: int) -> None:
         self._arrays[new] = [[a.copy() for a in layer] for layer in self._arrays[sequence]]
@@ -162,8 +162,8 @@ class ContiguousCache(Cache):
 class PagedCache(Cache):
     """Blocks of 16 tokens from one pool, and a table of blocks a sequence (PagedAttention, arXiv 2309.06180).
 
-    Sequences share blocks after `branch`; one that writes into a shared block copies it first. `blocks`: the pool's size, or
-    None for one that grows. Waste is at most 15 tokens a sequence.
+    Sequences share blocks after `branch`; before one writes into a shared block, it copies the block. `blocks`: the pool's
+    size; None: it grows. At most 15 places a sequence are empty. `extend` raises OutOfBlocks, before anything is changed.
     """
 
     def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str, blocks: int | None = None) -> None:

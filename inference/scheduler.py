@@ -10,9 +10,9 @@ recomputation), with prefill in chunks beside decodes (Sarathi-Serve, OSDI '24).
         for output in scheduler.commit(step, {id: new tokens of each run with sample}):
             ...                                 # output.tokens go to the client, output.reason says why it ended, or None
 
-A request knows its tokens, the prompt's and those it got, and how many of them are computed: have their keys and values in its
-blocks. It decodes when all but the last are; anything else is prefill, to which a preempted request, whose blocks are gone,
-returns with all its tokens. Tokens are delivered when they are added, so never twice.
+A request has its tokens, the prompt's and those it got, and knows how many of them are computed: their keys and values are in
+its blocks. It decodes when all but the last are; anything else is prefill. A preempted request has lost its blocks: it returns
+to prefill with all its tokens. A token is delivered when it is added, so never twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class QueueFull(RuntimeError):
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """`tokens`: prompt and what came. `goal`: tokens it had when it was admitted, or 0: it decodes once these are computed."""
+    """`tokens`: those of the prompt and those that came. `goal`: how many it had when it was admitted, else 0; once these are
+    computed, it decodes."""
 
     id: int
     prompt: int
@@ -58,9 +59,10 @@ class Request:
 
 
 class Run(NamedTuple):
-    """A request's part of a step: `tokens` take the positions from `first` on and see all before them, by way of `table`.
+    """A request's part of a step: `tokens` take the positions from `first` on. They see all before them, in the blocks of
+    `table`.
 
-    The last `drafts` of them are guesses. `sample`: the logits of the last 1 + `drafts` tokens are wanted; without it, of none.
+    The last `drafts` of them are guesses. `sample`: the logits of the last 1 + `drafts` tokens are wanted, else of none.
     """
 
     id: int
@@ -74,8 +76,8 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`copies`: blocks to copy before the forward, (from, to). `admitted`: ids, and how many tokens each found computed.
-    `preempted`: ids that lost their blocks. False if there is nothing to run."""
+    """`copies`: blocks to copy before the forward, as (from, to). `admitted`: ids, with how many of their tokens were computed
+    already. `preempted`: ids that lost their blocks. A step with nothing to run is False."""
 
     number: int
     runs: list[Run]
@@ -97,7 +99,8 @@ class Output(NamedTuple):
 
 @dataclass
 class Counts:
-    """Since the start. A decode step has no prefill in it; a hit is a token found computed; a position is room for a token."""
+    """Since the start. A decode step has no prefill in it; a hit is a token that an admitted request need not compute; a
+    position is room for a token."""
 
     steps: int = 0
     decode_steps: int = 0
@@ -117,13 +120,13 @@ class Scheduler:
     """`blocks` of 16 tokens (None: no limit), at most `slots` requests and `max_batch_tokens` tokens in a step.
 
     Order. A request counts as though it had come `aging` steps later for each unit of its priority (0 is usual, lower goes
-    first): first come, first served within a priority, and no request is overtaken for ever, only by those that come within
-    `aging` steps for each unit between their priorities. The order never changes, and all follows it: who is admitted, who gets
-    the budget and, from the other end, who is preempted when blocks run out; so the first of the running always gets on.
+    first). Within a priority, first come is first served. No request is overtaken for ever: only those overtake it that come
+    within `aging` steps for each unit between their priorities. The order never changes. It says who is admitted, who gets the
+    budget and, from its other end, who is preempted when blocks run out; so the first of the running always gets on.
 
-    A step. Each decoding request runs a token, which is why `max_batch_tokens` may not be less than `slots`; what is left of
-    the budget goes to prompts that are under way, then to new ones, then to drafts, for which nobody is preempted either.
-    Nobody is admitted in a step that preempted, or unless each running request could have one more block afterwards.
+    A step. Each decoding request runs a token, which is why `max_batch_tokens` may not be less than `slots`. What is left of
+    the budget goes to prompts that are under way, then to new ones, then to drafts. Only for decodes somebody is preempted. In
+    a step that preempted, nobody is admitted; else whoever is must leave one more block for each running request.
 
     `context`: the most tokens of a request, prompt and new. `prefix_caching` False: no blocks are shared. Raises ValueError for
     sizes that cannot work.
@@ -169,10 +172,10 @@ class Scheduler:
         priority: int = 0,
         reuse: bool = True,
     ) -> None:
-        """A request for up to `max_tokens` tokens, fewer if one of `ends` comes. `reuse` False: nothing of it is taken from
-        what others computed (the log-probabilities of a prompt need all its logits).
+        """A request for up to `max_tokens` tokens, fewer if one of `ends` comes. `reuse` False: all of its tokens are computed,
+        though others have computed them (the log-probabilities of a prompt need all its logits).
 
-        Raises ValueError for a request that cannot be served however long it waits, QueueFull if the queue is full.
+        Raises ValueError for a request that cannot be served however long it waits, and QueueFull if the queue is full.
         """
         if id in self.requests:
             raise ValueError(f"request {id} is there already: take another id, or cancel it first")
@@ -194,13 +197,13 @@ class Scheduler:
         insort(self.waiting, request, key=lambda r: r.order)
 
     def propose(self, id: int, draft: Sequence[int]) -> None:
-        """Guesses of a request's next tokens, for the next step only. The first ones are run, as many as can be, which may be
-        none: a request that is not decoding runs none."""
+        """Guesses of a request's next tokens, for the next step only. It runs the first ones, as many as it can; a request that
+        is not decoding runs none."""
         if id in self.requests:
             self.requests[id].draft = list(draft)
 
     def finish(self, id: int, reason: str = "stop") -> bool:
-        """End a request now, at a stop string for instance. False if it is not there, or not any more."""
+        """End a request now, for instance at a stop text. False if there is none of this id."""
         request = self.requests.pop(id, None)
         if request is None:
             return False
@@ -210,13 +213,13 @@ class Scheduler:
         return True
 
     def cancel(self, id: int) -> bool:
-        """`finish` for a client that is gone."""
+        """End a request whose client is gone."""
         return self.finish(id, "cancelled")
 
     # --- a step
 
     def schedule(self) -> Step:
-        """The next step. It is to be committed before the one after, unless it is empty; with a request there, it is not.
+        """The next step. It is empty only if there is no request; any other must be committed before the next.
 
         Raises RuntimeError if the last one has not been committed.
         """
@@ -238,9 +241,9 @@ class Scheduler:
         return step
 
     def _decodes(self, plan: dict[Request, int], step: Step) -> None:
-        """One token of each decoding request, in order; whoever is last gives up its blocks if there is none for it."""
+        """One token of each decoding request, in order. Where one needs a block and none is free, the last one is preempted."""
         for request in list(self.running):
-            # Not decoding: it is at its prompt, or was preempted by one before it just now.
+            # One that is not decoding is at its prompt, or was preempted just now.
             while request.decoding and len(request.table) * BLOCK <= request.computed:
                 if self.pool.free:
                     request.table.append(self.pool.take())
@@ -282,7 +285,8 @@ class Scheduler:
         return bool(self.waiting) and len(self.running) < self.slots and not step.preempted
 
     def _admit(self, step: Step) -> Request | None:
-        """The first of the queue, with blocks for all its tokens; or nobody, then nobody overtakes it."""
+        """Admit the first of the queue, with blocks for all its tokens. None if they are not there: then nobody overtakes
+        it."""
         request = self.waiting[0]
         opened = self.pool.open(request.tokens, len(self.running), request.reuse)
         if opened is None:
@@ -298,7 +302,7 @@ class Scheduler:
         return request
 
     def _preempt(self, request: Request) -> int:
-        """Back to the queue without blocks, to be computed again with the tokens that it got. Its id."""
+        """Back to the queue without its blocks: what it has, prompt and new, is computed again later. Returns its id."""
         self.running.remove(request)
         self.pool.cut(request.table, 0)
         request.computed = request.goal = 0
@@ -307,11 +311,11 @@ class Scheduler:
         return request.id
 
     def commit(self, step: Step, new: Mapping[int, Sequence[int]]) -> list[Output]:
-        """What came of a step. `new`: for each run with `sample`, the drafts that were accepted and one token more; what is
-        there for a request that was ended in the meantime is left aside.
+        """Take in what came of a step. `new`: for each run with `sample`, the accepted drafts and one token more. Requests that
+        were ended in the meantime are left out.
 
-        Returns what is to be delivered. Blocks of drafts that were not accepted are given back, full ones are published.
-        Raises ValueError, before anything is changed, for a step that is not under way or tokens that cannot come of it.
+        Returns what is to be delivered. Blocks of rejected drafts are given back, full ones are published. Raises ValueError,
+        before anything is changed, for a step that is not under way or tokens that cannot come of it.
         """
         if not step:
             return []
@@ -334,7 +338,7 @@ class Scheduler:
             self.counts.accepted_tokens += len(came) - 1
             ended = next((n + 1 for n, token in enumerate(came) if token in request.ends), None)
             request.tokens += came[:ended]
-            # The last one was not run; of the drafts before it, all are right.
+            # The last token has not been run; those before it have, as accepted drafts.
             request.computed = len(request.tokens) - 1
             self.pool.cut(request.table, len(request.tokens))
             self._publish(request)
@@ -345,7 +349,7 @@ class Scheduler:
         return outputs
 
     def _publish(self, request: Request) -> None:
-        """Make the full blocks known all of whose tokens are computed, and not merely guessed."""
+        """Publish the full blocks all of whose tokens are computed, and not merely guessed."""
         while self.prefix_caching and (request.published + 1) * BLOCK <= request.computed:
             n = request.published
             tokens = tuple(request.tokens[n * BLOCK : (n + 1) * BLOCK])
@@ -368,8 +372,8 @@ class Scheduler:
         counts.positions_empty += sum(max(0, len(r.table) * BLOCK - len(r.tokens)) for r in self.running)
 
     def metrics(self) -> dict[str, object]:
-        """The counts, the queues and blocks as they stand (free is None without a limit), and two shares of the steps so far:
-        `slot_use`, of slots with a request, and `kv_waste`, of positions in used blocks without a token of a request."""
+        """The counts; queues and blocks as they stand, where free is None without a limit; and two shares over all steps:
+        `slot_use`, slots with a request, and `kv_waste`, positions of used blocks that have no token of a request."""
         counts, pool = self.counts, self.pool
         return asdict(counts) | {
             "waiting": len(self.waiting),

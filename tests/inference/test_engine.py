@@ -211,8 +211,8 @@ def test_what_a_step_sends_is_predicted_and_its_message_is_small(mesh, control):
     model = model_of("llama", mesh)
     engine = Engine(model, mesh, control, Scheduler(slots=4, max_batch_tokens=16))
     generator = Generator(model, mesh, make_cache(model, "contiguous"))
-    told = []
-    engine.control.from_first, tell = (lambda said: told.append(said) or tell(said)), engine.control.from_first
+    sent = []
+    engine.control.from_first, tell = (lambda said: sent.append(said) or tell(said)), engine.control.from_first
     if control.rank:
         engine.follow()
     else:
@@ -228,7 +228,7 @@ def test_what_a_step_sends_is_predicted_and_its_message_is_small(mesh, control):
     assert agrees(mesh.ledger.report(predicted))
     if control.rank == 0:
         # A decoding request: its id, position, token and flags.
-        assert len(pickle.dumps(told[2], 5)) < 3 * 40
+        assert len(pickle.dumps(sent[2], 5)) < 3 * 40
 
 
 def test_requests_that_cannot_be_served(mesh, control):

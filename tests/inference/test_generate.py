@@ -100,7 +100,7 @@ def test_tokens_are_those_of_the_full_forward(mesh, case, sampling):
         made = list(generator.tokens(prompt, sampling, 12, request=9, chunk=chunk, logprobs=True))
         assert [g.token for g in made] == ids[5:]
         assert not generator.cache.lengths
-        assert (generator.clock.prefill_tokens, generator.clock.decode_tokens) == (5, 11)
+        assert (generator.timings.prefill_tokens, generator.timings.decode_tokens) == (5, 11)
     ended = list(Generator(model, mesh, make_cache(model, cache)).tokens(prompt, sampling, 12, request=9, ends={ids[7]}))
     assert [g.token for g in ended] == ids[5 : 5 + 1 + ids[5:].index(ids[7])]
     z = logits - logits.max()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inference.drafting import cost
-from inference.pool import BLOCK, Pool, Span, grouped
+from inference.pool import BLOCK, Extent, Pool, bundled
 from layers.attend import attend_cached
 
 
@@ -14,11 +14,11 @@ def test_a_pool_reads_what_was_written():
     pool = Pool([[(2,), (3, 2)]], "float64")
     pool.hold(5)
     new = [np.arange(2 * n * BLOCK, dtype=float).reshape(-1, *s) for n, s in ((1, (2,)), (3, (3, 2)))]
-    spans = [Span(3, BLOCK - 1, [4, 1]), Span(0, 1, [2])]
-    (store,) = pool.stores(spans)
+    extents = [Extent(3, BLOCK - 1, [4, 1]), Extent(0, 1, [2])]
+    (store,) = pool.stores(extents)
     pieces = list(store(*new))
     assert [p[0] for p in pieces] == [slice(0, BLOCK - 1), slice(BLOCK - 1, BLOCK)]
-    for (at, hidden, *held), (first, _, _) in zip(pieces, spans, strict=True):
+    for (at, hidden, *held), (first, _, _) in zip(pieces, extents, strict=True):
         assert hidden is None
         for a, b in zip(held, new, strict=True):
             np.testing.assert_array_equal(a[0, first:], b[at])
@@ -39,12 +39,12 @@ def test_sequences_read_at_once_get_what_each_gets_alone(tokens):
     for n, table, (k, v) in zip(lengths, tables, kept, strict=True):
         at = np.arange(n)
         pool.write(0, np.array(table)[at // BLOCK], at % BLOCK, [k, v])
-    spans = [Span(n - tokens, tokens, table) for n, table in zip(lengths, tables, strict=True)]
-    assert [len(group) for group in grouped(spans)] == [4, 1]
+    extents = [Extent(n - tokens, tokens, table) for n, table in zip(lengths, tables, strict=True)]
+    assert [len(bundle) for bundle in bundled(extents)] == [4, 1]
     new = [np.concatenate([both[i][-tokens:] for both in kept]) for i in (0, 1)]
     q = 3 * rng.normal(size=(5, tokens, 2, 3, 5))
     got, want = np.full((2, 5 * tokens, 2, 3, 4), np.nan)
-    (store,) = pool.stores(spans)
+    (store,) = pool.stores(extents)
     for at, hidden, k, v in store(*new):
         of = slice(at.start // tokens, at.stop // tokens)
         attend_cached(q[of], k, v, got.reshape(5, tokens, 2, 3, 4)[of], 0.7, hidden)
@@ -54,8 +54,8 @@ def test_sequences_read_at_once_get_what_each_gets_alone(tokens):
 
 
 def test_prompts_and_unlike_sequences_are_read_one_by_one():
-    def sizes(*spans):
-        return [len(group) for group in grouped([Span(*span, []) for span in spans])]
+    def sizes(*extents):
+        return [len(bundle) for bundle in bundled([Extent(*extent, []) for extent in extents])]
 
     assert sizes((40, 1), (41, 1), (45, 1), (0, 45), (0, 45), (30, 2), (30, 2), (40, 1)) == [3, 1, 1, 2, 1]
     # 3 x 100 places for 130 tokens.

@@ -96,11 +96,11 @@ def law(monkeypatch, sampling, V, gamma, q_sampling=None, certain=False):
         tokens, log_q = [], []
         for _ in range(gamma):
             seen = sampler.filtered(draft[tuple(tokens)], q_sampling or sampling)
-            # Told is what the draft is believed to have drawn from.
-            told = sampler.filtered(draft[tuple(tokens)], sampling)
+            # What the draft is believed to have drawn from.
+            believed = sampler.filtered(draft[tuple(tokens)], sampling)
             x = int(np.argmax(seen)) if certain else draw(seen)
             tokens.append(x)
-            log_q.append(None if certain else told)
+            log_q.append(None if certain else believed)
         rows = np.stack([target[tuple(tokens[:n])] for n in range(gamma + 1)])
         return verified(sampler, rows, Drafted(tokens, log_q), sampling, 0, 0)
 

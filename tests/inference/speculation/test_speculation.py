@@ -51,7 +51,7 @@ def test_greedy_tokens_are_the_plain_ones(mesh, kind, cache, striped, draft, gam
         assert [g.token for g in it.tokens(PROMPT, Sampling(), 25)] == plain
         assert not it.cache.lengths
         account = it.account
-        assert account.tokens == 24 == it.clock.decode_tokens
+        assert account.tokens == 24 == it.timings.decode_tokens
         if draft == "same":
             assert account.accepted == account.tested == account.drafted
 
