@@ -47,9 +47,9 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
             control.wait()
             seconds["bound"].append(read / products.read_bandwidth(comm))
             control.wait()
-            clock = generator.clock = type(generator.clock)()
+            timings = generator.timings = type(generator.timings)()
             tokens = [s.token for s in generator.tokens(args.prompt_ids, Sampling(), args.tokens)]
-            seconds["decode"].append(clock.decode_seconds / clock.decode_tokens)
+            seconds["decode"].append(timings.decode_seconds / timings.decode_tokens)
             control.wait()
             if args.peer:
                 if peer is not None:
