@@ -125,8 +125,8 @@ class Scheduler:
     budget and, from its other end, who is preempted when blocks run out; so the first of the running always gets on.
 
     A step. Each decoding request runs a token, which is why `max_batch_tokens` may not be less than `slots`. What is left of
-    the budget goes to prompts that are under way, then to new ones, then to drafts. Only for decodes somebody is preempted. In
-    a step that preempted, nobody is admitted; else whoever is must leave one more block for each running request.
+    the budget goes to prompts that are under way, then to new ones, then to drafts. Only decodes
+    preempt. Nobody is admitted in a step that preempted, nor if the running could not have one more block each afterwards.
 
     `context`: the most tokens of a request, prompt and new. `prefix_caching` False: no blocks are shared. Raises ValueError for
     sizes that cannot work.

@@ -23,14 +23,13 @@ pytestmark = pytest.mark.mpi
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 1, 4, 1, 5]
 DRAFTS = ("ngram", "layers=1", "layers=2", "same", "other", "whole")
-# Adaptive where the number is None. The llama model has all of them with each draft, the others one.
-GAMMAS = (1, 5, 8, None)
-EVERY = [(*case, draft, GAMMAS if case[0] == "llama" else (3, None)) for case in CASES for draft in DRAFTS]
-# Each draft with each kind of model and with each kind of cache; striped and not, where both can be.
+# How many drafts: None is as many as pay.
+EVERY = [(*case, draft, (1, 5, 8, None) if case[0] == "llama" else (3, None)) for case in CASES for draft in DRAFTS]
+# Each draft with each kind of model, each kind of cache, one draft, several, and as many as pay; latents striped and not.
 FEW = [
     (kind, ("contiguous", "paged")[(n + (kind == "llama")) % 2], kind == "latent", draft, gammas)
     for n, draft in enumerate(DRAFTS)
-    for kind, gammas in (("gpt2", (3,)), ("llama", GAMMAS), ("latent", ((3, None)[n % 2],)))
+    for kind, gammas in (("gpt2", (None,)), ("llama", (1, (5, 8)[n % 2])), ("latent", (3,)))
 ] + [("latent", "contiguous", False, "layers=1", (3,)), ("latent", "paged", False, "same", (None,))]
 
 
