@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from layers.rope import Divided, Linear, Rope, Scaling, Yarn
 from models.config import Config, Experts, Latent
@@ -63,11 +64,13 @@ def config_of(
     pairing: str | None = "half",
     norm: str = "rms",
     latent_of: Callable[[Settings], Latent] | None = None,
+    **own: object,
 ) -> Config:
     """The Config that the keys and the tensors' shapes describe, with a bias wherever there is a tensor of one.
 
     `pairing`: how the file's weights are rotated, or None for a family that does not rotate. `norm`: the family's kind.
-    `latent_of`: reads the sizes of latent attention, which is stored as one key/value head, the latent itself.
+    `latent_of`: reads the sizes of latent attention, which is stored as one key/value head, the latent itself. `own`: fields of
+    Config that the family has whatever the file says.
     """
     there = tensors.shapes
     D, H, context = s.size("embedding_length"), s.size("attention.head_count"), s.size("context_length")
@@ -84,7 +87,7 @@ def config_of(
     K = K if latent is None else H
     if H % K:
         raise s.refuse("attention.head_count_kv", f"use a divisor of attention.head_count, {H}")
-    return Config(
+    c = Config(
         *(there[ENDS["wte"]][0], D, layers, H, K, d_ff, context, E),
         norm=norm,
         eps=s.number("attention.layer_norm_rms_epsilon" if norm == "rms" else "attention.layer_norm_epsilon"),
@@ -96,6 +99,7 @@ def config_of(
         latent=latent,
         experts=_experts(s, there, d_ff, layers, latent is not None),
     )
+    return replace(c, **own)
 
 
 def _experts(s: Settings, there: Shapes, d_ff: int, layers: int, latent: bool) -> Experts | None:

@@ -47,8 +47,8 @@ def _harmless(name: str, config: Config) -> bool:
 
 
 def _architecture(s: Settings, tensors: Tensors) -> Config:
-    c = gguf_keys.config_of(s, tensors, pairing=None, norm="layer")
-    return replace(c, activation="gelu", bias=True, positions=c.context)
+    c = gguf_keys.config_of(s, tensors, pairing=None, norm="layer", activation="gelu", bias=True)
+    return replace(c, positions=c.context)
 
 
 FAMILY = Family({"gpt2": ModelType(_config, _names, _harmless, turned=False)}, {"gpt2": _architecture})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from models import config_json, gguf_keys
 from models.config import Config
 from models.families import llama
 from models.family import Family, ModelType
-from models.piece import Tensors
 from models.settings import Settings
 
 QWEN2 = config_json.DEFAULTS | {
@@ -44,15 +44,7 @@ def _config3(s: Settings) -> Config:
     return replace(c, bias=bias, bias_out=bias, qk_norm=True)
 
 
-def _architecture2(s: Settings, tensors: Tensors) -> Config:
-    return replace(gguf_keys.config_of(s, tensors), bias=True)
-
-
-def _architecture3(s: Settings, tensors: Tensors) -> Config:
-    return replace(gguf_keys.config_of(s, tensors), qk_norm=True)
-
-
 FAMILY = Family(
     {"qwen2": ModelType(_config2, llama.names, llama.harmless), "qwen3": ModelType(_config3, llama.names, llama.harmless)},
-    {"qwen2": _architecture2, "qwen3": _architecture3},
+    {"qwen2": partial(gguf_keys.config_of, bias=True), "qwen3": partial(gguf_keys.config_of, qk_norm=True)},
 )

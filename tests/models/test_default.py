@@ -60,7 +60,7 @@ def test_a_long_text_is_cut_as_the_models_own_tokenizer_json_cuts_it(real):
     from pydoc_data.topics import topics
 
     tokenizer, metadata = real
-    text = "\n".join(topics.values())
+    text = "\n".join(list(topics.values())[::3])
     merges = [tuple(m.split(" ")) for m in metadata["tokenizer.ggml.merges"]]
     own = tokenizers.Tokenizer(BPE({t: i for i, t in enumerate(metadata["tokenizer.ggml.tokens"])}, merges))
     own.pre_tokenizer = byte_level().pre_tokenizer

@@ -244,7 +244,7 @@ def test_rows_and_columns_of_every_type(tmp_path, kind):
 
 
 def test_the_memory_that_reading_takes_is_that_of_the_part(tmp_path):
-    quarters_take_their_own_memory(open_model(one_layer(tmp_path / "a.gguf", Type.Q8_0, 4096, 1024)[0]))
+    quarters_take_their_own_memory(open_model(one_layer(tmp_path / "a.gguf", Type.Q4_K, 4096, 1024)[0]))
 
 
 # --- what cannot be used
