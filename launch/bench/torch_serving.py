@@ -14,8 +14,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from inference.workload import Workload
 from launch.bench import torch_decode
 
-# Says on a CPU, for each run, what sizes it cannot find out by itself: all that it needs are given.
-
+# On a CPU it says at each run which sizes it cannot find out; all of them are given.
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
 
 Way = Callable[[Workload], tuple[float, list[list[int]]]]

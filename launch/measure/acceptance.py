@@ -36,10 +36,10 @@ def alpha_by_overlap(it: Speculative, context: list[int], new: int, sampling: Sa
     places = range(first, len(context))
     log_p = logs(it, context, places, sampling)
     if isinstance(it.draft, Ngram):
-        told = {n: it.draft.propose(context[:n], 1, sampling, 0).tokens for n in places}
+        drafts = {n: it.draft.propose(context[:n], 1, sampling, 0).tokens for n in places}
         it.draft.close()
-        log_p = [p for p, n in zip(log_p, places, strict=True) if told[n]]
-        log_q = [it.sampler.certain(tokens[0]) for tokens in told.values() if tokens]
+        log_p = [p for p, n in zip(log_p, places, strict=True) if drafts[n]]
+        log_q = [it.sampler.certain(tokens[0]) for tokens in drafts.values() if tokens]
     elif isinstance(it.draft, ModelDraft):
         log_q = logs(it.draft.generator, context, places, sampling)
     else:
@@ -136,10 +136,8 @@ def tie(it: Generator, prompt: list[int], plain: list[int], got: list[int], conf
     return {"at": at, "gap": gap, "tolerance": allowed, "explained": 0 < allowed >= gap}
 
 
-def explained(found: dict) -> str:
-    """What `tie` found, for people."""
-    gap = "one ends before the other"
-    if found["gap"] is not None:
-        gap = f"{found['gap']:.1e} from the best, rounding is {found['tolerance']:.1e}"
-    kind = "a tie within rounding (--dtype float64 decides)" if found["explained"] else "WRONG"
-    return f"token {found['at']} differs, {gap}: {kind}"
+def explained(d: dict) -> str:
+    """What `tie` says of two that differ, for people."""
+    apart = d["gap"] is not None and f"{d['gap']:.1e} from the best, rounding is {d['tolerance']:.1e}"
+    kind = "a tie within rounding (--dtype float64 decides)" if d["explained"] else "WRONG"
+    return f"token {d['at']} differs, {apart or 'one ends before the other'}: {kind}"
