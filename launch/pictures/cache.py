@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, SKY, GREEN, ORANGE, RED, PALE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#F4F4F4"
 KINDS = {"mha": BLUE, "gqa": SKY, "mqa": GREEN, "mla": RED}
@@ -36,7 +34,7 @@ def pictures(folder: Path, rows: Sequence[dict]) -> list[Path]:
 
     folder.mkdir(exist_ok=True)
     drawings = {"prefill-decode": draw_prefill_decode, "kinds": draw_kinds, "latent": draw_latent}
-    drawings["bytes"] = partial(draw_bytes, rows)
+    drawings["bytes"] = lambda: draw_bytes(rows)
     written = []
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "legend.frameon": False}):
         for name, draw in report.progress("drawing", True)(drawings.items()):
