@@ -76,7 +76,7 @@ def _gamma(text: str) -> int | None:
 
 
 class Task(NamedTuple):
-    """The model, the ids to continue and how, and the model that drafts, where there is one."""
+    """The model, the ids to continue, how to choose tokens, and the model that drafts, where there is one."""
 
     source: Source
     tokenizer: Tokenizer | None
@@ -129,7 +129,7 @@ def prompt_ids(args: argparse.Namespace, source: Source, tokenizer: Tokenizer | 
         raise UsageError(f"--chat: {error}") from None
 
 
-def made(args: argparse.Namespace, draft: Source | None, model: Transformer, mesh: Mesh) -> Generator:
+def generator_of(args: argparse.Namespace, draft: Source | None, model: Transformer, mesh: Mesh) -> Generator:
     """What generates as the options say: plainly, or with drafts."""
     cache = make_cache(model, args.cache, args.mla_cache == "striped")
     if draft is not None:
@@ -185,7 +185,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     begun = perf_counter()
     model = build(source.config, mesh.tp, source.weights(args.dtype))
     load_seconds = perf_counter() - begun
-    generator = made(args, task.draft, model, mesh)
+    generator = generator_of(args, task.draft, model, mesh)
     control.wait()
     replicas = Replicas(mesh, control, args.check_replicas)
     answer = generated(args, task, generator, replicas, shown=first and not args.json)
@@ -212,7 +212,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
 
 
 def communication(args: argparse.Namespace, task: Task, generator: Generator) -> tuple[list[dict], bool]:
-    """What was sent, for JSON, and whether it is what was predicted."""
+    """What this rank sent, for JSON, and whether that was predicted."""
     rows = generator.mesh.ledger.report(predicted(len(task.prompt), args.prefill_chunk, generator))
     # What filters and drafts send depends on the logits; only plain greedy choices have a closed form.
     if task.sampling.temperature == 0 and not args.logprobs and not isinstance(generator, Speculative):

@@ -44,7 +44,8 @@ def check(args: argparse.Namespace, ranks: int) -> None:
 
 
 def row(name: str, c: Config, args: argparse.Namespace) -> dict:
-    """One model's line of the report. Null: by rank where there are more ranks than heads, the context where it is too long."""
+    """One model's line of the report. What is kept by rank is null where there are more ranks than heads, what is kept of the
+    context where that is longer than the model's."""
 
     def in_bytes(entries: float) -> dict[str, float]:
         return {"bfloat16": entries * BF16, args.dtype: entries * np.dtype(args.dtype).itemsize}

@@ -17,7 +17,7 @@ class UsageError(ValueError):
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line for what is wrong, raised, so that one rank prints it."""
+    """Raises what is wrong as one line, so that one rank prints it."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -113,7 +113,7 @@ def parser(name: str, description: str, check_collectives: str = "auto") -> argp
 
 
 def add_replicas(p: argparse.ArgumentParser, what: str) -> None:
-    """The option of commands that do something again and again."""
+    """The option of commands that repeat something: `what`."""
     p.add_argument(
         "--check-replicas",
         metavar="N",

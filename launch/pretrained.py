@@ -36,7 +36,7 @@ def token_ids(text: str) -> list[int]:
 
 
 def opened(path: Path | None, tp: int) -> Source:
-    """The model, its headers read. Raises UsageError for one that cannot be used, or not be cut over so many ranks."""
+    """The model, with its headers read. Raises UsageError if it cannot be used, or cannot be cut over so many ranks."""
     try:
         source = open_model(default_model() if path is None else path)
     except (ModelError, OSError) as error:
@@ -142,7 +142,7 @@ def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Refuse a --png that cannot be written; its folder may be new, that one's may not."""
+    """Refuse a --png that cannot be written. Its folder may be new; the folder above must be there."""
     folder = path.absolute().parent
     if not (folder if folder.is_dir() else folder.parent).is_dir():
         raise UsageError(f"cannot write --png {path}: there is no folder {folder.parent}")

@@ -54,7 +54,7 @@ def publish(
 
 
 def of_ranks(what: str, agree: Iterable[bool]) -> list[str]:
-    """What to say of the ranks that do not agree, rank by rank."""
+    """The ranks that do not agree on it, in words."""
     return [f"{what} of rank {rank}" for rank, ok in enumerate(agree) if not ok]
 
 
@@ -149,22 +149,17 @@ def memory(counted: dict[str, list[int]]) -> None:
 
 def seconds(medians: dict[str, float], repeats: int, ranks: int, of: str = "") -> None:
     """`of`: what was run, where that is not what the report is about."""
+    rows = {f"sharded over {ranks} rank{'s' if ranks > 1 else ''}": "sharded", "its matrix products alone": "matmul_only"}
+    rows["unsharded, one process"] = "unsharded"
     table(
         f"Seconds of forward and backward{of}, median of {repeats}",
         ("", "ms", "of the products"),
-        [
-            (label, f"{1e3 * medians[key]:.2f}", f"{medians[key] / medians['matmul_only']:.2f}")
-            for label, key in (
-                (f"sharded over {ranks} rank{'s' if ranks > 1 else ''}", "sharded"),
-                ("its matrix products alone", "matmul_only"),
-                ("unsharded, one process", "unsharded"),
-            )
-        ],
+        [(row, f"{1e3 * medians[k]:.2f}", f"{medians[k] / medians['matmul_only']:.2f}") for row, k in rows.items()],
     )
 
 
 def progress(label: str, here: bool, total: int | None = None) -> Callable[[Iterable], Iterable]:
-    """A bar over what is iterated, on standard error, if that is a terminal and this rank is the one that prints.
+    """A bar over items, on standard error, if that is a terminal and this rank is the one that prints (`here`).
 
     `total`: how many items, where they have no length.
     """
@@ -181,14 +176,8 @@ def steps(label: str, total: int, done: int, tokens: int, here: bool) -> Iterato
     if not (here and sys.stderr.isatty()):
         yield lambda loss: None
         return
-    columns = (
-        TextColumn(label),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
+    numbers = map(TextColumn, ("loss {task.fields[loss]:.3f}", "{task.fields[rate]:,.0f} tokens/s"))
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), *numbers, TimeRemainingColumn())
     begun = perf_counter()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total, completed=done, loss=float("nan"), rate=0.0)

@@ -81,7 +81,7 @@ class Scored:
         self.load_seconds = perf_counter() - begun
         sequences = even(B, mesh.dp.size, "sequences")
         # By tokens over dp: sequences are dealt out whole.
-        self.tokens = Cut(B * S, tuple((a * S, e * S) for a, e in sequences.bounds))
+        self.cut = Cut(B * S, tuple((a * S, e * S) for a, e in sequences.bounds))
         mine = sequences.take(task.ids, 0, mesh.dp.rank)
         targets = np.concatenate([mine[:, 1:], np.full((len(mine), 1), -1)], axis=1)
         begun = perf_counter()
@@ -100,7 +100,7 @@ class Scored:
         tp, dp, V = self.mesh.tp, self.mesh.dp, self.source.config.vocabulary
         with self.mesh.phase("score"):
             mine_TV = tp.all_gather(self.logits_Tv, 1, self.model.embedding.cut)
-            whole_TV = dp.all_gather(mine_TV, 0, self.tokens)
+            whole_TV = dp.all_gather(mine_TV, 0, self.cut)
         for axis, rows in (("tp", len(mine_TV)), ("dp", len(whole_TV))):
             self.predicted.append(Traffic("all_gather", axis, "score", message((rows, V), mine_TV.itemsize)))
         return whole_TV

@@ -32,7 +32,7 @@ from parallel.control import Control
 from parallel.mesh import Mesh
 
 MIB = 2**20
-# What ranks other than the first, which decides, leave to it.
+# Rank 0 alone handles these.
 IGNORED = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -82,17 +82,17 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
         )
     source = pretrained.opened(args.model, ranks)
     tokenizer = pretrained.tokenizer(source)
-    # Last: what can go wrong with it depends on who else is there.
+    # Last: it may fail because of another process, though the options are fine.
     return Task(source, tokenizer, listening(args.host, args.port) if start.begin().rank == 0 else None)
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket at which clients are queued from now on. Raises UsageError where that cannot be."""
+    """A socket at which clients are queued from now on. Raises UsageError where it cannot be made."""
     made = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         made = socket.socket(family, kind, protocol)
-        # Not for one that is in use, but for one whose last connections are not forgotten yet.
+        # A port that was just closed can be used at once, one that is in use cannot.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen(2048)
@@ -105,7 +105,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def blocks_of(args: argparse.Namespace, bytes_per_token: int) -> int:
-    """Blocks in a rank's KV memory. Raises UsageError for none."""
+    """Blocks in a rank's KV memory. Raises UsageError if there is room for none."""
     blocks = args.kv_memory_mib * MIB // (BLOCK * bytes_per_token)
     if not blocks:
         least = -(-BLOCK * bytes_per_token // MIB)
@@ -146,12 +146,12 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
 
 
 def name_of(path: Path) -> str:
-    """A model's name for its clients: its folder's, or its file's without how it is quantised."""
+    """The name that clients use for a model: that of its folder, or of its file without the quantisation."""
     return re.sub(r"[.-](I?Q\d\w*|BF16|F16|F32)$", "", path.stem) if path.is_file() else path.resolve().name
 
 
 def served(args: argparse.Namespace, task: Task, mesh: Mesh, engine: Engine, context: int, bytes_per_token: int) -> dict:
-    """Serve until a signal ends it: what came of it, for JSON."""
+    """Serve until a signal ends it. Returns what happened, for JSON."""
     name, tokenizer = name_of(task.source.path), task.tokenizer
     about = {
         "model": name,
@@ -182,7 +182,7 @@ def served(args: argparse.Namespace, task: Task, mesh: Mesh, engine: Engine, con
 
 
 def ready(about: dict, listening: socket.socket, most: int) -> Callable[[], None]:
-    """Says, once, where who serves what. `most`: the model's context."""
+    """What prints where the model is served, and with how much room. `most`: the model's context."""
     host, port = listening.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     clamped = f", of the model's {most:,}, by --kv-memory-mib" if about["context"] < most else ""

@@ -30,9 +30,9 @@ from parallel.mesh import Mesh
 
 # Lengths in and out and the largest token id: a small twin of nano-vllm's workload, and that itself.
 SCALED, FULL = ((8, 64), 255), ((100, 1024), 10000)
-# Static first, as what continuous batching is compared with.
+# Static first: continuous batching is compared with it.
 ORDER = tuple(sorted(POLICIES, reverse=True))
-# Of a warm-up, which is as many requests as there are slots.
+# Tokens of a request that warms up. There are as many of these as slots.
 WARM = 4
 
 
@@ -58,8 +58,10 @@ def options() -> argparse.ArgumentParser:
 
 
 class Task(NamedTuple):
-    """The workload, when each request comes, and what may run at once. Without a model `source` is None, and nothing is limited
-    but slots, where they are given."""
+    """The workload, when each request comes, and what may run at once.
+
+    Without a model, `source` is None and only slots are limited, if they are given.
+    """
 
     load: Workload
     policies: tuple[str, ...]
@@ -138,7 +140,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         by_policy[policy], books = run(task, policy, model, mesh, control, args.speculate)
         if first:
             policies[policy] = summary(by_policy[policy], books, policy)
-            # What comes when, and what is drafted, depends on time and tokens: then nothing is expected of the counts.
+            # The counts depend on when requests come, and on the tokens that are drafted.
             checks += counted(task, policy, books) if args.rate is None and not args.speculate else []
     differences = compared(task, model, mesh, control, by_policy) if len(task.policies) > 1 else []
     wrong = [f"{c['count']}, {c['policy']}, by the {c['by']}" for c in checks if not c["ok"]]
@@ -263,7 +265,7 @@ def padding(prompts: list[list[int]], slots: int) -> float:
     return 1 - sum(map(sum, groups)) / sum(max(g) * len(g) for g in groups)
 
 
-# --- what is told
+# --- for people
 
 
 def title(policy: dict) -> str:

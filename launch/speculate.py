@@ -76,7 +76,7 @@ def options() -> argparse.ArgumentParser:
 
 
 class Task(NamedTuple):
-    """The model, ids by the name of their prompt, and what drafts: the model itself in these ways, or another."""
+    """The model, ids by the name of their prompt, and what drafts: the model itself (`drafts`: how), or another (`draft`)."""
 
     source: Source
     tokenizer: Tokenizer | None
@@ -144,8 +144,8 @@ def timed_tokens(it: Generator, task: Task, prompt: list[int], most: int) -> tup
 
 
 def in_turn(task: Task, gammas: list[int], most: int, plain: Generator, drafters: dict[str, Speculative]) -> Iterator[tuple]:
-    """Each prompt plainly and with each draft and gamma: what the row is about, the account, how many times as fast it was than
-    plain decoding, and where greedy tokens differ."""
+    """Each prompt, gamma by gamma, plainly and then with each draft. Yields what a row is about, its alpha and account, its
+    speed over that of plain decoding, and where greedy tokens differ."""
     alphas = {}
     for name, gamma in ((name, gamma) for name in task.prompts for gamma in gammas):
         prompt = task.prompts[name]
@@ -196,7 +196,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "png": str(args.png),
     }
     greedy = "the greedy tokens are those of plain decoding" if args.temperature == 0 else "drawn tokens are not compared"
-    return report.publish(args.json, result, lambda: show(result), wrong, f"all agreed: {greedy}", "; ")
+    return report.publish(args.json, result, lambda: show(result), wrong, f"all agreed: {greedy}", between="; ")
 
 
 def factors(

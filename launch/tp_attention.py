@@ -42,8 +42,8 @@ SPREAD = 0.1
 # Inputs of this size make the softmax sharp: a flat one forgives a wrong scale or mask.
 SHARP = 2.0
 EPS = 1e-6
-# Seconds that deriving the entries of one tensor may take; and what these take, about: a head, a row of its scores, a score,
-# and a weight, read and multiplied. Counted, not measured, so that the same command compares the same entries.
+# Seconds that deriving the entries of one tensor may take, and about what its parts take: a head, a row of its scores, a score,
+# a weight that is read, and one that is multiplied. Not measured here, so that the same command compares the same entries.
 BUDGET, HEAD, ROW, SCORE, READ, PRODUCT = 0.5, 3e-4, 2.5e-5, 6e-8, 4e-9, 1e-9
 
 
@@ -164,7 +164,7 @@ def _lengths(given: list[int], tokens: int | None) -> list[int]:
     count, tokens = given[0], tokens or 96
     if count > tokens:
         raise UsageError(f"cannot cut --tokens {tokens} into {count} sequences: use at most {tokens}")
-    # Ragged: the n-th as long as n others of its share, none empty.
+    # Ragged: each has one token, and the n-th gets n shares of the others.
     ends = [count + (tokens - count) * n * (n + 1) // (count * (count + 1)) - (count - n) for n in range(count + 1)]
     return np.diff(ends).tolist()
 

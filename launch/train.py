@@ -39,7 +39,7 @@ from training.trainer import Plan, Trainer
 # What a run that is taken up again must have in common with the one that was left; the rest may change.
 FIXED = ("family", "layers", "d_model", "heads", "kv_heads", "d_ff", "tied", "sequence_length", "batch_tokens", "steps", "lr")
 FIXED += ("warmup", "clip", "weight_decay", "seed", "dtype")
-# What a sample begins with, and how far it goes from what is likeliest.
+# What a sample begins with, and how freely it is drawn.
 PROMPT, TEMPERATURE = b"The ", 0.5
 
 
@@ -150,10 +150,10 @@ class Run:
         self.losses: list[float] = []
         self.replicas = Replicas(self.mesh, self.control, args.check_replicas)
         self.saves = 0
-        # Every step is of these shapes.
+        # Every step has these shapes.
         chosen = np.zeros(args.batch_tokens // args.sequence_length, int)
         self.shapes = self._dealt(chosen)
-        # The options, those that were left open settled.
+        # The options, with what they left open.
         self.settled = vars(args) | {"kv_heads": task.config.kv_heads, "d_ff": task.config.d_ff}
         self.identity = {name: self.settled[name] for name in FIXED}
         self.identity["text"] = sha256(self.train.tobytes()).hexdigest()

@@ -33,7 +33,7 @@ def check(args: argparse.Namespace, sizes: Sizes, ranks: int) -> tuple[Source, l
 
 
 def measure(args: argparse.Namespace, sizes: Sizes, opened: tuple[Source, list[int]], comm: MPI.Intracomm, mesh: Mesh) -> dict:
-    """By round: seconds a token of decoding, the seconds in which memory could give the weights, and the peer's."""
+    """By round: seconds of decoding a token, seconds in which memory could deliver the weights, and the peer's seconds."""
     (source, prompt), control = opened, Control(comm)
     with threadpool_limits(args.threads, user_api="blas"):
         begun = perf_counter()

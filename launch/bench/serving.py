@@ -57,7 +57,7 @@ def check(args: argparse.Namespace, sizes: Sizes, ranks: int) -> tuple[Source, W
 
 
 def run(model: Transformer, mesh: Mesh, control: Control, load: Workload, policy: str, slots: int) -> Served:
-    """A workload that is there at once, through an engine of its own with blocks for all slots; what rank 0 saw."""
+    """A workload that is all there at once, through an engine of its own with blocks for all slots: what rank 0 saw."""
     longest = max(len(p) + m for p, m in zip(*load, strict=True))
     scheduler = Scheduler(slots * (needed(longest) + 1), slots=slots, max_batch_tokens=MAX_BATCH_TOKENS, policy=policy)
     engine, served = Engine(model, mesh, control, scheduler), Served([0.0] * len(load.prompts))
@@ -80,7 +80,7 @@ def decode_rate(served: Served) -> float:
 def in_turn(
     ways: dict[str, Callable[[bool], float]], names: list[str], rounds: int, control: Control
 ) -> dict[str, list[float]]:
-    """What each way returns, by round; the first, of which it is told, warms up. A way of the peer runs on rank 0 alone."""
+    """What each way returns, by round. It is called with True to warm up, before that. The peer's ways run on rank 0 alone."""
     rates: dict[str, list[float]] = {name: [] for name in names}
     turns = (name for _ in range(rounds + 1) for name in names)
     for name in report.progress("serving", control.rank == 0, (rounds + 1) * len(names))(turns):

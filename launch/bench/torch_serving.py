@@ -21,7 +21,7 @@ Way = Callable[[Workload], tuple[float, list[list[int]]]]
 
 
 class Peer(torch_decode.Peer):
-    """Both ways take a workload that is there at once, and return seconds and each request's greedy tokens."""
+    """Both ways take a workload that is all there at once, and return seconds and each request's greedy tokens."""
 
     def ways(self, load: Workload, slots: int, max_batch_tokens: int) -> tuple[dict[str, Way], dict[str, str]]:
         """Those that get through `load` here, and why the others don't. Raises RuntimeError if none does."""

@@ -25,8 +25,10 @@ MOST = 0.03
 
 
 def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:
-    """Seconds and ratios of a step on tp=N untraced, untraced once more (what a turn scatters), and traced; and the same
-    overhead worked out: what seeing a call and a verb cost alone, times those of a step."""
+    """Seconds and ratios of a step on tp=N: untraced, untraced again (which shows the scatter), and traced.
+
+    The overhead is also worked out: what it costs alone to see a call and a verb, times how many of them a step has.
+    """
     S, tokens = sizes.sequence_length, sizes.tokens
     data = np.random.default_rng(args.seed).integers(0, VOCABULARY, tokens + 1)
     control = Control(comm)
@@ -70,7 +72,7 @@ def _costs() -> tuple[float, float]:
     x, y = np.ones(1), np.empty(1)
 
     def fastest() -> tuple[float, float]:
-        """Of many batches: what else the machine does only adds."""
+        """The least of many batches: other work of the machine only adds."""
         seconds = []
         for _ in range(BATCHES):
             begun = perf_counter()

@@ -1,4 +1,4 @@
-"""What speculation's formulas are fed with: alpha by total variation, costs as measured, operations; and what is a tie."""
+"""The numbers that speculation's formulas need: alpha by total variation, measured costs, operations; and what a tie is."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def overlap(sampler: Sampler, log_p_nv: Sequence[np.ndarray], log_q_nv: Sequence
 
 
 def alpha_by_overlap(it: Speculative, context: list[int], new: int, sampling: Sampling) -> float | None:
-    """The mean of beta where the target wrote the last `new` tokens of the context; of a draft that does not always propose,
-    where it did. None if it never did."""
+    """The mean of beta at the last `new` tokens of the context, which the target wrote. A draft that does not always propose
+    counts where it did; None if it never did."""
     first = len(context) - new
     places = range(first, len(context))
     log_p = logs(it, context, places, sampling)
@@ -115,9 +115,9 @@ def tie(it: Generator, prompt: list[int], plain: list[int], got: list[int], conf
     """None for equal tokens; else the first difference: its place, by how much the target prefers the plain token there, and
     how much of that rounding explains.
 
-    Rounding: the sums on a logit's way, those of the head and of four products a layer, are independent, so that they count as
-    one of all their lengths; the largest logit stands for the size of its terms; and two computations differ. float64 decides:
-    no difference is explained there.
+    Rounding: the sums on the way to a logit, of the head and of four products a layer, are independent. They count as one of
+    all their lengths, and the largest logit stands for the size of its terms. Two computations differ, so this counts twice.
+    float64 decides: no difference is explained there.
     """
     if got == plain:
         return None

@@ -22,15 +22,15 @@ from models.config import Config
 
 
 def rate(comm: MPI.Intracomm, dtype: str, size: int = 768) -> float:
-    """Operations a second, 2 a multiplication with its addition, of square matrix products on all ranks at once."""
+    """Operations a second of square matrix products on all ranks at once. A multiplication and its addition are two."""
     a = np.ones((size, size), dtype)
     out = np.empty_like(a)
     return comm.allreduce(2 * size**3 / median(timed(lambda: np.matmul(a, a, out=out), comm)))
 
 
 def read_bandwidth(comm: MPI.Intracomm, rows: int = 2048, columns: int = 16384) -> float:
-    """Bytes a second that this rank reads from memory while all do: 128 MiB, as an inner product with themselves or as a matrix
-    that multiplies a row, whichever has the faster median."""
+    """Bytes a second that this rank reads from memory while all do: 128 MiB, as an inner product with themselves and as a
+    matrix that multiplies a row. The faster median counts."""
     W = np.ones((rows, columns), np.float32)
     flat, x, out = W.reshape(-1), np.ones(rows, np.float32), np.empty(columns, np.float32)
     reads = (lambda: np.dot(flat, flat), lambda: np.matmul(x, W, out=out))

@@ -1,8 +1,8 @@
 """A process between the launcher and a rank, so that a rank's death can be reported before the launcher ends the others.
 
 Launchers kill the ranks that are left as soon as one is gone, without saying where it was. The keeper is what the launcher
-started; the rank is its child. It keeps the news of a death that the rank itself could not tell (SIGKILL, SIGSEGV, os._exit)
-for a moment, in which another rank does. Standard library only: it forks before NumPy and MPI are loaded.
+started; the rank is its child. For a moment it holds back the news of a death that the rank could not report (SIGKILL,
+SIGSEGV, os._exit), so that another rank reports it. Standard library only: it forks before NumPy and MPI are loaded.
 """
 
 from __future__ import annotations
