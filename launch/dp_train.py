@@ -11,6 +11,7 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -57,7 +58,14 @@ def options() -> argparse.ArgumentParser:
     return p
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
+class Task(NamedTuple):
+    """The model, and the batch that every step takes: one part a sequence."""
+
+    config: Config
+    batch: list[Part]
+
+
+def check(args: argparse.Namespace, ranks: int) -> Task:
     if args.d_model % args.heads:
         raise UsageError(f"--heads {args.heads} does not divide --d-model {args.d_model}: use a divisor of {args.d_model}")
     if args.family == "llama" and args.d_model // args.heads % 2:
@@ -68,13 +76,10 @@ def check(args: argparse.Namespace, ranks: int) -> None:
             f"cannot deal --sequences {args.sequences} to {ranks} ranks in {args.micro_batches} micro-batches: "
             f"use {least} or more"
         )
-
-
-def model_config(args: argparse.Namespace) -> Config:
-    sizes = (VOCABULARY, args.d_model, args.layers, args.heads)
+    sizes, make, kv_heads = (VOCABULARY, args.d_model, args.layers, args.heads), llama_like, [args.heads]
     if args.family == "gpt2":
-        return gpt2_like(*sizes, args.d_ff, args.sequence_length)
-    return llama_like(*sizes, args.heads, args.d_ff, args.sequence_length)
+        make, kv_heads = gpt2_like, []
+    return Task(make(*sizes, *kv_heads, args.d_ff, args.sequence_length), batch(args))
 
 
 def batch(args: argparse.Namespace) -> list[Part]:
@@ -96,21 +101,20 @@ def share(parts: list[Part], ranks: int, rank: int, micro_batches: int) -> list[
     return [joined(parts[first + a : first + b]) for a, b in cut.bounds]
 
 
-class Ran:
-    """Steps of a trainer: `loss` of each, the weights before, the first step's gradients and the weights after, by name."""
+class Steps:
+    """Steps of a trainer, taken: the `loss` and the gradients of each, and the weights `before` and `after` all, by name."""
 
-    def __init__(self, args: argparse.Namespace, mesh: Mesh, control: Control, micro_batches: int) -> None:
+    def __init__(self, args: argparse.Namespace, task: Task, mesh: Mesh, control: Control, micro_batches: int) -> None:
         overlap, bucket = args.overlap == "on", max(1, int(args.bucket_mib * 2**20))
-        model = build(model_config(args), mesh.tp, drawn(args.seed, args.dtype, SPREAD), args.recompute)
+        model = build(task.config, mesh.tp, drawn(args.seed, args.dtype, SPREAD), args.recompute)
         self.trainer = Trainer(model, mesh, Plan(clip=1.0, zero=args.zero, overlap=overlap, bucket_bytes=bucket))
-        parts = batch(args)
-        self.tokens = sum(len(p.ids) for p in parts)
-        self.parts = share(parts, mesh.dp.size, mesh.dp.rank, micro_batches)
+        self.parts = share(task.batch, mesh.dp.size, mesh.dp.rank, micro_batches)
+        tokens = sum(len(p.ids) for p in task.batch)
         self.before = self._named("data")
         replicas = Replicas(mesh, control, args.check_replicas)
-        self.loss, self.gradients, self.sizes = [], [], []
+        self.loss, self.gradients = [], []
         for _ in range(args.steps):
-            self.loss.append(self.trainer.gradients(self.parts, self.tokens))
+            self.loss.append(self.trainer.gradients(self.parts, tokens))
             with mesh.phase("compare"):
                 # With ZeRO, a rank has the sums of its part only.
                 self.trainer.sums.gather(self.trainer.flat.grad)
@@ -123,88 +127,85 @@ class Ran:
         return {p.name: getattr(p, what).copy() for p in self.trainer.model.parameters}
 
 
-def reference_loss(args: argparse.Namespace) -> Callable[[dict], complex]:
+def reference_loss(task: Task) -> Callable[[dict], complex]:
     """The reference's own loss of the whole batch, of weights by name."""
-    config, whole = model_config(args), joined(batch(args))
-    told = Options(whole.lengths, True, None if config.rope is None else {"pairing": "half"})
-    return lambda W: reference.cross_entropy(reference.logits(W, whole.ids, told, config.eps), whole.targets)
+    whole = joined(task.batch)
+    asked = Options(whole.lengths, True, None if task.config.rope is None else {"pairing": "half"})
+    return lambda W: reference.cross_entropy(reference.logits(W, whole.ids, asked, task.config.eps), whole.targets)
 
 
-def against_the_reference(args: argparse.Namespace, ran: Ran) -> Iterator[Comparison]:
+def against_the_reference(loss: Callable[[dict], complex], dtype: str, ours: Steps) -> Iterator[Comparison]:
     """The first step's loss and gradients."""
-    loss = reference_loss(args)
-    whole = {"y": np.array(ran.loss[0], args.dtype)} | ran.before | {f"d{n}": g for n, g in ran.gradients[0].items()}
+    whole = {"y": np.array(ours.loss[0], dtype)} | ours.before | {f"d{n}": g for n, g in ours.gradients[0].items()}
     yield from compared([loss], lambda W, name, index: loss(W), whole, np.array(1.0), lambda name: 4)
 
 
-def against_one_process(args: argparse.Namespace, ran: Ran, alone: Ran) -> Iterator[Comparison]:
-    """Weights after all steps. What rounding may do to a gradient g, d, moves AdamW's step of this entry by at most 4 d / |g|
-    of the rate, as it divides by the gradient's own size; and by no more than twice the rate, whatever g is."""
-    before = {n: a.astype(np.float64) for n, a in ran.before.items()}
-    off = bounds([reference_loss(args)], before, np.array(1.0), args.dtype)
-    u = np.finfo(args.dtype).eps / 2
-    for name, got in ran.after.items():
+def against_one_process(loss: Callable[[dict], complex], dtype: str, ours: Steps, alone: Steps) -> Iterator[Comparison]:
+    """Weights after all steps.
+
+    Rounding may change a gradient g by d. AdamW divides by the gradient's own size, so that moves its step of this entry by
+    at most 4 d / |g| of the rate; and by no more than twice the rate, whatever g is.
+    """
+    steps = len(ours.loss)
+    before = {n: a.astype(np.float64) for n, a in ours.before.items()}
+    off = bounds([loss], before, np.array(1.0), dtype)
+    u = np.finfo(dtype).eps / 2
+    for name, got in ours.after.items():
         size = np.sqrt(np.mean([g[name].astype(np.float64) ** 2 for g in alone.gradients], axis=0)) + 1e-8
-        allowed = args.steps * (RATE * np.minimum(2, 4 * off[name].max() / size) + 8 * u * np.abs(got))
-        yield compare(f"{name}, step {args.steps}", "step", got, alone.after[name].astype(np.float64), allowed)
+        allowed = steps * (RATE * np.minimum(2, 4 * off[name].max() / size) + 8 * u * np.abs(got))
+        yield compare(f"{name}, step {steps}", "step", got, alone.after[name].astype(np.float64), allowed)
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     control = Control(comm)
     mesh = start.make_mesh(args, comm, dp=comm.size, tp=1)
-    ran = Ran(args, mesh, control, args.micro_batches)
-    predicted = [t for t in ran.trainer.traffic(ran.parts) for _ in range(args.steps)]
+    ours = Steps(args, task, mesh, control, args.micro_batches)
+    predicted = [t for t in ours.trainer.traffic(ours.parts) for _ in range(args.steps)]
     rows = [r for r in mesh.ledger.report(predicted) if r["phase"] != "compare"]
-    told = control.everyone((len(joined(ran.parts).ids), agrees(rows), ran.trainer.memory(ran.parts), ran.loss, ran.after))
+    mine = (len(joined(ours.parts).ids), agrees(rows), ours.trainer.memory(ours.parts), ours.loss, ours.after)
+    tokens, sent, memory, losses, weights = zip(*control.everyone(mine), strict=True)
     first, checks = comm.rank == 0, []
     if first:
-        alone = Ran(args, Mesh(MPI.COMM_SELF, dp=1, tp=1), Control(MPI.COMM_SELF), 1)
-        total = 2 + 2 * len(ran.before) + len(ran.after)
-        shown = report.progress("the reference, tensor by tensor", True, total)
-        checks = list(shown(chain(against_the_reference(args, ran), against_one_process(args, ran, alone))))
+        alone = Steps(args, task, Mesh(MPI.COMM_SELF, dp=1, tp=1), Control(MPI.COMM_SELF), 1)
+        shown = report.progress("the reference, tensor by tensor", True, 2 + 2 * len(ours.before) + len(ours.after))
+        about = (reference_loss(task), args.dtype, ours)
+        checks = list(shown(chain(against_the_reference(*about), against_one_process(*about, alone))))
     control.wait()
     if not first:
         return 0
-    memory = [m for _, _, m, _, _ in told]
+    same = [all(np.array_equal(after[n], a) for n, a in ours.after.items()) for after in weights]
     wrong = [c.tensor for c in checks if not c.ok]
-    wrong += [f"communication of rank {r}" for r, (_, ok, *_) in enumerate(told) if not ok]
-    wrong += [f"memory of rank {r}" for r, m in enumerate(memory) if m["saved"] != m["predicted_saved"]]
-    apart = [r for r, (*_, loss, after) in enumerate(told)
-             if loss != ran.loss or any(not np.array_equal(after[n], a) for n, a in ran.after.items())]  # fmt: skip
-    wrong += [f"weights of rank {r}, unlike rank 0's" for r in apart]
-    result = {
-        "command": "dp_train",
-        "ok": True,
-        "ranks": comm.size,
-        "mesh": mesh.sizes,
-        "dtype": args.dtype,
-        "seed": args.seed,
+    wrong += report.of_ranks("communication", sent)
+    wrong += report.of_ranks("memory", [m["saved"] == m["predicted_saved"] for m in memory])
+    wrong += [f"weights of rank {r}, unlike rank 0's" for r, loss in enumerate(losses) if loss != ours.loss or not same[r]]
+    result = report.header("dp_train", args, mesh) | {
         "config": {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "trace")},
-        "tokens_per_rank": [tokens for tokens, *_ in told],
-        "loss": ran.loss,
-        "checks": [],
+        "tokens_per_rank": list(tokens),
+        "loss": ours.loss,
+        "checks": [c.as_json() for c in checks],
         "communication": rows,
-        "memory": {f"{kind}_bytes_per_rank": [m[kind] for m in memory] for kind in memory[0]},
+        "memory": report.by_rank(memory),
     }
-    return report.publish(args.json, result, checks, wrong, lambda: show(args, result, checks))
+    return report.publish(args.json, result, lambda: show(result, checks), wrong)
 
 
-def show(args: argparse.Namespace, result: dict, checks: list[Comparison]) -> None:
+def show(result: dict, checks: list[Comparison]) -> None:
     """The report for people."""
+    c = result["config"]
     print(
-        f"Data parallelism on dp={result['ranks']}: a {args.family}-like model, {args.layers} layer(s), D {args.d_model}, "
-        f"V {VOCABULARY}; a step's tokens by rank: {', '.join(map(str, result['tokens_per_rank']))}; {args.dtype}, "
-        f"seed {args.seed}\n"
+        f"Data parallelism on dp={result['ranks']}: a {c['family']}-like model, {c['layers']} layer(s), D {c['d_model']}, "
+        f"V {VOCABULARY}; a step's tokens by rank: {', '.join(map(str, result['tokens_per_rank']))}; {result['dtype']}, "
+        f"seed {result['seed']}\n"
     )
     report.table("Loss, the mean over the tokens of all ranks", ("step", "nats a token"),
                  [(n + 1, f"{loss:.6f}") for n, loss in enumerate(result["loss"])])  # fmt: skip
     titles = {
         "forward": "First step: loss and averaged gradients against the reference, on the whole batch",
-        "step": f"After {args.steps} steps of AdamW: weights against the same steps on one process",
+        "step": f"After {c['steps']} steps of AdamW: weights against the same steps on one process",
     }
     report.comparisons(titles["forward"], [c for c in checks if c.phase != "step"])
     report.comparisons(titles["step"], [c for c in checks if c.phase == "step"])
-    report.communication(result["communication"], f"{args.steps} steps on rank 0")
+    report.communication(result["communication"], f"{c['steps']} steps on rank 0")
     report.memory(result["memory"])
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 from mpi4py import MPI
 
@@ -16,12 +17,18 @@ from inference.cache import CACHES
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
 from inference.speculation.gain import Account
+from inference.speculation.generator import Speculative
+from inference.speculation.rule import MOST
 from launch import pretrained, report
 from launch.measure import products
 from launch.options import UsageError, add_replicas, amount, natural, parser, positive
+from layers.transformer import Transformer
 from models.build import build
+from models.source import Source
+from models.tokenizer import Tokenizer
 from parallel.control import Control
 from parallel.ledger import Traffic, agrees, wire_bytes
+from parallel.mesh import Mesh
 from parallel.replicas import Copy, Replicas, copies
 
 
@@ -49,117 +56,195 @@ def options() -> argparse.ArgumentParser:
     )
     add_replicas(p, "tokens")
     d = p.add_argument_group("speculative decoding")
-    pretrained.add_speculation(d)
+    d.add_argument(
+        "--speculate", type=pretrained.kind, metavar="ngram|layers=K", help="draft by prompt lookup, or by the first K layers"
+    )
+    d.add_argument("--draft", metavar="PATH", type=Path, help="draft with another model of the same vocabulary")
+    d.add_argument("--draft-whole", action="store_true", help="run the --draft model whole on every rank, not cut over them")
+    d.add_argument("--gamma", type=_gamma, default=None, help="tokens to draft, 1 to 8; auto for as many as pay (auto)")
     return p
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
+def _gamma(text: str) -> int | None:
+    """An argparse type: a number of drafted tokens, or None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of drafted tokens: use 1 to {MOST}, or auto")
+    return int(text)
+
+
+class Task(NamedTuple):
+    """The model, the ids to continue, how to choose tokens, and the model that drafts, where there is one."""
+
+    source: Source
+    tokenizer: Tokenizer | None
+    prompt: list[int]
+    sampling: Sampling
+    draft: Source | None
+
+
+def check(args: argparse.Namespace, ranks: int) -> Task:
     try:
-        filters = (args.temperature, args.top_k, args.top_p, args.min_p)
-        args.sampling = Sampling(*filters, args.seed)
+        sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    args.source = pretrained.opened(args.model, ranks)
-    args.tokenizer = pretrained.tokenizer(args.source)
-    args.prompt_ids = prompt_ids(args)
-    if not args.prompt_ids:
+    source = pretrained.opened(args.model, ranks)
+    tokenizer, config = pretrained.tokenizer(source), source.config
+    prompt = prompt_ids(args, source, tokenizer)
+    if not prompt:
         raise UsageError("the prompt is empty: use at least one token")
-    most = len(args.prompt_ids) + args.max_new_tokens
-    pretrained.check_ids(args.prompt_ids, args.source.config, len(args.prompt_ids) + 1)
-    if most > args.source.config.context:
-        room = args.source.config.context - len(args.prompt_ids)
+    pretrained.check_ids(prompt, config, len(prompt) + 1)
+    if len(prompt) + args.max_new_tokens > config.context:
         raise UsageError(
-            f"--max-new-tokens {args.max_new_tokens} after a prompt of {len(args.prompt_ids)} tokens is beyond the model's "
-            f"context of {args.source.config.context}: use at most {room}"
+            f"--max-new-tokens {args.max_new_tokens} after a prompt of {len(prompt)} tokens is beyond the model's "
+            f"context of {config.context}: use at most {config.context - len(prompt)}"
         )
-    if args.stop and args.tokenizer is None:
-        raise UsageError(f"--stop needs a tokenizer, which {args.source.path} has not: leave it out")
+    if args.stop and tokenizer is None:
+        raise UsageError(f"--stop needs a tokenizer, which {source.path} has not: leave it out")
     if "" in args.stop:
         raise UsageError("--stop '' would end before anything: use some text")
-    pretrained.check_speculation(args, ranks)
-    if args.mla_cache == "striped" and args.source.config.latent is None:
+    if args.speculate and args.draft:
+        raise UsageError("--speculate and --draft are two ways to draft: use one of them")
+    if args.draft_whole and not args.draft:
+        raise UsageError("--draft-whole is about the model of --draft PATH: give one, or leave it out")
+    pretrained.check_layers(args.speculate, config)
+    draft = pretrained.draft_of(args.draft, 1 if args.draft_whole else ranks, config)
+    if args.mla_cache == "striped" and config.latent is None:
         raise UsageError("--mla-cache striped is for latent attention, which this model has not: leave it out")
+    return Task(source, tokenizer, prompt, sampling, draft)
 
 
-def prompt_ids(args: argparse.Namespace) -> list[int]:
+def prompt_ids(args: argparse.Namespace, source: Source, tokenizer: Tokenizer | None) -> list[int]:
     if args.tokens is not None:
         return args.tokens
     if args.prompt is not None:
-        return pretrained.encoded(args.prompt, args.source, args.tokenizer)
-    if args.tokenizer is None:
-        raise UsageError(f"--chat needs a tokenizer, which {args.source.path} has not: use --tokens")
+        return pretrained.encoded(args.prompt, source, tokenizer)
+    if tokenizer is None:
+        raise UsageError(f"--chat needs a tokenizer, which {source.path} has not: use --tokens")
     try:
-        return args.tokenizer.chat([{"role": "user", "content": args.chat}])
+        return tokenizer.chat([{"role": "user", "content": args.chat}])
     except ValueError as error:
         raise UsageError(f"--chat: {error}") from None
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
-    control, first = Control(comm), comm.rank == 0
+def generator_of(args: argparse.Namespace, draft: Source | None, model: Transformer, mesh: Mesh) -> Generator:
+    """What generates as the options say: plainly, or with drafts."""
+    cache = make_cache(model, args.cache, args.mla_cache == "striped")
+    if draft is not None:
+        axes = Mesh(MPI.COMM_SELF, tp=1) if args.draft_whole else mesh
+        other = build(draft.config, axes.tp, draft.weights(args.dtype))
+        return Speculative(model, mesh, cache, Generator(other, axes, make_cache(other, args.cache)), args.gamma)
+    return Speculative(model, mesh, cache, args.speculate, args.gamma) if args.speculate else Generator(model, mesh, cache)
+
+
+def generated(args: argparse.Namespace, task: Task, generator: Generator, replicas: Replicas, shown: bool) -> dict:
+    """The new tokens, their text and log-probabilities, and why it ended; the text is printed as it comes."""
+    tokenizer = task.tokenizer
+    ends = frozenset() if args.ignore_eos or tokenizer is None else frozenset(tokenizer.eos_ids)
+    stream = None if tokenizer is None else tokenizer.stream(stop=args.stop)
+    tokens, logprobs, text, reason = [], [], [], "length"
+    most = {"chunk": args.prefill_chunk, "ends": ends, "logprobs": args.logprobs}
+    say = (lambda piece: print(piece, end="", flush=True)) if shown else (lambda piece: None)
+    say(args.prompt or "")
+    for step in generator.tokens(task.prompt, task.sampling, args.max_new_tokens, **most):
+        tokens.append(step.token)
+        logprobs.append(step.logprob)
+        replicas.check(len(tokens), lambda: held(generator, tokens))
+        if step.token in ends:
+            reason = "end token"
+            break
+        text.append(f"{step.token} " if stream is None else stream.push(step.token))
+        say(text[-1])
+        if stream is not None and stream.stopped:
+            reason = "stop text"
+            break
+    if stream is not None:
+        text.append(stream.flush())
+        say(text[-1])
+    say("\n\n")
+    return {
+        "tokens": tokens,
+        "text": None if stream is None else "".join(text),
+        "logprobs": logprobs if args.logprobs else None,
+        "finish_reason": reason,
+    }
+
+
+def held(generator: Generator, tokens: list[int]) -> Iterator[Copy]:
+    """What must be the same on several ranks."""
+    yield Copy("the sequence of tokens", tokens)
+    for p in generator.model.parameters:
+        yield from copies(p.name, p.layout, generator.mesh.tp, p.data)
+
+
+def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
+    control, first, source = Control(comm), comm.rank == 0, task.source
     mesh = start.make_mesh(args, comm, tp=comm.size)
     begun = perf_counter()
-    model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
+    model = build(source.config, mesh.tp, source.weights(args.dtype))
     load_seconds = perf_counter() - begun
-    cache = make_cache(model, args.cache, args.mla_cache == "striped")
-    speculative = pretrained.speculation(args, model, mesh, cache)
-    generator = Generator(model, mesh, cache) if speculative is None else speculative
+    generator = generator_of(args, task.draft, model, mesh)
     control.wait()
     replicas = Replicas(mesh, control, args.check_replicas)
-    told = generated(args, generator, replicas, shown=first and not args.json)
-    bandwidth = products.read_bandwidth(comm)
-    read = generator.model.read_bytes
-    timings, steps = generator.timings, generator.timings.decode_tokens
-    rows = mesh.ledger.report(predicted(args, generator))
-    # What filters and drafts send depends on the logits; only plain greedy choices have a closed form.
-    closed = args.sampling.temperature == 0 and not args.logprobs and speculative is None
-    agreed = agrees(rows) if closed else True
-    if not closed:
-        for r in rows:
-            r["predicted_calls"] = r["predicted_message_bytes"] = None
-    every = control.everyone(
-        (told["tokens"], agreed, pretrained.peak_bytes(), sum(p.data.nbytes for p in model.parameters), read / bandwidth)
-    )
+    answer = generated(args, task, generator, replicas, shown=first and not args.json)
+    read_seconds = generator.model.read_bytes / products.read_bandwidth(comm)
+    rows, agreed = communication(args, task, generator)
+    mine = (answer["tokens"], agreed, pretrained.memory(model), read_seconds)
+    tokens, sent, memory, bounds = zip(*control.everyone(mine), strict=True)
     if not first:
         return 0
-    wrong = [f"tokens of rank {r}" for r, (tokens, *_) in enumerate(every) if tokens != told["tokens"]]
-    wrong += [f"communication of rank {r}" for r, (_, ok, *_) in enumerate(every) if not ok]
-    bound = 1 / max(seconds for *_, seconds in every)
-    sent = sum(r["wire_bytes"] for r in rows if r["phase"] == "decode")
-    result = {
-        "command": "generate",
-        "ok": not wrong,
-        "ranks": comm.size,
-        "mesh": mesh.sizes,
-        "dtype": args.dtype,
-        "seed": args.seed,
-        "model": str(args.source.path),
-        "family": args.source.family,
-        "prompt_tokens": args.prompt_ids,
-        **told,
+    wrong = report.of_ranks("tokens", [t == answer["tokens"] for t in tokens]) + report.of_ranks("communication", sent)
+    result = report.header("generate", args, mesh) | {
+        "model": str(source.path),
+        "family": source.family,
+        "prompt_tokens": task.prompt,
+        **answer,
         "load_seconds": load_seconds,
+        **of_a_token(generator, rows, 1 / max(bounds), source.config.vocabulary),
+        "latent_layouts": latent_layouts(generator, mesh.tp.size) if source.config.latent is not None else None,
+        "speculation": gain(generator.account) if isinstance(generator, Speculative) else None,
+        "communication": rows,
+        "memory": report.by_rank(memory),
+    }
+    return report.publish(args.json, result, lambda: show(args, result), wrong, agreed="all ranks agreed")
+
+
+def communication(args: argparse.Namespace, task: Task, generator: Generator) -> tuple[list[dict], bool]:
+    """What this rank sent, for JSON, and whether that was predicted."""
+    rows = generator.mesh.ledger.report(predicted(len(task.prompt), args.prefill_chunk, generator))
+    # What filters and drafts send depends on the logits; only plain greedy choices have a closed form.
+    if task.sampling.temperature == 0 and not args.logprobs and not isinstance(generator, Speculative):
+        return rows, agrees(rows)
+    return [r | {"predicted_calls": None, "predicted_message_bytes": None} for r in rows], True
+
+
+def predicted(prompt: int, chunk: int | None, generator: Generator) -> list[Traffic]:
+    """What a prompt of so many tokens and the decoding of greedy tokens send, by the closed forms."""
+    chunk = chunk or prompt
+    sizes = [min(chunk, prompt - first) for first in range(0, prompt, chunk)]
+    sent = [t for n in sizes for t in generator.traffic(n, "prefill")]
+    sent += generator.traffic_greedy("prefill")
+    each = [*generator.traffic(1, "decode"), *generator.traffic_greedy("decode")]
+    return sent + [replace(t, calls=generator.timings.decode_tokens * t.calls) for t in each]
+
+
+def of_a_token(generator: Generator, rows: list[dict], bound: float, vocabulary: int) -> dict:
+    """Tokens a second, and what this rank keeps of a token and sends to decode one. `bound`: what memory's bandwidth allows."""
+    timings, sent = generator.timings, sum(r["wire_bytes"] for r in rows if r["phase"] == "decode")
+    decoded = timings.decode_tokens
+    return {
         "prefill_seconds": timings.prefill_seconds,
         "prefill_tokens_per_second": timings.prefill_tokens / timings.prefill_seconds,
         "decode_seconds": timings.decode_seconds,
-        "decode_tokens_per_second": steps / timings.decode_seconds if steps else None,
+        "decode_tokens_per_second": decoded / timings.decode_seconds if decoded else None,
         "bandwidth_bound_tokens_per_second": bound,
         "kv_bytes_per_token_per_rank": generator.cache.bytes_per_token,
         "kv_bytes_per_token_per_rank_counted": timings.cache_bytes_per_token,
-        "mpi_bytes_per_token": sent / steps if steps else None,
-        "gather_bytes_per_token": 4 * args.source.config.vocabulary,
-        "latent_layouts": latent_layouts(generator, mesh.tp.size) if args.source.config.latent is not None else None,
-        "speculation": None if speculative is None else told_of(speculative.account),
-        "communication": rows,
-        "memory": {
-            "weights_bytes_per_rank": [weights for *_, weights, _ in every],
-            "peak_bytes_per_rank": [peak for _, _, peak, *_ in every],
-        },
+        "mpi_bytes_per_token": sent / decoded if decoded else None,
+        # Gathering the logits alone would be so much.
+        "gather_bytes_per_token": 4 * vocabulary,
     }
-    if args.json:
-        print(json.dumps(result, allow_nan=False))
-    else:
-        show(args, result)
-        print(f"NOT ALL AGREED: {', '.join(wrong)}" if wrong else "all ranks agreed")
-    return 1 if wrong else 0
 
 
 def latent_layouts(generator: Generator, ranks: int) -> list[dict]:
@@ -177,8 +262,8 @@ def latent_layouts(generator: Generator, ranks: int) -> list[dict]:
     ]
 
 
-def told_of(account: Account) -> dict:
-    """What a run of speculation has shown, for JSON."""
+def gain(account: Account) -> dict:
+    """What a run of speculation has shown."""
     return {
         "rounds": account.rounds,
         "drafted": account.drafted,
@@ -186,61 +271,6 @@ def told_of(account: Account) -> dict:
         "alpha": account.alpha,
         "tokens_per_round": account.tokens / account.rounds if account.rounds else None,
     }
-
-
-def generated(args: argparse.Namespace, generator: Generator, replicas: Replicas, shown: bool) -> dict:
-    """The new tokens, their text and log-probabilities, and why it ended; the text is printed as it comes."""
-    ends = frozenset() if args.ignore_eos or args.tokenizer is None else frozenset(args.tokenizer.eos_ids)
-    stream = None if args.tokenizer is None else args.tokenizer.stream(stop=args.stop)
-    tokens, logprobs, text, reason = [], [], [], "length"
-    most = {"chunk": args.prefill_chunk, "ends": ends, "logprobs": args.logprobs}
-    if shown and args.prompt is not None:
-        print(args.prompt, end="", flush=True)
-    for step in generator.tokens(args.prompt_ids, args.sampling, args.max_new_tokens, **most):
-        tokens.append(step.token)
-        logprobs.append(step.logprob)
-        replicas.check(len(tokens), lambda: held(generator, tokens))
-        if step.token in ends:
-            reason = "end token"
-            break
-        if stream is not None:
-            text.append(stream.push(step.token))
-            if shown:
-                print(text[-1], end="", flush=True)
-            if stream.stopped:
-                reason = "stop text"
-                break
-        elif shown:
-            print(step.token, end=" ", flush=True)
-    if stream is not None:
-        text.append(stream.flush())
-        if shown:
-            print(text[-1], end="", flush=True)
-    if shown:
-        print("\n")
-    return {
-        "tokens": tokens,
-        "text": None if stream is None else "".join(text),
-        "logprobs": logprobs if args.logprobs else None,
-        "finish_reason": reason,
-    }
-
-
-def held(generator: Generator, tokens: list[int]) -> Iterator[Copy]:
-    """What must be the same on several ranks."""
-    yield Copy("the sequence of tokens", tokens)
-    for p in generator.model.parameters:
-        yield from copies(p.name, p.layout, generator.mesh.tp, p.data)
-
-
-def predicted(args: argparse.Namespace, generator: Generator) -> list[Traffic]:
-    """What the prompt and the decoding of greedy tokens send, by the closed forms."""
-    prompt, chunk = len(args.prompt_ids), args.prefill_chunk or len(args.prompt_ids)
-    sizes = [min(chunk, prompt - first) for first in range(0, prompt, chunk)]
-    sent = [t for n in sizes for t in generator.traffic(n, "prefill")]
-    sent += generator.traffic_greedy("prefill")
-    each = [*generator.traffic(1, "decode"), *generator.traffic_greedy("decode")]
-    return sent + [replace(t, calls=generator.timings.decode_tokens * t.calls) for t in each]
 
 
 def show(args: argparse.Namespace, result: dict) -> None:

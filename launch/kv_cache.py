@@ -5,12 +5,10 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from mpi4py import MPI
@@ -20,9 +18,6 @@ from launch.options import UsageError, parser, positive
 from launch.pictures.cache import pictures
 from models.config import Config, cache_entries
 from models.published import BF16, PUBLISHED, attention_of, entries_by_rank
-
-if TYPE_CHECKING:
-    pass
 
 
 def options() -> argparse.ArgumentParser:
@@ -49,7 +44,8 @@ def check(args: argparse.Namespace, ranks: int) -> None:
 
 
 def row(name: str, c: Config, args: argparse.Namespace) -> dict:
-    """One model's line of the report. Null: by rank where there are more ranks than heads, the context where it is too long."""
+    """One model's line of the report. What is kept by rank is null where there are more ranks than heads, what is kept of the
+    context where that is longer than the model's."""
 
     def in_bytes(entries: float) -> dict[str, float]:
         return {"bfloat16": entries * BF16, args.dtype: entries * np.dtype(args.dtype).itemsize}
@@ -76,19 +72,13 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     if comm.rank:
         return 0
     rows = [row(name, c, args) for name, c in PUBLISHED.items()]
-    written = [] if args.pictures is None else pictures(args.pictures, rows)
-    if args.json:
-        asked = {"ranks": args.ranks, "tokens": args.tokens, "dtype": args.dtype}
-        result = {"command": "kv_cache", "ok": True, **asked, "models": rows, "pictures": [str(path) for path in written]}
-        print(json.dumps(result, allow_nan=False))
-    else:
-        show(args, rows)
-        for path in written:
-            print(f"wrote {path}")
-    return 0
+    written = [] if args.pictures is None else [str(path) for path in pictures(args.pictures, rows)]
+    result = report.header("kv_cache") | {"ranks": args.ranks, "tokens": args.tokens, "dtype": args.dtype}
+    result |= {"models": rows, "pictures": written}
+    return report.publish(args.json, result, lambda: show(args, result), agreed=None)
 
 
-def show(args: argparse.Namespace, rows: Sequence[dict]) -> None:
+def show(args: argparse.Namespace, result: dict) -> None:
     """The report for people."""
 
     def cells(r: dict) -> Iterator[object]:
@@ -107,7 +97,7 @@ def show(args: argparse.Namespace, rows: Sequence[dict]) -> None:
         "What a KV cache keeps of a token (bytes of bf16 where nothing else is said)",
         ("model", "kind", "layers", "a layer", "elements", "bf16", args.dtype, on_a_rank, "copies", "striped",
          f"{args.tokens:,} tokens"),
-        [list(cells(r)) for r in rows],
+        [list(cells(r)) for r in result["models"]],
     )  # fmt: skip
     print(f"{on_a_rank}: the one that keeps most; copies: what all {args.ranks} keep together, in whole caches.")
     for name, c in PUBLISHED.items():
@@ -115,9 +105,8 @@ def show(args: argparse.Namespace, rows: Sequence[dict]) -> None:
             print(f"{name}: its {c.heads} heads cannot be cut over {args.ranks} ranks.")
         if args.tokens > c.context:
             print(f"{name}: its context is {c.context:,} tokens.")
-
-
-# --- pictures: of caches that were used, not of numbers that were written down
+    for path in result["pictures"]:
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

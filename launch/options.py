@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import NoReturn
 
 from launch.process import launcher, traced
 
-# What every command's options have and none computes by, or says in a place of its own.
+# Options of every command that change no number, or that its JSON has in a place of its own.
 COMMON = ("json", "dtype", "seed", "trace", "check_collectives", "timeout")
 
 
@@ -16,7 +17,7 @@ class UsageError(ValueError):
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line for what is wrong, raised, so that one rank prints it."""
+    """Raises what is wrong as one line, so that one rank prints it."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -26,18 +27,18 @@ class _Parser(argparse.ArgumentParser):
             super().print_help(file)
 
 
-def positive(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: use a whole number of 1 or more")
-    return int(text)
+def _whole(least: int, what: str) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {what}: use a whole number of {least} or more")
+        return int(text)
+
+    return read
 
 
-def natural(text: str) -> int:
-    """An argparse type: a whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a count: use a whole number of 0 or more")
-    return int(text)
+positive, natural, _seed = _whole(1, "size"), _whole(0, "count"), _whole(0, "seed")
 
 
 def amount(text: str) -> float:
@@ -51,7 +52,7 @@ def amount(text: str) -> float:
     return value
 
 
-def mesh(text: str) -> dict[str, int]:
+def axis_sizes(text: str) -> dict[str, int]:
     """An argparse type: ranks along axes, dp=2,tp=2."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
@@ -63,9 +64,9 @@ def mesh(text: str) -> dict[str, int]:
 
 
 def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp") -> dict[str, int]:
-    """Ranks along dp and tp: as given, what is not given 1; if nothing is given all along `rest`.
+    """Ranks along dp and tp, where some are given: an axis that is not given has 1. If none is given, all lie along `rest`.
 
-    Raises UsageError where their product is not the ranks.
+    Raises UsageError where the product is not the number of ranks.
     """
     sizes = {"dp": 1, "tp": 1} | ({rest: ranks} if sizes is None else sizes)
     if sizes["dp"] * sizes["tp"] != ranks:
@@ -75,12 +76,6 @@ def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp") -> dict[
             f"--mesh {named} is for {sizes['dp'] * sizes['tp']} ranks, these are {ranks}: use for instance {right}"
         )
     return sizes
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a seed: use a whole number of 0 or more")
-    return int(text)
 
 
 def parser(name: str, description: str, check_collectives: str = "auto") -> argparse.ArgumentParser:
@@ -118,7 +113,7 @@ def parser(name: str, description: str, check_collectives: str = "auto") -> argp
 
 
 def add_replicas(p: argparse.ArgumentParser, what: str) -> None:
-    """The option of commands that do something again and again."""
+    """The option of commands that repeat something: `what`."""
     p.add_argument(
         "--check-replicas",
         metavar="N",

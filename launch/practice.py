@@ -100,7 +100,7 @@ def options() -> argparse.ArgumentParser:
     verb("hint", "the next of three nudges, marked in the attempt")
     v = verb("solution", "the solution; before a pass it asks first, and the attempt counts as Again")
     v.add_argument("--yes", action="store_true", help="without asking")
-    verb("ask", "numeric questions on an exercise; 2 % off is right")
+    verb("ask", "numeric questions on an exercise; an answer within 2 percent is right")
     v = verb("drill", "what is due, with a clock and no help; the examiner speaks at the end. `drill stop` ends it")
     v.add_argument("--minutes", type=minutes, default=DRILL_MINUTES, help=f"length ({DRILL_MINUTES})")
     v.add_argument("--topic", default="", help="of this topic only")
@@ -158,10 +158,6 @@ def folder() -> Path:
     return Path(os.environ.get("RANKWISE_WORKBOOK") or ROOT / "workbook").expanduser()
 
 
-def workbook() -> Workbook:
-    return Workbook(folder(), say=lambda text: print(text, file=sys.stderr))
-
-
 def run(args: argparse.Namespace) -> int:
     if args.verb == "dev":
         from practice.desk import dev
@@ -171,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     def judge(e: Exercise, path: Path) -> Verdict:
         return check(e, path.resolve(), Reference(), command, seed=getattr(args, "seed", None))
 
-    desk = Desk(workbook(), judge, print)
+    desk = Desk(Workbook(folder(), say=lambda text: print(text, file=sys.stderr)), judge, print)
     match args.verb:
         case None:
             home(desk)

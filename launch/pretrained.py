@@ -12,22 +12,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from mpi4py import MPI
 
-from inference.cache import Cache, Striped
-from inference.generate import Generator, make_cache
-from inference.speculation.generator import Speculative
-from inference.speculation.rule import MOST
 from launch.options import UsageError
 from layers.transformer import Transformer
-from models.build import build
 from models.config import Config
 from models.default import default_model
 from models.open import open_model
 from models.piece import ModelError
 from models.source import Source
 from models.tokenizer import Tokenizer, open_tokenizer
-from parallel.mesh import Mesh
 
 
 def add_model(p: argparse.ArgumentParser) -> None:
@@ -43,7 +36,7 @@ def token_ids(text: str) -> list[int]:
 
 
 def opened(path: Path | None, tp: int) -> Source:
-    """The model, its headers read. Raises UsageError for one that cannot be used, or not be cut over so many ranks."""
+    """The model, with its headers read. Raises UsageError if it cannot be used, or cannot be cut over so many ranks."""
     try:
         source = open_model(default_model() if path is None else path)
     except (ModelError, OSError) as error:
@@ -71,7 +64,7 @@ def encoded(text: str, source: Source, known: Tokenizer | None) -> list[int]:
     return known.encode(text)
 
 
-def sequences(args: argparse.Namespace) -> np.ndarray:
+def sequences(args: argparse.Namespace, source: Source, known: Tokenizer | None) -> np.ndarray:
     """(sequences, tokens) from --text, --text-file, --tokens or --tokens-file."""
     if args.tokens is not None:
         return np.array([args.tokens], np.int64)
@@ -83,7 +76,7 @@ def sequences(args: argparse.Namespace) -> np.ndarray:
             text = args.text_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--text-file {args.text_file}: {error}: use a file of UTF-8 text") from None
-    ids = encoded(text, args.source, args.tokenizer)
+    ids = encoded(text, source, known)
     if not ids:
         raise UsageError("the text to score is empty: use some text")
     return np.array([ids], np.int64)
@@ -118,44 +111,22 @@ def kind(text: str) -> str:
     return text
 
 
-def _gamma(text: str) -> int | None:
-    """An argparse type: a number of drafted tokens, or None for auto."""
-    if text == "auto":
+def check_layers(kind: str | None, config: Config) -> None:
+    """Refuse to draft by as many layers as the model has, or more."""
+    if kind and kind != "ngram" and int(kind.partition("=")[2]) >= config.layers:
+        most = config.layers - 1
+        raise UsageError(f"--speculate {kind}: the model has {config.layers} layers: use layers=1 to layers={most}")
+
+
+def draft_of(path: Path | None, tp: int, config: Config) -> Source | None:
+    """The model that drafts, where there is one. Raises UsageError if the model of this `config` has another vocabulary."""
+    if path is None:
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= MOST:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of drafted tokens: use 1 to {MOST}, or auto")
-    return int(text)
-
-
-def add_speculation(p: argparse._ArgumentGroup) -> None:
-    p.add_argument("--speculate", type=kind, metavar="ngram|layers=K", help="draft by prompt lookup, or by the first K layers")
-    p.add_argument("--draft", metavar="PATH", type=Path, help="draft with another model of the same vocabulary")
-    p.add_argument("--draft-whole", action="store_true", help="run the --draft model whole on every rank, not cut over them")
-    p.add_argument("--gamma", type=_gamma, default=None, help="tokens to draft, 1 to 8; auto for as many as pay (auto)")
-
-
-def check_speculation(args: argparse.Namespace, ranks: int) -> None:
-    """Refuse drafts that cannot be; opens the draft's model."""
-    if args.speculate and args.draft:
-        raise UsageError("--speculate and --draft are two ways to draft: use one of them")
-    if args.draft_whole and not args.draft:
-        raise UsageError("--draft-whole is about the model of --draft PATH: give one, or leave it out")
-    layers = args.source.config.layers
-    if args.speculate and args.speculate != "ngram" and int(args.speculate.partition("=")[2]) >= layers:
-        raise UsageError(f"--speculate {args.speculate}: the model has {layers} layers: use layers=1 to layers={layers - 1}")
-    args.draft_source = opened(args.draft, 1 if args.draft_whole else ranks) if args.draft else None
-    if args.draft_source is not None and args.draft_source.config.vocabulary != args.source.config.vocabulary:
-        theirs, ours = args.draft_source.config.vocabulary, args.source.config.vocabulary
-        raise UsageError(f"--draft {args.draft} has a vocabulary of {theirs}, the model one of {ours}: use one of the same")
-
-
-def speculation(args: argparse.Namespace, model: Transformer, mesh: Mesh, cache: Cache | Striped) -> Speculative | None:
-    """What drafts and verifies as the options say; None where they ask for plain decoding."""
-    if args.draft_source is not None:
-        axes = Mesh(MPI.COMM_SELF, tp=1) if args.draft_whole else mesh
-        other = build(args.draft_source.config, axes.tp, args.draft_source.weights(args.dtype))
-        return Speculative(model, mesh, cache, Generator(other, axes, make_cache(other, args.cache)), args.gamma)
-    return Speculative(model, mesh, cache, args.speculate, args.gamma) if args.speculate else None
+    draft = opened(path, tp)
+    theirs, ours = draft.config.vocabulary, config.vocabulary
+    if theirs != ours:
+        raise UsageError(f"--draft {path} has a vocabulary of {theirs}, the model one of {ours}: use one of the same")
+    return draft
 
 
 def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
@@ -171,7 +142,7 @@ def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Refuse a --png that cannot be written; its folder may be new, that one's may not."""
+    """Refuse a --png that cannot be written. Its folder may be new; the folder above must be there."""
     folder = path.absolute().parent
     if not (folder if folder.is_dir() else folder.parent).is_dir():
         raise UsageError(f"cannot write --png {path}: there is no folder {folder.parent}")
@@ -179,6 +150,11 @@ def check_picture(path: Path) -> None:
         raise UsageError(f"cannot write --png {path}: use a file in a folder that may be written")
     if find_spec("matplotlib") is None:
         raise UsageError("the picture needs matplotlib, which is not installed: run `pip install matplotlib`")
+
+
+def memory(model: Transformer) -> dict[str, int]:
+    """Bytes of this rank: its weights, and the most that it has held."""
+    return {"weights": sum(p.data.nbytes for p in model.parameters), "peak": peak_bytes()}
 
 
 def peak_bytes() -> int:

@@ -1,11 +1,13 @@
-"""Readable reports: aligned tables on rank 0's standard output."""
+"""What commands print on rank 0's standard output: aligned tables for people, or one JSON document."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from time import perf_counter
 
 from rich.box import SIMPLE_HEAD
@@ -14,7 +16,60 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from parallel.ledger import agrees
+from parallel.mesh import Mesh
 from reference.compare import Comparison
+
+
+def header(command: str, args: argparse.Namespace | None = None, mesh: Mesh | None = None) -> dict:
+    """How the JSON document of every command begins. One that computes nothing on ranks has no mesh."""
+    begun = {"command": command, "ok": True}
+    if mesh is None:
+        return begun
+    return begun | {"ranks": prod(mesh.sizes.values()), "mesh": mesh.sizes, "dtype": args.dtype, "seed": args.seed}
+
+
+def publish(
+    as_json: bool,
+    result: dict,
+    show: Callable[[], None],
+    wrong: Sequence[str] = (),
+    agreed: str | None = "all agreed",
+    between: str = ", ",
+) -> int:
+    """Settle `ok`, print the JSON, or what `show` prints and a last line, and return the exit status.
+
+    `wrong`: what does not agree, listed with `between` between. `agreed`: the last line if all does; None where nothing is
+    compared.
+    """
+    result["ok"] = not wrong
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        show()
+        if wrong:
+            print(f"NOT ALL AGREED: {between.join(wrong)}")
+        elif agreed is not None:
+            print(agreed)
+    return 1 if wrong else 0
+
+
+def of_ranks(what: str, agree: Iterable[bool]) -> list[str]:
+    """The ranks that do not agree on it, in words."""
+    return [f"{what} of rank {rank}" for rank, ok in enumerate(agree) if not ok]
+
+
+def by_rank(memory: Sequence[dict[str, int]]) -> dict[str, list[int]]:
+    """The memory of all ranks, counted by kind on each, as JSON has it."""
+    return {f"{kind}_bytes_per_rank": [m[kind] for m in memory] for kind in memory[0]}
+
+
+def wrong(checks: Sequence[Comparison], result: dict) -> list[str]:
+    """What does not agree: tensors, communication or memory."""
+    held = result["memory"]
+    tensors = [c.tensor for c in checks if not c.ok]
+    sent = [] if agrees(result["communication"]) else ["communication"]
+    kinds = [k for k in ("weights", "saved") if held[f"{k}_bytes_per_rank"] != held[f"predicted_{k}_bytes_per_rank"]]
+    return [*tensors, *sent, *kinds]
 
 
 def size(n: float) -> str:
@@ -45,16 +100,9 @@ def comparisons(title: str, checks: Sequence[Comparison]) -> None:
         title,
         ("tensor", "phase", "entries", "max abs error", "tolerance", "relative error", ""),
         [
-            (
-                c.tensor,
-                c.phase,
-                f"{c.entries:,}",
-                f"{c.max_abs_error:.1e}",
-                f"{c.tolerance:.1e}",
-                f"{c.relative_error:.1e}",
-                "ok" if c.ok else "WRONG",
-            )
+            (c.tensor, c.phase, f"{c.entries:,}", *map("{:.1e}".format, numbers), "ok" if c.ok else "WRONG")
             for c in checks
+            for numbers in [(c.max_abs_error, c.tolerance, c.relative_error)]
         ],
     )
     for c in checks:
@@ -63,31 +111,15 @@ def comparisons(title: str, checks: Sequence[Comparison]) -> None:
 
 
 def communication(rows: Sequence[dict], what: str = "one step") -> None:
-    hidden = ("hidden ms",) if any(r["hidden_seconds"] for r in rows) else ()
+    times = {"ms": "seconds"} | ({"hidden ms": "hidden_seconds"} if any(r["hidden_seconds"] for r in rows) else {})
     table(
         f"Communication of {what}, counted beside predicted (wire: sent by one rank on a ring)",
-        (
-            "verb",
-            "axis",
-            "phase",
-            "calls",
-            "message bytes",
-            "predicted",
-            "wire bytes",
-            "ms",
-            *(("hidden ms",) if hidden else ()),
-        ),
+        ("verb", "axis", "phase", "calls", "message bytes", "predicted", "wire bytes", *times),
         [
             (
-                r["verb"],
-                r["axis"],
-                r["phase"],
-                r["calls"],
-                f"{r['message_bytes']:,}",
-                "-" if r["predicted_message_bytes"] is None else f"{r['predicted_message_bytes']:,}",
-                f"{r['wire_bytes']:,.0f}",
-                f"{1e3 * r['seconds']:.2f}",
-                *((f"{1e3 * r['hidden_seconds']:.2f}",) if hidden else ()),
+                *(r[k] for k in ("verb", "axis", "phase", "calls")),
+                *("-" if r[k] is None else f"{r[k]:,.0f}" for k in ("message_bytes", "predicted_message_bytes", "wire_bytes")),
+                *(f"{1e3 * r[k]:.2f}" for k in times.values()),
             )
             for r in rows
         ],
@@ -115,44 +147,19 @@ def memory(counted: dict[str, list[int]]) -> None:
     )
 
 
-def seconds(medians: dict[str, float], repeats: int, ranks: int) -> None:
+def seconds(medians: dict[str, float], repeats: int, ranks: int, of: str = "") -> None:
+    """`of`: what was run, where that is not what the report is about."""
+    rows = {f"sharded over {ranks} rank{'s' if ranks > 1 else ''}": "sharded", "its matrix products alone": "matmul_only"}
+    rows["unsharded, one process"] = "unsharded"
     table(
-        f"Seconds of forward and backward, median of {repeats}",
+        f"Seconds of forward and backward{of}, median of {repeats}",
         ("", "ms", "of the products"),
-        [
-            (label, f"{1e3 * medians[key]:.2f}", f"{medians[key] / medians['matmul_only']:.2f}")
-            for label, key in (
-                (f"sharded over {ranks} rank{'s' if ranks > 1 else ''}", "sharded"),
-                ("its matrix products alone", "matmul_only"),
-                ("unsharded, one process", "unsharded"),
-            )
-        ],
+        [(row, f"{1e3 * medians[k]:.2f}", f"{medians[k] / medians['matmul_only']:.2f}") for row, k in rows.items()],
     )
 
 
-def wrong(checks: Sequence[Comparison], result: dict) -> list[str]:
-    """What does not agree: tensors, communication or memory."""
-    held = result["memory"]
-    found = [c.tensor for c in checks if not c.ok]
-    if not agrees(result["communication"]):
-        found.append("communication")
-    return found + [k for k in ("weights", "saved") if held[f"{k}_bytes_per_rank"] != held[f"predicted_{k}_bytes_per_rank"]]
-
-
-def publish(as_json: bool, result: dict, checks: Sequence[Comparison], wrong: Sequence[str], show: Callable[[], None]) -> int:
-    """Settle `ok`, print the JSON, or what `show` prints and whether all agreed, and return the exit status."""
-    result["ok"] = not wrong
-    result["checks"] = [c.as_json() for c in checks]
-    if as_json:
-        print(json.dumps(result, allow_nan=False))
-    else:
-        show()
-        print(f"NOT ALL AGREED: {', '.join(wrong)}" if wrong else "all agreed")
-    return 1 if wrong else 0
-
-
 def progress(label: str, here: bool, total: int | None = None) -> Callable[[Iterable], Iterable]:
-    """A bar over what is iterated, on standard error, if that is a terminal and this rank is the one that prints.
+    """A bar over items, on standard error, if that is a terminal and this rank is the one that prints (`here`).
 
     `total`: how many items, where they have no length.
     """
@@ -162,24 +169,21 @@ def progress(label: str, here: bool, total: int | None = None) -> Callable[[Iter
 
 @contextmanager
 def steps(label: str, total: int, done: int, tokens: int, here: bool) -> Iterator[Callable[[float], None]]:
-    """A bar for a training run, told the loss after each step: loss, tokens a second, time to go. Shown as `progress` is."""
+    """A bar for a training run: loss, tokens a second, time to go. Shown as `progress` is.
+
+    Yields what is to be called with the loss after each step. `done`: steps before the first; `tokens`: of a step.
+    """
     if not (here and sys.stderr.isatty()):
         yield lambda loss: None
         return
-    columns = (
-        TextColumn(label),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
+    numbers = map(TextColumn, ("loss {task.fields[loss]:.3f}", "{task.fields[rate]:,.0f} tokens/s"))
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), *numbers, TimeRemainingColumn())
     begun = perf_counter()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total, completed=done, loss=float("nan"), rate=0.0)
 
-        def told(loss: float) -> None:
-            ran = bar.tasks[0].completed - done + 1
-            bar.update(task, advance=1, loss=loss, rate=ran * tokens / (perf_counter() - begun))
+        def advance(loss: float) -> None:
+            steps = bar.tasks[0].completed - done + 1
+            bar.update(task, advance=1, loss=loss, rate=steps * tokens / (perf_counter() - begun))
 
-        yield told
+        yield advance

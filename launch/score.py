@@ -5,20 +5,23 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-import json
 from math import exp, log, prod
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 from launch import pretrained, report
-from launch.options import UsageError, mesh, parser, settled
+from launch.options import UsageError, axis_sizes, parser, settled
 from models.build import build
+from models.source import Source
+from models.tokenizer import Tokenizer
 from parallel.control import Control
 from parallel.data import Flat, GradientSums
 from parallel.ledger import Traffic, agrees, message, sent_by
+from parallel.mesh import Mesh
 from parallel.shard import Cut, even
 
 BUCKET = 4 * 2**20
@@ -27,7 +30,7 @@ BUCKET = 4 * 2**20
 def options() -> argparse.ArgumentParser:
     p = parser("score", "Score tokens with a pretrained model, and write its logits and gradients.")
     pretrained.add_model(p)
-    p.add_argument("--mesh", type=mesh, help="ranks along each axis, as in tp=2,dp=2 (all along tp)")
+    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in tp=2,dp=2 (all along tp)")
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="what to score, by the model's tokenizer")
     what.add_argument("--text-file", metavar="FILE", type=Path, help="the same from a file")
@@ -40,104 +43,120 @@ def options() -> argparse.ArgumentParser:
     return p
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
-    args.mesh = settled(args.mesh, ranks, "tp")
-    args.source = pretrained.opened(args.model, args.mesh["tp"])
-    args.tokenizer = pretrained.tokenizer(args.source)
-    args.ids = pretrained.sequences(args)
-    if args.ids.shape[1] < 2:
+class Task(NamedTuple):
+    """Ranks along each axis, the model, and the ids of the tokens to score (B sequences, S tokens)."""
+
+    axes: dict[str, int]
+    source: Source
+    tokenizer: Tokenizer | None
+    ids: np.ndarray
+
+
+def check(args: argparse.Namespace, ranks: int) -> Task:
+    axes = settled(args.mesh, ranks, "tp")
+    source = pretrained.opened(args.model, axes["tp"])
+    tokenizer = pretrained.tokenizer(source)
+    ids = pretrained.sequences(args, source, tokenizer)
+    if ids.shape[1] < 2:
         raise UsageError("1 token predicts nothing that could be scored: use 2 or more")
-    pretrained.check_ids(args.ids, args.source.config, args.ids.shape[1])
-    if len(args.ids) < args.mesh["dp"]:
-        raise UsageError(
-            f"cannot deal {len(args.ids)} sequences to dp={args.mesh['dp']}: use dp={len(args.ids)} or less, or more sequences"
-        )
+    pretrained.check_ids(ids, source.config, ids.shape[1])
+    if len(ids) < axes["dp"]:
+        raise UsageError(f"cannot deal {len(ids)} sequences to dp={axes['dp']}: use dp={len(ids)} or less, or more sequences")
     for out in (args.logits, args.gradients):
         if out is not None and not out.absolute().parent.is_dir():
             raise UsageError(f"cannot write {out}: there is no folder {out.absolute().parent}")
+    return Task(axes, source, tokenizer, ids)
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
-    control = Control(comm)
-    mesh = start.make_mesh(args, comm, **args.mesh)
-    begun = perf_counter()
-    model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
-    load_seconds = perf_counter() - begun
+class Scored:
+    """A forward of this rank on its share of the sequences. `nats`: of all ranks' tokens together.
 
-    B, S = args.ids.shape
-    sequences = even(B, mesh.dp.size, "sequences")
-    mine = sequences.take(args.ids, 0, mesh.dp.rank)
-    targets = np.concatenate([mine[:, 1:], np.full((len(mine), 1), -1)], axis=1)
-    begun = perf_counter()
-    with mesh.phase("forward"):
-        logits_Tv, saved = model.forward(mine.reshape(-1), [S] * len(mine))
-        nll_T, saved_loss = model.loss.forward(logits_Tv, targets.reshape(-1))
-    with mesh.phase("score"):
-        total = mesh.dp.all_reduce(np.array([nll_T.sum(dtype=np.float64)])).item()
-    seconds = perf_counter() - begun
-    loss = total / (B * (S - 1))
-    predicted = [t for t in model.traffic(mine.size) if t.phase == "forward"] + [Traffic("all_reduce", "dp", "score", 8)]
-    V, b = args.source.config.vocabulary, logits_Tv.itemsize
-    if args.logits is not None:
+    `predicted`: what it and each further method send, by the closed forms.
+    """
+
+    def __init__(self, task: Task, mesh: Mesh, dtype: str) -> None:
+        self.mesh, self.source, (B, S) = mesh, task.source, task.ids.shape
+        begun = perf_counter()
+        self.model = model = build(task.source.config, mesh.tp, task.source.weights(dtype))
+        self.load_seconds = perf_counter() - begun
+        sequences = even(B, mesh.dp.size, "sequences")
         # By tokens over dp: sequences are dealt out whole.
-        tokens = Cut(B * S, tuple((a * S, e * S) for a, e in sequences.bounds))
+        self.cut = Cut(B * S, tuple((a * S, e * S) for a, e in sequences.bounds))
+        mine = sequences.take(task.ids, 0, mesh.dp.rank)
+        targets = np.concatenate([mine[:, 1:], np.full((len(mine), 1), -1)], axis=1)
+        begun = perf_counter()
+        with mesh.phase("forward"):
+            self.logits_Tv, self.saved = model.forward(mine.reshape(-1), [S] * len(mine))
+            nll_T, self.saved_loss = model.loss.forward(self.logits_Tv, targets.reshape(-1))
         with mesh.phase("score"):
-            whole_TV = mesh.dp.all_gather(mesh.tp.all_gather(logits_Tv, 1, model.embedding.cut), 0, tokens)
-        predicted += [Traffic("all_gather", "tp", "score", message((mine.size, V), b))]
-        predicted += [Traffic("all_gather", "dp", "score", message((B * S, V), b))]
-        if comm.rank == 0:
-            pretrained.write(args.logits, lambda file: np.save(file, whole_TV.reshape(B, S, V)))
-    if args.gradients is not None:
-        flat = Flat(model.filling_order)
-        sums = GradientSums(flat, mesh.dp, BUCKET)
-        with mesh.phase("backward"):
-            dnll_T = np.full(mine.size, 1 / (B * (S - 1)), logits_Tv.dtype)
-            model.backward(model.loss.backward(dnll_T, saved_loss), saved, sums.filled)
+            self.nats = mesh.dp.all_reduce(np.array([nll_T.sum(dtype=np.float64)])).item()
+        self.seconds = perf_counter() - begun
+        self.count = B * (S - 1)
+        self.traffic = model.traffic(mine.size)
+        self.predicted = [t for t in self.traffic if t.phase == "forward"] + [Traffic("all_reduce", "dp", "score", 8)]
+
+    def logits(self) -> np.ndarray:
+        """(B S, V), of all ranks."""
+        tp, dp, V = self.mesh.tp, self.mesh.dp, self.source.config.vocabulary
+        with self.mesh.phase("score"):
+            mine_TV = tp.all_gather(self.logits_Tv, 1, self.model.embedding.cut)
+            whole_TV = dp.all_gather(mine_TV, 0, self.cut)
+        for axis, rows in (("tp", len(mine_TV)), ("dp", len(whole_TV))):
+            self.predicted.append(Traffic("all_gather", axis, "score", message((rows, V), mine_TV.itemsize)))
+        return whole_TV
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """Of the mean loss, whole, by the names of our parameters."""
+        model, dtype = self.model, self.logits_Tv.dtype
+        sums = GradientSums(Flat(model.filling_order), self.mesh.dp, BUCKET)
+        with self.mesh.phase("backward"):
+            dnll_T = np.full(len(self.logits_Tv), 1 / self.count, dtype)
+            model.backward(model.loss.backward(dnll_T, self.saved_loss), self.saved, sums.filled)
             sums.finish()
-        with mesh.phase("score"):
-            gradients = {p.name: p.whole(mesh.tp, p.grad) for p in model.parameters}
-        predicted += [t for t in model.traffic(mine.size) if t.phase == "backward"] + sums.traffic()
-        predicted += [
-            Traffic("all_gather", "tp", "score", message((prod(p.layout.shape) // cut.length, sum(cut.sizes)), b))
+        with self.mesh.phase("score"):
+            whole = {p.name: p.whole(self.mesh.tp, p.grad) for p in model.parameters}
+        self.predicted += [t for t in self.traffic if t.phase == "backward"] + sums.traffic()
+        self.predicted += [
+            Traffic("all_gather", "tp", "score", message((prod(p.layout.shape) // cut.length, sum(cut.sizes)), dtype.itemsize))
             for p in model.parameters
             if (cut := p.layout.cut) is not None
         ]
+        return whole
+
+
+def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
+    control = Control(comm)
+    mesh = start.make_mesh(args, comm, **task.axes)
+    scored = Scored(task, mesh, args.dtype)
+    if args.logits is not None:
+        whole_BSV = scored.logits().reshape(*task.ids.shape, -1)
         if comm.rank == 0:
-            exported = args.source.exported(gradients)
+            pretrained.write(args.logits, lambda file: np.save(file, whole_BSV))
+    if args.gradients is not None:
+        gradients = scored.gradients()
+        if comm.rank == 0:
+            exported = task.source.exported(gradients)
             pretrained.write(args.gradients, lambda file: np.savez(file, **exported))
-    rows = mesh.ledger.report(sent_by(mesh.tp.rank, predicted))
-    told = control.everyone((agrees(rows), pretrained.peak_bytes(), sum(p.data.nbytes for p in model.parameters)))
+    rows = mesh.ledger.report(sent_by(mesh.tp.rank, scored.predicted))
+    sent, memory = zip(*control.everyone((agrees(rows), pretrained.memory(scored.model))), strict=True)
     if comm.rank:
         return 0
-    wrong = [f"communication of rank {r}" for r, (ok, _, _) in enumerate(told) if not ok]
-    data = None if args.tokenizer is None else sum(len(args.tokenizer.decode(row[1:].tolist()).encode()) for row in args.ids)
-    result = {
-        "command": "score",
-        "ok": not wrong,
-        "ranks": comm.size,
-        "mesh": mesh.sizes,
-        "dtype": args.dtype,
-        "model": str(args.source.path),
-        "family": args.source.family,
-        "sequences": B,
-        "tokens": S,
+    loss = scored.nats / scored.count
+    data = 0 if task.tokenizer is None else sum(len(task.tokenizer.decode(row[1:].tolist()).encode()) for row in task.ids)
+    result = report.header("score", args, mesh) | {
+        "model": str(task.source.path),
+        "family": task.source.family,
+        "sequences": len(task.ids),
+        "tokens": task.ids.shape[1],
         "loss": loss,
         "perplexity": exp(loss) if loss < 700 else None,
-        "bits_per_byte": None if not data else total / log(2) / data,
-        "load_seconds": load_seconds,
-        "seconds": seconds,
+        "bits_per_byte": scored.nats / log(2) / data if data else None,
+        "load_seconds": scored.load_seconds,
+        "seconds": scored.seconds,
         "communication": rows,
-        "memory": {
-            "weights_bytes_per_rank": [weights for _, _, weights in told],
-            "peak_bytes_per_rank": [peak for _, peak, _ in told],
-        },
+        "memory": report.by_rank(memory),
     }
-    if args.json:
-        print(json.dumps(result, allow_nan=False))
-    else:
-        show(result)
-        print(f"NOT ALL AGREED: {', '.join(wrong)}" if wrong else "all agreed")
-    return 1 if wrong else 0
+    return report.publish(args.json, result, lambda: show(result), report.of_ranks("communication", sent))
 
 
 def show(result: dict) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 from mpi4py import MPI
 
@@ -26,10 +26,13 @@ from inference.server.server import Server
 from launch import pretrained, report
 from launch.options import UsageError, amount, parser, positive
 from models.build import build
+from models.source import Source
+from models.tokenizer import Tokenizer
 from parallel.control import Control
+from parallel.mesh import Mesh
 
 MIB = 2**20
-# What ranks other than the first, which decides, leave to it.
+# Rank 0 alone handles these.
 IGNORED = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -63,25 +66,33 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
+class Task(NamedTuple):
+    """The model, and on rank 0 the socket at which clients are queued."""
+
+    source: Source
+    tokenizer: Tokenizer | None
+    listening: socket.socket | None
+
+
+def check(args: argparse.Namespace, ranks: int) -> Task:
     if args.max_batch_tokens < args.slots:
         raise UsageError(
             f"--max-batch-tokens {args.max_batch_tokens} is less than --slots {args.slots}, each of which may need one: "
             f"use at least {args.slots}"
         )
-    args.source = pretrained.opened(args.model, ranks)
-    args.tokenizer = pretrained.tokenizer(args.source)
-    # Last: what can go wrong with it depends on who else is there.
-    args.listening = listening(args.host, args.port) if start.begin().rank == 0 else None
+    source = pretrained.opened(args.model, ranks)
+    tokenizer = pretrained.tokenizer(source)
+    # Last: it may fail because of another process, though the options are fine.
+    return Task(source, tokenizer, listening(args.host, args.port) if start.begin().rank == 0 else None)
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket at which clients are queued from now on. Raises UsageError where that cannot be."""
+    """A socket at which clients are queued from now on. Raises UsageError where it cannot be made."""
     made = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         made = socket.socket(family, kind, protocol)
-        # Not for one that is in use, but for one whose last connections are not forgotten yet.
+        # A port that was just closed can be used at once, one that is in use cannot.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen(2048)
@@ -94,7 +105,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def blocks_of(args: argparse.Namespace, bytes_per_token: int) -> int:
-    """Blocks in a rank's KV memory. Raises UsageError for none."""
+    """Blocks in a rank's KV memory. Raises UsageError if there is room for none."""
     blocks = args.kv_memory_mib * MIB // (BLOCK * bytes_per_token)
     if not blocks:
         least = -(-BLOCK * bytes_per_token // MIB)
@@ -105,13 +116,13 @@ def blocks_of(args: argparse.Namespace, bytes_per_token: int) -> int:
     return blocks
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     control = Control(comm)
     mesh = start.make_mesh(args, comm, tp=comm.size)
-    model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
+    model = build(task.source.config, mesh.tp, task.source.weights(args.dtype))
     bytes_per_token = max(control.everyone(make_cache(model, "paged").bytes_per_token))
     blocks = blocks_of(args, bytes_per_token)
-    context = min(args.source.config.context, blocks * BLOCK)
+    context = min(task.source.config.context, blocks * BLOCK)
     scheduler = POLICIES[args.policy](
         blocks,
         slots=args.slots,
@@ -121,28 +132,29 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     )
     engine = Engine(model, mesh, control, scheduler, args.speculate == "ngram")
     if comm.rank == 0:
-        told = served(args, comm.size, engine, context, bytes_per_token)
+        result = served(args, task, mesh, engine, context, bytes_per_token)
     else:
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
         engine.follow()
     peaks = control.everyone(pretrained.peak_bytes())
-    if comm.rank == 0:
-        publish(args, told | {"memory": {"peak_bytes_per_rank": peaks}})
-    return 0
+    if comm.rank:
+        return 0
+    result["memory"] = {"peak_bytes_per_rank": peaks}
+    return report.publish(args.json, result, lambda: show(result), agreed=None)
 
 
 def name_of(path: Path) -> str:
-    """A model's name for its clients: its folder's, or its file's without how it is quantised."""
+    """The name that clients use for a model: that of its folder, or of its file without the quantisation."""
     return re.sub(r"[.-](I?Q\d\w*|BF16|F16|F32)$", "", path.stem) if path.is_file() else path.resolve().name
 
 
-def served(args: argparse.Namespace, ranks: int, engine: Engine, context: int, bytes_per_token: int) -> dict:
-    """Serve until told to stop: what came of it, for JSON."""
-    name = name_of(args.source.path)
+def served(args: argparse.Namespace, task: Task, mesh: Mesh, engine: Engine, context: int, bytes_per_token: int) -> dict:
+    """Serve until a signal ends it. Returns what happened, for JSON."""
+    name, tokenizer = name_of(task.source.path), task.tokenizer
     about = {
         "model": name,
-        "ranks": ranks,
+        "ranks": mesh.tp.size,
         "dtype": args.dtype,
         "context": context,
         "slots": args.slots,
@@ -150,32 +162,28 @@ def served(args: argparse.Namespace, ranks: int, engine: Engine, context: int, b
         "blocks": engine.scheduler.pool.size,
         "policy": args.policy,
         "speculate": args.speculate,
-        "chat": args.tokenizer is not None and args.tokenizer.chats,
-        "text": args.tokenizer is not None,
+        "chat": tokenizer is not None and tokenizer.chats,
+        "text": tokenizer is not None,
     }
-    server = Server(engine, Model(name, args.tokenizer, context), about, args.drain_seconds, args.verbose)
+    server = Server(engine, Model(name, tokenizer, context), about, args.drain_seconds, args.verbose)
     begun = perf_counter()
-    server.run(args.listening, ready(args, about))
+    server.run(task.listening, ready(about, task.listening, task.source.config.context))
     seconds = perf_counter() - begun
-    counts = engine.scheduler.metrics()
-    return {
-        "command": "serve",
-        "ok": True,
-        **about,
-        "model": str(args.source.path),
+    more = {
+        "model": str(task.source.path),
         "served_model": name,
         "kv_bytes_per_token_per_rank": bytes_per_token,
         "seconds": seconds,
         "responses": {str(status): n for status, n in sorted(server.metrics.responses.items())},
-        "counts": counts,
+        "counts": engine.scheduler.metrics(),
     }
+    return report.header("serve", args, mesh) | about | more
 
 
-def ready(args: argparse.Namespace, about: dict) -> Callable[[], None]:
-    """Says, once, where who serves what."""
-    host, port = args.listening.getsockname()[:2]
+def ready(about: dict, listening: socket.socket, most: int) -> Callable[[], None]:
+    """What prints where the model is served, and with how much room. `most`: the model's context."""
+    host, port = listening.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    most = args.source.config.context
     clamped = f", of the model's {most:,}, by --kv-memory-mib" if about["context"] < most else ""
     line = (
         f"{about['model']} at {url} on {about['ranks']} rank{'' if about['ranks'] == 1 else 's'}, {about['slots']} slots, "
@@ -185,10 +193,8 @@ def ready(args: argparse.Namespace, about: dict) -> Callable[[], None]:
     return lambda: print(line, file=sys.stderr, flush=True)
 
 
-def publish(args: argparse.Namespace, result: dict) -> None:
-    if args.json:
-        print(json.dumps(result, allow_nan=False))
-        return
+def show(result: dict) -> None:
+    """The report for people."""
     counts = result["counts"]
     answers = ", ".join(f"{n} {reason}" for reason, n in sorted(counts["finished"].items())) or "none"
     rows = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from mpi4py import MPI
 
@@ -25,14 +25,15 @@ from launch.options import UsageError, amount, parser, positive
 from launch.pictures import occupancy
 from layers.transformer import Transformer
 from models.build import build
+from models.source import Source
 from parallel.control import Control
 from parallel.mesh import Mesh
 
 # Lengths in and out and the largest token id: a small twin of nano-vllm's workload, and that itself.
 SCALED, FULL = ((8, 64), 255), ((100, 1024), 10000)
-# Static first, as what continuous batching is compared with.
+# Static first: continuous batching is compared with it.
 ORDER = tuple(sorted(POLICIES, reverse=True))
-# Of a warm-up, which is as many requests as there are slots.
+# Tokens of a request that warms up. There are as many of these as slots.
 WARM = 4
 
 
@@ -57,61 +58,115 @@ def options() -> argparse.ArgumentParser:
     return p
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
+class Task(NamedTuple):
+    """The workload, when each request comes, and what may run at once.
+
+    Without a model, `source` is None and only slots are limited, if they are given.
+    """
+
+    load: Workload
+    policies: tuple[str, ...]
+    png: Path
+    source: Source | None
+    came: list[float]
+    slots: int | None
+    kv_blocks: int | None
+    max_batch_tokens: int | None
+
+    def scheduler(self, policy: str) -> Scheduler:
+        sizes = {"slots": self.slots, "max_batch_tokens": self.max_batch_tokens, "context": self.source.config.context}
+        return POLICIES[policy](self.kv_blocks, **sizes)
+
+
+def check(args: argparse.Namespace, ranks: int) -> Task:
     if args.scheduler_only:
         given = {"--" + n.replace("_", "-"): getattr(args, n) for n in ("model", "rate", "kv_blocks", "max_batch_tokens")}
         for name in [n for n, value in (given | {"--speculate": args.speculate or None}).items() if value is not None]:
             raise UsageError(f"--scheduler-only counts steps without a model and without limits: leave {name} out")
-    args.policies = ORDER if args.policy == "both" else (args.policy,)
+    policies = ORDER if args.policy == "both" else (args.policy,)
     lengths, last_id = FULL if args.full else SCALED
-    args.requests = args.requests or (256 if args.full else 64)
-    if not args.scheduler_only:
-        args.source = pretrained.opened(args.model, ranks)
-        last_id = min(last_id, args.source.config.vocabulary - 1)
-    args.load = workload.drawn(args.requests, lengths, last_id, args.seed)
-    args.png = args.png or Path("out/serving-timeline.png")
-    pretrained.check_picture(args.png)
-    if args.scheduler_only:
-        return
-    args.slots, args.max_batch_tokens = args.slots or 8, args.max_batch_tokens or 512
-    longest = max(len(p) + m for p, m in zip(*args.load, strict=True))
+    source = None if args.scheduler_only else pretrained.opened(args.model, ranks)
+    if source is not None:
+        last_id = min(last_id, source.config.vocabulary - 1)
+    requests = args.requests or (256 if args.full else 64)
+    load = workload.drawn(requests, lengths, last_id, args.seed)
+    png = args.png or Path("out/serving-timeline.png")
+    pretrained.check_picture(png)
+    if source is None:
+        return Task(load, policies, png, None, [], args.slots, None, None)
+    slots = args.slots or 8
+    longest = max(len(p) + m for p, m in zip(*load, strict=True))
     # The scheduler keeps a block more for each running request.
-    args.kv_blocks = args.kv_blocks or args.slots * (needed(longest) + 1)
+    blocks = args.kv_blocks or slots * (needed(longest) + 1)
     try:
-        args.came = workload.arrivals(args.requests, args.rate, args.seed) if args.rate is not None else [0.0] * args.requests
-        trial = scheduler(args, args.policies[0])
-        for id, (prompt, most) in enumerate(zip(*args.load, strict=True)):
+        came = workload.arrivals(requests, args.rate, args.seed) if args.rate is not None else [0.0] * requests
+        task = Task(load, policies, png, source, came, slots, blocks, args.max_batch_tokens or 512)
+        trial = task.scheduler(policies[0])
+        for id, (prompt, most) in enumerate(zip(*load, strict=True)):
             trial.add(id, prompt, most)
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-def scheduler(args: argparse.Namespace, policy: str) -> Scheduler:
-    sizes = {"slots": args.slots, "max_batch_tokens": args.max_batch_tokens, "context": args.source.config.context}
-    return POLICIES[policy](args.kv_blocks, **sizes)
+    return task
 
 
 # --- with a model
 
 
-def run(args: argparse.Namespace, policy: str, model: Transformer, mesh: Mesh, control: Control) -> tuple[Served, Scheduler]:
+def run(task: Task, policy: str, model: Transformer, mesh: Mesh, control: Control, drafts: bool) -> tuple[Served, Scheduler]:
     """The workload, after a few steps that warm up; what rank 0 saw."""
-    few = Workload(args.load.prompts[: args.slots], [min(WARM, m) for m in args.load.max_tokens[: args.slots]])
-    served, books = Served(args.came), None
-    for load, into in ((few, Served([0.0] * len(few.prompts))), (args.load, served)):
-        books = scheduler(args, policy)
-        engine = Engine(model, mesh, control, books, args.speculate)
+    load = task.load
+    few = Workload(load.prompts[: task.slots], [min(WARM, m) for m in load.max_tokens[: task.slots]])
+    served, books = Served(task.came), None
+    for requests, into in ((few, Served([0.0] * len(few.prompts))), (load, served)):
+        books = task.scheduler(policy)
+        engine = Engine(model, mesh, control, books, drafts)
         if control.rank:
             engine.follow()
             continue
         shown = into is served
-        for _ in report.progress(policy, shown, len(load.prompts))(serve(engine, load, into)):
+        for _ in report.progress(policy, shown, len(requests.prompts))(serve(engine, requests, into)):
             pass
         engine.stop()
     return served, books
 
 
-def told(served: Served, books: Scheduler, policy: str) -> dict:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
+    if task.source is None:
+        return without_model(args, task) if comm.rank == 0 else 0
+    control, first, load = Control(comm), comm.rank == 0, task.load
+    mesh = start.make_mesh(args, comm, tp=comm.size)
+    model = build(task.source.config, mesh.tp, task.source.weights(args.dtype))
+    by_policy, policies, checks = {}, {}, []
+    for policy in task.policies:
+        by_policy[policy], books = run(task, policy, model, mesh, control, args.speculate)
+        if first:
+            policies[policy] = summary(by_policy[policy], books, policy)
+            # The counts depend on when requests come, and on the tokens that are drafted.
+            checks += counted(task, policy, books) if args.rate is None and not args.speculate else []
+    differences = compared(task, model, mesh, control, by_policy) if len(task.policies) > 1 else []
+    wrong = [f"{c['count']}, {c['policy']}, by the {c['by']}" for c in checks if not c["ok"]]
+    wrong += [f"tokens of request {d['request']}" for d in differences if not d["explained"]]
+    if not first:
+        return 1 if wrong else 0
+    schedules = {title(policies[p]): occupancy.cells(by_policy[p].columns, task.slots) for p in task.policies}
+    occupancy.picture(task.png, schedules)
+    result = report.header("serving_bench", args, mesh) | {
+        "model": str(task.source.path),
+        "family": task.source.family,
+        "config": {"requests": len(load.prompts)}
+        | {k: getattr(args, k) for k in ("full", "rate", "speculate")}
+        | {k: getattr(task, k) for k in ("slots", "kv_blocks", "max_batch_tokens")},
+        "load": {"input_tokens": sum(map(len, load.prompts)), "output_tokens": sum(load.max_tokens)},
+        "policies": policies,
+        "ratios": ratios(policies),
+        "checks": checks,
+        "differences": differences,
+        "png": str(task.png),
+    }
+    return report.publish(args.json, result, lambda: show(result, schedules), wrong, f"all agreed: {agreed(result)}", "; ")
+
+
+def summary(served: Served, books: Scheduler, policy: str) -> dict:
     """A policy's counts and latencies, for JSON."""
     metrics = books.metrics()
     kept = ("steps", "decode_steps", "prefill_tokens", "decode_tokens", "draft_tokens", "accepted_tokens", "hit_tokens")
@@ -128,16 +183,17 @@ def told(served: Served, books: Scheduler, policy: str) -> dict:
     }
 
 
-def counted(args: argparse.Namespace, policy: str, books: Scheduler) -> list[dict]:
-    """Checks of what a run counted. Those of a scheduler that runs alone are the same whatever tokens come, where all requests
-    are there at once and nothing is drafted; and they have a closed form where no step lacked budget or blocks."""
-    if args.rate is not None or args.speculate:
-        return []
-    same = scheduler(args, policy)
-    alone(same, args.load)
+def counted(task: Task, policy: str, books: Scheduler) -> list[dict]:
+    """Checks of what a run counted, where all requests are there at once and nothing is drafted.
+
+    A scheduler that runs alone counts the same, whatever tokens come. Where no step lacked budget or blocks, the counts have a
+    closed form, too.
+    """
+    same = task.scheduler(policy)
+    alone(same, task.load)
     expected = [("scheduler alone", asdict(same.counts))]
-    if args.slots * max(map(len, args.load.prompts)) <= args.max_batch_tokens and not same.counts.preemptions:
-        expected.append(("closed form", closed_form(args.load, policy, args.slots)))
+    if task.slots * max(map(len, task.load.prompts)) <= task.max_batch_tokens and not same.counts.preemptions:
+        expected.append(("closed form", closed_form(task.load, policy, task.slots)))
     own = asdict(books.counts)
     return [
         {"policy": policy, "by": by, "count": name, "counted": own[name], "expected": value, "ok": own[name] == value}
@@ -146,59 +202,14 @@ def counted(args: argparse.Namespace, policy: str, books: Scheduler) -> list[dic
     ]
 
 
-def compared(args: argparse.Namespace, model: Transformer, mesh: Mesh, control: Control, by_policy: dict) -> list[dict]:
+def compared(task: Task, model: Transformer, mesh: Mesh, control: Control, by_policy: dict[str, Served]) -> list[dict]:
     """Requests whose tokens the two policies disagree on, and whether rounding explains it; all ranks together."""
     static, continuous = (by_policy[p].tokens for p in ORDER)
     pairs = control.from_first([(id, a, b) for id, (a, b) in enumerate(zip(static, continuous, strict=True)) if a != b])
     if not pairs:
         return []
     it = Generator(model, mesh, make_cache(model, "contiguous"))
-    return [{"request": id, **tie(it, args.load.prompts[id], a, b, args.source.config)} for id, a, b in pairs]
-
-
-def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
-    if args.scheduler_only:
-        return without_model(args) if comm.rank == 0 else 0
-    control, first = Control(comm), comm.rank == 0
-    mesh = start.make_mesh(args, comm, tp=comm.size)
-    model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
-    by_policy, policies, checks = {}, {}, []
-    for policy in args.policies:
-        by_policy[policy], books = run(args, policy, model, mesh, control)
-        if first:
-            policies[policy] = told(by_policy[policy], books, policy)
-            checks += counted(args, policy, books)
-    differences = compared(args, model, mesh, control, by_policy) if len(args.policies) > 1 else []
-    wrong = [f"{c['count']}, {c['policy']}, by the {c['by']}" for c in checks if not c["ok"]]
-    wrong += [f"tokens of request {d['request']}" for d in differences if not d["explained"]]
-    if not first:
-        return 1 if wrong else 0
-    schedules = {title(policies[p]): occupancy.cells(by_policy[p].columns, args.slots) for p in args.policies}
-    occupancy.picture(args.png, schedules)
-    result = {
-        "command": "serving_bench",
-        "ok": not wrong,
-        "ranks": comm.size,
-        "mesh": mesh.sizes,
-        "dtype": args.dtype,
-        "seed": args.seed,
-        "model": str(args.source.path),
-        "family": args.source.family,
-        "config": {k: getattr(args, k) for k in ("requests", "full", "rate", "slots", "kv_blocks", "max_batch_tokens")}
-        | {"speculate": args.speculate},
-        "load": {"input_tokens": sum(map(len, args.load.prompts)), "output_tokens": sum(args.load.max_tokens)},
-        "policies": policies,
-        "ratios": ratios(policies),
-        "checks": checks,
-        "differences": differences,
-        "png": str(args.png),
-    }
-    if args.json:
-        print(json.dumps(result, allow_nan=False))
-    else:
-        show(result, schedules)
-        print(f"NOT ALL AGREED: {'; '.join(wrong)}" if wrong else f"all agreed: {agreed(result)}")
-    return 1 if wrong else 0
+    return [{"request": id, **tie(it, task.load.prompts[id], a, b, task.source.config)} for id, a, b in pairs]
 
 
 def ratios(policies: dict[str, dict]) -> dict[str, float]:
@@ -215,17 +226,17 @@ def ratios(policies: dict[str, dict]) -> dict[str, float]:
 # --- without
 
 
-def without_model(args: argparse.Namespace) -> int:
+def without_model(args: argparse.Namespace, task: Task) -> int:
     """Decode steps at several numbers of slots, against their closed forms; and what blocks and padding waste."""
-    sizes = [args.slots] if args.slots else [4, 8, 16, 32, 64] if args.full else [4, 8, 16]
-    prompts, after_first = args.load.prompts, [m - 1 for m in args.load.max_tokens]
+    sizes = [task.slots] if task.slots else [4, 8, 16, 32, 64] if args.full else [4, 8, 16]
+    prompts, after_first = task.load.prompts, [m - 1 for m in task.load.max_tokens]
     rows, schedules = [], {}
     for slots in sizes:
         row = {"slots": slots, "at_least": -(-sum(after_first) // slots), "padding_waste": padding(prompts, slots)}
-        for policy in args.policies:
+        for policy in task.policies:
             # Prompts and decodes in steps of their own: a decode step is one in which every slot gets a token.
             books = APART[policy](slots=slots, max_batch_tokens=sum(map(len, prompts)) + slots)
-            columns = alone(books, args.load)
+            columns = alone(books, task.load)
             steps, form = books.counts.decode_steps, STEPS[policy](after_first, slots)
             use = sum(after_first) / (steps * slots) if steps else 0.0
             row[policy] = {"decode_steps": steps, "closed_form": form, "slot_use": use, "ok": steps == form}
@@ -233,28 +244,20 @@ def without_model(args: argparse.Namespace) -> int:
                 name = f"{policy}, {slots} slots: {steps} decode steps, {use:.0%} of the slots in use"
                 schedules[name] = occupancy.cells(columns, slots)
         rows.append(row)
-    occupancy.picture(args.png, schedules)
-    lengths = [len(p) + m for p, m in zip(*args.load, strict=True)]
+    occupancy.picture(task.png, schedules)
+    lengths = [len(p) + m for p, m in zip(*task.load, strict=True)]
     blocks = sum(map(needed, lengths))
-    wrong = [f"{p} at {r['slots']} slots" for r in rows for p in args.policies if not r[p]["ok"]]
-    result = {
-        "command": "serving_bench",
-        "ok": not wrong,
+    result = report.header("serving_bench") | {
         "seed": args.seed,
-        "config": {"requests": args.requests, "full": args.full, "scheduler_only": True},
-        "load": {"input_tokens": sum(map(len, prompts)), "output_tokens": sum(args.load.max_tokens)},
+        "config": {"requests": len(prompts), "full": args.full, "scheduler_only": True},
+        "load": {"input_tokens": sum(map(len, prompts)), "output_tokens": sum(task.load.max_tokens)},
         "rows": rows,
         "blocks": {"of": BLOCK, "count": blocks, "tokens": sum(lengths), "waste": 1 - sum(lengths) / (blocks * BLOCK)},
-        "png": str(args.png),
+        "png": str(task.png),
     }
-    if args.json:
-        print(json.dumps(result, allow_nan=False))
-    else:
-        show_steps(result, args.policies)
-        occupancy.show(schedules)
-        print(f"The picture is {args.png}")
-        print(f"NOT ALL AGREED: {', '.join(wrong)}" if wrong else "all agreed: decode steps are those of the closed forms")
-    return 1 if wrong else 0
+    wrong = [f"{p} at {r['slots']} slots" for r in rows for p in task.policies if not r[p]["ok"]]
+    agreed = "all agreed: decode steps are those of the closed forms"
+    return report.publish(args.json, result, lambda: show_steps(result, task.policies, schedules), wrong, agreed)
 
 
 def padding(prompts: list[list[int]], slots: int) -> float:
@@ -263,7 +266,7 @@ def padding(prompts: list[list[int]], slots: int) -> float:
     return 1 - sum(map(sum, groups)) / sum(max(g) * len(g) for g in groups)
 
 
-# --- what people get
+# --- for people
 
 
 def title(policy: dict) -> str:
@@ -303,15 +306,12 @@ def show(result: dict, schedules: dict) -> None:
         ],
     )
     names = {"ttft": "time to first token", "tpot": "time per output token", "itl": "inter-token latency"}
+    kept = ("mean", "p50", "p95", "p99")
     report.table(
         "Milliseconds, by vLLM's definitions",
-        ("", "", "mean", "p50", "p95", "p99"),
+        ("", "", *kept),
         [
-            (
-                label if n == 0 else "",
-                p["policy"],
-                *("-" if s is None else f"{1e3 * s[k]:.1f}" for k in ("mean", "p50", "p95", "p99")),
-            )
+            (label if n == 0 else "", p["policy"], *("-" if s is None else f"{1e3 * s[k]:.1f}" for k in kept))
             for kind, label in names.items()
             for n, p in enumerate(policies)
             for s in (p[f"{kind}_seconds"],)
@@ -333,7 +333,7 @@ def show(result: dict, schedules: dict) -> None:
         print(f"continuous gives {rate:.2f} times the output tokens/s of static, with {steps:.2f} times fewer steps")
 
 
-def show_steps(result: dict, policies: tuple[str, ...]) -> None:
+def show_steps(result: dict, policies: tuple[str, ...], schedules: dict) -> None:
     load, blocks = result["load"], result["blocks"]
     both = len(policies) > 1
     report.table(
@@ -358,6 +358,8 @@ def show_steps(result: dict, policies: tuple[str, ...]) -> None:
     print(
         f"blocks of {blocks['of']}: {blocks['count']:,} for {blocks['tokens']:,} tokens, {blocks['waste']:.2%} of them empty\n"
     )
+    occupancy.show(schedules)
+    print(f"The picture is {result['png']}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from mpi4py import MPI
 
@@ -21,8 +22,12 @@ from launch.measure.acceptance import alpha_by_overlap, costs, draft_operations,
 from launch.measure.prompts import PROMPTS
 from launch.options import UsageError, amount, parser, positive
 from launch.pictures.speculate import picture
+from layers.transformer import Transformer
 from models.build import build
+from models.source import Source
+from models.tokenizer import Tokenizer
 from parallel.control import Control
+from parallel.mesh import Mesh
 
 DEFAULT_PROMPTS = ("story", "rename", "quotes", "list")
 # Worth it is what gains more than measuring scatters.
@@ -70,129 +75,138 @@ def options() -> argparse.ArgumentParser:
     return p
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
-    args.sampling = Sampling(args.temperature, seed=args.seed)
-    args.source = pretrained.opened(args.model, ranks)
-    layers = args.source.config.layers
-    if args.drafts is None:
-        args.drafts = [] if args.draft else ["ngram", *([f"layers={max(1, layers // 3)}"] if layers > 1 else [])]
-    for kind in args.drafts or [None]:
-        asked = argparse.Namespace(source=args.source, speculate=kind, draft=None, draft_whole=False)
-        pretrained.check_speculation(asked, ranks)
-    asked = argparse.Namespace(source=args.source, speculate=None, draft=args.draft, draft_whole=False)
-    pretrained.check_speculation(asked, ranks)
-    args.draft_source = asked.draft_source
-    args.tokenizer = pretrained.tokenizer(args.source)
-    args.ids = prompts(args)
+class Task(NamedTuple):
+    """The model, ids by the name of their prompt, and what drafts: the model itself (`drafts`: how), or another (`draft`)."""
+
+    source: Source
+    tokenizer: Tokenizer | None
+    prompts: dict[str, list[int]]
+    sampling: Sampling
+    drafts: list[str]
+    draft: Source | None
+
+
+def check(args: argparse.Namespace, ranks: int) -> Task:
+    source = pretrained.opened(args.model, ranks)
+    drafts, layers = args.drafts, source.config.layers
+    if drafts is None:
+        drafts = [] if args.draft else ["ngram", *([f"layers={max(1, layers // 3)}"] if layers > 1 else [])]
+    for kind in drafts:
+        pretrained.check_layers(kind, source.config)
+    draft = pretrained.draft_of(args.draft, ranks, source.config)
+    tokenizer = pretrained.tokenizer(source)
+    prompts = ids_of_prompts(args, source, tokenizer)
     if args.max_new_tokens < 2:
         raise UsageError("--max-new-tokens 1 leaves nothing to draft: use 2 or more")
-    for name, ids in args.ids.items():
+    for name, ids in prompts.items():
         # The costs are measured on as many rows more as are verified at once.
-        room = args.source.config.context - args.max_new_tokens - MOST - 1
+        room = source.config.context - args.max_new_tokens - MOST - 1
         if not 0 < len(ids) <= room:
             raise UsageError(
                 f"{name} of {len(ids)} tokens with --max-new-tokens {args.max_new_tokens} does not fit into the model's "
-                f"context of {args.source.config.context}: use 1 to {room} tokens"
+                f"context of {source.config.context}: use 1 to {room} tokens"
             )
-        pretrained.check_ids(ids, args.source.config, len(ids))
+        pretrained.check_ids(ids, source.config, len(ids))
     pretrained.check_picture(args.png)
+    return Task(source, tokenizer, prompts, Sampling(args.temperature, seed=args.seed), drafts, draft)
 
 
-def prompts(args: argparse.Namespace) -> dict[str, list[int]]:
+def ids_of_prompts(args: argparse.Namespace, source: Source, tokenizer: Tokenizer | None) -> dict[str, list[int]]:
     if args.tokens is not None:
         return {"tokens": args.tokens}
     names = list(PROMPTS) if args.prompts == "all" else args.prompts.split(",")
     for name in names:
         if name not in PROMPTS:
             raise UsageError(f"--prompts has no {name!r}: use some of {', '.join(PROMPTS)}, or all")
-    if args.tokenizer is None:
-        raise UsageError(f"prompts need a tokenizer, which {args.source.path} has not: give token ids with --tokens")
+    if tokenizer is None:
+        raise UsageError(f"prompts need a tokenizer, which {source.path} has not: give token ids with --tokens")
     try:
-        return {name: PROMPTS[name].ids(args.tokenizer) for name in names}
+        return {name: PROMPTS[name].ids(tokenizer) for name in names}
     except ValueError as error:
         raise UsageError(f"--prompts {args.prompts}: {error}: use story,essay,function,list, which are no chats") from None
 
 
-# --- the runs
+def drafting(args: argparse.Namespace, task: Task, model: Transformer, mesh: Mesh) -> dict[str, Speculative]:
+    """A generator for each way to draft, each with a cache of its own."""
+    ways: dict[str, str | Generator] = {kind: kind for kind in task.drafts}
+    if task.draft is not None:
+        other = build(task.draft.config, mesh.tp, task.draft.weights(args.dtype))
+        ways["model"] = Generator(other, mesh, make_cache(other, args.cache))
+    return {name: Speculative(model, mesh, make_cache(model, args.cache), way) for name, way in ways.items()}
 
 
-def timed_tokens(it: Generator, args: argparse.Namespace, prompt: list[int]) -> tuple[list[int], float]:
-    """New tokens, and seconds of one of those that were decoded."""
+def timed_tokens(it: Generator, task: Task, prompt: list[int], most: int) -> tuple[list[int], float]:
+    """At most so many new tokens, and seconds of one of those that were decoded."""
     it.timings = Timings()
-    ends = frozenset() if args.tokenizer is None else frozenset(args.tokenizer.eos_ids)
-    tokens = [s.token for s in it.tokens(prompt, args.sampling, args.max_new_tokens, ends=ends)]
+    ends = frozenset() if task.tokenizer is None else frozenset(task.tokenizer.eos_ids)
+    tokens = [s.token for s in it.tokens(prompt, task.sampling, most, ends=ends)]
     return tokens, it.timings.decode_seconds / max(1, it.timings.decode_tokens)
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
-    control, first = Control(comm), comm.rank == 0
-    mesh = start.make_mesh(args, comm, tp=comm.size)
-    model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
-    plain = Generator(model, mesh, make_cache(model, args.cache))
-    drafters = {kind: Speculative(model, mesh, make_cache(model, args.cache), kind) for kind in args.drafts}
-    if args.draft_source is not None:
-        other = build(args.draft_source.config, mesh.tp, args.draft_source.weights(args.dtype))
-        draft = Generator(other, mesh, make_cache(other, args.cache))
-        drafters["model"] = Speculative(model, mesh, make_cache(model, args.cache), draft)
-    name, ids = next(iter(args.ids.items()))
-    verify, c = costs(drafters, ids, args.sampling, args.gammas, comm)
-    ops = {kind: draft_operations(it) for kind, it in drafters.items()}
-    rows, differences, alphas = [], [], {}
-    every = [(name, gamma) for name in args.ids for gamma in args.gammas]
-    for name, gamma in report.progress("speculating", first)(every):
-        tokens, step_seconds = timed_tokens(plain, args, args.ids[name])
+def in_turn(task: Task, gammas: list[int], most: int, plain: Generator, drafters: dict[str, Speculative]) -> Iterator[tuple]:
+    """Each prompt, gamma by gamma, plainly and then with each draft. Yields what a row is about, its alpha and account, its
+    speed over that of plain decoding, and where greedy tokens differ."""
+    alphas = {}
+    for name, gamma in ((name, gamma) for name in task.prompts for gamma in gammas):
+        prompt = task.prompts[name]
+        tokens, step_seconds = timed_tokens(plain, task, prompt, most)
         if len(tokens) < 2:
             raise UsageError(f"the model ends at once after {name}: use another prompt")
         for kind, it in drafters.items():
             if (name, kind) not in alphas:
-                alphas[name, kind] = alpha_by_overlap(it, args.ids[name] + tokens, len(tokens), args.sampling)
+                alphas[name, kind] = alpha_by_overlap(it, prompt + tokens, len(tokens), task.sampling)
             it.gamma, it.account = Gamma(gamma), Account()
-            got, seconds = timed_tokens(it, args, args.ids[name])
-            rows.append({"prompt": name, "draft": kind, "gamma": gamma, "alpha": alphas[name, kind]})
-            rows[-1] |= told(it.account, gamma, verify, c[kind], ops[kind], alphas[name, kind], step_seconds / seconds)
-            found = tie(plain, args.ids[name], tokens, got, args.source.config) if args.temperature == 0 else None
-            if found is not None:
-                differences.append({"prompt": name, "draft": kind, "gamma": gamma, **found})
+            got, seconds = timed_tokens(it, task, prompt, most)
+            unlike = tie(plain, prompt, tokens, got, task.source.config) if task.sampling.temperature == 0 else None
+            about = {"prompt": name, "draft": kind, "gamma": gamma}
+            yield about, alphas[name, kind], it.account, step_seconds / seconds, unlike
+
+
+def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
+    control, first, source = Control(comm), comm.rank == 0, task.source
+    mesh = start.make_mesh(args, comm, tp=comm.size)
+    model = build(source.config, mesh.tp, source.weights(args.dtype))
+    plain = Generator(model, mesh, make_cache(model, args.cache))
+    drafters = drafting(args, task, model, mesh)
+    verify, c = costs(drafters, next(iter(task.prompts.values())), task.sampling, args.gammas, comm)
+    ops = {kind: draft_operations(it) for kind, it in drafters.items()}
+    rows, differences = [], []
+    turns = in_turn(task, args.gammas, args.max_new_tokens, plain, drafters)
+    count = len(task.prompts) * len(args.gammas) * len(drafters)
+    for about, alpha, account, measured, unlike in report.progress("speculating", first, count)(turns):
+        kind = about["draft"]
+        rows.append({**about, "alpha": alpha, **factors(account, about["gamma"], verify, c[kind], ops[kind], alpha, measured)})
+        if unlike is not None:
+            differences.append({**about, **unlike})
     same = control.everyone([(r["rounds"], r["accepted"]) for r in rows])
-    if not first:
-        return 0 if all(d["explained"] for d in differences) else 1
     wrong = [f"{d['prompt']}, {d['draft']}, gamma {d['gamma']}" for d in differences if not d["explained"]]
-    wrong += [f"rounds of rank {r}" for r, s in enumerate(same) if s != same[0]]
+    if not first:
+        return 1 if wrong else 0
+    wrong += report.of_ranks("rounds", [s == same[0] for s in same])
     picture(args.png, rows, verify, c)
-    result = {
-        "command": "speculate",
-        "ok": not wrong,
-        "ranks": comm.size,
-        "mesh": mesh.sizes,
-        "dtype": args.dtype,
-        "seed": args.seed,
-        "model": str(args.source.path),
-        "family": args.source.family,
-        "config": {
-            "max_new_tokens": args.max_new_tokens,
-            "temperature": args.temperature,
-            "cache": args.cache,
-            "prompts": {name: len(ids) for name, ids in args.ids.items()},
-            "gammas": args.gammas,
-        },
+    result = report.header("speculate", args, mesh) | {
+        "model": str(source.path),
+        "family": source.family,
+        "config": {k: getattr(args, k) for k in ("max_new_tokens", "temperature", "cache", "gammas")}
+        | {"prompts": {name: len(ids) for name, ids in task.prompts.items()}},
         "costs": {"verify": verify, "draft": c, "draft_operations": ops},
         "rows": rows,
         "differences": differences,
         "words": words(rows, verify, c),
         "png": str(args.png),
     }
-    if args.json:
-        print(json.dumps(result, allow_nan=False))
-    else:
-        show(result)
-        greedy = "the greedy tokens are those of plain decoding" if args.temperature == 0 else "drawn tokens are not compared"
-        print(f"NOT ALL AGREED: {'; '.join(wrong)}" if wrong else f"all agreed: {greedy}")
-    return 1 if wrong else 0
+    greedy = "the greedy tokens are those of plain decoding" if args.temperature == 0 else "drawn tokens are not compared"
+    return report.publish(args.json, result, lambda: show(result), wrong, f"all agreed: {greedy}", between="; ")
 
 
-def told(account: Account, gamma: int, verify: list[float], c: float, ops: float, alpha: float | None, measured: float) -> dict:
-    """A run's counts and factors. What it drafted round by round is known: a draft that does not always propose `gamma` tokens
-    is predicted by those that it did, beside the theorems, which take it to. Null: without a draft there is no alpha."""
+def factors(
+    account: Account, gamma: int, verify: list[float], c: float, ops: float, alpha: float | None, measured: float
+) -> dict:
+    """A run's counts and factors. Null: without a draft there is no alpha.
+
+    The theorems take a draft to propose `gamma` tokens always. What it proposed in each round is known: the numbers "of these
+    rounds" are predicted from that.
+    """
     a = 0.0 if alpha is None else alpha
     drafted = {rows - 1: len(seconds) for rows, seconds in account.verify_seconds.items()}
     made = sum(many * expected_tokens(a, n) for n, many in drafted.items())
@@ -215,17 +229,13 @@ def told(account: Account, gamma: int, verify: list[float], c: float, ops: float
     }
 
 
-# --- what people get
-
-
 def words(rows: list[dict], verify: list[float], c: dict[str, float]) -> list[str]:
     """Is it worth it, and why: a sentence or two for each draft."""
     said = []
     for kind in c:
         best: dict[str, dict] = {}
         for r in (r for r in rows if r["draft"] == kind):
-            if r["prompt"] not in best or r["factor_measured"] > best[r["prompt"]]["factor_measured"]:
-                best[r["prompt"]] = r
+            best[r["prompt"]] = max(best.get(r["prompt"], r), r, key=lambda r: r["factor_measured"])
         name = lambda r: f"{r['prompt']} ({r['factor_measured']:.2f} at gamma {r['gamma']}, alpha {r['alpha'] or 0:.2f})"  # noqa: E731
         pays = [name(r) for r in best.values() if r["factor_measured"] > GAIN]
         not_ = [name(r) for r in best.values() if r["factor_measured"] <= GAIN]

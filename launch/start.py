@@ -24,7 +24,7 @@ from typing import NoReturn
 from launch.process import keeper, launcher
 from parallel import threads
 
-# What a user has set stands.
+# What a user has set is kept.
 _threads_given = any(v in os.environ for v in threads.BLAS_VARIABLES)
 _set_here = () if _threads_given else threads.BLAS_VARIABLES
 for _variable in _set_here:
@@ -117,14 +117,14 @@ def _leave_with_error(problem: str) -> NoReturn:
         own = os.path.join(os.path.dirname(sys.executable), "mpirun")
         print(f"error: {problem}: use its own mpirun, {own}", file=sys.stderr, flush=True)
     else:
-        # The first rank to leave with a status takes the others along: let rank 0 speak before.
+        # The launcher ends all ranks when the first one leaves with a status: rank 0 prints before that.
         time.sleep(0.5)
     os._exit(2)
 
 
 @cache
 def _fault() -> fault.Fault | None:
-    """What the environment says should go wrong. Raises UsageError for what cannot be understood."""
+    """The fault that the environment plants. Raises UsageError if it cannot be understood."""
     try:
         return fault.parsed(os.environ[fault.VARIABLE]) if fault.VARIABLE in os.environ else None
     except ValueError as error:
@@ -151,9 +151,9 @@ def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, **axes: int) -> Mes
 
 
 def under_mpirun(options: argparse.ArgumentParser, name: str, ranks: int, passing: bool = False) -> None:
-    """For a command that means a number of ranks: started without mpirun, it starts itself again, under it.
+    """Start a command again under mpirun, on so many ranks, where it was started without.
 
-    Unusable options and --help are left to `run`. `passing`: the ranks know what to do on SIGTERM, or SIGUSR1 instead.
+    Unusable options and --help are left to `run`. `passing`: the ranks handle SIGTERM, or SIGUSR1 in its place.
     """
     if launcher.size() is not None:
         return
@@ -231,7 +231,7 @@ def outcome(
         try:
             status = main(args, comm, opened)
         except UsageError as error:
-            # It must come on all ranks together.
+            # It is raised on all ranks together.
             if comm.rank == 0:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             status = 2
@@ -248,7 +248,7 @@ def outcome(
 
 
 def _to_the_end_of_all(main: Main) -> Main:
-    """main, watched; leaving it by an exception that is no UsageError ends all ranks."""
+    """main, with a watchdog. An exception other than UsageError ends all ranks."""
 
     def watched(args: argparse.Namespace, comm: MPI.Intracomm, opened: object) -> int:
         _begin().watch(args.timeout)
@@ -257,7 +257,7 @@ def _to_the_end_of_all(main: Main) -> Main:
         except UsageError:
             raise
         except BrokenPipeError:
-            # The reader of rank 0's output has gone, as in `| head`: nothing is left to tell.
+            # The reader of rank 0's output has gone, as in `| head`: nothing is left to print.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             _begin().quietly()
         except BaseException as error:

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -20,7 +21,7 @@ from launch.measure import products, step
 from launch.options import UsageError, parser, positive
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention
-from layers.rope import Linear, Llama3, Rope, Rotation, Scaling, Yarn
+from layers.rope import Linear, Llama3, Rope, Scaling, Yarn
 from parallel.axis import Axis
 from parallel.control import Control
 from parallel.mesh import Mesh
@@ -41,8 +42,8 @@ SPREAD = 0.1
 # Inputs of this size make the softmax sharp: a flat one forgives a wrong scale or mask.
 SHARP = 2.0
 EPS = 1e-6
-# Seconds that deriving the entries of one tensor may take; and what these take, about: a head, a row of its scores, a score,
-# and a weight, read and multiplied. Counted, not measured, so that the same command compares the same entries.
+# Seconds that deriving the entries of one tensor may take, and about what its parts take: a head, a row of its scores, a score,
+# a weight that is read, and one that is multiplied. Not measured here, so that the same command compares the same entries.
 BUDGET, HEAD, ROW, SCORE, READ, PRODUCT = 0.5, 3e-4, 2.5e-5, 6e-8, 4e-9, 1e-9
 
 
@@ -106,130 +107,131 @@ def _scaling(text: str) -> Scaling | None:
     return kind(**numbers)
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
-    """Settle what was left open, and refuse what cannot be."""
+class Sizes(NamedTuple):
+    """What the options may leave open, settled: `lengths` of the sequences, and widths; a latent's only where there is one."""
+
+    tokens: int
+    lengths: list[int]
+    kv_heads: int
+    d_head: int
+    d_latent: int | None
+    d_nope: int | None
+    d_rope: int | None
+    d_value: int | None
+
+
+def check(args: argparse.Namespace, ranks: int) -> Sizes:
     H, D = args.heads, args.d_model
     if args.d_head is None and D % H:
         raise UsageError(f"--heads {H} does not divide --d-model {D}: use a divisor of {D}, or give --d-head")
-    args.d_head = args.d_head or D // H
-    if args.kind == "gqa" and args.kv_heads is None:
-        args.kv_heads = next(k for k in range(max(1, H // 2), 0, -1) if H % k == 0)
-    own = {"mha": H, "mqa": 1, "mla": H}.get(args.kind, args.kv_heads)
-    if args.kv_heads not in (None, own):
-        raise UsageError(f"--kind {args.kind} has {own} kv-heads, not {args.kv_heads}: use --kind gqa, or no --kv-heads")
-    args.kv_heads = own
-    if H % own:
-        raise UsageError(f"--kv-heads {own} does not divide --heads {H}: use a divisor of {H}")
+    E = args.d_head or D // H
+    grouped = args.kv_heads or _largest_group(H)
+    K = {"mha": H, "mqa": 1, "mla": H}.get(args.kind, grouped)
+    if args.kv_heads not in (None, K):
+        raise UsageError(f"--kind {args.kind} has {K} kv-heads, not {args.kv_heads}: use --kind gqa, or no --kv-heads")
+    if H % K:
+        raise UsageError(f"--kv-heads {K} does not divide --heads {H}: use a divisor of {H}")
     if ranks > H:
         raise UsageError(f"cannot cut --heads {H} over {ranks} ranks: use at most {H} ranks or more --heads")
+    latent = [args.d_latent, args.d_nope, args.d_rope, args.d_value]
     if args.kind == "mla":
-        args.d_latent = args.d_latent or 4 * args.d_head
-        args.d_nope, args.d_value = args.d_nope or args.d_head, args.d_value or args.d_head
-        args.d_rope = args.d_rope or max(2, args.d_head // 4 * 2)
-        if args.d_rope % 2:
-            raise UsageError(f"--d-rope {args.d_rope} cannot be rotated in pairs: use an even width")
+        latent = [given or width for given, width in zip(latent, (4 * E, E, max(2, E // 4 * 2), E), strict=True)]
+        if latent[2] % 2:
+            raise UsageError(f"--d-rope {latent[2]} cannot be rotated in pairs: use an even width")
         if args.qk_norm:
             raise UsageError("--qk-norm is not for --kind mla, which norms its latents: leave it out")
-    elif args.rope != "none" and args.d_head % 2:
-        raise UsageError(
-            f"--rope {args.rope} cannot rotate heads of odd width {args.d_head} in pairs: use an even width, or --rope none"
-        )
+    elif args.rope != "none" and E % 2:
+        raise UsageError(f"--rope {args.rope} cannot rotate heads of odd width {E} in pairs: use an even width, or --rope none")
     if args.rope_base <= 1:
         raise UsageError(f"--rope-base {args.rope_base:g} is no base: use a number above 1, such as 10000")
     if args.rope == "none" and args.rope_scaling is not None:
         raise UsageError("--rope-scaling scales nothing with --rope none: leave one of them out")
-    _settle_lengths(args)
+    lengths = _lengths([n for part in args.sequences for n in part], args.tokens)
+    return Sizes(sum(lengths), lengths, K, E, *latent)
 
 
-def _settle_lengths(args: argparse.Namespace) -> None:
-    """args.lengths and args.tokens, from one count of sequences or from all their lengths."""
-    given = [n for part in args.sequences for n in part]
+def _largest_group(heads: int) -> int:
+    """The largest number of key/value heads that divides the heads, up to half of them."""
+    return next(k for k in range(max(1, heads // 2), 0, -1) if heads % k == 0)
+
+
+def _lengths(given: list[int], tokens: int | None) -> list[int]:
+    """The lengths of the sequences, from their number or from all their lengths."""
     if len(given) > 1:
-        args.lengths = given
-        if args.tokens not in (None, sum(given)):
-            raise UsageError(
-                f"--tokens {args.tokens} is not the sum of --sequences {','.join(map(str, given))}: use {sum(given)}"
-            )
-        args.tokens = sum(given)
-        return
-    count, args.tokens = given[0], args.tokens or 96
-    if count > args.tokens:
-        raise UsageError(f"cannot cut --tokens {args.tokens} into {count} sequences: use at most {args.tokens}")
-    # Ragged: the n-th as long as n others of its share, none empty.
-    ends = [count + (args.tokens - count) * n * (n + 1) // (count * (count + 1)) - (count - n) for n in range(count + 1)]
-    args.lengths = np.diff(ends).tolist()
+        if tokens not in (None, sum(given)):
+            raise UsageError(f"--tokens {tokens} is not the sum of --sequences {','.join(map(str, given))}: use {sum(given)}")
+        return given
+    count, tokens = given[0], tokens or 96
+    if count > tokens:
+        raise UsageError(f"cannot cut --tokens {tokens} into {count} sequences: use at most {tokens}")
+    # Ragged: each has one token, and the n-th gets n shares of the others.
+    ends = [count + (tokens - count) * n * (n + 1) // (count * (count + 1)) - (count - n) for n in range(count + 1)]
+    return np.diff(ends).tolist()
 
 
-def inputs(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def inputs(tokens: int, d_model: int, dtype: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """x and dy (T, D), the same on every rank and mesh."""
-    random = np.random.default_rng(args.seed)
-    x, dy = random.standard_normal((2, args.tokens, args.d_model))
-    return (SHARP * x).astype(args.dtype), dy.astype(args.dtype)
+    x, dy = np.random.default_rng(seed).standard_normal((2, tokens, d_model))
+    return (SHARP * x).astype(dtype), dy.astype(dtype)
 
 
-def rope(args: argparse.Namespace) -> Rope | None:
-    width = args.d_rope if args.kind == "mla" else args.d_head
+def rope(args: argparse.Namespace, sizes: Sizes) -> Rope | None:
+    width = sizes.d_rope if args.kind == "mla" else sizes.d_head
     return None if args.rope == "none" else Rope(width, args.rope_base, args.rope, args.rope_scaling)
 
 
-def rotation(args: argparse.Namespace) -> Rotation | None:
-    """Of each token's place in its sequence."""
-    turns = rope(args)
-    positions = np.concatenate([np.arange(n) for n in args.lengths])
-    return None if turns is None else turns.at(positions, args.dtype)
-
-
-def build(args: argparse.Namespace, tp: Axis) -> Attention | LatentAttention:
+def build(args: argparse.Namespace, sizes: Sizes, tp: Axis) -> Attention | LatentAttention:
     weights, causal = drawn(args.seed, args.dtype, SPREAD), not args.bidirectional
-    correction = rope(args).softmax_factor if rope(args) else 1.0
+    rotated = rope(args, sizes)
+    correction = rotated.softmax_factor if rotated else 1.0
     if args.kind == "mla":
-        sizes = (args.d_model, args.heads, args.d_latent, args.d_nope, args.d_rope, args.d_value, args.d_query_latent or 0)
-        scale = (args.d_nope + args.d_rope) ** -0.5 * correction
-        return LatentAttention(tp, weights, *sizes, eps=EPS, causal=causal, scale=scale)
-    sizes = (args.d_model, args.heads, args.kv_heads, args.d_head)
-    bias, norm, scale = not args.no_bias, EPS if args.qk_norm else None, args.d_head**-0.5 * correction
-    return Attention(tp, weights, *sizes, bias=bias, bias_out=bias, qk_norm=norm, causal=causal, scale=scale)
+        widths = (sizes.d_latent, sizes.d_nope, sizes.d_rope, sizes.d_value, args.d_query_latent or 0)
+        scale = (sizes.d_nope + sizes.d_rope) ** -0.5 * correction
+        return LatentAttention(tp, weights, args.d_model, args.heads, *widths, eps=EPS, causal=causal, scale=scale)
+    widths = (args.d_model, args.heads, sizes.kv_heads, sizes.d_head)
+    bias, norm, scale = not args.no_bias, EPS if args.qk_norm else None, sizes.d_head**-0.5 * correction
+    return Attention(tp, weights, *widths, bias=bias, bias_out=bias, qk_norm=norm, causal=causal, scale=scale)
 
 
-def reference_options(args: argparse.Namespace) -> reference.Options:
-    """What the reference is told, in its own words."""
-    turned = None
+def reference_options(args: argparse.Namespace, lengths: list[int]) -> reference.Options:
+    """What the reference is asked for, in its own words."""
+    rotation = None
     if args.rope != "none":
         scaling = None
         if args.rope_scaling is not None:
             scaling = asdict(args.rope_scaling) | {"rope_type": type(args.rope_scaling).__name__.lower()}
             scaling["original_max_position_embeddings"] = scaling.pop("original", None)
-        turned = {"pairing": args.rope, "base": args.rope_base, "scaling": scaling}
-    return reference.Options(args.lengths, not args.bidirectional, turned, EPS, EPS)
+        rotation = {"pairing": args.rope, "base": args.rope_base, "scaling": scaling}
+    return reference.Options(lengths, not args.bidirectional, rotation, EPS, EPS)
 
 
-def compared(args: argparse.Namespace, whole: dict[str, np.ndarray], dy: np.ndarray) -> Iterator[Comparison]:
+def compared(asked: reference.Options, H: int, whole: dict[str, np.ndarray], dy: np.ndarray) -> Iterator[Comparison]:
     """Every tensor beside the reference. `whole` holds x and the weights by name, y, and gradients led by d."""
-    told, heads = reference_options(args), range(args.heads)
+    heads = range(H)
 
     def loss(W: dict[str, np.ndarray], name: str, index: tuple[int, ...] | None) -> complex:
-        return np.sum(dy * reference.attention(W, told, **reference.reached(W, told, name, index)))
+        return np.sum(dy * reference.attention(W, asked, **reference.reached(W, asked, name, index)))
 
     def most(name: str) -> int:
         """As many entries as the budget allows, by the rows of scores that moving one of them changes."""
-        moved = reference.reached(whole, told, name, (0,) * whole[name].ndim)
-        weights = sum(a.size for n, a in whole.items() if n[0] == "W") / args.heads
-        seconds = [HEAD + ROW * n + SCORE * n * n + weights * (READ + PRODUCT * n) for n in args.lengths]
+        moved = reference.reached(whole, asked, name, (0,) * whole[name].ndim)
+        weights = sum(a.size for n, a in whole.items() if n[0] == "W") / H
+        seconds = [HEAD + ROW * n + SCORE * n * n + weights * (READ + PRODUCT * n) for n in asked.lengths]
         each = max(seconds) if "sequences" in moved else sum(seconds)
         return int(BUDGET / (each * len(moved.get("heads", heads))))
 
-    yield from layer.compared([lambda W, h=h: reference.attention(W, told, [h]) for h in heads], loss, whole, dy, most)
+    yield from layer.compared([lambda W, h=h: reference.attention(W, asked, [h]) for h in heads], loss, whole, dy, most)
 
 
-def cache(args: argparse.Namespace, ranks: int) -> list[dict]:
+def cache(args: argparse.Namespace, sizes: Sizes, ranks: int) -> list[dict]:
     """What each kind of attention would keep of a token in a KV cache: elements, in all layers and on the fullest rank."""
-    H, E, L = args.heads, args.d_head, args.layers
-    grouped = args.kv_heads if args.kind == "gqa" else next(k for k in range(max(1, H // 2), 0, -1) if H % k == 0)
-    latent, turned = args.d_latent or 4 * E, args.d_rope or max(2, E // 4 * 2)
+    H, E, L = args.heads, sizes.d_head, args.layers
+    grouped = sizes.kv_heads if args.kind == "gqa" else _largest_group(H)
+    latent, rotated = sizes.d_latent or 4 * E, sizes.d_rope or max(2, E // 4 * 2)
     held = lambda kv_heads: max(covering(even(H, ranks), H // kv_heads).sizes)  # noqa: E731
     rows = [(kind, f"2 {n} E L", 2 * kv * E * L, 2 * held(kv) * E * L) for kind, n, kv in
             (("mha", "H", H), ("gqa", "K", grouped), ("mqa", "1", 1))]  # fmt: skip
-    rows.append(("mla", "(C + R) L", (latent + turned) * L, (latent + turned) * L))
+    rows.append(("mla", "(C + R) L", (latent + rotated) * L, (latent + rotated) * L))
     size = np.dtype(args.dtype).itemsize
     return [
         {"kind": kind, "formula": formula, "elements": n, "elements_per_rank": here, "bytes": n * size}
@@ -237,59 +239,55 @@ def cache(args: argparse.Namespace, ranks: int) -> list[dict]:
     ]
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
-    control = Control(comm)
+def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
+    control, lengths = Control(comm), sizes.lengths
     mesh = start.make_mesh(args, comm, tp=comm.size)
-    attention = build(args, mesh.tp)
-    x, dy = inputs(args)
-    turn = rotation(args)
-    ran = step.run(attention, x, dy, mesh, control, args.lengths, turn)
+    attention = build(args, sizes, mesh.tp)
+    x, dy = inputs(sizes.tokens, args.d_model, args.dtype, args.seed)
+    turns = rope(args, sizes)
+    rotation = None if turns is None else turns.at(np.concatenate([np.arange(n) for n in lengths]), args.dtype)
+    measured = step.run(attention, x, dy, mesh, control, lengths, rotation)
     first, checks = comm.rank == 0, []
     if first:
         shown = report.progress("the reference, tensor by tensor", True, 1 + 2 * (1 + len(attention.parameters)))
-        checks = list(shown(compared(args, ran.whole | {"x": x}, dy)))
+        asked = reference_options(args, lengths)
+        checks = list(shown(compared(asked, args.heads, measured.whole | {"x": x}, dy)))
     control.wait()
     alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
-    limit = (products.latent_attention if args.kind == "mla" else products.attention)(attention, x, args.lengths)
-    single = lambda: partial(step.once, build(args, alone), x, dy, args.lengths, turn)  # noqa: E731
-    seconds = step.seconds(partial(step.once, attention, x, dy, args.lengths, turn), limit, single, comm)
+    limit = (products.latent_attention if args.kind == "mla" else products.attention)(attention, x, lengths)
+    single = lambda: partial(step.once, build(args, sizes, alone), x, dy, lengths, rotation)  # noqa: E731
+    seconds = step.seconds(partial(step.once, attention, x, dy, lengths, rotation), limit, single, comm)
     if not first:
         return 0
-    config = {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "trace", "sequences", "rope_scaling")}
     scaling = args.rope_scaling and {"kind": type(args.rope_scaling).__name__.lower(), **asdict(args.rope_scaling)}
-    result = {
-        "command": "tp_attention",
-        "ok": True,
-        "ranks": comm.size,
-        "mesh": mesh.sizes,
-        "dtype": args.dtype,
-        "seed": args.seed,
-        "config": config | {"rope_scaling": scaling},
-        "checks": [],
-        "communication": ran.communication,
-        "memory": ran.memory,
-        "kv_cache_per_token": cache(args, comm.size),
+    settled = vars(args) | sizes._asdict() | {"rope_scaling": scaling}
+    result = report.header("tp_attention", args, mesh) | {
+        "config": {k: v for k, v in settled.items() if k not in ("json", "dtype", "seed", "trace", "sequences")},
+        "checks": [c.as_json() for c in checks],
+        "communication": measured.communication,
+        "memory": measured.memory,
+        "kv_cache_per_token": cache(args, sizes, comm.size),
         "seconds": seconds,
     }
-    wrong = [*report.wrong(checks, result), *ran.apart]
-    return report.publish(args.json, result, checks, wrong, lambda: show(args, result, checks))
+    wrong = [*report.wrong(checks, result), *measured.apart]
+    return report.publish(args.json, result, lambda: show(result, checks), wrong)
 
 
-def show(args: argparse.Namespace, result: dict, checks: list[Comparison]) -> None:
+def show(result: dict, checks: list[Comparison]) -> None:
     """The report for people."""
-    ranks = result["ranks"]
-    cut = even(args.heads, ranks)
-    kv = covering(cut, args.heads // args.kv_heads)
-    dealt = ", ".join(f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in cut.bounds)
-    read = ", ".join(f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in kv.bounds)
-    sizes = f"C {args.d_latent}, R {args.d_rope}" if args.kind == "mla" else f"K {args.kv_heads} kv_heads, E {args.d_head}"
-    lengths = ", ".join(map(str, args.lengths[:8])) + (", ..." if len(args.lengths) > 8 else "")
+    ranks, c = result["ranks"], result["config"]
+    cut = even(c["heads"], ranks)
+    kv = covering(cut, c["heads"] // c["kv_heads"])
+    dealt, read = (", ".join(f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in heads.bounds) for heads in (cut, kv))
+    mla = c["kind"] == "mla"
+    widths = f"C {c['d_latent']}, R {c['d_rope']}" if mla else f"K {c['kv_heads']} kv_heads, E {c['d_head']}"
+    lengths = ", ".join(map(str, c["lengths"][:8])) + (", ..." if len(c["lengths"]) > 8 else "")
     print(
-        f"Tensor-parallel attention ({args.kind}) on tp={ranks}: T {args.tokens} tokens in sequences of {lengths}; "
-        f"D {args.d_model}, H {args.heads} heads, {sizes}; rope {args.rope}, "
-        f"{'bidirectional' if args.bidirectional else 'causal'}, {args.dtype}, seed {args.seed}"
+        f"Tensor-parallel attention ({c['kind']}) on tp={ranks}: T {c['tokens']} tokens in sequences of {lengths}; "
+        f"D {c['d_model']}, H {c['heads']} heads, {widths}; rope {c['rope']}, "
+        f"{'bidirectional' if c['bidirectional'] else 'causal'}, {result['dtype']}, seed {result['seed']}"
     )
-    print(f"Heads by rank: {dealt}" + ("" if args.kind == "mla" else f"; key/value heads: {read}") + "\n")
+    print(f"Heads by rank: {dealt}" + ("" if mla else f"; key/value heads: {read}") + "\n")
     report.comparisons("Sharded result against the reference: a grid of entries, and along a direction through all", checks)
     report.communication(result["communication"])
     report.memory(result["memory"])

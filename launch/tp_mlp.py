@@ -9,6 +9,7 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 
 import argparse
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -31,127 +32,137 @@ from training import digits
 SPREAD = 0.1
 
 
+class Job(NamedTuple):
+    """A step of an MLP: its sizes T, D and F, and what it is made of."""
+
+    tokens: int
+    d_model: int
+    d_ff: int
+    activation: str
+    bias: bool
+    dtype: str
+    seed: int
+
+    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """x and dy (T, D), the same on every rank and mesh."""
+        random = np.random.default_rng(self.seed)
+        return tuple(random.standard_normal((2, self.tokens, self.d_model)).astype(self.dtype))
+
+    def build(self, tp: Axis) -> MLP:
+        return MLP(tp, drawn(self.seed, self.dtype, SPREAD), self.d_model, self.d_ff, self.activation, self.bias)
+
+
 def options() -> argparse.ArgumentParser:
     p = parser("tp_mlp", "Run a tensor-parallel two-layer MLP, forward and backward, and compare it with a reference.")
     p.add_argument("--tokens", type=positive, default=48, help="T, rows of the input")
     p.add_argument("--d-model", type=positive, default=64, help="D, width of input and output")
     p.add_argument("--d-ff", type=positive, default=1024, help="F, hidden width, cut over the ranks, evenly or not")
+    p.add_argument("--timed", type=_sizes, metavar="T,D,F", default="512,256,2048", help="sizes of the step that is timed")
     p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="gelu", help="between the two layers")
     p.add_argument("--no-bias", action="store_true", help="leave the biases out")
     p.add_argument("--data", choices=("digits", "none"), default="digits", help="what to train on afterwards")
     return p
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
-    if ranks > args.d_ff:
-        raise UsageError(f"cannot cut --d-ff {args.d_ff} over {ranks} ranks: use at most {args.d_ff} ranks or a larger --d-ff")
+def _sizes(text: str) -> tuple[int, int, int]:
+    """An argparse type: T,D,F."""
+    sizes = tuple(positive(part) for part in text.split(","))
+    if len(sizes) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is not T,D,F: use three sizes, such as 512,256,2048")
+    return sizes
 
 
-def inputs(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """x and dy (T, D), the same on every rank and mesh."""
-    random = np.random.default_rng(args.seed)
-    return tuple(random.standard_normal((2, args.tokens, args.d_model)).astype(args.dtype))
+def check(args: argparse.Namespace, ranks: int) -> tuple[Job, Job]:
+    """What is compared, and what is timed."""
+    for option, d_ff in (("--d-ff", args.d_ff), ("--timed F", args.timed[2])):
+        if ranks > d_ff:
+            raise UsageError(f"cannot cut {option} {d_ff} over {ranks} ranks: use at most {d_ff} ranks or a larger {option}")
+    sizes = (args.tokens, args.d_model, args.d_ff)
+    compared, timed = (Job(*s, args.activation, not args.no_bias, args.dtype, args.seed) for s in (sizes, args.timed))
+    return compared, timed
 
 
-def build(args: argparse.Namespace, tp: Axis) -> MLP:
-    return MLP(tp, drawn(args.seed, args.dtype, SPREAD), args.d_model, args.d_ff, args.activation, not args.no_bias)
-
-
-def compared(
-    args: argparse.Namespace, mlp: MLP, whole: dict[str, np.ndarray], x: np.ndarray, dy: np.ndarray
-) -> list[Comparison]:
+def compared(job: Job, mlp: MLP, whole: dict[str, np.ndarray], x: np.ndarray, dy: np.ndarray) -> list[Comparison]:
     """Every tensor beside the reference: `whole` holds weights by name, and y, dx and gradients led by d."""
-    layers = (x, whole["W1"], whole.get("b1"), whole["W2"], whole.get("b2"), args.activation)
-    at = reference.grid(args.tokens, args.d_model, args.d_ff, args.d_model)
+    layers = (x, whole["W1"], whole.get("b1"), whole["W2"], whole.get("b2"), job.activation)
+    at = reference.grid(job.tokens, job.d_model, job.d_ff, job.d_model)
     wanted = {"dx" if n == "x" else f"d{n}": g for n, g in reference.gradients(*layers, dy, at).items()}
-    sums = reference.sums(*layers, dy, np.finfo(args.dtype).eps / 2)
+    sums = reference.sums(*layers, dy, np.finfo(job.dtype).eps / 2)
     layouts = {f"d{p.name}": p.layout for p in mlp.parameters}
     gates = () if whole["W1"].ndim == 2 else (np.arange(2),)
     grids = {"dx": (at["T"], at["D"]), "dW1": (at["D"], *gates, at["F"]), "db1": (*gates, at["F"])}
     grids |= {"dW2": (at["F"], at["O"]), "db2": (at["O"],)}
-    checks = [compare("y", "forward", whole["y"], reference.forward(*layers), tolerance(args.dtype, *sums["y"]))]
+    checks = [compare("y", "forward", whole["y"], reference.forward(*layers), tolerance(job.dtype, *sums["y"]))]
     for name, want in wanted.items():
-        allowed = tolerance(args.dtype, *sums[name[1:]])
+        allowed = tolerance(job.dtype, *sums[name[1:]])
         owner = layouts[name].owner if name in layouts else lambda index: None
         checks.append(compare(name, "backward", whole[name], want, allowed, grids[name], owner))
     return checks
 
 
-def trained(args: argparse.Namespace, tp: Axis, alone: Axis | None, control: Control) -> tuple[dict, list[Comparison]] | None:
+def trained(job: Job, tp: Axis, alone: Axis | None, control: Control) -> tuple[dict, list[Comparison]]:
     """The digits, sharded and (on rank 0) unsharded: the JSON block and the comparison of the two loss curves."""
-    data = digits.load(args.dtype)
-    task = (data, args.d_ff, args.activation, not args.no_bias, args.dtype, args.seed)
-    curve = digits.train(tp, *task, report.progress("digits, sharded", alone is not None))
-    beside = digits.train(alone, *task, report.progress("digits, unsharded", True)) if alone is not None else None
+    settings = (digits.load(job.dtype), job.d_ff, job.activation, job.bias, job.dtype, job.seed)
+    curve = digits.train(tp, *settings, report.progress("digits, sharded", alone is not None))
+    beside = digits.train(alone, *settings, report.progress("digits, unsharded", True)) if alone is not None else None
     control.wait()
     if beside is None:
-        return None
+        return {}, []
     checks = [
-        compare(f"loss, epoch {n + 1}", "train", np.array([a]), np.array([b]), tolerance(args.dtype, [terms]))
+        compare(f"loss, epoch {n + 1}", "train", np.array([a]), np.array([b]), tolerance(job.dtype, [terms]))
         for n, (a, b, terms) in enumerate(zip(curve.loss, beside.loss, beside.terms, strict=True))
     ]
     accuracy = {"test_accuracy": curve.test_accuracy, "test_accuracy_unsharded": beside.test_accuracy}
     return {"epochs": digits.EPOCHS, **accuracy, "loss": curve.loss, "loss_unsharded": beside.loss}, checks
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -> int:
+    job, larger = jobs
     control = Control(comm)
     mesh = start.make_mesh(args, comm, tp=comm.size)
-    mlp = build(args, mesh.tp)
-    x, dy = inputs(args)
-    ran = step.run(mlp, x, dy, mesh, control)
+    mlp, (x, dy) = job.build(mesh.tp), job.inputs()
+    measured = step.run(mlp, x, dy, mesh, control)
     first = comm.rank == 0
-    checks = compared(args, mlp, ran.whole, x, dy) if first else []
+    checks = compared(job, mlp, measured.whole, x, dy) if first else []
     control.wait()
     alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
-    seconds = step.seconds(
-        partial(step.once, mlp, x, dy), products.mlp(mlp, x), lambda: partial(step.once, build(args, alone), x, dy), comm
-    )
-    learnt = trained(args, mesh.tp, alone, control) if args.data == "digits" else None
+    mlp, inputs = larger.build(mesh.tp), larger.inputs()
+    single = lambda: partial(step.once, larger.build(alone), *inputs)  # noqa: E731
+    seconds = step.seconds(partial(step.once, mlp, *inputs), products.mlp(mlp, inputs[0]), single, comm)
+    learnt, epochs = trained(job, mesh.tp, alone, control) if args.data == "digits" else ({}, [])
     if not first:
         return 0
-    result = {
-        "command": "tp_mlp",
-        "ok": True,
-        "ranks": comm.size,
-        "mesh": mesh.sizes,
-        "dtype": args.dtype,
-        "seed": args.seed,
-        "config": {
-            "tokens": args.tokens,
-            "d_model": args.d_model,
-            "d_ff": args.d_ff,
-            "activation": args.activation,
-            "bias": not args.no_bias,
-            "data": args.data,
-        },
-        "checks": [],
-        "communication": ran.communication,
-        "memory": ran.memory,
+    sizes = ("tokens", "d_model", "d_ff")
+    result = report.header("tp_mlp", args, mesh) | {
+        "config": {k: getattr(job, k) for k in (*sizes, "activation", "bias")} | {"data": args.data},
+        "checks": [c.as_json() for c in (*checks, *epochs)],
+        "communication": measured.communication,
+        "memory": measured.memory,
+        "timed": {k: getattr(larger, k) for k in sizes},
         "seconds": seconds,
+        **({"digits": learnt} if learnt else {}),
     }
-    epochs: list[Comparison] = []
-    if learnt is not None:
-        result["digits"], epochs = learnt
-    wrong = [*report.wrong((*checks, *epochs), result), *ran.apart]
-    if learnt and result["digits"]["test_accuracy"] != result["digits"]["test_accuracy_unsharded"]:
+    wrong = [*report.wrong((*checks, *epochs), result), *measured.apart]
+    if learnt and learnt["test_accuracy"] != learnt["test_accuracy_unsharded"]:
         wrong.append("test accuracy")
-    return report.publish(args.json, result, (*checks, *epochs), wrong, lambda: show(args, result, checks, epochs))
+    return report.publish(args.json, result, lambda: show(result, checks, epochs), wrong)
 
 
-def show(args: argparse.Namespace, result: dict, checks: list[Comparison], epochs: list[Comparison]) -> None:
+def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> None:
     """The report for people."""
-    ranks = result["ranks"]
-    cut = even(args.d_ff, ranks).sizes
+    ranks, c = result["ranks"], result["config"]
+    cut = even(c["d_ff"], ranks).sizes
     widths = f"{cut[0]}" if len(set(cut)) == 1 else f"{cut[0]} or {cut[-1]}"
     print(
-        f"Tensor-parallel MLP on tp={ranks}: T {args.tokens} tokens, D {args.d_model}, F {args.d_ff} "
-        f"({widths} a rank), {args.activation}, {'no bias' if args.no_bias else 'biases'}, {args.dtype}, seed {args.seed}\n"
+        f"Tensor-parallel MLP on tp={ranks}: T {c['tokens']} tokens, D {c['d_model']}, F {c['d_ff']} "
+        f"({widths} a rank), {c['activation']}, {'biases' if c['bias'] else 'no bias'}, {result['dtype']}, "
+        f"seed {result['seed']}\n"
     )
     report.comparisons("Sharded result against the whole-array reference, entry by entry", checks)
     report.communication(result["communication"])
     report.memory(result["memory"])
-    report.seconds(result["seconds"], step.REPEATS, ranks)
+    T, D, F = result["timed"].values()
+    report.seconds(result["seconds"], step.REPEATS, ranks, f" at T {T}, D {D}, F {F}")
     if epochs:
         learnt = result["digits"]
         worst = max(epochs, key=lambda c: c.max_abs_error / c.tolerance)
@@ -159,14 +170,7 @@ def show(args: argparse.Namespace, result: dict, checks: list[Comparison], epoch
             "Handwritten digits, the same MLP trained sharded and unsharded",
             ("epoch", "loss", "unsharded", "difference", "tolerance", ""),
             [
-                (
-                    n + 1,
-                    f"{a:.6f}",
-                    f"{b:.6f}",
-                    f"{c.max_abs_error:.1e}",
-                    f"{c.tolerance:.1e}",
-                    "ok" if c.ok else "WRONG",
-                )
+                (n + 1, f"{a:.6f}", f"{b:.6f}", f"{c.max_abs_error:.1e}", f"{c.tolerance:.1e}", "ok" if c.ok else "WRONG")
                 for n, (a, b, c) in enumerate(zip(learnt["loss"], learnt["loss_unsharded"], epochs, strict=True))
                 if n in (0, 1, 3, 7, len(epochs) - 1) or not c.ok or c is worst
             ],

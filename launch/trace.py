@@ -5,7 +5,6 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -53,7 +52,7 @@ def options() -> argparse.ArgumentParser:
     return p
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
+def check(args: argparse.Namespace, ranks: int) -> list[Timeline]:
     if (args.file is None) == (args.compare is None):
         raise UsageError("use either the FILE of a trace, or --compare A B")
     if args.png is not None and args.compare is not None:
@@ -63,7 +62,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     if args.png is not None and (args.png.is_dir() or not os.access(args.png.absolute().parent, os.W_OK)):
         raise UsageError(f"cannot write --png {args.png}: use a file in a folder that may be written")
     try:
-        args.lines = [_read(path, args.window) for path in args.compare or [args.file]]
+        return [_read(path, args.window) for path in args.compare or [args.file]]
     except TraceError as error:
         raise UsageError(str(error)) from None
 
@@ -82,7 +81,7 @@ def _read(path: Path, window: tuple[float, float] | None) -> Timeline:
 
 
 def summary(path: Path, line: Timeline) -> dict:
-    """All that is told of a trace, for JSON."""
+    """A trace in numbers, for JSON."""
     by_rank = timeline.shares(line)
     caused = timeline.kept_waiting(line)
     waited = sum(caused.values())
@@ -113,38 +112,41 @@ def summary(path: Path, line: Timeline) -> dict:
     }
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, lines: list[Timeline]) -> int:
     if comm.rank:
         return 0
-    told = [summary(path, line) for path, line in zip(args.compare or [args.file], args.lines, strict=True)]
+    summaries = [summary(path, line) for path, line in zip(args.compare or [args.file], lines, strict=True)]
     if args.png is not None:
         from launch.pictures.timeline import draw
 
-        draw(args.png, args.lines[0], told[0])
-    if args.json:
-        one = {"compared": told} if args.compare else told[0]
-        print(json.dumps({"command": "trace", "ok": True, **one}, allow_nan=False))
-    elif args.compare:
-        show_compared(*told)
-    else:
-        show(told[0], args.lines[0])
+        draw(args.png, lines[0], summaries[0])
+
+    def show_all() -> None:
+        if args.compare:
+            show_compared(*summaries)
+        else:
+            show(summaries[0], lines[0])
         if args.png is not None:
             print(f"picture: {args.png}")
-    return 0
+
+    result = report.header("trace") | ({"compared": summaries} if args.compare else summaries[0])
+    return report.publish(args.json, result, show_all, agreed=None)
 
 
 # --- for people
 
 
-def show(told: dict, line: Timeline) -> None:
+def show(trace: dict, line: Timeline) -> None:
+    """`trace`: its summary."""
     whole = line.seconds
     print(
-        f"{told['traced']}\n{told['ranks']} ranks, {1e3 * whole:.1f} ms; clocks agree to {told['clock_uncertainty_us']:.1f} us"
+        f"{trace['traced']}\n{trace['ranks']} ranks, {1e3 * whole:.1f} ms; "
+        f"clocks agree to {trace['clock_uncertainty_us']:.1f} us"
     )
-    for rank, cause in told["failed"].items():
+    for rank, cause in trace["failed"].items():
         print(f"rank {rank} alone, until it failed: {cause}")
-    if told["dropped"]:
-        print(f"{told['dropped']:,} spans came after the most that a trace keeps, and are not here")
+    if trace["dropped"]:
+        print(f"{trace['dropped']:,} spans came after the most that a trace keeps, and are not here")
     show_strips(line)
     report.table(
         "Where the time went",
@@ -156,15 +158,15 @@ def show(told: dict, line: Timeline) -> None:
                 f"{1e3 * r['kept_others_waiting']:.1f} ms",
                 "-" if r["most_memory_bytes"] is None else report.size(r["most_memory_bytes"]),
             )
-            for r in told["seconds_by_rank"]
+            for r in trace["seconds_by_rank"]
         ],
     )
-    if told["steps"]:
+    if trace["steps"]:
         report.table("Steps", ("", "of a rank", "median ms"),
-                     [(k, s["calls"], f"{1e3 * s['median_seconds']:.2f}") for k, s in told["steps"].items()])  # fmt: skip
-    if told["verbs"]:
+                     [(k, s["calls"], f"{1e3 * s['median_seconds']:.2f}") for k, s in trace["steps"].items()])  # fmt: skip
+    if trace["verbs"]:
         report.table(
-            f"The dearest verbs, of {len(told['verbs'])}: mean of the ranks",
+            f"The dearest verbs, of {len(trace['verbs'])}: mean of the ranks",
             ("verb", "axis", "shape", "calls", "message bytes", "ms", "waiting", "transfer", "wire MB/s"),
             [
                 (
@@ -176,26 +178,26 @@ def show(told: dict, line: Timeline) -> None:
                     *(f"{1e3 * v[k]:.2f}" for k in ("seconds", "wait", "transfer")),
                     "-" if v["bandwidth"] is None else f"{v['bandwidth'] / 1e6:,.0f}",
                 )
-                for v in told["verbs"][:DEAREST]
+                for v in trace["verbs"][:DEAREST]
             ],
         )
-    if told["overlap"]:
-        o = told["overlap"]
+    if trace["overlap"]:
+        o = trace["overlap"]
         print(
             f"{o['calls']} verbs were started and went on beside computation: {1e3 * o['seconds']:.1f} ms on their way, "
             f"{1e3 * o['exposed']:.1f} ms waited for, {o['hidden']:.0%} hidden"
         )
-    print(_said_of_straggler(told))
+    print(_straggler(trace))
 
 
-def _said_of_straggler(told: dict) -> str:
-    caused = {r["rank"]: r["kept_others_waiting"] for r in told["seconds_by_rank"]}
+def _straggler(trace: dict) -> str:
+    caused = {r["rank"]: r["kept_others_waiting"] for r in trace["seconds_by_rank"]}
     waited = sum(caused.values())
-    if told["straggler"] is None:
+    if trace["straggler"] is None:
         return f"no straggler: the ranks waited {1e3 * waited:.1f} ms in all, for no single one of them"
-    mine = caused[told["straggler"]]
+    mine = caused[trace["straggler"]]
     return (
-        f"straggler: rank {told['straggler']}: the others waited {1e3 * mine:.1f} ms for it, "
+        f"straggler: rank {trace['straggler']}: the others waited {1e3 * mine:.1f} ms for trace, "
         f"{mine / waited:.0%} of all their waiting"
     )
 
@@ -221,19 +223,18 @@ def show_compared(a: dict, b: dict) -> None:
         ("", "A", "B", "B - A", "B / A"),
         [(name, *_ms(x, y)) for name, x, y in compared(a, b)],
     )
-    for name, told in (("A", a), ("B", b)):
-        print(f"{name}: {_said_of_straggler(told)}")
+    for name, trace in (("A", a), ("B", b)):
+        print(f"{name}: {_straggler(trace)}")
 
 
 def compared(a: dict, b: dict) -> list[tuple[str, float, float]]:
     """The same rows of both, in seconds; 0 where one has none."""
 
-    def mean(told: dict, state: str) -> float:
-        return sum(r[state] for r in told["seconds_by_rank"]) / told["ranks"]
+    def mean(trace: dict, state: str) -> float:
+        return sum(r[state] for r in trace["seconds_by_rank"]) / trace["ranks"]
 
-    def verbs(told: dict) -> dict[str, float]:
-        shapes = {f"{v['verb']} {v['axis']} {'x'.join(map(str, v['shape']))}": v["seconds"] for v in told["verbs"]}
-        return shapes
+    def verbs(trace: dict) -> dict[str, float]:
+        return {f"{v['verb']} {v['axis']} {'x'.join(map(str, v['shape']))}": v["seconds"] for v in trace["verbs"]}
 
     rows = [("the whole", a["to_seconds"] - a["from_seconds"], b["to_seconds"] - b["from_seconds"])]
     rows += [(s, mean(a, s), mean(b, s)) for s in ("computing", *COMPUTING, WAITING, TRANSFERRING, CONTROL, OUTSIDE)]

@@ -8,21 +8,21 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
-from math import log
+from math import log, prod
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 from launch import report
 from launch.measure import products
-from launch.options import COMMON, UsageError, add_replicas, amount, mesh, natural, parser, positive, settled
+from launch.options import COMMON, UsageError, add_replicas, amount, axis_sizes, natural, parser, positive, settled
 from launch.pictures import curve
 from layers.block import forward_only
 from layers.optimizer import warmup_cosine
@@ -36,16 +36,16 @@ from parallel.replicas import Copy, Replicas
 from training import text
 from training.trainer import Plan, Trainer
 
-# What a run that is taken up again must have in common with the one that was left, and what may change.
+# What a run that is taken up again must have in common with the one that was left; the rest may change.
 FIXED = ("family", "layers", "d_model", "heads", "kv_heads", "d_ff", "tied", "sequence_length", "batch_tokens", "steps", "lr")
-# What a sample begins with, and how far it goes from what is likeliest.
-PROMPT, TEMPERATURE = b"The ", 0.5
 FIXED += ("warmup", "clip", "weight_decay", "seed", "dtype")
+# What a sample begins with, and how freely it is drawn.
+PROMPT, TEMPERATURE = b"The ", 0.5
 
 
 def options() -> argparse.ArgumentParser:
     p = parser("train", "Train a byte-level language model, data- and tensor-parallel.")
-    p.add_argument("--mesh", type=mesh, help="ranks along each axis, as in dp=2,tp=2 (all along dp)")
+    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in dp=2,tp=2 (all along dp)")
     p.add_argument("--text", metavar="FILE", help="what to learn from (the documentation that comes with Python)")
     m = p.add_argument_group("model")
     m.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what it is like")
@@ -78,23 +78,31 @@ def options() -> argparse.ArgumentParser:
     return p
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
-    """Settle what was left open, and refuse what cannot be."""
-    args.mesh = settled(args.mesh, ranks)
+class Task(NamedTuple):
+    """Ranks along each axis, the model, the bytes to train on and those to validate with."""
+
+    axes: dict[str, int]
+    config: Config
+    train: np.ndarray
+    validation: np.ndarray
+
+
+def check(args: argparse.Namespace, ranks: int) -> Task:
+    axes = settled(args.mesh, ranks)
     D, H = args.d_model, args.heads
-    args.kv_heads = args.kv_heads or H
+    kv_heads = args.kv_heads or H
     gated = args.family == "llama"
-    args.d_ff = args.d_ff or (max(1, 8 * D // 3 // 32 * 32) if gated else 4 * D)
+    d_ff = args.d_ff or (max(1, 8 * D // 3 // 32 * 32) if gated else 4 * D)
     if D % H:
         raise UsageError(f"--heads {H} does not divide --d-model {D}: use a divisor of {D}")
-    if H % args.kv_heads:
-        raise UsageError(f"--kv-heads {args.kv_heads} does not divide --heads {H}: use a divisor of {H}")
+    if H % kv_heads:
+        raise UsageError(f"--kv-heads {kv_heads} does not divide --heads {H}: use a divisor of {H}")
     if gated and D // H % 2:
         raise UsageError(f"heads of odd width {D // H} cannot be rotated: use --d-model {2 * D} or --family gpt2")
-    if not gated and args.kv_heads != H:
-        raise UsageError(f"--family gpt2 has as many kv-heads as heads, not {args.kv_heads}: leave --kv-heads out")
-    dp, tp = args.mesh["dp"], args.mesh["tp"]
-    for name, most in (("heads", H), ("d-ff", args.d_ff)):
+    if not gated and kv_heads != H:
+        raise UsageError(f"--family gpt2 has as many kv-heads as heads, not {kv_heads}: leave --kv-heads out")
+    dp, tp = axes["dp"], axes["tp"]
+    for name, most in (("heads", H), ("d-ff", d_ff)):
         if tp > most:
             raise UsageError(f"cannot cut --{name} {most} over tp={tp}: use at most tp={most}")
     S, batch = args.sequence_length, args.batch_tokens
@@ -108,54 +116,65 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     if args.resume and args.checkpoint is None:
         raise UsageError("--resume needs to know from where: use --checkpoint DIR")
     try:
-        args.data = text.read(args.text, S)
+        data = text.read(args.text, S)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if args.checkpoint is not None:
-        _check_folder(args)
+        _check_folder(args.checkpoint, args.resume)
+    sizes = (text.VOCABULARY, D, args.layers, H, *([kv_heads] if gated else []), d_ff, S, args.tied)
+    return Task(axes, (llama_like if gated else gpt2_like)(*sizes), *data)
 
 
-def _check_folder(args: argparse.Namespace) -> None:
-    newest = latest(args.checkpoint) if args.checkpoint.is_dir() else None
-    if args.resume and newest is None:
-        raise UsageError(f"--checkpoint {args.checkpoint} holds no checkpoint to resume: leave --resume out to start one")
-    if not args.resume and newest is not None:
-        raise UsageError(f"--checkpoint {args.checkpoint} holds {newest.name}: use --resume, or another folder")
-    if args.checkpoint.exists() and not args.checkpoint.is_dir():
-        raise UsageError(f"--checkpoint {args.checkpoint} is a file: use a folder")
-
-
-def model_config(args: argparse.Namespace) -> Config:
-    sizes = (text.VOCABULARY, args.d_model, args.layers, args.heads)
-    if args.family == "gpt2":
-        return gpt2_like(*sizes, args.d_ff, args.sequence_length, args.tied)
-    return llama_like(*sizes, args.kv_heads, args.d_ff, args.sequence_length, args.tied)
+def _check_folder(folder: Path, resume: bool) -> None:
+    newest = latest(folder) if folder.is_dir() else None
+    if resume and newest is None:
+        raise UsageError(f"--checkpoint {folder} holds no checkpoint to resume: leave --resume out to start one")
+    if not resume and newest is not None:
+        raise UsageError(f"--checkpoint {folder} holds {newest.name}: use --resume, or another folder")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--checkpoint {folder} is a file: use a folder")
 
 
 class Run:
     """A training run on one rank: the trainer, where in the text it is, and the losses so far."""
 
-    def __init__(self, args: argparse.Namespace, comm: MPI.Intracomm) -> None:
+    def __init__(self, args: argparse.Namespace, task: Task, comm: MPI.Intracomm) -> None:
         self.args, self.control = args, Control(comm)
-        self.mesh = start.make_mesh(args, comm, **args.mesh)
-        model = build(model_config(args), self.mesh.tp, drawn(args.seed, args.dtype), args.recompute)
+        self.mesh = start.make_mesh(args, comm, **task.axes)
+        model = build(task.config, self.mesh.tp, drawn(args.seed, args.dtype), args.recompute)
         bucket = max(1, int(args.bucket_mib * 2**20))
         plan = Plan(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay)
         self.trainer = Trainer(model, self.mesh, plan)
-        self.train, self.validation = args.data
+        self.train, self.validation = task.train, task.validation
         self.order = text.Order(text.whole_sequences(self.train, args.sequence_length), args.seed)
         self.losses: list[float] = []
         self.replicas = Replicas(self.mesh, self.control, args.check_replicas)
         self.saves = 0
-        # Every step is of these shapes.
+        # Every step has these shapes.
         chosen = np.zeros(args.batch_tokens // args.sequence_length, int)
         self.shapes = self._dealt(chosen)
-        self.told = {name: getattr(args, name) for name in FIXED}
-        self.told["text"] = sha256(self.train.tobytes()).hexdigest()
+        # The options, with what they left open.
+        self.settled = vars(args) | {"kv_heads": task.config.kv_heads, "d_ff": task.config.d_ff}
+        self.identity = {name: self.settled[name] for name in FIXED}
+        self.identity["text"] = sha256(self.train.tobytes()).hexdigest()
 
     def _dealt(self, chosen: np.ndarray) -> list[text.Part]:
         args, dp = self.args, self.mesh.dp
         return text.dealt(self.train, chosen, args.sequence_length, dp.size, dp.rank, args.micro_batches)
+
+    def steps(self) -> float:
+        """All steps that are left, and the checkpoints among them: seconds of the steps."""
+        args, seconds = self.args, 0.0
+        with report.steps("training", args.steps, len(self.losses), args.batch_tokens, self.control.rank == 0) as advance:
+            while len(self.losses) < args.steps:
+                begun = perf_counter()
+                loss = self.step()
+                seconds += perf_counter() - begun
+                advance(loss)
+                done = len(self.losses)
+                if args.checkpoint is not None and (done == args.steps or (args.save_every and done % args.save_every == 0)):
+                    self.save()
+        return seconds
 
     def step(self) -> float:
         args = self.args
@@ -175,15 +194,15 @@ class Run:
         yield Copy("the losses", self.losses)
 
     def save(self) -> None:
-        state = {"run": self.told, "order": self.order.state(), "losses": self.losses}
+        state = {"run": self.identity, "order": self.order.state(), "losses": self.losses}
         save(self.args.checkpoint, len(self.losses), self.trainer.pieces(), state, self.control)
         self.saves += 1
 
     def resume(self) -> None:
-        """Raises CheckpointError on all ranks for one that is damaged, or of another run."""
+        """Go on from the newest checkpoint. Raises CheckpointError on all ranks if it is damaged, or of another run."""
         checkpoint = Checkpoint(latest(self.args.checkpoint), self.control)
         was = checkpoint.state.get("run", {})
-        for name, here in self.told.items():
+        for name, here in self.identity.items():
             if was.get(name) != here:
                 what = "was made from another text" if name == "text" else f"has {name} {was.get(name)}, this run {here}"
                 raise CheckpointError(f"{self.args.checkpoint}: the checkpoint {what}: use the same, or another folder")
@@ -191,17 +210,13 @@ class Run:
         self.order.resume(checkpoint.state["order"])
         self.losses = list(checkpoint.state["losses"])
 
-    def to_be_saved(self) -> bool:
-        done = len(self.losses)
-        return done == self.args.steps or (self.args.save_every > 0 and done % self.args.save_every == 0)
-
     def _validation(self) -> tuple[int, list[np.ndarray]]:
         """How many sequences the validation text has, and this dp rank's, a batch at a time."""
         dp, S = self.mesh.dp, self.args.sequence_length
         count = text.whole_sequences(self.validation, S)
         mine = np.arange(count)[dp.rank :: dp.size]
-        step = self.args.batch_tokens // S
-        return count, [mine[n : n + step] for n in range(0, len(mine), step)]
+        each = self.args.batch_tokens // S
+        return count, [mine[n : n + each] for n in range(0, len(mine), each)]
 
     def validation_bits(self) -> float:
         """Bits per byte of the validation text, its sequences dealt out over dp."""
@@ -226,7 +241,7 @@ class Run:
         return bytes(ids).decode("utf-8", errors="replace") if self.args.sample else ""
 
     def predicted(self, steps: int) -> list[Traffic]:
-        """What `steps` steps, the checkpoints among them, the validation and the sample send, by the closed forms."""
+        """What this rank sends by the closed forms: in `steps` steps and their checkpoints, the validation, the sample."""
         trainer, model, S = self.trainer, self.trainer.model, self.args.sequence_length
         step = sent_by(self.mesh.tp.rank, trainer.traffic(self.shapes))
         sent = [replace(t, calls=steps * t.calls) for t in step]
@@ -240,81 +255,56 @@ class Run:
             sent += [*forward_only(without_loss, "sample"), Traffic("all_gather", "tp", "sample", V)]
         return sent
 
-    @property
-    def parameters(self) -> int:
-        return sum(int(np.prod(p.layout.shape)) for p in self.trainer.flat.parameters)
 
-
-def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
-    run = Run(args, comm)
-    first = comm.rank == 0
+def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
+    run = Run(args, task, comm)
     rate = products.rate(comm, args.dtype)
     try:
         if args.resume:
             run.resume()
-        begun_at, seconds = len(run.losses), 0.0
-        with report.steps("training", args.steps, begun_at, args.batch_tokens, first) as told:
-            while len(run.losses) < args.steps:
-                begun = perf_counter()
-                loss = run.step()
-                seconds += perf_counter() - begun
-                told(loss)
-                if args.checkpoint is not None and run.to_be_saved():
-                    run.save()
+        begun_at = len(run.losses)
+        seconds = run.steps()
     except CheckpointError as error:
         raise UsageError(str(error)) from None
-    bits = run.validation_bits()
-    written = run.sample()
-    ran = len(run.losses) - begun_at
-    rows = run.mesh.ledger.report(run.predicted(ran))
-    memory, agreed = zip(*run.control.everyone((run.trainer.memory(run.shapes), agrees(rows))), strict=True)
-    if not first:
+    bits, sample = run.validation_bits(), run.sample()
+    steps = len(run.losses) - begun_at
+    rows = run.mesh.ledger.report(run.predicted(steps))
+    memory, sent = zip(*run.control.everyone((run.trainer.memory(run.shapes), agrees(rows))), strict=True)
+    if comm.rank:
         return 0
-    tokens = ran * args.batch_tokens
+    wrong = report.of_ranks("communication", sent)
+    wrong += report.of_ranks("memory", [m["saved"] == m["predicted_saved"] or not steps for m in memory])
+    tokens = steps * args.batch_tokens
     flops = run.trainer.model.flops(args.sequence_length) * tokens
     files = curve.write(args.output, run.losses, args.batch_tokens, bits)
-    elsewhere = (*COMMON, "data", "mesh", "checkpoint", "output")
-    wrong = [f"communication of rank {r}" for r, ok in enumerate(agreed) if not ok]
-    wrong += [f"memory of rank {r}" for r, m in enumerate(memory) if m["saved"] != m["predicted_saved"] and ran]
-    result = {
-        "command": "train",
-        "ok": not wrong,
-        "ranks": comm.size,
-        "mesh": run.mesh.sizes,
-        "dtype": args.dtype,
-        "seed": args.seed,
-        "config": {k: v for k, v in vars(args).items() if k not in elsewhere},
-        "parameters": run.parameters,
+    elsewhere = (*COMMON, "mesh", "checkpoint", "output")
+    result = report.header("train", args, run.mesh) | {
+        "config": {k: v for k, v in run.settled.items() if k not in elsewhere},
+        "parameters": sum(prod(p.layout.shape) for p in run.trainer.flat.parameters),
         "first_step": begun_at + 1,
         "loss": run.losses[begun_at:],
         "validation_bits_per_byte": bits,
-        "tokens_per_second": tokens / seconds if ran else None,
+        "tokens_per_second": tokens / seconds if steps else None,
         "seconds": seconds,
-        "model_flops_per_second": flops / seconds if ran else None,
+        "model_flops_per_second": flops / seconds if steps else None,
         "matmul_flops_per_second": rate,
-        "utilisation": flops / seconds / rate if ran else None,
+        "utilisation": flops / seconds / rate if steps else None,
         "communication": rows,
-        "memory": {f"{kind}_bytes_per_rank": [m[kind] for m in memory] for kind in memory[0]},
+        "memory": report.by_rank(memory),
         "files": [str(f) for f in files],
-        "sample": written,
+        "sample": sample,
     }
-    if args.json:
-        print(json.dumps(result, allow_nan=False))
-    else:
-        show(args, run, result)
-        print(f"NOT ALL AGREED: {', '.join(wrong)}" if wrong else "all agreed")
-    return 1 if wrong else 0
+    return report.publish(args.json, result, lambda: show(result, run.losses), wrong)
 
 
-def show(args: argparse.Namespace, run: Run, result: dict) -> None:
-    """The report for people."""
-    axes = ", ".join(f"{name}={n}" for name, n in result["mesh"].items())
+def show(result: dict, losses: list[float]) -> None:
+    """The report for people. `losses`: of all steps, those before this start of the run among them."""
+    axes, c = ", ".join(f"{name}={n}" for name, n in result["mesh"].items()), result["config"]
     print(
-        f"{args.family}-like model of {result['parameters']:,} parameters on {axes}: {args.layers} layers, D {args.d_model}, "
-        f"{args.heads} heads, F {args.d_ff}, sequences of {args.sequence_length}; {args.batch_tokens} tokens a step, "
-        f"{args.dtype}, seed {args.seed}\n"
+        f"{c['family']}-like model of {result['parameters']:,} parameters on {axes}: {c['layers']} layers, D {c['d_model']}, "
+        f"{c['heads']} heads, F {c['d_ff']}, sequences of {c['sequence_length']}; {c['batch_tokens']} tokens a step, "
+        f"{result['dtype']}, seed {result['seed']}\n"
     )
-    losses = run.losses
     rows = sorted({1, *(len(losses) * n // 8 for n in range(1, 9))} - {0})
     report.table("Loss", ("step", "nats a byte", "bits a byte"),
                  [(n, f"{losses[n - 1]:.4f}", f"{losses[n - 1] / log(2):.4f}") for n in rows])  # fmt: skip

@@ -1,1 +1,1 @@
-"""Speed, a module a subject, with the same in PyTorch beside some of them."""
+"""Speed: a module for each subject, and beside some of them the same in PyTorch."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter
 
 import numpy as np
 from mpi4py import MPI
@@ -13,27 +12,31 @@ from threadpoolctl import threadpool_limits
 
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
-from launch import pretrained, report, start
+from launch import pretrained, report
+from launch.bench.sizes import Sizes
+from launch.bench.turns import ratio
 from launch.measure import products
 from models.build import build
+from models.source import Source
 from parallel.control import Control
+from parallel.mesh import Mesh
 
 PROMPT = "The capital of France is"
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
-    args.source = pretrained.opened(args.model, ranks)
-    known = pretrained.tokenizer(args.source)
-    args.prompt_ids = [1, 2, 3] if known is None else known.encode(PROMPT)
+def check(args: argparse.Namespace, sizes: Sizes, ranks: int) -> tuple[Source, list[int]]:
+    """The model and the ids of a prompt."""
+    source = pretrained.opened(args.model, ranks)
+    known = pretrained.tokenizer(source)
+    return source, [1, 2, 3] if known is None else known.encode(PROMPT)
 
 
-def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ratio: Callable) -> dict:
-    """By round: seconds a token of decoding, the seconds in which memory could give the weights, and the peer's."""
-    control = Control(comm)
-    mesh = start.make_mesh(args, comm, tp=comm.size)
+def measure(args: argparse.Namespace, sizes: Sizes, opened: tuple[Source, list[int]], comm: MPI.Intracomm, mesh: Mesh) -> dict:
+    """By round: seconds of decoding a token, seconds in which memory could deliver the weights, and the peer's seconds."""
+    (source, prompt), control = opened, Control(comm)
     with threadpool_limits(args.threads, user_api="blas"):
         begun = perf_counter()
-        model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
+        model = build(source.config, mesh.tp, source.weights(args.dtype))
         load = perf_counter() - begun
         generator = Generator(model, mesh, make_cache(model, "contiguous"))
         read = model.read_bytes
@@ -41,29 +44,27 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
         if args.peer and comm.rank == 0:
             from launch.bench.torch_decode import Peer
 
-            peer = Peer(args.source, args.dtype, args.threads * comm.size)
+            peer = Peer(source, args.dtype, args.threads * comm.size)
         seconds: dict[str, list[float]] = {"bound": [], "decode": [], **({"torch": []} if args.peer else {})}
-        for _ in range(args.rounds + 1):
+        for _ in range(sizes.rounds + 1):
             control.wait()
             seconds["bound"].append(read / products.read_bandwidth(comm))
             control.wait()
             timings = generator.timings = type(generator.timings)()
-            tokens = [s.token for s in generator.tokens(args.prompt_ids, Sampling(), args.tokens)]
+            tokens = [s.token for s in generator.tokens(prompt, Sampling(), sizes.tokens)]
             seconds["decode"].append(timings.decode_seconds / timings.decode_tokens)
             control.wait()
             if args.peer:
-                if peer is not None:
-                    seconds["torch"].append(peer.seconds_per_token(args.prompt_ids, tokens))
-                else:
-                    seconds["torch"].append(0.0)
-                _wait_asleep(comm)
+                seconds["torch"].append(0.0 if peer is None else peer.seconds_per_token(prompt, tokens))
+                # Asleep: while rank 0 measures the peer with all cores, the others must not poll.
+                control.wait()
     every = control.everyone((seconds, load))
     turns = {name: [max(s) for s in zip(*(e[name][1:] for e, _ in every), strict=True)] for name in seconds}
     ratios = {"decode_to_bound": ratio(turns["bound"], turns["decode"])}
     if args.peer:
         ratios["decode_to_torch"] = ratio(turns["torch"], turns["decode"])
     return {
-        "model": str(args.source.path),
+        "model": str(source.path),
         "seconds": {name: median(s) for name, s in turns.items()},
         "tokens_per_second": {name: 1 / median(s) for name, s in turns.items()},
         "turns": turns,
@@ -72,16 +73,9 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
     }
 
 
-def _wait_asleep(comm: MPI.Intracomm) -> None:
-    """While rank 0 measures the peer with all cores, the others must not poll."""
-    request = comm.Ibarrier()
-    while not request.Test():
-        sleep(0.005)
-
-
 def show(result: dict) -> None:
     labels = {"bound": "bound: reading the weights", "decode": "rankwise", "torch": "Transformers, generate"}
-    c = result["config"]
+    c, turns = result["config"], result["turns"]
     report.table(
         f"Decoding {result['model']}, {result['dtype']}, {c['tokens']} tokens, {result['ranks']} ranks of {c['threads']} BLAS "
         f"thread(s), {c['rounds']} rounds in turn",
@@ -89,10 +83,8 @@ def show(result: dict) -> None:
         [
             (
                 labels[name],
-                f"{1 / s:.1f}",
-                f"{1 / min(result['turns'][name]):.1f}",
-                f"{1 / max(result['turns'][name]):.1f}",
-                f"{np.median(np.array(result['turns']['bound']) / np.array(result['turns'][name])):.1%}",
+                *(f"{1 / t:.1f}" for t in (s, min(turns[name]), max(turns[name]))),
+                f"{np.median(np.array(turns['bound']) / np.array(turns[name])):.1%}",
             )
             for name, s in result["seconds"].items()
         ],

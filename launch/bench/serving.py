@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 from mpi4py import MPI
@@ -14,11 +15,14 @@ from inference.blocks import needed
 from inference.engine import Engine
 from inference.policies import POLICIES
 from inference.workload import Workload
-from launch import pretrained, report, start
+from launch import pretrained, report
+from launch.bench.sizes import Sizes
+from launch.bench.turns import ratio
 from launch.measure.serving import Served, serve
 from launch.options import UsageError
 from layers.transformer import Transformer
 from models.build import build
+from models.source import Source
 from parallel.control import Control
 from parallel.mesh import Mesh
 
@@ -37,22 +41,23 @@ LABELS = {
 }
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
-    """Opens the model. Raises UsageError where it cannot be used, or not with this workload."""
-    args.source = pretrained.opened(args.model, ranks)
-    if args.tokens < 2:
-        raise UsageError(f"--tokens {args.tokens} leaves nothing to decode: use 2 or more")
-    args.load = workload.drawn(64, (8, 64), min(255, args.source.config.vocabulary - 1), args.seed)
-    longest = max(map(len, args.load.prompts)) + max(args.tokens, *args.load.max_tokens)
-    if longest > args.source.config.context:
+def check(args: argparse.Namespace, sizes: Sizes, ranks: int) -> tuple[Source, Workload]:
+    """The model and the workload. Raises UsageError where it cannot be used, or not with this workload."""
+    source, tokens = pretrained.opened(args.model, ranks), sizes.tokens
+    if tokens < 2:
+        raise UsageError(f"--tokens {tokens} leaves nothing to decode: use 2 or more")
+    load = workload.drawn(64, (8, 64), min(255, source.config.vocabulary - 1), args.seed)
+    longest, context = max(map(len, load.prompts)), source.config.context
+    if longest + max(tokens, *load.max_tokens) > context:
         raise UsageError(
-            f"--tokens {args.tokens}: {longest} tokens with the prompt are beyond the model's context of "
-            f"{args.source.config.context}: use at most {args.source.config.context - max(map(len, args.load.prompts))}"
+            f"--tokens {tokens}: {longest + max(tokens, *load.max_tokens)} tokens with the prompt are beyond the model's "
+            f"context of {context}: use at most {context - longest}"
         )
+    return source, load
 
 
 def run(model: Transformer, mesh: Mesh, control: Control, load: Workload, policy: str, slots: int) -> Served:
-    """A workload that is there at once, through an engine of its own with blocks for all slots; what rank 0 saw."""
+    """A workload that is all there at once, through an engine of its own with blocks for all slots: what rank 0 saw."""
     longest = max(len(p) + m for p, m in zip(*load, strict=True))
     scheduler = POLICIES[policy](slots * (needed(longest) + 1), slots=slots, max_batch_tokens=MAX_BATCH_TOKENS)
     engine, served = Engine(model, mesh, control, scheduler), Served([0.0] * len(load.prompts))
@@ -72,58 +77,65 @@ def decode_rate(served: Served) -> float:
     return sum(n for n, _ in decodes) / sum(s for _, s in decodes)
 
 
-def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ratio: Callable) -> dict:
+def in_turn(
+    ways: dict[str, Callable[[bool], float]], names: list[str], rounds: int, control: Control
+) -> dict[str, list[float]]:
+    """What each way returns, by round. It is called with True to warm up, before that. The peer's ways run on rank 0 alone."""
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    turns = (name for _ in range(rounds + 1) for name in names)
+    for name in report.progress("serving", control.rank == 0, (rounds + 1) * len(names))(turns):
+        # Asleep: while rank 0 measures the peer with all cores, the others must not poll.
+        control.wait()
+        rates[name].append(ways[name](not rates[name]) if name in ways else 0.0)
+    control.wait()
+    return {name: r[1:] for name, r in rates.items()}
+
+
+def measure(args: argparse.Namespace, sizes: Sizes, opened: tuple, comm: MPI.Intracomm, mesh: Mesh) -> dict:
     """Output tokens a second by round, each in turn: of the whole workload, by policy and by the peer's ways; of decode steps,
-    with 8 requests and with one, `args.tokens` tokens each. Ratios are medians of those of the same round."""
-    control = Control(comm)
-    mesh = start.make_mesh(args, comm, tp=comm.size)
-    rates: dict[str, list[float]] = {}
+    with 8 requests and with one, `sizes.tokens` tokens each. Ratios are medians of those of the same round."""
+    (source, load), control = opened, Control(comm)
+    few = Workload(load.prompts[:WARM], [WARM] * WARM)
     tokens: dict[str, list[list[int]]] = {}
     missing: dict[str, str] = {}
-    few = Workload(args.load.prompts[:WARM], [WARM] * WARM)
+
+    def whole(name: str, warm: bool) -> float:
+        served = run(model, mesh, control, few if warm else load, *OWN[name])
+        tokens[name] = served.tokens
+        return 0.0 if control.rank else served.output_tokens / served.seconds
+
+    def decoding(many: int, warm: bool) -> float:
+        some = Workload(load.prompts[:many], [WARM if warm else sizes.tokens] * many)
+        served = run(model, mesh, control, some, "continuous", many)
+        return 0.0 if control.rank else decode_rate(served)
+
+    def by_peer(name: str, warm: bool) -> float:
+        seconds, tokens[name] = theirs[name](few if warm else load)
+        return sum(map(len, tokens[name])) / seconds
+
     with threadpool_limits(args.threads, user_api="blas"):
-        model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
-        ways: dict[str, Callable] = {}
+        model = build(source.config, mesh.tp, source.weights(args.dtype))
+        theirs: dict[str, Callable] = {}
         if args.peer and comm.rank == 0:
             from launch.bench.torch_serving import Peer
 
-            peer = Peer(args.source, args.dtype, args.threads * comm.size)
-            ways, missing = peer.ways(few, SLOTS, MAX_BATCH_TOKENS)
-        names = control.from_first([*OWN, *ways, *DECODES])
-        rounds = range(args.rounds + 1)
-        for name in report.progress("serving", comm.rank == 0, len(rounds) * len(names))(n for _ in rounds for n in names):
-            # Asleep: while rank 0 measures the peer with all cores, the others must not poll.
-            control.wait()
-            warm = len(rates.setdefault(name, [])) == 0
-            if name in ways:
-                seconds, tokens[name] = ways[name](few if warm else args.load)
-                rates[name].append(sum(map(len, tokens[name])) / seconds)
-            elif name in DECODES:
-                many = DECODES[name]
-                load = Workload(args.load.prompts[:many], [WARM if warm else args.tokens] * many)
-                served = run(model, mesh, control, load, "continuous", many)
-                rates[name].append(decode_rate(served) if comm.rank == 0 else 0.0)
-            elif name in OWN:
-                served = run(model, mesh, control, few if warm else args.load, *OWN[name])
-                tokens[name] = served.tokens
-                rates[name].append(served.output_tokens / served.seconds if comm.rank == 0 else 0.0)
-            else:
-                rates[name].append(0.0)
-        control.wait()
+            theirs, missing = Peer(source, args.dtype, args.threads * comm.size).ways(few, SLOTS, MAX_BATCH_TOKENS)
+        ways = {name: partial(whole, name) for name in OWN} | {name: partial(by_peer, name) for name in theirs}
+        ways |= {name: partial(decoding, many) for name, many in DECODES.items()}
+        turns = in_turn(ways, control.from_first(list(ways)), sizes.rounds, control)
     if comm.rank:
         return {}
-    turns = {name: r[1:] for name, r in rates.items()}
     ratios = {"continuous_to_static": ratio(turns["continuous"], turns["static"])}
     ratios["batch_8_to_batch_1"] = ratio(turns["batch_8"], turns["batch_1"])
-    ratios |= {f"continuous_to_{name}": ratio(turns["continuous"], turns[name]) for name in ways}
+    ratios |= {f"continuous_to_{name}": ratio(turns["continuous"], turns[name]) for name in theirs}
     same = {name: sum(a == b for a, b in zip(got, tokens["continuous"], strict=True)) for name, got in tokens.items()}
     for name, count in same.items():
         # In float32 some differ at a tie; a ratio between two that compute different things would mean nothing.
-        assert 2 * count > len(args.load.prompts), f"{LABELS[name]}: only {count} requests got the same tokens"
+        assert 2 * count > len(load.prompts), f"{LABELS[name]}: only {count} requests got the same tokens"
     return {
-        "model": str(args.source.path),
-        "load": {"requests": len(args.load.prompts), "slots": SLOTS, "max_batch_tokens": MAX_BATCH_TOKENS}
-        | {"input_tokens": sum(map(len, args.load.prompts)), "output_tokens": sum(args.load.max_tokens)},
+        "model": str(source.path),
+        "load": {"requests": len(load.prompts), "slots": SLOTS, "max_batch_tokens": MAX_BATCH_TOKENS}
+        | {"input_tokens": sum(map(len, load.prompts)), "output_tokens": sum(load.max_tokens)},
         "tokens_per_second": {name: median(r) for name, r in turns.items()},
         "turns": turns,
         "ratios": ratios,

@@ -14,29 +14,34 @@ from inference.generate import Generator, Timings, make_cache
 from inference.sampling import Sampling
 from inference.speculation.gain import Account, Gamma
 from inference.speculation.generator import Speculative
-from launch import pretrained, report, start
+from launch import pretrained, report
+from launch.bench.sizes import Sizes
+from launch.bench.turns import in_turn, ratio
 from launch.measure.prompts import PROMPTS
 from launch.options import UsageError
 from models.build import build
+from models.source import Source
+from models.tokenizer import Tokenizer
 from parallel.control import Control
+from parallel.mesh import Mesh
 
 REPEATING = tuple(name for name, p in PROMPTS.items() if p.repeats)
 PROSE = ("story", "essay", "questions")
 
 
-def check(args: argparse.Namespace, ranks: int) -> None:
-    """Opens SmolLM2. Raises UsageError where it is not installed or cannot be cut."""
-    args.source = pretrained.opened(None, ranks)
-    args.tokenizer = pretrained.tokenizer(args.source)
-    if args.tokens < 2:
-        raise UsageError(f"--tokens {args.tokens} leaves nothing to draft: use 2 or more")
+def check(args: argparse.Namespace, sizes: Sizes, ranks: int) -> tuple[Source, Tokenizer]:
+    """SmolLM2. Raises UsageError where it is not installed or cannot be cut."""
+    source = pretrained.opened(None, ranks)
+    if sizes.tokens < 2:
+        raise UsageError(f"--tokens {sizes.tokens} leaves nothing to draft: use 2 or more")
+    return source, pretrained.tokenizer(source)
 
 
-def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ratio: Callable) -> dict:
-    """Seconds of decoding up to `args.tokens` greedy tokens after each prompt, plainly and with as many drafts as pay; medians
+def measure(args: argparse.Namespace, sizes: Sizes, opened: tuple, comm: MPI.Intracomm, mesh: Mesh) -> dict:
+    """Seconds of decoding up to `sizes.tokens` greedy tokens after each prompt, plainly and with as many drafts as pay; medians
     of ratios of turns of the same round. Prefill, the same for both, is left out, and counted in `ratios_with_prefill`."""
-    mesh = start.make_mesh(args, comm, tp=comm.size)
-    model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
+    source, tokenizer = opened
+    model = build(source.config, mesh.tp, source.weights(args.dtype))
     plain = Generator(model, mesh, make_cache(model, "contiguous"))
     ngram = Speculative(model, mesh, make_cache(model, "contiguous"), "ngram")
     timings: dict[str, list[Timings]] = {}
@@ -46,7 +51,7 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
         it.timings = Timings()
         if it is ngram:
             ngram.gamma, ngram.account = Gamma(None), Account()
-        steps = it.tokens(PROMPTS[prompt].ids(args.tokenizer), Sampling(), args.tokens, ends=frozenset(args.tokenizer.eos_ids))
+        steps = it.tokens(PROMPTS[prompt].ids(tokenizer), Sampling(), sizes.tokens, ends=frozenset(tokenizer.eos_ids))
         tokens[name] = [s.token for s in steps]
         timings.setdefault(name, []).append(it.timings)
         accounts[prompt] = ngram.account
@@ -58,7 +63,7 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
         for kind, it in (("plain", plain), ("ngram", ngram))
     }
     with threadpool_limits(args.threads, user_api="blas"):
-        whole = in_turn(steps, args.rounds, comm)
+        whole = in_turn(steps, sizes.rounds, comm)
     control = Control(comm)
     every = control.everyone({name: [c.decode_seconds for c in cs[1:]] for name, cs in timings.items()})
     control.close()
@@ -87,17 +92,8 @@ def show(result: dict) -> None:
         f"SmolLM2, up to {c['tokens']} greedy tokens, ngram with auto gamma against plain decoding: {result['dtype']}, "
         f"{result['ranks']} ranks of {c['threads']} BLAS thread(s), {c['rounds']} rounds in turn",
         (
-            "prompt",
-            "tokens",
-            "plain ms",
-            "ngram ms",
-            "times as fast",
-            "least",
-            "most",
-            "with prefill",
-            "alpha",
-            "tokens/run",
-            "same",
+            *("prompt", "tokens", "plain ms", "ngram ms", "times as fast", "least", "most", "with prefill"),
+            *("alpha", "tokens/run", "same"),
         ),
         [
             (
@@ -113,5 +109,5 @@ def show(result: dict) -> None:
         ],
     )
     for repeats, what in ((True, "where the text repeats"), (False, "on prose")):
-        found = [r for p, r in result["ratios"].items() if spread[p]["repeats"] == repeats]
-        print(f"{what}, drafts by prompt lookup make decoding {min(found):.2f} to {max(found):.2f} times as fast")
+        ratios = [r for p, r in result["ratios"].items() if spread[p]["repeats"] == repeats]
+        print(f"{what}, drafts by prompt lookup make decoding {min(ratios):.2f} to {max(ratios):.2f} times as fast")

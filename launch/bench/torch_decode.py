@@ -50,13 +50,13 @@ class Peer:
             order = np.concatenate([np.arange(0, E, 2), np.arange(1, E, 2)]) if turn else np.arange(E)
             return W[..., order].reshape(len(W), -1).T
 
-        found = {"model.embed_tokens.weight": ours["Wte"], "model.norm.weight": ours["wnf"]}
+        named = {"model.embed_tokens.weight": ours["Wte"], "model.norm.weight": ours["wnf"]}
         if "Whead" in ours:
-            found["lm_head.weight"] = ours["Whead"].T
+            named["lm_head.weight"] = ours["Whead"].T
         i = 0
         while f"blocks.{i}.Wq" in ours:
             W = {name: ours[f"blocks.{i}.{name}"] for name in ("wn1", "wn2", "Wq", "Wk", "Wv", "Wo", "W1", "W2")}
-            found |= {
+            named |= {
                 f"model.layers.{i}.{name}.weight": a
                 for name, a in {
                     "input_layernorm": W["wn1"],
@@ -71,11 +71,11 @@ class Peer:
                 }.items()
             }
             i += 1
-        return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in found.items()}
+        return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in named.items()}
 
     def seconds_per_token(self, prompt: list[int], expected: list[int]) -> float:
-        """Of greedy decoding with its cache, prefill left out. Raises AssertionError if its tokens are not `expected`, for then
-        a ratio would mean nothing."""
+        """Of greedy decoding with its cache, without prefill. Raises AssertionError if its tokens are not `expected`: a ratio
+        would mean nothing then."""
         times = []
         for many in (1, len(expected)):
             begun = perf_counter()

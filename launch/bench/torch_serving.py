@@ -14,15 +14,14 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from inference.workload import Workload
 from launch.bench import torch_decode
 
-# Says on a CPU, for each run, what sizes it cannot find out by itself: all that it needs are given.
-
+# On a CPU it says at each run which sizes it cannot find out; all of them are given.
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
 
 Way = Callable[[Workload], tuple[float, list[list[int]]]]
 
 
 class Peer(torch_decode.Peer):
-    """Both ways take a workload that is there at once, and return seconds and each request's greedy tokens."""
+    """Both ways take a workload that is all there at once, and return seconds and each request's greedy tokens."""
 
     def ways(self, load: Workload, slots: int, max_batch_tokens: int) -> tuple[dict[str, Way], dict[str, str]]:
         """Those that get through `load` here, and why the others don't. Raises RuntimeError if none does."""

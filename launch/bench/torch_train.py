@@ -20,6 +20,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from launch.bench.sizes import Sizes
 from parallel.control import Control
 
 CLIP, LR, STD = 1.0, 1e-3, 0.02
@@ -64,28 +65,14 @@ class _Model(nn.Module):
 
 
 class TrainPeer:
-    """A decoder-only model on `size` ranks, by data ("dp") or tensor parallelism ("tp"), and its fused AdamW.
+    """A decoder-only model on all ranks, by data ("dp") or tensor parallelism ("tp"), and its fused AdamW.
 
     A context: inside it, gloo runs. Several may be open at once, within one another: they share the first one's gloo.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        rank: int,
-        size: int,
-        control: Control,
-        threads: int,
-        *,
-        vocab: int,
-        d_model: int,
-        d_ff: int,
-        layers: int,
-        heads: int,
-        sequence_length: int,
-    ) -> None:
-        self._kind, self._rank, self._size, self._control = kind, rank, size, control
-        self._sizes = (vocab, d_model, d_ff, layers, heads, sequence_length)
+    def __init__(self, kind: str, control: Control, threads: int, vocab: int, sizes: Sizes) -> None:
+        self._kind, self._rank, self._size, self._control = kind, control.rank, control.size, control
+        self._sizes = (vocab, sizes.d_model, sizes.d_ff, sizes.layers, sizes.heads, sizes.sequence_length)
         torch.set_num_threads(threads)
 
     def __enter__(self) -> TrainPeer:

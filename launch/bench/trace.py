@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
@@ -12,6 +11,8 @@ from threadpoolctl import threadpool_limits
 
 from launch import report, start
 from launch.bench import train
+from launch.bench.sizes import Sizes
+from launch.bench.turns import in_turn, ratio
 from launch.process import traced
 from parallel.control import Control
 from parallel.mesh import Mesh
@@ -23,17 +24,19 @@ BATCHES, CALLS = 60, 200
 MOST = 0.03
 
 
-def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ratio: Callable) -> dict:
-    """Seconds and ratios of a step on tp=N untraced, untraced once more (what a turn scatters), and traced; and the same
-    overhead worked out: what seeing a call and a verb cost alone, times those of a step."""
-    S = args.sequence_length
-    data = np.random.default_rng(args.seed).integers(0, VOCABULARY, args.tokens + 1)
+def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:
+    """Seconds and ratios of a step on tp=N: untraced, untraced again (which shows the scatter), and traced.
+
+    The overhead is also worked out: what it costs alone to see a call and a verb, times how many of them a step has.
+    """
+    S, tokens = sizes.sequence_length, sizes.tokens
+    data = np.random.default_rng(args.seed).integers(0, VOCABULARY, tokens + 1)
     control = Control(comm)
     with threadpool_limits(args.threads, user_api="blas"):
         mesh = start.make_mesh(args, comm, dp=1, tp=comm.size)
-        it = train.trainer(args, mesh)
-        parts = dealt(data, np.arange(args.tokens // S), S, 1, 0, 1)
-        step = lambda: it.step(parts, args.tokens, 1e-3)  # noqa: E731
+        it = train.trainer(sizes, mesh, args.dtype, args.seed)
+        parts = dealt(data, np.arange(tokens // S), S, 1, 0, 1)
+        step = lambda: it.step(parts, tokens, 1e-3)  # noqa: E731
         trace = Trace(comm)
 
         def seen() -> None:
@@ -42,23 +45,24 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
             step()
             trace.stop()
 
-        turns = in_turn({"untraced": step, "untraced_again": step, "traced": seen}, args.rounds, comm)
+        turns = in_turn({"untraced": step, "untraced_again": step, "traced": seen}, sizes.rounds, comm)
     records = trace.finish()
     call, verb = (max(cost) for cost in zip(*control.everyone(_costs()), strict=True))
     ratios = {f"{name}_to_untraced": ratio(turns[name], turns["untraced"]) for name in ("untraced_again", "traced")}
-    found = {
-        "seconds": {name: float(np.median(s)) for name, s in turns.items()},
+    if records is None:
+        return {}
+    calls, verbs = (max(len(getattr(r, kind)) for r in records) / (sizes.rounds + 1) for kind in ("spans", "verbs"))
+    seconds = {name: float(np.median(s)) for name, s in turns.items()}
+    return {
+        "seconds": seconds,
         "ratios": ratios,
         "call_seconds": call,
         "verb_seconds": verb,
+        "calls_a_step": calls,
+        "verbs_a_step": verbs,
+        "most": MOST,
+        "worked_out": (calls * call + verbs * verb) / seconds["untraced"],
     }
-    if records is not None:
-        rounds = args.rounds + 1
-        calls, verbs = max(len(r.spans) for r in records) / rounds, max(len(r.verbs) for r in records) / rounds
-        seconds = calls * call + verbs * verb
-        found |= {"calls_a_step": calls, "verbs_a_step": verbs, "most": MOST}
-        found |= {"worked_out": seconds / found["seconds"]["untraced"]}
-    return found
 
 
 def _costs() -> tuple[float, float]:
@@ -68,7 +72,7 @@ def _costs() -> tuple[float, float]:
     x, y = np.ones(1), np.empty(1)
 
     def fastest() -> tuple[float, float]:
-        """Of many batches: what else the machine does only adds."""
+        """The least of many batches: other work of the machine only adds."""
         seconds = []
         for _ in range(BATCHES):
             begun = perf_counter()

@@ -10,7 +10,10 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from launch import report, start
+from launch import start
+from launch.bench import turns
+from launch.bench.sizes import Sizes
+from launch.bench.turns import ratio
 from launch.measure import products
 from layers.attention import Attention
 from models.build import build
@@ -26,9 +29,9 @@ KINDS = ("dp", "tp")
 ADAMW_ARRAYS, COPY_ARRAYS = 7, 2
 
 
-def trainer(args: argparse.Namespace, mesh: Mesh) -> Trainer:
-    sizes = (VOCABULARY, args.d_model, args.layers, args.heads, args.d_ff, args.sequence_length)
-    return Trainer(build(gpt2_like(*sizes, tied=False), mesh.tp, drawn(args.seed, args.dtype)), mesh, Plan())
+def trainer(sizes: Sizes, mesh: Mesh, dtype: str, seed: int) -> Trainer:
+    config = gpt2_like(VOCABULARY, sizes.d_model, sizes.layers, sizes.heads, sizes.d_ff, sizes.sequence_length, tied=False)
+    return Trainer(build(config, mesh.tp, drawn(seed, dtype)), mesh, Plan())
 
 
 def step_products(it: Trainer, tokens: int, sequence_length: int) -> Callable[[], None]:
@@ -44,28 +47,25 @@ def step_products(it: Trainer, tokens: int, sequence_length: int) -> Callable[[]
     return products.together(*steps, products.linear(x, model.head.W_Io.data))
 
 
-def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ratio: Callable) -> dict:
+def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:
     """Seconds and ratios of steps on dp=N and on tp=N, of their products, of AdamW and a copy, and of the peer."""
-    S = args.sequence_length
-    sequences = args.tokens // S
-    data = np.random.default_rng(args.seed).integers(0, VOCABULARY, args.tokens + 1)
+    S, tokens = sizes.sequence_length, sizes.tokens
+    sequences = tokens // S
+    data = np.random.default_rng(args.seed).integers(0, VOCABULARY, tokens + 1)
     steps: dict[str, Callable[[], object]] = {}
     with ExitStack() as stack:
         stack.enter_context(threadpool_limits(args.threads, user_api="blas"))
         control = Control(comm)
         for kind in KINDS:
             mesh = start.make_mesh(args, comm, **{"dp": 1, "tp": 1, kind: comm.size})
-            it = trainer(args, mesh)
+            it = trainer(sizes, mesh, args.dtype, args.seed)
             parts = dealt(data, np.arange(sequences), S, mesh.dp.size, mesh.dp.rank, 1)
             steps[f"matmul_only_{kind}"] = step_products(it, len(parts[0].ids), S)
-            steps[f"sharded_{kind}"] = lambda it=it, parts=parts: it.step(parts, args.tokens, 1e-3)
+            steps[f"sharded_{kind}"] = lambda it=it, parts=parts: it.step(parts, tokens, 1e-3)
             if args.peer:
                 from launch.bench.torch_train import TrainPeer
 
-                sizes = {"d_model": args.d_model, "d_ff": args.d_ff, "layers": args.layers, "heads": args.heads}
-                peer = TrainPeer(
-                    kind, comm.rank, comm.size, control, args.threads, vocab=VOCABULARY, sequence_length=S, **sizes
-                )
+                peer = TrainPeer(kind, control, args.threads, VOCABULARY, sizes)
                 stack.enter_context(peer)
                 ids, targets = data[:-1].reshape(sequences, S), data[1:].reshape(sequences, S)
                 steps[f"torch_{kind}"] = lambda peer=peer, ids=ids, targets=targets: peer.step(ids, targets)
@@ -73,16 +73,13 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
                 steps["adamw"] = lambda it=it: it.optimizer.step(1e-3)
                 flat, room = it.flat.data, np.empty_like(it.flat.data)
                 steps["copy"] = lambda flat=flat, room=room: np.copyto(room, flat)
-        turns = in_turn(steps, args.rounds, comm)
-    ratios = {f"sharded_to_matmul_only_{k}": ratio(turns[f"sharded_{k}"], turns[f"matmul_only_{k}"]) for k in KINDS}
-    ratios["adamw_bandwidth_to_copy"] = ratio(turns["copy"], turns["adamw"]) * ADAMW_ARRAYS / COPY_ARRAYS
+        seconds = turns.in_turn(steps, sizes.rounds, comm)
+    ratios = {f"sharded_to_matmul_only_{k}": ratio(seconds[f"sharded_{k}"], seconds[f"matmul_only_{k}"]) for k in KINDS}
+    ratios["adamw_bandwidth_to_copy"] = ratio(seconds["copy"], seconds["adamw"]) * ADAMW_ARRAYS / COPY_ARRAYS
     if args.peer:
-        ratios |= {f"torch_{k}_to_sharded": ratio(turns[f"torch_{k}"], turns[f"sharded_{k}"]) for k in KINDS}
-    against = {name: f"matmul_only_{name[-2:]}" if name[-2:] in KINDS else "copy" for name in turns}
-    spread = {
-        name: {"fastest": min(s), "slowest": max(s), "to_products": ratio(s, turns[against[name]])} for name, s in turns.items()
-    }
-    return {"seconds": {name: float(np.median(s)) for name, s in turns.items()}, "spread": spread, "ratios": ratios}
+        ratios |= {f"torch_{k}_to_sharded": ratio(seconds[f"torch_{k}"], seconds[f"sharded_{k}"]) for k in KINDS}
+    limits = {name: f"matmul_only_{name[-2:]}" if name[-2:] in KINDS else "copy" for name in seconds}
+    return turns.summary(seconds, limits) | {"ratios": ratios}
 
 
 LABELS = {
@@ -99,22 +96,11 @@ LABELS = {
 
 def show(result: dict) -> None:
     c = result["config"]
-    report.table(
+    turns.show(
         f"A training step: {c['layers']} layers, D {c['d_model']}, F {c['d_ff']}, {c['heads']} heads, {c['tokens']} tokens in "
-        f"sequences of {c['sequence_length']}, {result['dtype']}, {result['ranks']} ranks of {c['threads']} BLAS thread(s), "
-        f"{c['rounds']} rounds in turn",
-        ("", "median ms", "fastest", "slowest", "to products (or copy)"),
-        [
-            (
-                LABELS[name],
-                f"{1e3 * s:.1f}",
-                *(f"{1e3 * result['spread'][name][k]:.1f}" for k in ("fastest", "slowest")),
-                f"{result['spread'][name]['to_products']:.3f}",
-            )
-            for name, s in result["seconds"].items()
-        ],
+        f"sequences of {c['sequence_length']}, {result['dtype']}, {result['ranks']} ranks",
+        LABELS,
+        result,
+        "to products (or copy)",
     )
     print(f"AdamW moves {result['ratios']['adamw_bandwidth_to_copy']:.2f} times the bytes a second that a copy does")
-    for name, r in result["ratios"].items():
-        if name.startswith("torch"):
-            print(f"rankwise is {r:.2f} times as fast as {LABELS[name.removesuffix('_to_sharded')]}")

@@ -8,6 +8,7 @@ from time import perf_counter
 
 from mpi4py import MPI
 
+from launch import report
 from parallel.control import Control
 
 
@@ -29,3 +30,26 @@ def in_turn(steps: dict[str, Callable[[], object]], rounds: int, comm: MPI.Intra
 def ratio(a: list[float], b: list[float]) -> float:
     """The median of a's turns over b's turns of the same round."""
     return median(x / y for x, y in zip(a, b, strict=True))
+
+
+def summary(turns: dict[str, list[float]], limits: dict[str, str]) -> dict:
+    """Medians, spread, and the ratio to what each is compared with, for JSON."""
+    to = {name: ratio(s, turns[limits[name]]) for name, s in turns.items()}
+    spread = {name: {"fastest": min(s), "slowest": max(s), "to_products": to[name]} for name, s in turns.items()}
+    return {"seconds": {name: median(s) for name, s in turns.items()}, "spread": spread}
+
+
+def show(title: str, labels: dict[str, str], result: dict, compared: str = "to products") -> None:
+    """A summary, for people, and how we compare with the peer."""
+    c, spread = result["config"], result["spread"]
+    report.table(
+        f"{title} of {c['threads']} BLAS thread(s), {c['rounds']} rounds in turn",
+        ("", "median ms", "fastest", "slowest", compared),
+        [
+            (labels[name], *(f"{1e3 * t:.1f}" for t in (s, of["fastest"], of["slowest"])), f"{of['to_products']:.3f}")
+            for (name, s), of in zip(result["seconds"].items(), spread.values(), strict=True)
+        ],
+    )
+    for name, r in result["ratios"].items():
+        if name.startswith("torch"):
+            print(f"rankwise is {r:.2f} times as fast as {labels[name.removesuffix('_to_sharded')]}")

@@ -8,45 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import median
-from time import perf_counter
 
 import numpy as np
 from mpi4py import MPI
 
+from launch.measure.step import timed
 from layers.attend import head_chunks, spans, tiles
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
 
 
-def rate(comm: MPI.Intracomm, dtype: str, size: int = 768, repeats: int = 5) -> float:
-    """Operations a second, 2 a multiplication with its addition, of square matrix products on all ranks at once."""
+def rate(comm: MPI.Intracomm, dtype: str, size: int = 768) -> float:
+    """Operations a second of square matrix products on all ranks at once. A multiplication and its addition are two."""
     a = np.ones((size, size), dtype)
     out = np.empty_like(a)
-    seconds = []
-    for _ in range(repeats + 1):
-        comm.Barrier()
-        begun = perf_counter()
-        np.matmul(a, a, out=out)
-        seconds.append(perf_counter() - begun)
-    return comm.allreduce(2 * size**3 / median(seconds[1:]))
+    return comm.allreduce(2 * size**3 / median(timed(lambda: np.matmul(a, a, out=out), comm)))
 
 
-def read_bandwidth(comm: MPI.Intracomm, rows: int = 2048, columns: int = 16384, repeats: int = 5) -> float:
-    """Bytes a second that this rank reads from memory while all do: 128 MiB, as an inner product with themselves or as a matrix
-    that multiplies a row, whichever has the faster median."""
+def read_bandwidth(comm: MPI.Intracomm, rows: int = 2048, columns: int = 16384) -> float:
+    """Bytes a second that this rank reads from memory while all do: 128 MiB, as an inner product with themselves and as a
+    matrix that multiplies a row. The faster median counts."""
     W = np.ones((rows, columns), np.float32)
     flat, x, out = W.reshape(-1), np.ones(rows, np.float32), np.empty(columns, np.float32)
-    fastest = float("inf")
-    for read in (lambda: np.dot(flat, flat), lambda: np.matmul(x, W, out=out)):
-        seconds = []
-        for _ in range(repeats):
-            comm.Barrier()
-            begun = perf_counter()
-            read()
-            seconds.append(perf_counter() - begun)
-        fastest = min(fastest, median(seconds))
-    return W.nbytes / fastest
+    reads = (lambda: np.dot(flat, flat), lambda: np.matmul(x, W, out=out))
+    return W.nbytes / min(median(timed(read, comm)) for read in reads)
 
 
 def linear(x: np.ndarray, W: np.ndarray) -> Callable[[], None]:

@@ -8,8 +8,8 @@ from models.tokenizer import Tokenizer
 
 
 class Prompt(NamedTuple):
-    """`chat`: said by a user and answered through the model's chat template, else continued. `repeats`: what a model writes
-    after it mostly stands in it already."""
+    """`chat`: a user says it, and the model's chat template asks for an answer; otherwise it is continued. `repeats`: most of
+    what a model writes after it stands in it already."""
 
     text: str
     chat: bool = False

@@ -24,9 +24,12 @@ REPEATS = 5
 
 
 @dataclass(frozen=True)
-class Ran:
-    """`whole`: y, dx, weights by name and gradients led by d. `communication`, `memory`: as in a command's JSON.
-    `apart`: gradients held on several ranks that are not the same on all of them."""
+class Measured:
+    """What one step computed, sent and held.
+
+    `whole`: y, dx, weights by name and gradients led by d. `communication`, `memory`: as in a command's JSON.
+    `apart`: gradients that several ranks hold and that differ between them.
+    """
 
     whole: dict[str, np.ndarray]
     communication: list[dict]
@@ -34,8 +37,8 @@ class Ran:
     apart: list[str]
 
 
-def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: object) -> Ran:
-    """One step on all ranks."""
+def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: object) -> Measured:
+    """One step on all ranks, gathered and counted."""
     with mesh.phase("forward"):
         y, saved = layer.forward(x, *more)
     with mesh.phase("backward"):
@@ -55,7 +58,7 @@ def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Contr
         "saved_bytes_per_rank": [kept for _, kept, _ in sizes],
         "predicted_saved_bytes_per_rank": [predicted for _, _, predicted in sizes],
     }
-    return Ran(whole, communication, memory, sorted({name for names in control.everyone(apart) for name in names}))
+    return Measured(whole, communication, memory, sorted({name for names in control.everyone(apart) for name in names}))
 
 
 def once(layer: object, x: np.ndarray, dy: np.ndarray, *more: object) -> None:
@@ -80,15 +83,15 @@ def timed(step: Callable[[], object], comm: MPI.Intracomm) -> list[float]:
 def seconds(
     sharded: Callable[[], object], products: Callable[[], object], unsharded: Callable[[], Callable], comm: MPI.Intracomm
 ) -> dict[str, float]:
-    """Medians: the sharded step and its matrix products alone, of the slowest rank; and the step on one process, which
-    `unsharded` prepares, on rank 0 with all cores."""
+    """Medians of the slowest rank: the sharded step, and its matrix products alone. On rank 0 also the step on one process
+    with all cores, which `unsharded` prepares."""
     control = Control(comm)
     steps = control.everyone({"sharded": timed(sharded, comm), "matmul_only": timed(products, comm)})
-    found = {kind: median(max(run) for run in zip(*(s[kind] for s in steps), strict=True)) for kind in steps[0]}
+    medians = {kind: median(max(run) for run in zip(*(s[kind] for s in steps), strict=True)) for kind in steps[0]}
     if comm.rank == 0:
         alone = unsharded()
         with threadpool_limits(threads.cores(), user_api="blas"):
-            found["unsharded"] = median(timed(alone, MPI.COMM_SELF))
+            medians["unsharded"] = median(timed(alone, MPI.COMM_SELF))
     control.wait()
     control.close()
-    return found
+    return medians

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,19 +23,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, SKY, GREEN, ORANGE, RED, PALE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#F4F4F4"
 KINDS = {"mha": BLUE, "gqa": SKY, "mqa": GREEN, "mla": RED}
 
 
 def pictures(folder: Path, rows: Sequence[dict]) -> list[Path]:
-    """Draw all of them into `folder`; their files."""
+    """Draw all of them into `folder`, and return the files."""
     import matplotlib
 
     folder.mkdir(exist_ok=True)
     drawings = {"prefill-decode": draw_prefill_decode, "kinds": draw_kinds, "latent": draw_latent}
-    drawings["bytes"] = partial(draw_bytes, rows)
+    drawings["bytes"] = lambda: draw_bytes(rows)
     written = []
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "legend.frameon": False}):
         for name, draw in report.progress("drawing", True)(drawings.items()):
@@ -58,7 +56,7 @@ def _figure(height: float, heights: Sequence[float]) -> tuple[Figure, list[Axes]
 
 
 def _cells(axes: Axes, x: float, y: float, colours: Sequence[str], size: tuple = (1, 0.9), **style: object) -> None:
-    """A row of cells from x on, y their middle."""
+    """A row of cells from x on; y is their middle."""
     style = {"edgecolor": "0.45", "linewidth": 0.5} | style
     spans = [(x + i * size[0], size[0]) for i in range(len(colours))]
     axes.broken_barh(spans, (y - size[1] / 2, size[1]), facecolors=colours, **style)
@@ -98,8 +96,8 @@ def draw_prefill_decode(prompt: int = 14, chunk: int = 6, tokens: int = 3) -> Fi
 
 
 def _used(cache: Cache) -> list[tuple[int, int, int]]:
-    """A use of a cache: three sequences, 1 branches off 0; what is kept of a token is who wrote it. Returns copies on write:
-    by which sequence, from which block to which."""
+    """Use a cache: three sequences, of which 1 branches off 0. What is kept of a token is the sequence that wrote it. Returns
+    the copies on write: by which sequence, from which block, to which."""
     copied = []
 
     def write(sequence: int, tokens: int) -> None:

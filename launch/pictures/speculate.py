@@ -8,7 +8,7 @@ from inference.speculation.gain import speedup
 
 
 def picture(path: Path, rows: list[dict], verify: list[float], c: dict[str, float]) -> None:
-    """Speed-up against gamma, a panel a draft: lines of alpha at these costs, dotted as the theorem has it; points measured."""
+    """Speed-up against gamma, a panel for each draft. Lines: alpha at these costs; dotted: by the theorem; points: measured."""
     import matplotlib
 
     matplotlib.use("Agg")

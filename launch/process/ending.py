@@ -1,4 +1,4 @@
-"""How a rank ends, and that its end is the end of all: by an exception, a signal, a hang. The first cause is told, once."""
+"""How a rank ends: by an exception, a signal, a hang. Its end is the end of all, and one of them prints the first cause."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from parallel.recorder import ENDED, Recorder
 
 # Not SIGUSR1: Open MPI's mpirun passes that on, and the server is ended by it.
 STACK_SIGNAL = signal.SIGUSR2
-# The launcher drops what it has not yet passed on when the job is aborted.
+# Seconds for the launcher to pass on what was printed: it drops the rest when the job is aborted.
 PASSED_ON = 0.2
-# For a rank that has something to tell, before another ends the job.
-TOLD = 1.5
+# Seconds for a rank that knows the cause to print it, before another ends the job.
+EXPLAINED = 1.5
 
 
 class Ending:
@@ -42,7 +42,7 @@ class Ending:
         # Python's own handler would run only after the MPI call in which the rank waits.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         faulthandler.register(STACK_SIGNAL, file=self.recorder.stack, all_threads=False)
-        # Another rank tells it, led by this one's number; who is alone tells it himself.
+        # The stack of a crash: another rank prints it, led by this one's number. A rank that is alone prints its own.
         faulthandler.enable(file=self.recorder.stack if comm.size > 1 else 2, all_threads=False)
 
     def watch(self, limit: float) -> None:
@@ -55,8 +55,7 @@ class Ending:
         if self.recorder.alarm and self.comm.size > 1:
             # Too late: the others are already being ended.
             self.quietly()
-        self.recorder.now(ENDED)
-        keeper.told()
+        self._expected()
         if self._watchdog is not None:
             self._watchdog.stop()
 
@@ -65,16 +64,14 @@ class Ending:
         lines = "".join(traceback.format_exception(kind, value, trace)).splitlines()
         cause = traceback.format_exception_only(kind, value)[-1].splitlines()
         first = f"rank {self.comm.rank} of {self.comm.size} failed: {cause[0] if cause else kind.__name__}"
-        self.recorder.now(ENDED)
-        keeper.told()
+        self._expected()
         if not self.recorder.claim():
             self.quietly()
         self.tell("\n".join(f"[{self.comm.rank}] {line}" for line in (first, *lines)))
 
     def tell(self, text: str) -> NoReturn:
-        """Say why, in one write, and end all ranks. For the one that has claimed to."""
-        self.recorder.now(ENDED)
-        keeper.told()
+        """Print why, in one write, and end all ranks. Only for the rank whose claim to do so was the first."""
+        self._expected()
         with suppress(OSError, ValueError):
             sys.stdout.flush()
         with suppress(OSError, ValueError):
@@ -84,12 +81,16 @@ class Ending:
         self._abort()
 
     def quietly(self) -> NoReturn:
-        """End all ranks; another tells why, or there is nothing to tell."""
-        self.recorder.now(ENDED)
-        keeper.told()
+        """End all ranks without a word: another prints why, or nothing needs to be said."""
+        self._expected()
         if not self.recorder.claim():
-            time.sleep(TOLD)
+            time.sleep(EXPLAINED)
         self._abort()
+
+    def _expected(self) -> None:
+        """No other rank needs to look for why this one is gone."""
+        self.recorder.now(ENDED)
+        keeper.expected()
 
     def _abort(self) -> NoReturn:
         threading.Timer(1.0, os._exit, (1,)).start()

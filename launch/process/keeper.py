@@ -1,8 +1,8 @@
-"""A process between the launcher and a rank, so that the death of a rank can be told before the launcher ends the others.
+"""A process between the launcher and a rank, so that a rank's death can be reported before the launcher ends the others.
 
 Launchers kill the ranks that are left as soon as one is gone, without saying where it was. The keeper is what the launcher
-started; the rank is its child. It keeps the news of a death that the rank itself could not tell (SIGKILL, SIGSEGV, os._exit)
-for a moment, in which another rank does. Standard library only: it forks before NumPy and MPI are loaded.
+started; the rank is its child. For a moment it holds back the news of a death that the rank could not report (SIGKILL,
+SIGSEGV, os._exit), so that another rank reports it. Standard library only: it forks before NumPy and MPI are loaded.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ import signal
 from contextlib import suppress
 from time import sleep
 
-# For the other ranks to notice and tell; they end the job themselves then.
+# Seconds for the other ranks to notice and report a death; they end the job themselves then.
 MOMENT = 1.0
 # Launchers send these to the group of the process that they started: the rank has them already.
 FOR_THE_RANK = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
-_told: mmap.mmap | None = None
+_expected: mmap.mmap | None = None
 
 
 def keep() -> None:
-    """Returns in a child, which is the rank from here on; its parent ends as the child does. Where a death cannot be waited
-    for without being taken note of (not Linux), there is no keeper."""
-    global _told
+    """Returns in a child, which is the rank from here on; its parent ends as the child does.
+
+    A system where a death cannot be seen without being reaped has no keeper.
+    """
+    global _expected
     if not hasattr(os, "waitid"):
         return
-    _told = mmap.mmap(-1, 1)
+    _expected = mmap.mmap(-1, 1)
     keeper = os.getpid()
     die_with_parent(os.getppid())
     rank = os.fork()
@@ -37,13 +39,13 @@ def keep() -> None:
         _wait(rank)
     die_with_parent(keeper)
     # Not reached by os._exit.
-    atexit.register(told)
+    atexit.register(expected)
 
 
-def told() -> None:
-    """The end of this rank needs no explanation by another one."""
-    if _told is not None:
-        _told[0] = 1
+def expected() -> None:
+    """From now on the end of this rank needs no explanation by another one."""
+    if _expected is not None:
+        _expected[0] = 1
 
 
 def die_with_parent(parent: int) -> None:
@@ -61,7 +63,7 @@ def _wait(rank: int) -> None:
         signal.signal(number, lambda n, _: asked.append(n))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
-    if not _told[0] and not asked:
+    if not _expected[0] and not asked:
         sleep(MOMENT)
     _, status = os.waitpid(rank, 0)
     if os.WIFSIGNALED(status):

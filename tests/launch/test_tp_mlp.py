@@ -7,7 +7,7 @@ import pytest
 from tests.harness import mpirun
 
 TP_MLP = ("-m", "launch.tp_mlp")
-QUICK = ("--data", "none", "--tokens", "5", "--d-model", "6")
+QUICK = ("--data", "none", "--tokens", "5", "--d-model", "6", "--timed", "5,6,10")
 
 
 def report(ranks, *args):
