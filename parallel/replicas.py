@@ -18,8 +18,8 @@ import numpy as np
 from parallel.axis import Axis
 from parallel.control import Control
 from parallel.mesh import Mesh
-from parallel.recorder import named
 from parallel.shard import Layout
+from parallel.text import named
 
 
 class Diverged(RuntimeError):

@@ -15,7 +15,9 @@ from contextlib import suppress
 from time import perf_counter, sleep
 
 from parallel.call import path_in_project
-from parallel.recorder import ENDED, LEFT_MAIN, Recorded, Recorder, Slot, named
+from parallel.recorder import ENDED, LEFT_MAIN, Recorded, Recorder, Slot
+from parallel.text import aligned, named
+from parallel.verbs import VERBS
 
 TICK = 0.1
 # For how long nothing may have moved before ranks that wait for one another in a circle are called deadlocked.
@@ -195,9 +197,7 @@ def table(states: Sequence[State], stacks: Sequence[list[str]]) -> str:
     rows = [("rank", "is", "for", "where")]
     for slot, (what, where) in zip(slots, doing, strict=True):
         rows.append((str(slot.rank), what, f"{now - slot.since:.1f} s" if slot.pid else "", where))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
-    return "\n".join([headline(slots, doing, now), "", *lines])
+    return "\n".join([headline(slots, doing, now), "", *aligned(rows)])
 
 
 def in_a_circle(slots: list[Slot]) -> bool:
@@ -233,7 +233,12 @@ def headline(slots: list[Slot], doing: list[tuple[str, str]], now: float) -> str
 
 def _key(verb: Recorded) -> tuple:
     """What is the same of one verb on the ranks that take part in it, as far as a hang is concerned."""
-    return verb.axis, verb.what.split(" ")[0].removeprefix("start_"), verb.ranks, verb.number
+    return verb.axis, verb.verb, verb.ranks, verb.number
+
+
+def _partner(verb: Recorded) -> str:
+    """What the other rank of a verb between two calls."""
+    return VERBS[verb.verb].partner if verb.verb in VERBS else ""
 
 
 def _missing(slot: Slot, slots: list[Slot]) -> list[int]:
@@ -244,11 +249,10 @@ def _missing(slot: Slot, slots: list[Slot]) -> list[int]:
 def _came(other: Slot, slot: Slot) -> bool:
     """Whether `other` has entered the verb that `slot` waits in, now or before."""
     verb = slot.waiting
-    partner = {"send": "receive", "receive": "send"}.get(verb.what.split(" ")[0])
-    if partner is not None:
+    if partner := _partner(verb):
         at = other.waiting
-        return at is not None and at.what.startswith(partner) and at.axis == verb.axis and slot.rank in at.ranks
-    row = [v for v in other.verbs if (v.axis, v.ranks) == (verb.axis, verb.ranks) and _key(v)[1] not in ("send", "receive")]
+        return at is not None and (at.verb, at.axis) == (partner, verb.axis) and slot.rank in at.ranks
+    row = [v for v in other.verbs if (v.axis, v.ranks) == (verb.axis, verb.ranks) and not _partner(v)]
     if not row and other.verbs and other.verbs[0].which > 0:
         # So long ago that its slot has forgotten.
         return True
@@ -282,13 +286,14 @@ def _doing(state: State, stack: list[str]) -> tuple[str, str]:
 
 
 _FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')
+_MACHINERY = re.compile(r"runpy|/launch/start|/parallel/(axis|mesh|guard|ordered|control)\.py|_pytest|pluggy")
 
 
 def _ours(stack: str) -> list[str]:
     """A faulthandler stack as file:line in function, without frames of the machinery that started the command."""
     frames = []
     for line in stack.splitlines():
-        found = _FRAME.search(line)
-        if found and not re.search(r"runpy|/launch/start|/parallel/(mesh|guard|ordered|control)\.py|_pytest|pluggy", found[1]):
-            frames.append(f"  {path_in_project(found[1])}:{found[2]} in {found[3]}")
+        frame = _FRAME.search(line)
+        if frame and not _MACHINERY.search(frame[1]):
+            frames.append(f"  {path_in_project(frame[1])}:{frame[2]} in {frame[3]}")
     return frames

@@ -32,14 +32,13 @@ import numpy as np
 from parallel.axis import Axis, Pending
 from parallel.call import Call, Watcher
 from parallel.mesh import Mesh
+from parallel.verbs import METHODS
 
 VARIABLE = "RANKWISE_FAULT"
-VERBS = ("all_reduce", "start_all_reduce", "reduce_scatter", "start_reduce_scatter", "all_gather", "all_to_all", "broadcast")
-VERBS += ("send", "receive")
 BEFALL = ("raise", "exit", "osexit", "return", "kill", "segv", "stop", "sleep", "spin", "thread", "disk")
 NUMBERED = ("exit", "osexit", "sleep", "disk")
 # Which verbs each kind that alters the call has a meaning for.
-SENDING = tuple(v for v in VERBS if v != "receive")
+SENDING = tuple(v for v in METHODS if v != "receive")
 ALTER = {
     "nan": SENDING,
     "flip": ("all_reduce", "start_all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"),
@@ -51,7 +50,7 @@ ALTER = {
     "verb": ("all_reduce", "reduce_scatter", "all_gather", "broadcast"),
     "axis": ("all_reduce", "start_all_reduce", "broadcast"),
     "skip": ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "receive"),
-    "double": VERBS,
+    "double": METHODS,
     "order": ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send"),
 }
 DEFAULT_WHEN = {"flip": "after"}
@@ -94,8 +93,8 @@ def parsed(text: str) -> Fault:
     """Raises ValueError, naming the part that cannot be used and what would be right."""
     given: dict[str, str] = {}
     for part in text.split(","):
-        name, found, value = part.partition("=")
-        if not found or name not in ("rank", "at", "kind", "when") or name in given:
+        name, equals, value = part.partition("=")
+        if not equals or name not in ("rank", "at", "kind", "when") or name in given:
             raise ValueError(f"{part!r} in {VARIABLE} is no part of a fault: use rank=1,at=all_reduce:3,kind=raise")
         given[name] = value
     if missing := [name for name in ("rank", "at", "kind") if name not in given]:
@@ -114,10 +113,10 @@ def parsed(text: str) -> Fault:
 
 
 def _kind(text: str) -> tuple[str, float]:
-    kind, found, number = text.partition(":")
+    kind, colon, number = text.partition(":")
     if kind not in (*BEFALL, *ALTER):
         raise ValueError(f"kind={text} in {VARIABLE} is unknown: use one of {', '.join((*BEFALL, *ALTER))}")
-    if bool(found) != (kind in NUMBERED):
+    if bool(colon) != (kind in NUMBERED):
         right = f"{kind}:3" if kind in NUMBERED else kind
         raise ValueError(f"kind={text} in {VARIABLE} cannot be used: use {right}")
     try:
@@ -132,11 +131,11 @@ def _kind(text: str) -> tuple[str, float]:
 def _place(text: str, kind: str) -> tuple[str | None, str, int]:
     name, _, call = text.partition(":")
     axis, _, verb = name.rpartition(".")
-    if verb not in VERBS or not call.isdecimal() or int(call) < 1:
+    if verb not in METHODS or not call.isdecimal() or int(call) < 1:
         raise ValueError(
-            f"at={text} in {VARIABLE} is no call: use VERB:N or AXIS.VERB:N, N from 1, with one of {', '.join(VERBS)}"
+            f"at={text} in {VARIABLE} is no call: use VERB:N or AXIS.VERB:N, N from 1, with one of {', '.join(METHODS)}"
         )
-    if verb not in ALTER.get(kind, VERBS):
+    if verb not in ALTER.get(kind, METHODS):
         raise ValueError(f"kind={kind} in {VARIABLE} has no meaning for {verb}: use at {' or '.join(ALTER[kind])}")
     return axis or None, verb, int(call)
 
@@ -172,7 +171,7 @@ class _Standing(Watcher):
     def _cover(self, axis: Axis) -> Axis:
         if axis not in self._covered:
             self._covered.append(axis)
-            for verb in VERBS:
+            for verb in METHODS:
                 setattr(axis, verb, partial(self.called, axis, verb, getattr(axis, verb)))
             group = axis.group
             axis.group = lambda ranks: self._cover(group(ranks))

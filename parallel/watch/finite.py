@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 from parallel.call import ROOT, Call, Watched, Watcher
+from parallel.verbs import VERBS
 
 
 class NotFinite(ArithmeticError):
@@ -23,7 +24,7 @@ class Finite(Watcher):
 
     def end(self, axis: Watched, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
         # Finite terms may have an infinite sum.
-        if y is not None and "reduce" in call.verb:
+        if y is not None and VERBS[call.verb].reduces:
             _require_finite(axis, call, y, "gets")
 
 

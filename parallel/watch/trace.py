@@ -27,6 +27,7 @@ from parallel.axis import Axis
 from parallel.call import Call, Watcher
 from parallel.control import Control
 from parallel.mesh import Mesh
+from parallel.verbs import method_name
 from parallel.watch.clock import Clock, Reading, read
 
 # Of a rank. What comes later is counted, and told of in the file.
@@ -48,15 +49,16 @@ class Span(NamedTuple):
     ended: float
 
 
-class Verb(NamedTuple):
-    """One rank's call of a verb. `ranks`: among all, in the axis' order; `peer`: where it is between two, by the axis.
-    `mesh`: counts meshes of the same axes. `waited`: since when the rank waited for one that it had started, None if never."""
+class TracedCall(NamedTuple):
+    """A `Call` and when it was, of plain objects alone, so that it travels light. `ranks`: of the axis among all, in its order.
+    `mesh`: how many meshes of the same axes there were before. `waited`: since when the rank waited for what it had started."""
 
     axis: str
     ranks: tuple[int, ...]
     mesh: int
     number: int
     verb: str
+    started: bool
     shape: tuple[int, ...]
     dtype: str
     how: str
@@ -69,12 +71,8 @@ class Verb(NamedTuple):
     waited: float | None
 
     @property
-    def started(self) -> bool:
-        return self.verb.startswith("start_")
-
-    @property
-    def between_two(self) -> bool:
-        return self.verb in ("send", "receive")
+    def name(self) -> str:
+        return method_name(self.verb, self.started)
 
 
 class Record(NamedTuple):
@@ -85,7 +83,7 @@ class Record(NamedTuple):
     host: str
     clock: Clock
     spans: list[Span]
-    verbs: list[Verb]
+    verbs: list[TracedCall]
     counters: list[tuple[str, float, float]]
     dropped: int = 0
     failed: str = ""
@@ -102,7 +100,7 @@ class Trace(Watcher):
         self._verbs: list[tuple[tuple, Call, float, float, float | None]] = []
         self._counters: list[tuple[str, float, float]] = []
         self._groups: dict[Axis, tuple[str, tuple[int, ...], int]] = {}
-        self._begun: dict[int, float] = {}
+        self._begun: dict[Call, float] = {}
         self._waiting: tuple[Call, float] | None = None
         self._names: dict[int, tuple[object, str]] = {}
         self._layers: tuple[type, ...] = ()
@@ -132,13 +130,13 @@ class Trace(Watcher):
     def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
         # The thread that computes is the one that calls verbs: a server's is not its first.
         self._thread = get_ident()
-        self._begun[id(call)] = perf_counter()
+        self._begun[call] = perf_counter()
 
     def wait(self, axis: Axis, call: Call) -> None:
         self._waiting = call, perf_counter()
 
     def end(self, axis: Axis, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
-        begun, waited = self._begun.pop(id(call)), None
+        begun, waited = self._begun.pop(call), None
         if self._waiting is not None and self._waiting[0] is call:
             waited, self._waiting = self._waiting[1], None
         # Equal where another watcher forbade it: then it did not happen.
@@ -295,9 +293,7 @@ class Trace(Watcher):
         )
 
 
-def _plain(group: tuple[str, tuple[int, ...], int], call: Call, entered: float, left: float, waited: float | None) -> Verb:
-    """Without objects of ours, so that it travels light."""
-    of_two = call.verb in ("send", "receive")
+def _plain(group: tuple[str, tuple[int, ...], int], call: Call, *times: float | None) -> TracedCall:
     how = ", ".join(str(getattr(h, "sizes", h)) for h in call.how)
-    what = (call.number, call.verb, call.shape, str(call.dtype), how, int(call.how[0]) if of_two else None)
-    return Verb(*group, *what, call.message_bytes, call.phase, call.site, entered, left, waited)
+    what = (call.number, call.verb, call.started, call.shape, str(call.dtype), how, call.peer)
+    return TracedCall(*group, *what, call.message_bytes, call.phase, call.site, *times)

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from parallel.ledger import wire_bytes
-from parallel.watch.trace import Record, Verb
+from parallel.verbs import VERBS
+from parallel.watch.trace import Record, TracedCall
 
 FORMAT = "rankwise trace 1"
 
@@ -29,7 +30,7 @@ class _Timed(NamedTuple):
     """A verb on the common clock, in ns. `wait`, `transfer`: of the time in which the rank could do nothing else."""
 
     rank: int
-    verb: Verb
+    verb: TracedCall
     entered: int
     left: int
     waited: int | None
@@ -110,7 +111,7 @@ def _events(records: Sequence[Record], origin: float) -> Iterator[dict]:
         ready = max(t.entered for t in together)
         together.sort(key=lambda t: (t.entered, t.rank))
         for n, t in enumerate(together):
-            lane, verb = lanes.get(id(t), 0), f"{t.verb.verb} {t.verb.axis}"
+            lane, verb = lanes.get(id(t), 0), f"{t.verb.name} {t.verb.axis}"
             since = t.waited if t.verb.started else t.entered
             wait = 0 if since is None else min(max(ready - since, 0), t.left - since)
             transfer = 0 if since is None else t.left - since - wait
@@ -165,8 +166,8 @@ def _linked(timed: Iterable[_Timed]) -> Iterator[list[_Timed]]:
     for t in timed:
         v = t.verb
         key: tuple = (v.axis, v.ranks, v.mesh)
-        if v.between_two and v.peer is not None:
-            ends = (t.rank, v.ranks[v.peer]) if v.verb == "send" else (v.ranks[v.peer], t.rank)
+        if v.peer is not None:
+            ends = (t.rank, v.ranks[v.peer]) if "to" in VERBS[v.verb].how else (v.ranks[v.peer], t.rank)
             # Messages of one rank to another arrive in the order in which they were sent.
             messages[(*key, *ends, v.verb)] += 1
             key = (*key, *ends, messages[(*key, *ends, v.verb)])
@@ -178,10 +179,10 @@ def _linked(timed: Iterable[_Timed]) -> Iterator[list[_Timed]]:
 
 def _args(t: _Timed, wait: int, transfer: int, ready: int) -> dict:
     v = t.verb
-    wire = wire_bytes(v.verb.removeprefix("start_"), v.message_bytes, len(v.ranks))
+    wire = wire_bytes(v.verb, v.message_bytes, len(v.ranks))
     moved = t.left - max(ready, t.entered)
     args = {
-        "verb": v.verb,
+        "verb": v.name,
         "axis": v.axis,
         "ranks": list(v.ranks),
         "number": v.number,

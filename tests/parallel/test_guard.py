@@ -15,8 +15,9 @@ from parallel.call import Watcher
 from parallel.control import Control
 from parallel.guard import Agreement, CollectiveMismatch
 from parallel.mesh import Mesh
-from parallel.recorder import LEFT_MAIN, RUNNING, VERBS, Recorded, Recorder, Slot, named
+from parallel.recorder import LEFT_MAIN, RUNNING, VERBS, Recorded, Recorder, Slot
 from parallel.shard import Cut, even
+from parallel.text import named
 from tests.harness import mpirun
 
 SITE = r"tests/parallel/test_guard\.py:\d+ in \w+"
@@ -201,7 +202,7 @@ def test_a_watcher_is_told_of_every_verb_in_the_order_in_which_it_happens(comm):
 
 
 def test_without_watchers_no_call_is_described(monkeypatch):
-    monkeypatch.setattr(parallel.axis, "site", lambda above: pytest.fail("described"))
+    monkeypatch.setattr(parallel.axis, "site", lambda: pytest.fail("described"))
     with Mesh(MPI.COMM_SELF, tp=1) as mesh:
         assert mesh.watchers == []
         mesh.tp.all_reduce(np.zeros(2))
@@ -293,8 +294,9 @@ def slot(rank, *verbs, waiting=None, doing=RUNNING, pid=1):
     return Slot(rank, pid, 0.0, 0, doing, 0.0, [*verbs, *([waiting] if waiting else [])], waiting)
 
 
-def at(what, number, ranks, axis="tp"):
-    return Recorded(0, number, 0.0, False, f"{what} (2,) float32", axis, tuple(ranks), "here.py:1", "f")
+def at(method, number, ranks, axis="tp"):
+    verb, what = method.removeprefix("start_"), f"{method} (2,) float32"
+    return Recorded(0, number, 0.0, False, verb, what, axis, tuple(ranks), "here.py:1", "f")
 
 
 ALL = range(3)

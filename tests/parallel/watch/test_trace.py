@@ -22,7 +22,7 @@ from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.shard import even
 from parallel.watch.clock import Clock, Reading, read
-from parallel.watch.trace import Record, Span, Trace, Verb
+from parallel.watch.trace import Record, Span, Trace, TracedCall
 from parallel.watch.trace_file import write
 from tests.harness import command, mpirun
 from tests.parallel.watch.trace_format import asked, events_of
@@ -153,9 +153,9 @@ def test_a_block_shows_its_parts():
 # --- what is written, from records made by hand
 
 
-def verb(entered, left, ranks=(0, 1), number=0, verb="all_reduce", peer=None, waited=None, message_bytes=8000):
-    what = (number, verb, (1000,), "float64", "sum", peer, message_bytes, "forward", "here.py:1")
-    return Verb("tp", ranks, 0, *what, entered, left, waited)
+def verb(entered, left, ranks=(0, 1), number=0, verb="all_reduce", started=False, peer=None, waited=None, message_bytes=8000):
+    what = (number, verb, started, (1000,), "float64", "sum", peer, message_bytes, "forward", "here.py:1")
+    return TracedCall("tp", ranks, 0, *what, entered, left, waited)
 
 
 def written(path, *verbs, spans=(), clocks=None):
@@ -209,7 +209,7 @@ def test_a_message_is_linked_to_its_own_receive(tmp_path):
 
 def test_what_a_started_verb_hides(tmp_path):
     """On its way from 1 to 5, waited for from 4; two at once have tracks of their own; nothing else was computed."""
-    calls = [verb(1.0, 5.0, verb="start_all_reduce", waited=4.0), verb(2.0, 6.0, verb="start_all_reduce", number=1, waited=5.5)]
+    calls = [verb(1.0, 5.0, started=True, waited=4.0), verb(2.0, 6.0, started=True, number=1, waited=5.5)]
     late = [calls[0]._replace(entered=4.2, waited=4.5), calls[1]]
     line = written(tmp_path / "t", calls, late, spans=[Span("step", "phase", 0.0, 7.0)])
     assert times(line.ranks[0].started) == [(0.2, 0.8), (0.0, 0.5)]
