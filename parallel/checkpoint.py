@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parallel.atomic import flush_folder
 from parallel.control import Control
 from parallel.shard import Cut, Layout
 from parallel.shard_file import (
@@ -35,7 +36,6 @@ from parallel.shard_file import (
     CheckpointError,
     Piece,
     ShardFile,
-    flush,
     metadata,
     origin_of,
     pieces,
@@ -163,15 +163,15 @@ def _make_room(path: Path, partial: Path) -> None:
         shutil.rmtree(left)
     partial.mkdir()
     for p in made:
-        flush(p.parent)
+        flush_folder(p.parent)
 
 
 def _commit(manifest: dict, partial: Path, path: Path) -> None:
     body = json.dumps(manifest, indent=1).removesuffix("\n}").encode()
     write_flushed(partial / MANIFEST, [body, SEAL, _seal(body)])
-    flush(partial)
+    flush_folder(partial)
     partial.rename(path)
-    flush(path.parent)
+    flush_folder(path.parent)
 
 
 def _remove_older(path: Path, keep: int) -> None:
@@ -179,7 +179,7 @@ def _remove_older(path: Path, keep: int) -> None:
     for old in older[: max(0, len(older) - keep + 1)]:
         # Under its own name it would look complete while it is being removed.
         gone = old.rename(old.with_name(f".{old.name}.removed"))
-        flush(path.parent)
+        flush_folder(path.parent)
         shutil.rmtree(gone)
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from parallel.atomic import flush_file
 from parallel.shard import Layout
 
 FORMAT, VERSION = "rankwise checkpoint", 1
@@ -149,18 +149,8 @@ def write_flushed(path: Path, blocks: Iterable[bytes | np.ndarray]) -> dict:
         for block in blocks:
             whole.update(block)
             f.write(block)
-        f.flush()
-        os.fsync(f.fileno())
+        flush_file(f)
         return {"size": f.tell(), "sha256": whole.hexdigest()}
-
-
-def flush(folder: Path) -> None:
-    """What was made, renamed or removed in the folder is on the disk."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def origin_of(path: Path) -> dict[str, str] | None:

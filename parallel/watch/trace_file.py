@@ -13,12 +13,12 @@ Format: "Trace Event Format", Google, 2016.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from parallel.atomic import write_atomically
 from parallel.ledger import wire_bytes
 from parallel.verbs import VERBS
 from parallel.watch.trace import Record, TracedCall
@@ -67,13 +67,8 @@ def document(records: Sequence[Record], told: dict) -> Iterator[str]:
 
 def write(path: Path, records: Sequence[Record], told: dict) -> None:
     """Write the file; it is there whole or not at all. Raises OSError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w") as f:
-            f.writelines(document(records, told))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with write_atomically(path) as file:
+        file.writelines(document(records, told))
 
 
 def _moments(r: Record) -> Iterator[float]:
