@@ -25,8 +25,8 @@ from parallel.verbs import VERBS
 class Pending:
     """A verb under way: `wait` for its result; until then its buffers belong to it.
 
-    `poke` now and then while computing: some MPI libraries only move data inside MPI calls. The ledger's seconds are those
-    spent in starting, poking and waiting; what the verb took beyond these was hidden behind computation.
+    `poke` it now and then while computing: some MPI libraries move data inside MPI calls only. The ledger's seconds are those
+    spent in starting, poking and waiting; the rest of the verb's time was hidden behind computation.
     """
 
     def __init__(self, request: MPI.Request, result: np.ndarray, row: Row, begun: float, axis: Axis, call: Call | None) -> None:
@@ -67,9 +67,9 @@ def group_name(axis: str, ranks: range) -> str:
 class Axis:
     """The ranks that differ from this one in a single mesh coordinate.
 
-    `name`: str. `size`: ranks on the axis. `rank`: this one's place on it. `members`: all of them, as the mesh numbers
-    its ranks. `watchers`: the mesh's. Errors raised before anything is sent: TypeError for a dtype that MPI would not treat
-    alike everywhere, ValueError for a shape that is not what the cut says.
+    `size`: how many ranks there are on the axis. `rank`: this one's place on it. `members`: all of them, as the mesh numbers
+    its ranks. `watchers`: the mesh's. Verbs raise before anything is sent: TypeError for a dtype that not every MPI treats
+    alike, ValueError for a shape that is not what the cut says.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Axis:
         self._groups: dict[range, Axis] = {}
 
     def group(self, ranks: range) -> Axis:
-        """The axis of some ranks that follow one another on this one, made at the first call: each of them calls it.
+        """The axis of some ranks that follow one another on this one. Each of them calls this; the first call makes it.
 
-        Named `tp[1..2]`. Ranks in several groups make them in ascending order, so that none waits in a circle.
+        Its name is like `tp[1..2]`. A rank of several groups makes them in ascending order, so that none waits in a circle.
         """
         if self.rank not in ranks or ranks.step != 1 or not 0 <= ranks.start < ranks.stop <= self.size:
             raise ValueError(f"rank {self.rank} of {self.name} ({self.size} ranks) cannot make a group of ranks {list(ranks)}")
@@ -133,7 +133,7 @@ class Axis:
             self._end(call, y, entered, left)
 
     def _start(self, verb: str, exchange: Callable[[], MPI.Request], x: np.ndarray, y: np.ndarray, *how: Hashable) -> Pending:
-        """Start one collective: as _run, but it goes on while the rank computes."""
+        """Start one collective, which goes on while the rank computes; else as _run."""
         message = x.shape, x.dtype, x.nbytes
         call = self._begin(verb, True, x, message, how, site()) if self.watchers else None
         begun = perf_counter()
@@ -152,7 +152,7 @@ class Axis:
         how: tuple[Hashable, ...],
         place: tuple[str, str],
     ) -> Call:
-        """Describe the call and tell the watchers of it. Where one raises, those that have heard of it hear its end too."""
+        """Describe the call and tell the watchers. Where one of them raises, those that have heard of the call hear its end."""
         if VERBS[verb].partner:
             number, self._messages = self._messages, self._messages + 1
         else:
@@ -175,7 +175,7 @@ class Axis:
         for watcher in self.watchers:
             watcher.end(self, call, y, entered, left)
 
-    # How sums are done, which a subclass may do in another order. x, y: C-contiguous; counts: entries of each rank's part.
+    # How sums are done: a subclass may add in another order. x, y: C-contiguous; counts: entries of each rank's part.
 
     def _reduced(self, x: np.ndarray, y: np.ndarray, op: MPI.Op) -> None:
         self._comm.Allreduce(x, y, op)
@@ -270,7 +270,7 @@ class Axis:
         return join.join([flat[e - c : e].reshape(s) for e, c, s in zip(ends, counts, shapes, strict=True)], join_dim)
 
     def broadcast(self, x: np.ndarray, root: int = 0) -> np.ndarray:
-        """Rank `root`'s x on every rank. x: the same shape and dtype on every rank, its content read on root only."""
+        """Rank `root`'s x on every rank. x: the same shape and dtype on every rank; only the root's content is read."""
         if not 0 <= root < self.size:
             raise ValueError(f"no rank {root} on axis {self.name}: use 0 to {self.size - 1}")
         y = sendable(x).copy() if self.rank == root else np.empty(sendable(x).shape, x.dtype)
@@ -281,7 +281,7 @@ class Axis:
     def send(self, x: np.ndarray, to: int) -> None:
         """Send x to rank `to` of the axis, which must call receive. Returns when x may be reused."""
         x = sendable(x)
-        # The tag carries the dtype: MPI itself would reinterpret the bytes of another one without a word.
+        # The tag carries the dtype: MPI itself would take the bytes for another dtype without a word.
         exchange = lambda: self._comm.Send(x, to, tag=DTYPES.index(x.dtype))  # noqa: E731
         self._run("send", exchange, x, None, (x.shape, x.dtype, x.nbytes), to)
 

@@ -1,4 +1,4 @@
-"""The gate through which every verb of a mesh passes, for those who watch: a call, and what a watcher of calls is told.
+"""The gate of every verb: what a call is, and what a watcher hears of it.
 
 A mesh without watchers describes no calls, so that watching costs nothing where nobody does.
 """
@@ -54,7 +54,7 @@ class Call:
 
 
 class Watched(Protocol):
-    """What a watcher may ask of an axis; what each is stands at `parallel.axis.Axis`."""
+    """What a watcher may ask of an axis: `parallel.axis.Axis` says what each is."""
 
     name: str
     size: int
@@ -65,8 +65,8 @@ class Watched(Protocol):
 
 
 class Watcher:
-    """Told of every call of a mesh that has it in `mesh.watchers`, in the order of that list. `axis`: the one called.
-    A subclass says what it wants to know.
+    """Hears of every call on a mesh that has it in `mesh.watchers`, in the order of that list. `axis`: the one called.
+    A subclass overrides what it wants to know.
 
     A watcher leaves arrays alone, and sends nothing on the axis' own communicator.
     """
@@ -95,7 +95,7 @@ _known: list[object] = []
 
 
 def path_in_project(path: str) -> str:
-    """The file as a path in the project where it is in it, else its name alone."""
+    """The path within the project of a file that lies there; of any other file its name alone."""
     inside = os.path.relpath(path, ROOT) if os.path.isabs(path) else path
     return os.path.basename(path) if inside.startswith("..") else inside
 

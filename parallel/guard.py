@@ -1,11 +1,12 @@
 """Before a collective: do all ranks of the axis mean the same one?
 
-MPI itself gives wrong numbers without a word when ranks differ in dtype, reduction or root. Each rank's call goes, hashed to
-eight bytes, with its number to all others on a communicator of its own; only on a difference are the calls exchanged.
+MPI itself gives wrong numbers without a word when ranks differ in dtype, reduction or root. So each rank first sends the number
+of its call and a hash of eight bytes to all others, on a communicator of the guard's own. Only where these differ are the calls
+themselves exchanged.
 
-What must agree: number, verb, shape, dtype, reduction, dim and cut, root, and the line that calls: two sums of one shape that a
-rank makes in another order are told. Only a broadcast, where the root has something to say and the others have not, may stand
-on two lines of a function. Not the order in memory: verbs take any, what they send is C-ordered.
+What must agree: number, verb, shape, dtype, reduction, dim and cut, root, and the line that calls. By the line, two sums of one
+shape that a rank makes in another order are seen. A broadcast may stand on two lines of a function, as only its root has
+something to say. The order in memory may differ: verbs take any, and send in C order.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class CollectiveMismatch(RuntimeError):
 
 
 class Agreement(Watcher):
-    """Checks every collective, or with `most_bytes` those of each axis (each group) until that much was reduced or gathered
-    on it: all ranks stop checking at the same one."""
+    """Checks every collective. With `most_bytes`, it checks those of an axis (or group) until so many bytes were reduced or
+    gathered on it: all ranks stop at the same call."""
 
     def __init__(self, most_bytes: int | None = None) -> None:
         self.most_bytes = most_bytes

@@ -31,9 +31,9 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a whole array of `shape`, which this rank writes: along `dim` the indices from `start` on; `data`, in any
-    memory order, has all entries of the other dims. Raises CheckpointError when it is none, or of a dtype or name that
-    safetensors does not have."""
+    """A part of a whole array of `shape`, for this rank to write. `data`, in any memory order, has the indices from `start` on
+    along `dim`, and all entries of the other dims. Raises CheckpointError where it is no such part, or where safetensors does
+    not have the dtype or the name."""
 
     name: str
     shape: tuple[int, ...]
@@ -75,9 +75,9 @@ class Piece:
 
 
 def pieces(name: str, layout: Layout, rank: int, data: np.ndarray) -> list[Piece]:
-    """What rank `rank` of the axis that `layout` is cut over writes of its part `data`: what no lower rank holds.
+    """What rank `rank` of the axis that `layout` is cut over writes of its part `data`: that which no lower rank holds.
 
-    [] where lower ranks hold all of it. What every rank holds whole is rank 0's to write.
+    [] where lower ranks hold all of it. Rank 0 writes what every rank holds whole.
     """
     if data.shape != layout.local_shape(rank):
         raise CheckpointError(f"{name}: rank {rank}'s part should be {layout.local_shape(rank)}, it is {data.shape}")

@@ -3,13 +3,13 @@
     RANKWISE_FAULT="rank=1,at=all_reduce:3,kind=raise"        the third all_reduce of rank 1, on any axis
     RANKWISE_FAULT="rank=0,at=tp.all_gather:1,kind=kill,when=in"
 
-`when`: before the ranks agree on the call, in it (they have agreed, MPI is entered by the others), or after it; for nan and
-flip, what is sent (before) or what came (after). Only the rank named is touched, and only where the variable is set.
+`when`: before the ranks agree on the call, in it (they have agreed, and the others enter MPI), or after it. A nan or a flip
+comes into what is sent (before) or what arrived (after). Only the rank named is touched, and only where the variable is set.
 
     raise, exit:N, osexit:N, return, kill, segv, stop, sleep:S, spin, thread    what befalls the process
     disk:BYTES                                                                  from here on no file may grow beyond
     nan, flip, forder                                                           the array: a NaN, a bit of it, its order
-    shape, dtype, op, root, verb, axis                                          the call is another one than the others'
+    shape, dtype, op, root, verb, axis                                          the call differs from the others'
     skip, double, order                                                         left out, made twice, made after the next one
 """
 
@@ -37,7 +37,7 @@ from parallel.verbs import METHODS
 VARIABLE = "RANKWISE_FAULT"
 BEFALL = ("raise", "exit", "osexit", "return", "kill", "segv", "stop", "sleep", "spin", "thread", "disk")
 NUMBERED = ("exit", "osexit", "sleep", "disk")
-# Which verbs each kind that alters the call has a meaning for.
+# At which methods each kind that alters the call has a meaning.
 SENDING = tuple(v for v in METHODS if v != "receive")
 ALTER = {
     "nan": SENDING,
@@ -67,7 +67,8 @@ class Planted(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """`axis`: its name, or None for any. `call`: the how manieth of `verb` on this rank, from 1. `amount`: the N of exit:N."""
+    """`axis`: its name, or None for any. `verb`: the method. `call`: which of this rank's calls of it, counted from 1.
+    `amount`: the N of exit:N."""
 
     rank: int
     axis: str | None
@@ -78,7 +79,7 @@ class Fault:
     when: str
 
     def around(self, main: Callable[..., int]) -> Callable[..., int]:
-        """main, which `return` leaves with status 0."""
+        """main; the fault `return` leaves it with status 0."""
 
         def left_early(*args: object) -> int:
             try:
@@ -90,7 +91,7 @@ class Fault:
 
 
 def parsed(text: str) -> Fault:
-    """Raises ValueError, naming the part that cannot be used and what would be right."""
+    """The fault that the text describes. Raises ValueError, naming the part that cannot be used and what would be right."""
     given: dict[str, str] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
@@ -157,7 +158,7 @@ def plant(fault: Fault, mesh: Mesh, rank: int) -> None:
 
 
 class _Standing(Watcher):
-    """Before the verbs of the axes, in place of them; and behind all other watchers, for what comes in a verb."""
+    """Stands in place of the axes' verbs, and behind all other watchers for what is to come in a verb."""
 
     def __init__(self, fault: Fault, axes: list[Axis]) -> None:
         self.fault, self.axes = fault, axes
@@ -183,7 +184,7 @@ class _Standing(Watcher):
             _befall(self.fault)
 
     def called(self, axis: Axis, verb: str, real: Callable, *args: object, **more: object) -> object:
-        """What a layer gets when it calls this verb."""
+        """What is run when this verb is called."""
         if self.postponed is not None:
             late, self.postponed = self.postponed, None
             result = real(*args, **more)
@@ -240,7 +241,7 @@ class _Standing(Watcher):
         return self._altered(call, lambda x: np.concatenate([x, x[:1]]))
 
     def _dtype(self, axis: Axis, verb: str, call: partial) -> object:
-        """The same bytes as another dtype, which no MPI sees."""
+        """The same bytes as another dtype, which no MPI notices."""
         return self._altered(call, lambda x: x.view(f"{'i' if x.dtype.kind == 'f' else 'f'}{x.itemsize}"))
 
     # --- another call

@@ -30,10 +30,10 @@ from parallel.mesh import Mesh
 from parallel.verbs import method_name
 from parallel.watch.clock import Clock, Reading, read
 
-# Of a rank. What comes later is counted, and told of in the file.
+# The most spans of a rank. What comes later is only counted, and the file says so.
 LIMIT = 500_000
-# What of a layer is seen, where it has it: what it computes, with a backward and without.
-METHODS = ("forward", "backward", "cached", "cached_striped", "apply")
+# The methods of a layer that are seen, where it has them.
+LAYER_METHODS = ("forward", "backward", "cached", "cached_striped", "apply")
 # Seconds between two looks at the memory.
 MEMORY_EVERY = 0.005
 
@@ -76,7 +76,8 @@ class TracedCall(NamedTuple):
 
 
 class Record(NamedTuple):
-    """All of one rank. `counters`: (name, when, value). `dropped`: spans beyond the limit. `failed`: its exception, or ''."""
+    """What one rank recorded. `counters`: (name, when, value). `dropped`: how many spans came beyond the limit. `failed`: the
+    exception that ended it, or ''."""
 
     rank: int
     size: int
@@ -90,7 +91,7 @@ class Record(NamedTuple):
 
 
 class Trace(Watcher):
-    """The recorder of this rank. All ranks make it and finish it together: both read the clocks."""
+    """The trace of this rank. All ranks make it and finish it together, as both read the clocks."""
 
     def __init__(self, comm: MPI.Intracomm, limit: int = LIMIT) -> None:
         self._comm = comm.Dup()
@@ -114,7 +115,7 @@ class Trace(Watcher):
 
     def watch(self, mesh: Mesh) -> None:
         """See the verbs and the phases of this mesh from now on."""
-        # The first to be told: what others do before MPI is entered, such as waiting for all to agree, is part of the verb.
+        # The first to hear of a call: what others do before MPI is entered, as waiting for all to agree, is part of the verb.
         mesh.watchers.insert(0, self)
         self._meshes.append(mesh)
         inner = mesh.phase
@@ -128,7 +129,7 @@ class Trace(Watcher):
         self._replace(mesh, "phase", phase)
 
     def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
-        # The thread that computes is the one that calls verbs: a server's is not its first.
+        # The thread that computes is the one that calls verbs: in a server that is not the first.
         self._thread = get_ident()
         self._begun[call] = perf_counter()
 
@@ -139,12 +140,12 @@ class Trace(Watcher):
         begun, waited = self._begun.pop(call), None
         if self._waiting is not None and self._waiting[0] is call:
             waited, self._waiting = self._waiting[1], None
-        # Equal where another watcher forbade it: then it did not happen.
+        # Equal where another watcher has forbidden the call: then it did not happen.
         if entered < left and self._room():
             self._verbs.append((self._groups.get(axis) or self._group(axis), call, begun, left, waited))
 
     def _group(self, axis: Axis) -> tuple[str, tuple[int, ...], int]:
-        """The axis' name, its ranks among all, and how many such there were before: the same on each of its ranks."""
+        """The name of the axis, its ranks among all, and how many like it there were before: the same on each of its ranks."""
         mine, all_ranks = axis._comm.Get_group(), self._comm.Get_group()
         ranks = tuple(mine.Translate_ranks(None, all_ranks))
         mine.Free()
@@ -164,7 +165,7 @@ class Trace(Watcher):
             self._add(name, kind, begun)
 
     def _add(self, name: str, kind: str, begun: float) -> None:
-        # Those of another thread would not nest in this one's.
+        # Spans of another thread would not nest in this one's.
         if get_ident() == self._thread and self._room():
             self._spans.append((name, kind, begun, perf_counter()))
 
@@ -175,17 +176,17 @@ class Trace(Watcher):
         return False
 
     def watch_calls(self, owner: type | object, methods: Mapping[str, str], kind: str) -> None:
-        """See each call of these functions of a class or module, as spans of the names given."""
+        """See each call of these functions of a class or module as a span of the name given."""
         for method, name in methods.items():
             self._wrap(owner, method, lambda _, name=name: name, kind)
 
     def watch_layers(self, classes: Iterable[type]) -> None:
-        """See METHODS of these classes, as spans named by where the layer is in the one that was called from outside:
-        blocks.0.attention forward. Parts are found in the attributes of objects of these classes."""
+        """See LAYER_METHODS of these classes as spans. A span is named by the layer's place in the one that was called from
+        outside: blocks.0.attention forward. The parts of a layer are looked for in its attributes."""
         classes = tuple(classes)
         self._layers += classes
         for cls in classes:
-            for method in METHODS:
+            for method in LAYER_METHODS:
                 if method in vars(cls):
                     self._wrap(cls, method, lambda layer, m=method: f"{self._place(layer)} {m}", method)
 
@@ -223,13 +224,13 @@ class Trace(Watcher):
     def _place(self, layer: object) -> str:
         known = self._names.get(id(layer))
         if known is None:
-            # The outermost of nested calls comes here first: it names what is in it.
+            # The outermost of nested calls comes here first, and names what is in it.
             self._name_parts(layer)
             known = self._names[id(layer)]
         return known[1]
 
     def _name_parts(self, root: object) -> None:
-        """Call the layers in `root` by their place in it. They are kept, so that an identity stays theirs."""
+        """Name the layers in `root` by their place in it. The layers are kept, so that no other object gets their identity."""
         self._names[id(root)] = root, type(root).__name__
         todo = [("", root)]
         while todo:
@@ -256,7 +257,7 @@ class Trace(Watcher):
     # --- the end
 
     def stop(self) -> None:
-        """See nothing more: what was wrapped is as it was, meshes are left."""
+        """See nothing more: what was wrapped is as it was before, and the meshes are left."""
         for owner, name, old in reversed(self._replaced):
             if old is None:
                 delattr(owner, name)
@@ -268,7 +269,7 @@ class Trace(Watcher):
         self._meshes.clear()
 
     def finish(self) -> list[Record] | None:
-        """Stop, read the clocks again, and bring it all together: every rank's record on rank 0, None elsewhere."""
+        """Stop, and read the clocks again. Returns every rank's record on rank 0, None elsewhere."""
         self.look_at_memory()
         self.stop()
         control = Control(self._comm)
@@ -279,7 +280,7 @@ class Trace(Watcher):
         return records
 
     def record(self, end: Reading | None = None, failed: str = "") -> Record:
-        """This rank's alone; without `end` its clock is known by its first reading."""
+        """The record of this rank alone. Without `end`, its clock is known by its first reading."""
         return Record(
             self._comm.rank,
             self._comm.size,

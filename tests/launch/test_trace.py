@@ -20,9 +20,9 @@ def test_a_slow_rank_is_named_and_perfetto_reads_the_file(tmp_path):
     done = mpirun(3, "-m", "launch.tp_mlp", *SMALL, "--trace", str(path), **slow)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    told = command("trace", 0, str(path), "--json")
-    assert told["straggler"] == 1
-    by_rank = told["seconds_by_rank"]
+    summary = command("trace", 0, str(path), "--json")
+    assert summary["straggler"] == 1
+    by_rank = summary["seconds_by_rank"]
     assert by_rank[1]["kept_others_waiting"] > 1.4
     assert min(by_rank[0]["waiting"], by_rank[2]["waiting"]) > 0.7
     assert by_rank[1]["waiting"] < by_rank[0]["waiting"]
@@ -65,10 +65,10 @@ def test_training_computes_the_same_with_a_trace(tmp_path):
     assert timeline.overlap(line).calls > 0
     assert {"blocks.0.attention forward", "blocks.0.mlp backward", "AdamW"} <= {s.name for s in line.ranks[1].work}
     picture = tmp_path / "t.png"
-    told = mpirun(0, "-m", "launch.trace", str(path), "--png", str(picture), COLUMNS="60")
-    assert told.returncode == 0, told.stderr
+    shown = mpirun(0, "-m", "launch.trace", str(path), "--png", str(picture), COLUMNS="60")
+    assert shown.returncode == 0, shown.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
-    strips = [line for line in told.stdout.splitlines() if line.startswith("rank ")][:2]
+    strips = [line for line in shown.stdout.splitlines() if line.startswith("rank ")][:2]
     assert all(len(strip) <= 60 and {"F", "B"} <= set(strip) for strip in strips)
 
 
@@ -96,15 +96,15 @@ def test_unusable_paths_are_one_line(tmp_path):
 def test_the_bench_counts_the_spans_of_a_step():
     """Times are for people; that a step traced is the step untraced, with as many spans each time, is for a test."""
     sizes = ("--tokens", "32", "--sequence-length", "16", "--d-model", "16", "--d-ff", "32", "--heads", "2", "--layers", "1")
-    told = command("bench", 2, "trace", *sizes, "--rounds", "2", "--json")
+    bench = command("bench", 2, "trace", *sizes, "--rounds", "2", "--json")
     # The same number each round, or the mean of three would be no whole number.
-    calls, verbs = told["calls_a_step"], told["verbs_a_step"]
+    calls, verbs = bench["calls_a_step"], bench["verbs_a_step"]
     assert (calls, verbs) == (int(calls), int(verbs))
     # Layers on top of one another, and the sums of a block, of the loss and of the step.
     assert min(calls, verbs) > 8
-    assert told["ratios"].keys() == {"untraced_again_to_untraced", "traced_to_untraced"}
-    cost = calls * told["call_seconds"] + verbs * told["verb_seconds"]
-    assert told["worked_out"] == cost / told["seconds"]["untraced"]
+    assert bench["ratios"].keys() == {"untraced_again_to_untraced", "traced_to_untraced"}
+    cost = calls * bench["call_seconds"] + verbs * bench["verb_seconds"]
+    assert bench["worked_out"] == cost / bench["seconds"]["untraced"]
 
 
 def test_a_path_that_cannot_be_written_is_found_before_the_work(tmp_path):

@@ -56,19 +56,19 @@ def test_killed_before_each_of_its_system_calls(tmp_path):
                 os._exit(1)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert status in (0, -signal.SIGKILL)
-        found = [int(p.name[5:]) for p in sorted(folder.glob("step-*"))]
-        assert found in ([1, 2], [1, 2, 3], [2, 3]), "the older is not removed before the newer is complete"
-        for step in found:
+        steps = [int(p.name[5:]) for p in sorted(folder.glob("step-*"))]
+        assert steps in ([1, 2], [1, 2, 3], [2, 3]), "the older is not removed before the newer is complete"
+        for step in steps:
             require_whole(Checkpoint(folder / f"step-0000000{step}", Alone), step, 1, 0)
-        outcomes.append(found)
+        outcomes.append(steps)
         if status == 0:
             break
         write(folder, 4, Alone)
-        assert there(folder) == [f"step-0000000{found[-1]}", "step-00000004"]
+        assert there(folder) == [f"step-0000000{steps[-1]}", "step-00000004"]
         shutil.rmtree(folder)
     assert status == 0
     # Before the commit, between it and the removal of the oldest, and after: each was met, in this order.
-    counts = [outcomes.count(found) for found in ([1, 2], [1, 2, 3], [2, 3])]
+    counts = [outcomes.count(steps) for steps in ([1, 2], [1, 2, 3], [2, 3])]
     assert outcomes == [[1, 2]] * counts[0] + [[1, 2, 3]] * counts[1] + [[2, 3]] * counts[2]
     assert min(counts) > 1
     print(f"killed before, between and after: {counts}")

@@ -9,7 +9,7 @@ import pytest
 
 from parallel.control import Control
 from parallel.mesh import Mesh
-from parallel.recorder import VERBS, Recorder
+from parallel.recorder import KEPT, Recorder
 
 SITE = r"tests/parallel/test_recorder\.py:\d+ in \w+"
 
@@ -19,7 +19,7 @@ def test_every_rank_can_read_what_every_rank_did(comm):
     control, recorder = Control(comm), Recorder.of(comm)
     with Mesh(comm, tp=comm.size) as mesh:
         x = np.zeros((3, 2))
-        for _ in range(VERBS + 3):
+        for _ in range(KEPT + 3):
             mesh.tp.all_reduce(x)
         assert recorder.slot(comm.rank).waiting is None
         going = mesh.tp.start_all_reduce(x)
@@ -28,11 +28,11 @@ def test_every_rank_can_read_what_every_rank_did(comm):
             slot = recorder.slot(rank)
             flying = [v for v in slot.verbs if not v.done]
             assert [v.what for v in flying if v.axis] == ["start_all_reduce (3, 2) float64 op sum"]
-            assert (flying[0].number, flying[0].ranks) == (VERBS + 3, tuple(range(comm.size)))
+            assert (flying[0].number, flying[0].ranks) == (KEPT + 3, tuple(range(comm.size)))
             before = [v for v in slot.verbs if v.axis and v.done][-1]
             assert before.what == "all_reduce (3, 2) float64 op sum"
             assert re.fullmatch(SITE, f"{before.site} in {before.function}")
-            assert len(slot.verbs) == VERBS
+            assert len(slot.verbs) == KEPT
             assert slot.waiting is None or slot.waiting.what == "control.wait"
         control.wait()
         going.wait()
@@ -47,8 +47,8 @@ def test_a_rank_that_waits_is_seen_where_it_waits(comm):
 
     def waiting():
         """The verb of a mesh that rank 1 waits in, read once: it goes on meanwhile."""
-        found = recorder.slot(1).waiting
-        return found if found and found.axis else None
+        verb = recorder.slot(1).waiting
+        return verb if verb and verb.axis else None
 
     with Mesh(comm, tp=comm.size) as mesh, closing(Control(comm)) as control:
         if world == 0:

@@ -1,4 +1,4 @@
-"""The table of verbs: it has every verb of an axis, what is told of a call fits it, and its shares are a ring's."""
+"""The table of verbs: it has every verb of an axis, a call is described as its row says, and its shares are a ring's."""
 
 import inspect
 
@@ -30,7 +30,7 @@ def test_the_table_has_the_verbs_of_an_axis():
 
 
 @pytest.mark.mpi
-def test_each_call_is_told_as_its_row_says(comm):
+def test_each_call_is_described_as_its_row_says(comm):
     calls, p = Calls(), comm.size
     x, cut = np.arange(4.0 * p).reshape(p, 4), even(p, p)
     with Mesh(comm, watchers=[calls], tp=p) as mesh:
@@ -55,14 +55,14 @@ def test_each_call_is_told_as_its_row_says(comm):
 
 
 @pytest.mark.mpi
-def test_a_verb_called_inside_parallel_is_told_with_the_line_outside(comm):
+def test_a_verb_called_inside_parallel_has_the_line_outside(comm):
     calls = Calls()
     with Mesh(comm, watchers=[calls], tp=comm.size) as mesh:
         weight = Parameter("W", Layout((comm.size,), 0, even(comm.size, comm.size)), np.ones(1))
         line = inspect.currentframe().f_lineno + 1
         weight.whole(mesh.tp, weight.data)
     (call,) = calls.heard
-    here = "test_a_verb_called_inside_parallel_is_told_with_the_line_outside"
+    here = "test_a_verb_called_inside_parallel_has_the_line_outside"
     assert (call.site, call.function) == (f"tests/parallel/test_verbs.py:{line}", here)
 
 

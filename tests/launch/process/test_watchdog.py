@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from launch.process.watchdog import headline, in_a_circle
-from parallel.recorder import LEFT_MAIN, RUNNING, Recorded, Slot
+from parallel.recorder import LEFT_MAIN, RUNNING, RecordedCall, Slot
 from tests.harness import mpirun
 
 # --- who holds up whom, from what the recorder says
@@ -19,7 +19,7 @@ def slot(rank, *verbs, waiting=None, doing=RUNNING, pid=1):
 
 def at(method, number, ranks, axis="tp"):
     verb, what = method.removeprefix("start_"), f"{method} (2,) float32"
-    return Recorded(0, number, 0.0, False, verb, what, axis, tuple(ranks), "here.py:1", "f")
+    return RecordedCall(0, number, 0.0, False, verb, what, axis, tuple(ranks), "here.py:1", "f")
 
 
 ALL = range(3)

@@ -85,12 +85,12 @@ def test_every_verb_of_the_ledger_is_a_span_and_the_numbers_are_the_same(comm, t
     path = tmp_path / "t.json"
     write(path, records, {"command": ["test"]})
     events = events_of(path)
-    found = [Counter() for _ in records]
+    by_rank = [Counter() for _ in records]
     for e in events:
         if e.get("cat") in ("verb", "started"):
             key = e["args"]["verb"].removeprefix("start_"), e["args"]["axis"], e["args"]["phase"]
-            found[e["pid"] - 1][key] += e["args"]["message_bytes"] * 1j + 1
-    assert [{k: (int(n.real), int(n.imag)) for k, n in f.items()} for f in found] == counted
+            by_rank[e["pid"] - 1][key] += e["args"]["message_bytes"] * 1j + 1
+    assert [{k: (int(n.real), int(n.imag)) for k, n in f.items()} for f in by_rank] == counted
     # Of each collective and message of more than one rank: as many ends as ranks.
     ends = Counter(e["bind_id"] for e in events if "bind_id" in e)
     ranks = {e["bind_id"]: len(e["args"]["ranks"]) for e in events if "bind_id" in e}
