@@ -27,7 +27,7 @@ def test_every_rank_can_read_what_every_rank_did(comm):
         for rank in range(comm.size):
             slot = recorder.slot(rank)
             flying = [v for v in slot.verbs if not v.done]
-            assert [v.what for v in flying if v.axis] == ["start_all_reduce (3, 2) float64 op sum"]
+            assert [(v.verb, v.what) for v in flying if v.axis] == [("all_reduce", "start_all_reduce (3, 2) float64 op sum")]
             assert (flying[0].number, flying[0].ranks) == (KEPT + 3, tuple(range(comm.size)))
             before = [v for v in slot.verbs if v.axis and v.done][-1]
             assert before.what == "all_reduce (3, 2) float64 op sum"
