@@ -21,6 +21,7 @@ from models.open import open_model
 from models.piece import ModelError
 from models.source import Source
 from models.tokenizer import Tokenizer, open_tokenizer
+from parallel.atomic import write_atomically
 
 
 def add_model(p: argparse.ArgumentParser) -> None:
@@ -131,13 +132,10 @@ def draft_of(path: Path | None, tp: int, config: Config) -> Source | None:
 
 def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
     """Write a file whole or not at all. Raises OSError, naming it, where it cannot be written."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with write_atomically(path, "wb") as file:
             put(file)
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error.strerror or error}") from None
 
 

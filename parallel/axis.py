@@ -19,34 +19,35 @@ from parallel.buffer import DTYPES, reduction, require_own, result, sendable
 from parallel.call import Call, Watcher, site
 from parallel.ledger import Ledger, Row
 from parallel.shard import Cut
+from parallel.verbs import VERBS
 
 
 class Pending:
     """A verb under way: `wait` for its result; until then its buffers belong to it.
 
-    `poke` now and then while computing: some MPI libraries only move data inside MPI calls. The ledger's seconds are those
-    spent in starting, poking and waiting; what the verb took beyond these was hidden behind computation.
+    `poke` it now and then while computing: some MPI libraries move data inside MPI calls only. The ledger's seconds are those
+    spent in starting, poking and waiting; the rest of the verb's time was hidden behind computation.
     """
 
-    def __init__(self, request: MPI.Request, result: np.ndarray, row: Row, begun: float, axis: Axis, told: Call | None) -> None:
+    def __init__(self, request: MPI.Request, result: np.ndarray, row: Row, begun: float, axis: Axis, call: Call | None) -> None:
         self._request, self._result, self._row = request, result, row
-        self._axis, self._told = axis, told
+        self._axis, self._call = axis, call
         self._begun, self._inside, self._done = begun, perf_counter() - begun, False
 
     def poke(self) -> None:
         if not self._done:
-            self._call(self._request.Test)
+            self._timed(self._request.Test)
 
     def wait(self) -> np.ndarray:
         """The result, once it is there."""
         if not self._done:
-            if self._told is not None:
+            if self._call is not None:
                 for watcher in self._axis.watchers:
-                    watcher.wait(self._axis, self._told)
-            self._call(lambda: self._request.Wait() or True)
+                    watcher.wait(self._axis, self._call)
+            self._timed(lambda: self._request.Wait() or True)
         return self._result
 
-    def _call(self, complete: Callable[[], bool]) -> None:
+    def _timed(self, complete: Callable[[], bool]) -> None:
         entered = perf_counter()
         self._done = complete()
         left = perf_counter()
@@ -54,8 +55,8 @@ class Pending:
         if self._done:
             self._row.seconds += self._inside
             self._row.hidden_seconds += left - self._begun - self._inside
-            if self._told is not None:
-                self._axis._tell_end(self._told, self._result, self._begun, left)
+            if self._call is not None:
+                self._axis._end(self._call, self._result, self._begun, left)
 
 
 def group_name(axis: str, ranks: range) -> str:
@@ -66,9 +67,9 @@ def group_name(axis: str, ranks: range) -> str:
 class Axis:
     """The ranks that differ from this one in a single mesh coordinate.
 
-    `name`: str. `size`: ranks on the axis. `rank`: this one's place on it. `members`: all of them, as the mesh numbers
-    its ranks. `watchers`: the mesh's. Errors raised before anything is sent: TypeError for a dtype that MPI would not treat
-    alike everywhere, ValueError for a shape that is not what the cut says.
+    `size`: how many ranks there are on the axis. `rank`: this one's place on it. `members`: all of them, as the mesh numbers
+    its ranks. `watchers`: the mesh's. Verbs raise before anything is sent: TypeError for a dtype that not every MPI treats
+    alike, ValueError for a shape that is not what the cut says.
     """
 
     def __init__(
@@ -81,9 +82,9 @@ class Axis:
         self._groups: dict[range, Axis] = {}
 
     def group(self, ranks: range) -> Axis:
-        """The axis of some ranks that follow one another on this one, made at the first call: each of them calls it.
+        """The axis of some ranks that follow one another on this one. Each of them calls this; the first call makes it.
 
-        Named `tp[1..2]`. Ranks in several groups make them in ascending order, so that none waits in a circle.
+        Its name is like `tp[1..2]`. A rank of several groups makes them in ascending order, so that none waits in a circle.
         """
         if self.rank not in ranks or ranks.step != 1 or not 0 <= ranks.start < ranks.stop <= self.size:
             raise ValueError(f"rank {self.rank} of {self.name} ({self.size} ranks) cannot make a group of ranks {list(ranks)}")
@@ -111,71 +112,70 @@ class Axis:
     def _run(
         self,
         verb: str,
-        call: Callable[[], object],
+        exchange: Callable[[], object],
         x: np.ndarray | None,
         y: np.ndarray | None,
-        what: tuple[tuple[int, ...], np.dtype, int],
+        message: tuple[tuple[int, ...], np.dtype, int],
         *how: Hashable,
     ) -> None:
-        """Run one verb: tell the watchers, do it, and enter it in the ledger. `what`: shape, dtype, message bytes."""
-        told = self._tell_begin(verb, x, what, how) if self.watchers else None
+        """Run one verb: tell the watchers, do it, and enter it in the ledger. `message`: its shape, dtype and bytes."""
+        call = self._begin(verb, False, x, message, how, site()) if self.watchers else None
         entered = perf_counter()
         try:
-            call()
+            exchange()
         except BaseException:
-            if told is not None:
-                self._tell_end(told, None, entered, perf_counter())
+            if call is not None:
+                self._end(call, None, entered, perf_counter())
             raise
         left = perf_counter()
-        self.ledger.add(verb, self.name, what[2], self.size, left - entered)
-        if told is not None:
-            self._tell_end(told, y, entered, left)
+        self.ledger.add(verb, self.name, message[2], self.size, left - entered)
+        if call is not None:
+            self._end(call, y, entered, left)
 
-    def _start(
+    def _start(self, verb: str, exchange: Callable[[], MPI.Request], x: np.ndarray, y: np.ndarray, *how: Hashable) -> Pending:
+        """Start one collective, which goes on while the rank computes; else as _run."""
+        message = x.shape, x.dtype, x.nbytes
+        call = self._begin(verb, True, x, message, how, site()) if self.watchers else None
+        begun = perf_counter()
+        request = exchange()
+        if call is not None:
+            for watcher in self.watchers:
+                watcher.started(self, call)
+        return Pending(request, y, self.ledger.add(verb, self.name, x.nbytes, self.size, 0.0), begun, self, call)
+
+    def _begin(
         self,
         verb: str,
-        call: Callable[[], MPI.Request],
-        x: np.ndarray,
-        y: np.ndarray,
-        *how: Hashable,
-    ) -> Pending:
-        """Start one collective: as _run, but it goes on while the rank computes."""
-        told = self._tell_begin(f"start_{verb}", x, (x.shape, x.dtype, x.nbytes), how) if self.watchers else None
-        begun = perf_counter()
-        request = call()
-        if told is not None:
-            for watcher in self.watchers:
-                watcher.started(self, told)
-        return Pending(request, y, self.ledger.add(verb, self.name, x.nbytes, self.size, 0.0), begun, self, told)
-
-    def _tell_begin(
-        self, verb: str, x: np.ndarray | None, what: tuple[tuple[int, ...], np.dtype, int], how: tuple[Hashable, ...]
+        started: bool,
+        x: np.ndarray | None,
+        message: tuple[tuple[int, ...], np.dtype, int],
+        how: tuple[Hashable, ...],
+        place: tuple[str, str],
     ) -> Call:
-        shape, dtype, message_bytes = what
-        if verb in ("send", "receive"):
+        """Describe the call and tell the watchers. Where one of them raises, those that have heard of the call hear its end."""
+        if VERBS[verb].partner:
             number, self._messages = self._messages, self._messages + 1
         else:
             number, self._collectives = self._collectives, self._collectives + 1
-        # Frames inside: site's caller, _run or _start, the verb.
-        place, function = site(4)
-        call = Call(self.name, number, verb, shape, dtype, how, message_bytes, self.ledger.now, place, function)
-        begun = 0
+        shape, dtype, message_bytes = message
+        call = Call(self.name, number, verb, started, shape, dtype, how, message_bytes, self.ledger.now, place[0], place[1])
+        heard = 0
         try:
             for watcher in self.watchers:
-                begun += 1
+                heard += 1
                 watcher.begin(self, call, x)
         except BaseException:
             now = perf_counter()
-            for watcher in self.watchers[:begun]:
+            for watcher in self.watchers[:heard]:
                 watcher.end(self, call, None, now, now)
             raise
         return call
 
-    def _tell_end(self, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
+    def _end(self, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
         for watcher in self.watchers:
             watcher.end(self, call, y, entered, left)
 
-    # How sums are done, which a subclass may do in another order. x, y: C-contiguous; counts: entries of each rank's part.
+    # How sums are done: a subclass may add in another order. x, y: C-contiguous; counts: entries of each rank's part.
 
     def _reduced(self, x: np.ndarray, y: np.ndarray, op: MPI.Op) -> None:
         self._comm.Allreduce(x, y, op)
@@ -205,8 +205,8 @@ class Axis:
     def start_all_reduce(self, x: np.ndarray) -> Pending:
         """Sum x over the axis while this rank computes on. In place: x is the result once `wait` returns it."""
         require_own(x)
-        call = lambda: self._start_sum(x)  # noqa: E731
-        return self._start("all_reduce", call, x, x, "sum")
+        exchange = lambda: self._start_sum(x)  # noqa: E731
+        return self._start("all_reduce", exchange, x, x, "sum")
 
     def start_reduce_scatter(self, x: np.ndarray, cut: Cut) -> Pending:
         """This rank's part, along the first dim, of the sum over the axis, while it computes on. x must stay as it is."""
@@ -214,8 +214,8 @@ class Axis:
         self._require_cut(cut, x.shape, 0, cut.length)
         row = x[:1].size
         y = np.empty((cut.size(self.rank), *x.shape[1:]), x.dtype)
-        call = lambda: self._start_sum_parts(x, y, [n * row for n in cut.sizes])  # noqa: E731
-        return self._start("reduce_scatter", call, x, y, 0, cut)
+        exchange = lambda: self._start_sum_parts(x, y, [n * row for n in cut.sizes])  # noqa: E731
+        return self._start("reduce_scatter", exchange, x, y, 0, cut)
 
     def all_gather(self, x: np.ndarray, dim: int, cut: Cut, out: np.ndarray | None = None) -> np.ndarray:
         """The whole array on every rank, from parts cut along `dim`. x: this rank's part. `out`: for dim 0 of a partition."""
@@ -227,8 +227,8 @@ class Axis:
         if out is not None and not (cut.is_partition and dim == 0):
             raise ValueError(f"all_gather fills out only for a partition of dim 0, not {cut} of dim {dim}")
         flat = (np.empty(sum(counts), x.dtype) if out is None else result(x, whole_shape, out)).reshape(-1)
-        call = lambda: self._comm.Allgatherv(x, [flat, counts])  # noqa: E731
-        self._run("all_gather", call, x, flat, (whole_shape, x.dtype, flat.nbytes), dim, cut)
+        exchange = lambda: self._comm.Allgatherv(x, [flat, counts])  # noqa: E731
+        self._run("all_gather", exchange, x, flat, (whole_shape, x.dtype, flat.nbytes), dim, cut)
         if cut.is_partition and dim == 0:
             return flat.reshape(whole_shape)
         ends = np.cumsum(counts)
@@ -242,8 +242,8 @@ class Axis:
         parts = [x[cut.index(dim, r)] for r in range(self.size)]
         packed = np.concatenate([p.reshape(-1) for p in parts])
         y = np.empty(parts[self.rank].shape, x.dtype)
-        call = lambda: self._sum_parts(packed, y, [p.size for p in parts])  # noqa: E731
-        self._run("reduce_scatter", call, x, y, (x.shape, x.dtype, packed.nbytes), dim, cut)
+        exchange = lambda: self._sum_parts(packed, y, [p.size for p in parts])  # noqa: E731
+        self._run("reduce_scatter", exchange, x, y, (x.shape, x.dtype, packed.nbytes), dim, cut)
         return y
 
     def all_to_all(self, x: np.ndarray, split_dim: int, split: Cut, join_dim: int, join: Cut) -> np.ndarray:
@@ -263,14 +263,14 @@ class Axis:
             shapes.append(tuple(shape))
         counts = [prod(s) for s in shapes]
         flat = np.empty(sum(counts), x.dtype)
-        call = lambda: self._comm.Alltoallv([packed, [p.size for p in sent]], [flat, counts])  # noqa: E731
+        exchange = lambda: self._comm.Alltoallv([packed, [p.size for p in sent]], [flat, counts])  # noqa: E731
         whole = (*x.shape[:join_dim], join.length, *x.shape[join_dim + 1 :])
-        self._run("all_to_all", call, x, flat, (whole, x.dtype, packed.nbytes), split_dim, split, join_dim, join)
+        self._run("all_to_all", exchange, x, flat, (whole, x.dtype, packed.nbytes), split_dim, split, join_dim, join)
         ends = np.cumsum(counts)
         return join.join([flat[e - c : e].reshape(s) for e, c, s in zip(ends, counts, shapes, strict=True)], join_dim)
 
     def broadcast(self, x: np.ndarray, root: int = 0) -> np.ndarray:
-        """Rank `root`'s x on every rank. x: the same shape and dtype on every rank, its content read on root only."""
+        """Rank `root`'s x on every rank. x: the same shape and dtype on every rank; only the root's content is read."""
         if not 0 <= root < self.size:
             raise ValueError(f"no rank {root} on axis {self.name}: use 0 to {self.size - 1}")
         y = sendable(x).copy() if self.rank == root else np.empty(sendable(x).shape, x.dtype)
@@ -281,15 +281,15 @@ class Axis:
     def send(self, x: np.ndarray, to: int) -> None:
         """Send x to rank `to` of the axis, which must call receive. Returns when x may be reused."""
         x = sendable(x)
-        # The tag carries the dtype: MPI itself would reinterpret the bytes of another one without a word.
-        call = lambda: self._comm.Send(x, to, tag=DTYPES.index(x.dtype))  # noqa: E731
-        self._run("send", call, x, None, (x.shape, x.dtype, x.nbytes), to)
+        # The tag carries the dtype: MPI itself would take the bytes for another dtype without a word.
+        exchange = lambda: self._comm.Send(x, to, tag=DTYPES.index(x.dtype))  # noqa: E731
+        self._run("send", exchange, x, None, (x.shape, x.dtype, x.nbytes), to)
 
     def receive(self, shape: tuple[int, ...], dtype: np.dtype | type | str, source: int) -> np.ndarray:
         """What rank `source` sent next. Raises ValueError when that is not of this shape's size and this dtype."""
         y = np.empty(shape, dtype)
 
-        def call() -> None:
+        def exchange() -> None:
             status = MPI.Status()
             message = self._comm.Mprobe(source, MPI.ANY_TAG, status)
             sent_dtype = DTYPES[status.tag]
@@ -299,5 +299,5 @@ class Axis:
                 raise ValueError(f"rank {source} of {self.name} sent {sent} {sent_dtype}, receive expected {shape} {y.dtype}")
             message.Recv(y)
 
-        self._run("receive", call, None, y, (y.shape, y.dtype, y.nbytes), source)
+        self._run("receive", exchange, None, y, (y.shape, y.dtype, y.nbytes), source)
         return y

@@ -1,4 +1,4 @@
-"""The gate through which every verb of a mesh passes, for those who watch: a call, and what a watcher of calls is told.
+"""The gate of every verb: what a call is, and what a watcher hears of it.
 
 A mesh without watchers describes no calls, so that watching costs nothing where nobody does.
 """
@@ -8,55 +8,53 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Hashable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from mpi4py import MPI
 
+from parallel.verbs import VERBS, method_name
+
 _HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(_HERE)
 _INSIDE = frozenset(os.path.join(folder, name) for folder, _, names in os.walk(_HERE) for name in names)
-# What the entries of Call.how are called.
-_HOW = {
-    "all_reduce": ("op",),
-    "all_gather": ("dim", "cut"),
-    "reduce_scatter": ("dim", "cut"),
-    "all_to_all": ("split dim", "split", "join dim", "join"),
-    "broadcast": ("root",),
-    "send": ("to",),
-    "receive": ("from",),
-}
 
 
-class Call(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Call:
     """One rank's call of one verb.
 
-    `axis`: its name, of a group with its ranks: tp[0..1]. `number`: from 0 on this axis; collectives have one row of numbers,
-    the same on every rank, sends and receives together another. `verb`: a started one is start_all_reduce.
-    `shape`: of the whole array, where the argument is a part. `how`: what else the ranks must agree on (reduction; dim and
-    cut; root), or the peer. `phase`: the ledger's. `site`: file:line of the first frame outside parallel/; `function`: its
-    name there.
+    `axis`: its name; of a group with its ranks, tp[0..1]. `number`: from 0 on this axis. Collectives have one row of numbers,
+    the same on every rank; sends and receives together have another. `verb`: its name in VERBS. `started`: it goes on while
+    the rank computes. `shape`: of the whole array, where the argument is a part. `how`: by the names in VERBS. `phase`: the
+    ledger's. `site`: file:line of the innermost frame outside parallel/; `function`: the name of the function there.
     """
 
     axis: str
     number: int
     verb: str
+    started: bool
     shape: tuple[int, ...]
     dtype: np.dtype
     how: tuple[Hashable, ...]
     message_bytes: int
     phase: str
     site: str
-    function: str = ""
+    function: str
+
+    @property
+    def peer(self) -> int | None:
+        """The other rank's place on the axis, where the verb is between two."""
+        return int(self.how[0]) if VERBS[self.verb].partner else None
 
     def __str__(self) -> str:
-        names = _HOW.get(self.verb.removeprefix("start_"), ())
-        how = [f"{n} {h}" for n, h in zip(names, self.how, strict=False)]
-        return " ".join([self.verb, str(self.shape), str(self.dtype), *how])
+        how = (f"{name} {value}" for name, value in zip(VERBS[self.verb].how, self.how, strict=True))
+        return " ".join([method_name(self.verb, self.started), str(self.shape), str(self.dtype), *how])
 
 
 class Watched(Protocol):
-    """What a watcher may ask of an axis; what each is stands at `parallel.axis.Axis`."""
+    """What a watcher may ask of an axis: `parallel.axis.Axis` says what each is."""
 
     name: str
     size: int
@@ -67,8 +65,8 @@ class Watched(Protocol):
 
 
 class Watcher:
-    """Told of every call of a mesh that has it in `mesh.watchers`, in the order of that list. `axis`: the one called.
-    A subclass says what it wants to know.
+    """Hears of every call on a mesh that has it in `mesh.watchers`, in the order of that list. `axis`: the one called.
+    A subclass overrides what it wants to know.
 
     A watcher leaves arrays alone, and sends nothing on the axis' own communicator.
     """
@@ -97,17 +95,17 @@ _known: list[object] = []
 
 
 def path_in_project(path: str) -> str:
-    """The file as a path in the project where it is in it, else its name alone."""
+    """The path within the project of a file that lies there; of any other file its name alone."""
     inside = os.path.relpath(path, ROOT) if os.path.isabs(path) else path
     return os.path.basename(path) if inside.startswith("..") else inside
 
 
-def site(above: int = 1) -> tuple[str, str]:
-    """file:line of the innermost frame outside parallel/, and the name of its function; `above`: frames known to be inside."""
-    frame = sys._getframe(above)
-    while frame.f_code.co_filename in _INSIDE and frame.f_back is not None:
+def site() -> tuple[str, str]:
+    """file:line of the innermost frame outside parallel/, and the name of its function, for a caller inside."""
+    # The caller is inside: the look begins with what called it. Each frame that is looked at costs a verb about 0.1 us.
+    frame = sys._getframe(2)
+    while (code := frame.f_code).co_filename in _INSIDE:
         frame = frame.f_back
-    code = frame.f_code
     key = id(code), frame.f_lasti
     known = _sites.get(key)
     if known is None:

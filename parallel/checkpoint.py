@@ -8,8 +8,8 @@
                          rank-0001-of-0002.safetensors
                          manifest.json                     # state; SHA-256 of each file; where each array's pieces are
 
-A step is written in a folder with a leading dot, flushed, and renamed: a folder `step-...` is complete, whatever was killed
-and when. All ranks must see the same folder, and one job at a time may write to it. In the files a piece is named like an
+A step is written into a folder with a leading dot, flushed, and renamed: a folder `step-...` is complete, whatever was killed
+and when. All ranks must see the same folder, and only one job at a time may write to it. In the files a piece is named like an
 index in NumPy, `W1[:, 4:8]`, or `W1` where it is the whole array.
 """
 
@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parallel.atomic import flush_folder
 from parallel.control import Control
 from parallel.shard import Cut, Layout
 from parallel.shard_file import (
@@ -35,7 +36,6 @@ from parallel.shard_file import (
     CheckpointError,
     Piece,
     ShardFile,
-    flush,
     metadata,
     origin_of,
     pieces,
@@ -59,18 +59,18 @@ def _on_all(control: Control, what: str, work: Callable[[], object]) -> list:
         result = work()
     except Exception as e:
         error = e
-    named = "" if isinstance(error, CheckpointError) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, CheckpointError) else f"{type(error).__name__}: "
     # Asleep: one rank's disk may be slower than another's.
     control.wait()
-    told = control.everyone((result, error and f"{what}: {named}{error}"))
-    failed = [text for _, text in told if text]
+    outcomes = control.everyone((result, error and f"{what}: {kind}{error}"))
+    failed = [text for _, text in outcomes if text]
     if failed:
         raise CheckpointError("\n".join(failed)) from error
-    return [returned for returned, _ in told]
+    return [returned for returned, _ in outcomes]
 
 
 def _on_first(control: Control, what: str, work: Callable, *args: object) -> object:
-    """As _on_all, work(*args) on rank 0 only; what it returned."""
+    """What work(*args) returned on rank 0, where alone it is done; else as _on_all."""
     return _on_all(control, what, lambda: work(*args) if control.rank == 0 else None)[0]
 
 
@@ -84,9 +84,9 @@ def save(folder: Path, step: int, mine: Iterable[Piece], state: dict, control: C
     knows nothing of the mesh. The ranks' pieces must together be every array exactly once. `mine` is gone through before
     anything is written, so it may call collectives; its data must stay as it is until save returns (views cost nothing).
 
-    Raises CheckpointError on every rank when anything fails on any: then no step has been added or removed. Only a `mine`
-    that fails on one rank, while another waits for that rank in a collective, leaves the other waiting. Steps later than
-    this one are never removed.
+    Raises CheckpointError on every rank when anything fails on any: then no step has been added or removed. One failure is not
+    heard of: where `mine` fails on one rank, a rank that waits for it in a collective of its own `mine` goes on waiting. Steps
+    later than this one are never removed.
     """
     step = index(step)
     if step < 0 or keep < 1:
@@ -163,15 +163,15 @@ def _make_room(path: Path, partial: Path) -> None:
         shutil.rmtree(left)
     partial.mkdir()
     for p in made:
-        flush(p.parent)
+        flush_folder(p.parent)
 
 
 def _commit(manifest: dict, partial: Path, path: Path) -> None:
     body = json.dumps(manifest, indent=1).removesuffix("\n}").encode()
     write_flushed(partial / MANIFEST, [body, SEAL, _seal(body)])
-    flush(partial)
+    flush_folder(partial)
     partial.rename(path)
-    flush(path.parent)
+    flush_folder(path.parent)
 
 
 def _remove_older(path: Path, keep: int) -> None:
@@ -179,7 +179,7 @@ def _remove_older(path: Path, keep: int) -> None:
     for old in older[: max(0, len(older) - keep + 1)]:
         # Under its own name it would look complete while it is being removed.
         gone = old.rename(old.with_name(f".{old.name}.removed"))
-        flush(path.parent)
+        flush_folder(path.parent)
         shutil.rmtree(gone)
 
 
@@ -191,7 +191,7 @@ def _seal(body: bytes) -> bytes:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest step in the folder, or None. What kills have left is passed over."""
+    """The newest step in the folder, or None. What a kill has left is passed over."""
     steps = _steps(Path(folder))
     return steps[-1] if steps else None
 
@@ -202,15 +202,15 @@ def _steps(folder: Path) -> list[Path]:
 
 def _step(path: Path) -> int | None:
     """The step that a folder is named for, if any."""
-    named = re.fullmatch(r"step-(\d{8,})", path.name)
-    return int(named[1]) if named else None
+    match = re.fullmatch(r"step-(\d{8,})", path.name)
+    return int(match[1]) if match else None
 
 
 class Checkpoint:
-    """A checkpoint every bit of which is what was saved; gives parts of its arrays on any mesh.
+    """A checkpoint that is to the bit what was saved; it gives parts of its arrays on any mesh.
 
-    All ranks make it together: the files are dealt out over them, and each is read and hashed once. Raises CheckpointError
-    with the same text on every rank, naming each file that is missing, changed or foreign, and the tensors in it.
+    All ranks make it together: the files are dealt out over them, and each file is read and hashed once. Raises CheckpointError
+    with the same text on every rank: it names each file that is missing, changed or foreign, and the tensors in it.
     """
 
     def __init__(self, path: Path, control: Control) -> None:
@@ -221,10 +221,10 @@ class Checkpoint:
         self._tensors: dict[str, dict] = manifest["tensors"]
         files = list(manifest["files"].items())
         mine = range(control.rank, len(files), control.size)
-        faults = _on_all(control, f"{path}", lambda: [self._fault(*files[r], r, len(files)) for r in mine])
-        found = [fault for of_rank in faults for fault in of_rank if fault]
-        if found:
-            raise CheckpointError("\n".join(f"{path}: {fault}" for fault in found))
+        by_rank = _on_all(control, f"{path}", lambda: [self._fault(*files[r], r, len(files)) for r in mine])
+        faults = [fault for of_rank in by_rank for fault in of_rank if fault]
+        if faults:
+            raise CheckpointError("\n".join(f"{path}: {fault}" for fault in faults))
 
     def _fault(self, file: str, should: dict, rank: int, ranks: int) -> str:
         """What is wrong with the file that rank `rank` of `ranks` wrote, or nothing."""

@@ -1,11 +1,12 @@
 """Before a collective: do all ranks of the axis mean the same one?
 
-MPI itself gives wrong numbers without a word when ranks differ in dtype, reduction or root. Each rank's call goes, hashed to
-eight bytes, with its number to all others on a communicator of its own; only on a difference are the calls exchanged.
+MPI itself gives wrong numbers without a word when ranks differ in dtype, reduction or root. So each rank first sends the number
+of its call and a hash of eight bytes to all others, on a communicator of the guard's own. Only where these differ are the calls
+themselves exchanged.
 
-What must agree: number, verb, shape, dtype, reduction, dim and cut, root, and the line that calls: two sums of one shape that a
-rank makes in another order are told. Only a broadcast, where the root has something to say and the others have not, may stand
-on two lines of a function. Not the order in memory: verbs take any, what they send is C-ordered.
+What must agree: number, verb, shape, dtype, reduction, dim and cut, root, and the line that calls. By the line, two sums of one
+shape that a rank makes in another order are seen. A broadcast may stand on two lines of a function, as only its root has
+something to say. The order in memory may differ: verbs take any, and send in C order.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy as np
 from mpi4py import MPI
 
 from parallel.call import Call, Watched, Watcher
-from parallel.recorder import named
+from parallel.text import aligned, named
+from parallel.verbs import VERBS
 
 
 class CollectiveMismatch(RuntimeError):
@@ -26,8 +28,8 @@ class CollectiveMismatch(RuntimeError):
 
 
 class Agreement(Watcher):
-    """Checks every collective, or with `most_bytes` those of each axis (each group) until that much was reduced or gathered
-    on it: all ranks stop checking at the same one."""
+    """Checks every collective. With `most_bytes`, it checks those of an axis (or group) until so many bytes were reduced or
+    gathered on it: all ranks stop at the same call."""
 
     def __init__(self, most_bytes: int | None = None) -> None:
         self.most_bytes = most_bytes
@@ -37,7 +39,7 @@ class Agreement(Watcher):
 
     def begin(self, axis: Watched, call: Call, x: np.ndarray | None) -> None:
         """Raise CollectiveMismatch on every rank of the axis unless all have made the same call."""
-        if axis.size == 1 or call.verb in ("send", "receive"):
+        if axis.size == 1 or VERBS[call.verb].partner:
             return
         if self.most_bytes is not None:
             done = self._bytes.get(axis, 0)
@@ -54,11 +56,11 @@ class Agreement(Watcher):
             raise CollectiveMismatch(explained(axis.name, axis.members, comm.allgather((call, order))))
 
     def _digest(self, call: Call) -> int:
-        key = call.verb, call.shape, call.dtype, call.how, call.function, call.site
+        key = call.verb, call.started, call.shape, call.dtype, call.how, call.function, call.site
         digest = self._digests.get(key)
         if digest is None:
             file = call.site.rpartition(":")[0]
-            text = repr((*key[:-1], file if call.verb == "broadcast" else call.site))
+            text = repr((*key[:-1], file if VERBS[call.verb].one_speaks else call.site))
             digest = self._digests[key] = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
         return digest
 
@@ -70,22 +72,18 @@ class Agreement(Watcher):
 
 def explained(axis: str, members: tuple[int, ...], calls: list[tuple[Call, str]]) -> str:
     """Who called what: a sentence that begins with the fewest ranks, and a table of all."""
-    told = [(str(call), call.site, call.function, call.number) for call, _ in calls]
-    same_verb = len({text for text, *_ in told}) == 1
+    same_verb = len({str(call) for call, _ in calls}) == 1
     groups: dict[tuple, list[int]] = {}
-    for rank, (text, site, function, number) in zip(members, told, strict=True):
-        key = (text, function, site) if same_verb else (text, number)
-        groups.setdefault(key, []).append(rank)
-    by_size = sorted(groups.values(), key=lambda g: (len(g), g))
-    at = dict(zip(members, told, strict=True))
-    said = [f"{named(g)} called {at[g[0]][0]} at {at[g[0]][1]} in {at[g[0]][2]}" for g in by_size]
-    head = f"on {axis}, {said[0]} where {' and '.join(said[1:])}"
-    columns = [("rank", "call", "verb", "order", "at")]
+    said: dict[int, str] = {}
+    rows = [("rank", "call", "verb", "order", "at")]
     for rank, (call, order) in zip(members, calls, strict=True):
-        columns.append((str(rank), f"#{call.number}", str(call), order, f"{call.site} in {call.function}"))
-    widths = [max(len(row[i]) for row in columns) for i in range(len(columns[0]))]
-    table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in columns]
-    return "\n".join([head, *table])
+        key = (call.function, call.site) if same_verb else (str(call), call.number)
+        groups.setdefault(key, []).append(rank)
+        said[rank] = f"{call} at {call.site} in {call.function}"
+        rows.append((str(rank), f"#{call.number}", str(call), order, f"{call.site} in {call.function}"))
+    by_size = sorted(groups.values(), key=lambda g: (len(g), g))
+    fewest, *others = [f"{named(g)} called {said[g[0]]}" for g in by_size]
+    return "\n".join([f"on {axis}, {fewest} where {' and '.join(others)}", *aligned(rows)])
 
 
 def require_same_layout(comm: MPI.Intracomm, sizes: dict[str, int]) -> None:

@@ -9,22 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from math import prod
+
+from parallel.verbs import VERBS
 
 
 def wire_bytes(verb: str, message_bytes: int, ranks: int) -> int | float:
     """Bytes that one rank of `ranks` sends for `message_bytes`; a whole number wherever it is one."""
-    share = {
-        "all_reduce": Fraction(2 * (ranks - 1), ranks),
-        "all_gather": Fraction(ranks - 1, ranks),
-        "reduce_scatter": Fraction(ranks - 1, ranks),
-        "all_to_all": Fraction(ranks - 1, ranks),
-        "broadcast": Fraction(ranks - 1, ranks),
-        "send": Fraction(1),
-        "receive": Fraction(0),
-    }[verb]
-    exact = share * message_bytes
+    exact = VERBS[verb].share(ranks) * message_bytes
     return exact.numerator if exact.denominator == 1 else float(exact)
 
 

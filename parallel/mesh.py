@@ -23,10 +23,10 @@ from parallel.recorder import Recorder, Waiting
 class Mesh:
     """The ranks of `comm` as a grid of named axes; `mesh.tp` is the Axis of this rank along tp.
 
-    `watchers` are told of every verb on any of its axes, in this order. Before them come the flight recorder, where the process
-    has attached one to `comm`, and with `check` an `Agreement`: each collective first sees that the ranks of its axis mean the
-    same one, and if not raises CollectiveMismatch on all of them. `axis`: what the axes are made of, Axis or a subclass of it.
-    Raises ValueError when the axes' product is not the ranks.
+    `watchers` hear of every verb on any of its axes, in this order. Before them come the flight recorder, where the process has
+    attached one to `comm`, and with `check` an `Agreement`, which raises CollectiveMismatch on all ranks of an axis unless they
+    mean the same collective. `axis`: the class of the axes. Raises ValueError when the product of the axes is not the number of
+    ranks.
     """
 
     def __init__(
@@ -74,6 +74,6 @@ class Mesh:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        # After an exception the other ranks may not come: freeing is a collective, so it is left to the end of the process.
+        # After an exception the other ranks may not come, and freeing is a collective: it is left to the end of the process.
         if kind is None:
             self.close()

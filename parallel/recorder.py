@@ -1,7 +1,7 @@
 """The flight recorder: the last verbs of every rank of this host, in memory that all of them share and any of them can read.
 
-No communication, and no file that could be left behind: it is unlinked as soon as all have mapped it. A rank that hangs, is
-stopped or has died can't tell where it was; its slot can. What it costs a call is in docs/performance.md.
+It needs no communication, and leaves no file behind: the file is unlinked as soon as all ranks have mapped it. A rank that
+hangs, is stopped or has died cannot say where it was; its slot says it. What this costs a call is in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -22,39 +22,43 @@ import numpy as np
 from mpi4py import MPI
 
 from parallel.call import Call, Watched, Watcher, site
+from parallel.text import named
 
-VERBS = 16
-# What a rank is doing when it is in no verb. ENDED: it has told why, or need not.
+# Of a rank's verbs, as many as the last.
+KEPT = 16
+# What a rank is doing when it is in no verb. ENDED: it has said why, or need not.
 RUNNING, LEFT_MAIN, ENDED = 0, 1, 2
 
 # verbs begun; 1 + the one waited in, or 0; since when it waits or computes; what it is doing
 _NOW = Struct("qqdq")
 # process; watchdog's last beat; readiness to report
 _SELF = Struct("qdq")
-# which verb, its number on the axis, entered, whether it ends with what the rank waits for or has ended, what it is
-_TEXT = 224
+# which verb, its number on the axis, when it was entered, whether it is done once the rank waits for it no more, what it is
+_TEXT = 240
 _VERB = Struct(f"qqd?{_TEXT}s")
-_VERB_SIZE = 256
+_VERB_SIZE = 272
 _DONE, _DONE_AT = Struct("?"), 24
 _ALARM = Struct("d")
 _NOW_into, _VERB_into = _NOW.pack_into, _VERB.pack_into
 _HEAD = 128
 _STACK = 16384
-_SLOT = _HEAD + VERBS * _VERB_SIZE + _STACK
-# Before the slots: when a rank first raised the alarm, and whether one has a cause to tell.
+_SLOT = _HEAD + KEPT * _VERB_SIZE + _STACK
+# Before the slots: when a rank first raised the alarm, and whether one has claimed to say why the run ends.
 _FIRST = mmap.PAGESIZE
 _CLAIMED, _FIRST_WORDS = 8, 9
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A verb in the recorder. `done`: it has been left; `what`: verb, shape, dtype, how; `ranks`: of its axis, or of a send
-    or receive the other one; `axis`: "" for a wait that is no verb of a mesh."""
+class RecordedCall:
+    """A verb in the recorder. `done`: it has been left. `verb`: its name in KEPT. `what`: the call, as people read it.
+    `ranks`: those of its axis; of a verb between two, the other one. A wait that is no verb of a mesh has `axis` "", and as
+    `verb` the first word of `what`."""
 
     which: int
     number: int
     entered: float
     done: bool
+    verb: str
     what: str
     axis: str
     ranks: tuple[int, ...]
@@ -68,8 +72,8 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Slot:
-    """What a rank last was. `verbs`: its last, oldest first. `waiting`: the one it is in. `since`: perf_counter seconds since
-    when it is in it, or in none. `pid` 0: it is on another host."""
+    """What a rank last did. `verbs`: its last ones, oldest first. `waiting`: the one that it is in, if any. `since`: when it
+    entered it, or left the last, in perf_counter seconds. `pid`: 0 for a rank of another host."""
 
     rank: int
     pid: int
@@ -77,28 +81,19 @@ class Slot:
     ready: int
     doing: int
     since: float
-    verbs: list[Recorded]
-    waiting: Recorded | None
+    verbs: list[RecordedCall]
+    waiting: RecordedCall | None
 
     @property
-    def last(self) -> Recorded | None:
-        """The verb that it has last left."""
+    def last(self) -> RecordedCall | None:
+        """The verb that it left last."""
         return next((v for v in reversed(self.verbs) if v.done), None)
 
 
-def named(ranks: Sequence[int]) -> str:
-    """rank 2; ranks 0, 2 and 3; ranks 0..7."""
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    if len(ranks) > 4 and tuple(ranks) == tuple(range(ranks[0], ranks[-1] + 1)):
-        return f"ranks {ranks[0]}..{ranks[-1]}"
-    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}" if ranks else "no rank"
-
-
-def _text(axis: str, what: str, place: str, function: str, ranks: Sequence[int]) -> bytes:
+def _text(axis: str, verb: str, what: str, place: str, function: str, ranks: Sequence[int]) -> bytes:
     """What a slot says of a verb. The ranks of an axis, and of its groups, are as far apart as its first two."""
     step = ranks[1] - ranks[0] if len(ranks) > 1 else 1
-    fields = axis, what[:104], place[-56:], function[-40:], f"{ranks[0]}:{ranks[-1] + 1}:{step}"
+    fields = axis, verb, what[:104], place[-56:], function[-40:], f"{ranks[0]}:{ranks[-1] + 1}:{step}"
     return "\t".join(fields).encode()[:_TEXT]
 
 
@@ -128,9 +123,9 @@ class Recorder(Watcher):
         self._memory = mmap.mmap(self.stack, _FIRST + _SLOT * self.size)
         self._base = _FIRST + _SLOT * self.rank
         self._verbs = self._base + _HEAD
-        os.lseek(self.stack, self._verbs + VERBS * _VERB_SIZE, os.SEEK_SET)
+        os.lseek(self.stack, self._verbs + KEPT * _VERB_SIZE, os.SEEK_SET)
         self._begun = self._waits = self._doing = 0
-        self._started: dict[int, int] = {}
+        self._started: dict[Call, int] = {}
         self._claiming = Lock()
         self._texts: dict[str, tuple | bytes] = {}
         self.now(RUNNING)
@@ -147,41 +142,39 @@ class Recorder(Watcher):
     # --- what this rank does
 
     def begin(self, axis: Watched, call: Call, x: np.ndarray | None) -> None:
-        place = call[8]
+        place, what = call.site, (call.verb, call.started, call.shape, call.dtype, call.how)
         known = self._texts.get(place)
-        if known is None or known[0] is not axis or known[1] != call[2:6]:
-            mine = axis.members
-            peers = range(mine[call.how[0]], mine[call.how[0]] + 1) if call.verb in ("send", "receive") else mine
-            text = _text(axis.name, str(call), place, call.function, peers)
-            known = self._texts[place] = axis, call[2:6], text, call.verb.startswith("start_")
+        if known is None or known[0] is not axis or known[1] != what:
+            ranks = axis.members if call.peer is None else (axis.members[call.peer],)
+            text = _text(axis.name, call.verb, str(call), place, call.function, ranks)
+            known = self._texts[place] = axis, what, text
         which = self._begun
         self._begun = after = which + 1
         now = perf_counter()
-        started = known[3]
-        _VERB_into(self._memory, self._verbs + which % VERBS * _VERB_SIZE, which, call[1], now, not started, known[2])
-        if started:
-            self._started[id(call)] = which
+        _VERB_into(self._memory, self._verbs + which % KEPT * _VERB_SIZE, which, call.number, now, not call.started, known[2])
+        if call.started:
+            self._started[call] = which
         _NOW_into(self._memory, self._base, after, after, now, self._doing)
 
     def started(self, axis: Watched, call: Call) -> None:
         _NOW_into(self._memory, self._base, self._begun, 0, perf_counter(), self._doing)
 
     def wait(self, axis: Watched, call: Call) -> None:
-        which = self._started.get(id(call))
+        which = self._started.get(call)
         if which is not None:
             _NOW_into(self._memory, self._base, self._begun, which + 1, perf_counter(), self._doing)
 
     def end(self, axis: Watched, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
-        if self._started and (which := self._started.pop(id(call), -1)) >= self._begun - VERBS:
-            _DONE.pack_into(self._memory, self._verbs + which % VERBS * _VERB_SIZE + _DONE_AT, True)
+        if self._started and (which := self._started.pop(call, -1)) >= self._begun - KEPT:
+            _DONE.pack_into(self._memory, self._verbs + which % KEPT * _VERB_SIZE + _DONE_AT, True)
         _NOW_into(self._memory, self._base, self._begun, 0, left, self._doing)
 
     def enter(self, what: str, place: tuple[str, str]) -> None:
         """This rank waits for others, but in no verb of a mesh, until `leave`."""
         which, now = self._begun, perf_counter()
         self._begun = which + 1
-        text = _text("", what, *place, range(self.size))
-        _VERB_into(self._memory, self._verbs + which % VERBS * _VERB_SIZE, which, self._waits, now, True, text)
+        text = _text("", what.split(" ")[0], what, *place, range(self.size))
+        _VERB_into(self._memory, self._verbs + which % KEPT * _VERB_SIZE, which, self._waits, now, True, text)
         _NOW_into(self._memory, self._base, which + 1, which + 1, now, self._doing)
         self._waits += 1
 
@@ -201,7 +194,7 @@ class Recorder(Watcher):
 
     @property
     def alarm(self) -> float:
-        """When a rank of this host has raised the alarm, or 0."""
+        """When a rank of this host raised the alarm; 0 if none has."""
         return _ALARM.unpack_from(self._memory, 0)[0]
 
     def raise_alarm(self) -> None:
@@ -209,7 +202,7 @@ class Recorder(Watcher):
             _ALARM.pack_into(self._memory, 0, perf_counter())
 
     def claim(self) -> bool:
-        """Whether this rank is the first of its host that has a cause of the end to tell. The others say nothing."""
+        """Whether this rank is the first of its host that knows why the run ends. The others then say nothing."""
         # Between processes, and between this one's threads.
         with self._claiming:
             lockf(self.stack, LOCK_EX, _FIRST_WORDS)
@@ -227,7 +220,7 @@ class Recorder(Watcher):
                     os.kill(pid, number)
 
     def stuck(self) -> float:
-        """For how many seconds this rank has been in the verb of a mesh that it is in; 0 in none."""
+        """For how many seconds this rank has been in a verb of a mesh; 0 if it is in none."""
         slot = self.slot(self.rank)
         return perf_counter() - slot.since if slot.waiting is not None and slot.waiting.axis else 0.0
 
@@ -236,27 +229,28 @@ class Recorder(Watcher):
         begun, waiting, since, doing = _NOW.unpack_from(self._memory, base)
         pid, beat, ready = _SELF.unpack_from(self._memory, base + _NOW.size)
         verbs = []
-        for n in range(max(0, begun - VERBS), begun):
-            which, number, entered, done, text = _VERB.unpack_from(self._memory, base + _HEAD + n % VERBS * _VERB_SIZE)
+        for n in range(max(0, begun - KEPT), begun):
+            which, number, entered, done, text = _VERB.unpack_from(self._memory, base + _HEAD + n % KEPT * _VERB_SIZE)
             done = done and which != waiting - 1
-            axis, what, place, function, ranks = (text.rstrip(b"\0").decode(errors="replace").split("\t") + [""] * 5)[:5]
+            fields = text.rstrip(b"\0").decode(errors="replace").split("\t")
+            axis, verb, what, place, function, ranks = (fields + [""] * 6)[:6]
             on = ()
             # Read while its rank writes it, it can be anything.
             with suppress(ValueError, TypeError):
                 on = tuple(range(*map(int, ranks.split(":"))))
-            verbs.append(Recorded(which, number, entered, done, what, axis, on, place, function))
+            verbs.append(RecordedCall(which, number, entered, done, verb, what, axis, on, place, function))
         current = next((v for v in verbs if v.which == waiting - 1), None)
         return Slot(rank, pid, beat, ready, doing, since, verbs, current)
 
     def stack_of(self, rank: int) -> str:
         """What faulthandler has written of that rank's Python stack."""
-        start = _FIRST + _SLOT * rank + _HEAD + VERBS * _VERB_SIZE
+        start = _FIRST + _SLOT * rank + _HEAD + KEPT * _VERB_SIZE
         return self._memory[start : start + _STACK].rstrip(b"\0").decode(errors="replace")
 
 
 class Waiting:
-    """`with Waiting(recorder, what):` this rank waits for all others, but in no verb of a mesh: that alone, however long, is no
-    reason for alarm. Without a recorder, nothing."""
+    """`with Waiting(recorder, what):` this rank waits for all others, but in no verb of a mesh. However long that takes, it
+    raises no alarm. Without a recorder, this does nothing."""
 
     def __init__(self, recorder: Recorder | None, what: str) -> None:
         self._recorder, self._what = recorder, what

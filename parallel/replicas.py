@@ -1,10 +1,10 @@
-"""What must be the same on several ranks, compared by its hash; and numbers that are none, caught where they are first sent.
+"""What must be the same on several ranks, compared by its hash.
 
     replicas = Replicas(mesh, control, every=20)
     replicas.check(step, lambda: [*copies(p.name, p.layout, mesh.tp, p.data), Copy("random state", state)])
 
-Ranks that hold the same weights and add the same gradients to them stay the same to the bit. One that does not, for a flipped
-bit in its memory or for a sum that was left out, goes on training another model, and nothing says so.
+Ranks that hold the same weights and add the same gradients to them stay the same to the bit. Where a bit has flipped in a
+rank's memory, or a sum was left out, the rank goes on to train another model. Nothing else would say so.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from parallel.axis import Axis
 from parallel.control import Control
 from parallel.mesh import Mesh
-from parallel.recorder import named
 from parallel.shard import Layout
+from parallel.text import named
 
 
 class Diverged(RuntimeError):
@@ -27,7 +27,8 @@ class Diverged(RuntimeError):
 
 
 class Copy(NamedTuple):
-    """A value that must be the same along every axis of the mesh but those it is cut along: an array, or what repr tells."""
+    """A value that must be the same along every axis of the mesh, except those that it is cut along: an array by its bits,
+    anything else by its repr."""
 
     name: str
     value: object
@@ -60,18 +61,19 @@ class Replicas:
         self._places: list[dict[str, int]] = control.everyone(place) if every else []
 
     def check(self, step: int, held: Callable[[], Iterable[Copy]]) -> None:
-        """Compare what `held` gives, if it is this step's turn. All ranks call it together.
+        """Compare what `held` returns, if it is this step's turn. All ranks call it together.
 
-        Raises Diverged on every rank where anything differs, naming the first of it and the ranks that are alone with it.
+        Where anything differs, raises Diverged on every rank. It names the first difference and the ranks alone with it.
         """
         if not self.every or step % self.every:
             return
         mine = {(c.name, c.cut_along): _hash(c.value) for c in [Copy("the step number", step), *held()]}
         every = self.control.everyone(mine)
-        found = [d for key in dict.fromkeys(key for hashes in every for key in hashes) for d in self._differences(key, every)]
-        if found:
-            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            raise Diverged(f"{found[0]} at step {step}{more}")
+        keys = dict.fromkeys(key for hashes in every for key in hashes)
+        differences = [d for key in keys for d in self._differences(key, every)]
+        if differences:
+            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+            raise Diverged(f"{differences[0]} at step {step}{more}")
 
     def _differences(self, key: tuple[str, tuple[str, ...]], every: list[dict]) -> Iterator[str]:
         """A sentence for each set of ranks that should hold the same of this key and do not."""
@@ -86,7 +88,7 @@ class Replicas:
             for rank in ranks:
                 by_hash.setdefault(every[rank][key], []).append(rank)
             if len(by_hash) > 1:
-                # Who is right nobody knows: the most are taken for it, and of as many the lowest.
+                # Nobody knows who is right: the most are taken to be, and where there are as many, the lowest.
                 right, *wrong = sorted(by_hash.values(), key=len, reverse=True)
                 yield self._sentence(name, along, sorted(r for group in wrong for r in group), right)
 

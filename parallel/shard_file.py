@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from parallel.atomic import flush_file
 from parallel.shard import Layout
 
 FORMAT, VERSION = "rankwise checkpoint", 1
@@ -31,9 +31,9 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a whole array of `shape`, which this rank writes: along `dim` the indices from `start` on; `data`, in any
-    memory order, has all entries of the other dims. Raises CheckpointError when it is none, or of a dtype or name that
-    safetensors does not have."""
+    """A part of a whole array of `shape`, for this rank to write. `data`, in any memory order, has the indices from `start` on
+    along `dim`, and all entries of the other dims. Raises CheckpointError where it is no such part, or where safetensors does
+    not have the dtype or the name."""
 
     name: str
     shape: tuple[int, ...]
@@ -75,9 +75,9 @@ class Piece:
 
 
 def pieces(name: str, layout: Layout, rank: int, data: np.ndarray) -> list[Piece]:
-    """What rank `rank` of the axis that `layout` is cut over writes of its part `data`: what no lower rank holds.
+    """What rank `rank` of the axis that `layout` is cut over writes of its part `data`: that which no lower rank holds.
 
-    [] where lower ranks hold all of it. What every rank holds whole is rank 0's to write.
+    [] where lower ranks hold all of it. Rank 0 writes what every rank holds whole.
     """
     if data.shape != layout.local_shape(rank):
         raise CheckpointError(f"{name}: rank {rank}'s part should be {layout.local_shape(rank)}, it is {data.shape}")
@@ -149,18 +149,8 @@ def write_flushed(path: Path, blocks: Iterable[bytes | np.ndarray]) -> dict:
         for block in blocks:
             whole.update(block)
             f.write(block)
-        f.flush()
-        os.fsync(f.fileno())
+        flush_file(f)
         return {"size": f.tell(), "sha256": whole.hexdigest()}
-
-
-def flush(folder: Path) -> None:
-    """What was made, renamed or removed in the folder is on the disk."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def origin_of(path: Path) -> dict[str, str] | None:

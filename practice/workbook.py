@@ -20,6 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from parallel.atomic import write_atomically
+
 VERSION = 1
 Event = dict[str, Any]
 
@@ -129,10 +131,6 @@ def fresh(folder: Path, stem: str) -> Path:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "w", encoding="utf-8") as file:
+    """Write a file whole or not at all, and on the disk."""
+    with write_atomically(path, flushed=True) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

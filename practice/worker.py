@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from parallel.atomic import write_atomically
 from practice import rules
 from practice.axis import Axis, Place, disagreement
 from practice.exercise import Exercise
@@ -127,9 +128,8 @@ def store(folder: Path, case: int, rank: int, outcome: Outcome) -> None:
     }
     np.savez(folder / f"{case}.{rank}.npz", **{f"_{n}": x for n, x in arrays.items()})
     record = asdict(outcome) | {"results": plain, "order": list(outcome.results)}
-    done = folder / f"{case}.{rank}.json"
-    done.with_suffix(".part").write_text(json.dumps(record))
-    os.replace(done.with_suffix(".part"), done)
+    with write_atomically(folder / f"{case}.{rank}.json") as file:
+        file.write(json.dumps(record))
 
 
 def stored(folder: Path, case: int, rank: int) -> Outcome | None:

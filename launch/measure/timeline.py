@@ -1,7 +1,7 @@
 """A trace read back: what each rank did at each moment, who kept whom waiting, and what each verb cost.
 
-Seconds throughout, on rank 0's clock from the first event. A rank is at each moment in one state: computing (and in which
-phase), waiting for others in a verb, transferring in one, in a control message, or outside of everything the trace sees.
+Times are in seconds, on rank 0's clock from the first event. At each moment a rank is in one state: computing (and in which
+phase), waiting for others in a verb, transferring in one, in a control message, or outside of everything that the trace sees.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Timeline:
         return self.ended - self.begun
 
     def between(self, begun: float, ended: float) -> Timeline:
-        """What lies in this time at least in part."""
+        """What lies in this time, at least in part."""
 
         def inside(slices: Iterable[Slice]) -> list[Slice]:
             return [s for s in slices if s.ended > begun and s.begun < ended]
@@ -140,7 +140,7 @@ def _ranks(events: Iterable[dict]) -> dict[int, Rank]:
 
 def segments(rank: Rank, begun: float, ended: float) -> list[Segment]:
     """The states of one rank one after another, without gaps, from `begun` to `ended`."""
-    found: list[Segment] = []
+    states: list[Segment] = []
     open_slices: list[tuple[float, str]] = []
     at = begun
 
@@ -149,10 +149,10 @@ def segments(rank: Rank, begun: float, ended: float) -> list[Segment]:
         moment = min(moment, ended)
         if moment > at:
             state = open_slices[-1][1] if open_slices else OUTSIDE
-            if found and found[-1].state == state:
-                found[-1] = found[-1]._replace(ended=moment)
+            if states and states[-1].state == state:
+                states[-1] = states[-1]._replace(ended=moment)
             else:
-                found.append(Segment(at, moment, state))
+                states.append(Segment(at, moment, state))
             at = moment
 
     def close(moment: float) -> None:
@@ -170,7 +170,7 @@ def segments(rank: Rank, begun: float, ended: float) -> list[Segment]:
             open_slices.append((min(s.begun + s.wait, s.ended), WAITING))
     close(ended)
     until(ended)
-    return found
+    return states
 
 
 def _state(s: Slice, outer: str | None) -> str:
@@ -189,12 +189,11 @@ def _state(s: Slice, outer: str | None) -> str:
 
 def shares(line: Timeline) -> dict[int, dict[str, float]]:
     """Seconds in each state, by rank."""
-    found = {}
+    seconds = {n: dict.fromkeys(STATES, 0.0) for n in line.ranks}
     for n, rank in line.ranks.items():
-        found[n] = dict.fromkeys(STATES, 0.0)
         for s in segments(rank, line.begun, line.ended):
-            found[n][s.state] += s.ended - s.begun
-    return found
+            seconds[n][s.state] += s.ended - s.begun
+    return seconds
 
 
 def strip(rank: Rank, begun: float, ended: float, columns: int) -> list[str]:
@@ -227,8 +226,8 @@ def kept_waiting(line: Timeline) -> dict[int, float]:
 
 
 class Cost(NamedTuple):
-    """Of all calls of one verb on arrays of one shape over one axis: calls and message bytes of a rank, the ranks' mean of
-    the seconds that it waited and transferred, and the bytes a second that a rank sent while it transferred."""
+    """All calls of one verb on arrays of one shape over one axis. `calls`, `message_bytes`: of a rank. `wait`, `transfer`: the
+    ranks' mean, in seconds. `bandwidth`: bytes a second that a rank sent while it transferred."""
 
     verb: str
     axis: str
@@ -250,19 +249,19 @@ def costs(line: Timeline) -> list[Cost]:
     for n, rank in line.ranks.items():
         for s in rank.verbs:
             groups[s.args["verb"], s.args["axis"], tuple(s.args["shape"])].append((n, s))
-    found = []
+    dear = []
     for key, calls in groups.items():
         ranks = len({n for n, _ in calls})
         wait, transfer = sum(s.wait for _, s in calls), sum(s.transfer for _, s in calls)
         wire = sum(s.args["wire_bytes"] for _, s in calls)
         many, size = round(len(calls) / ranks), round(sum(s.args["message_bytes"] for _, s in calls) / ranks)
         bandwidth = wire / transfer if transfer > 0 and wire and calls[0][1].kind == "verb" else None
-        found.append(Cost(*key, many, size, wait / ranks, transfer / ranks, bandwidth))
-    return sorted(found, key=lambda c: -c.seconds)
+        dear.append(Cost(*key, many, size, wait / ranks, transfer / ranks, bandwidth))
+    return sorted(dear, key=lambda c: -c.seconds)
 
 
 class Overlap(NamedTuple):
-    """Of the verbs that were started, the ranks' sums: seconds on their way, and of these waited for."""
+    """The verbs that were started, summed over ranks: seconds on their way, and the seconds of these that were waited for."""
 
     calls: int
     seconds: float
@@ -280,13 +279,13 @@ def overlap(line: Timeline) -> Overlap | None:
 
 
 def steps(line: Timeline) -> dict[str, tuple[int, float]]:
-    """By name: how many of a rank that has them, and the median of their seconds, of all ranks."""
-    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    """By name: how many steps a rank has, of those that have any, and the median of the seconds of all."""
+    by_name: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for n, rank in line.ranks.items():
         for s in rank.work:
             if s.kind == "step":
-                found[s.name].append((n, s.seconds))
-    return {k: (round(len(all_of) / len({n for n, _ in all_of})), median(s for _, s in all_of)) for k, all_of in found.items()}
+                by_name[s.name].append((n, s.seconds))
+    return {k: (round(len(v) / len({n for n, _ in v})), median(s for _, s in v)) for k, v in by_name.items()}
 
 
 def straggler(caused: dict[int, float], waited: float) -> int | None:

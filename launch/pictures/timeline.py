@@ -33,7 +33,7 @@ BAR, BESIDE = 0.6, 0.16
 LINKS = 12
 
 
-def draw(path: Path, line: Timeline, told: dict) -> None:
+def draw(path: Path, line: Timeline, summary: dict) -> None:
     numbers = list(line.ranks)
     figure, axes = pyplot.subplots(figsize=(12, 1.3 + 0.8 * len(numbers)), layout="constrained")
     used: dict[str, None] = {}
@@ -53,7 +53,7 @@ def draw(path: Path, line: Timeline, told: dict) -> None:
     axes.set_ylim(len(numbers) - 0.4, -0.6)
     axes.set_xlim(1e3 * line.begun, 1e3 * line.ended)
     axes.set_xlabel("ms")
-    axes.set_title(textwrap.fill(told["traced"], 150), fontsize=9, loc="left")
+    axes.set_title(textwrap.fill(summary["traced"], 150), fontsize=9, loc="left")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     names = {"step": "optimizer step", timeline.OTHER: "other phases", timeline.WAITING: "waiting for others"}
@@ -67,7 +67,7 @@ def draw(path: Path, line: Timeline, told: dict) -> None:
 
 
 def _links(axes: pyplot.Axes, line: Timeline, row: dict[int, int]) -> None:
-    """From a rank that entered a verb last to those that waited for it, where that cost most."""
+    """Draw lines from a rank that entered a verb last to those that waited for it, where that cost most."""
     calls: dict[str, list[tuple[int, timeline.Slice]]] = {}
     for n, rank in line.ranks.items():
         for s in rank.work:

@@ -87,7 +87,7 @@ def of(comm: MPI.Intracomm) -> Trace | None:
 
 
 def see(trace: Trace) -> None:
-    """From now on it sees all that is loaded."""
+    """Let it see, from now on, all that is loaded."""
     trace.watch_layers(_layers())
     for kind, owners in CALLS.items():
         for (module, name), methods in owners.items():
@@ -100,7 +100,7 @@ def see(trace: Trace) -> None:
 
 
 def _layers() -> Iterator[type]:
-    """What computes forward and backward and has weights or sends something, of all that is loaded of layers/."""
+    """The classes loaded from layers/ that compute forward and backward, and have weights or send something."""
     modules: list[ModuleType] = [m for name, m in sorted(sys.modules.items()) if name.startswith("layers.")]
     for module in modules:
         for _, cls in inspect.getmembers(module, inspect.isclass):
@@ -110,12 +110,12 @@ def _layers() -> Iterator[type]:
 
 
 def finish(trace: Trace, path: Path) -> str | None:
-    """Write the file on rank 0, and tell of it on standard error. All ranks call it together; what went wrong, if anything."""
+    """Write the file on rank 0, and say so on standard error. All ranks call it together. Returns what went wrong, or None."""
     records = trace.finish()
     if records is None:
         return None
     try:
-        trace_file.write(path, records, _told())
+        trace_file.write(path, records, _run())
     except OSError as error:
         return f"cannot write --trace {path}: {error.strerror or error}"
     spans = sum(len(r.spans) + len(r.verbs) for r in records)
@@ -124,17 +124,18 @@ def finish(trace: Trace, path: Path) -> str | None:
 
 
 def rescue(trace: Trace, path: Path, error: BaseException) -> None:
-    """What this rank alone has, in a file of its own: after an exception the others may not come."""
+    """Write what this rank alone has into a file of its own: after an exception the others may not come."""
     record = trace.record(failed=f"{type(error).__name__}: {error}")
     record = record._replace(spans=record.spans[-LAST:], verbs=record.verbs[-LAST:], counters=record.counters[-LAST:])
     own = path.with_name(f"{path.stem}.rank{record.rank}{path.suffix}")
     try:
-        trace_file.write(own, [record], _told())
+        trace_file.write(own, [record], _run())
     except OSError as problem:
         sys.stderr.write(f"cannot write {own}: {problem.strerror or problem}\n")
 
 
-def _told() -> dict:
+def _run() -> dict:
+    """What the file says of the run."""
     file = Path(sys.argv[0])
     name = file.parent.name if file.stem == "__main__" else file.stem
     return {"command": [f"launch.{name}", *sys.argv[1:]]}

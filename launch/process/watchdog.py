@@ -1,6 +1,7 @@
 """When a rank waits too long, or another is gone: what every rank of this host is doing instead, from the flight recorder.
 
-A thread on every rank. Only a verb in flight counts: a rank that computes for an hour raises no alarm unless one waits for it.
+The watchdog is a thread on every rank. Only a verb in flight counts: a rank that computes for an hour raises no alarm unless
+another waits for it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from contextlib import suppress
 from time import perf_counter, sleep
 
 from parallel.call import path_in_project
-from parallel.recorder import ENDED, LEFT_MAIN, Recorded, Recorder, Slot, named
+from parallel.recorder import ENDED, LEFT_MAIN, RecordedCall, Recorder, Slot
+from parallel.text import aligned, named
+from parallel.verbs import VERBS
 
 TICK = 0.1
 # For how long nothing may have moved before ranks that wait for one another in a circle are called deadlocked.
@@ -30,10 +33,10 @@ STOPPED = "stopped (SIGSTOP)"
 
 
 class Watchdog:
-    """Ends all ranks through `end(report)`, called on one of them: when this rank has been in a verb for `limit` seconds, or
-    another has been stopped for as long (0: however long it takes); sooner when all wait for one another in a circle; at once
-    when another rank of this host is gone that has not said why. faulthandler must be set to write the stack of a rank that
-    gets `stack_signal` to `recorder.stack`."""
+    """Ends all ranks through `end(report)`, which is called on one of them. It does so when this rank has been in a verb for
+    `limit` seconds, or another has been stopped for as long (0: no limit); sooner when ranks wait for one another in a circle;
+    at once when another rank of this host is gone and has not said why. faulthandler must be set to write the stack of a rank
+    that gets `stack_signal` to `recorder.stack`."""
 
     def __init__(self, recorder: Recorder, limit: float, stack_signal: int, end: Callable[[str], None]) -> None:
         self.recorder, self.limit, self.stack_signal, self.end = recorder, limit, stack_signal, end
@@ -93,7 +96,7 @@ class Watchdog:
         self.end(f"rank {rank} of {self.recorder.size} {state.how}{_after(state.slot)}{stack}")
 
     def _report(self) -> None:
-        """By the lowest rank that is able to: a stopped one is not, nor one whose interpreter is held by a library."""
+        """The lowest rank that is able to reports: a stopped one is not able, nor one whose interpreter a library holds."""
         # As it is now: a rank that comes late may come while the others answer.
         states = seen(self.recorder)
         self.recorder.beat(1)
@@ -109,7 +112,7 @@ class Watchdog:
 
 
 def _processes(recorder: Recorder) -> tuple[select.poll, dict[int, int]]:
-    """What tells at once when the process of another rank is gone (Linux), and whose each handle is."""
+    """A poll that reports at once when the process of another rank is gone (Linux), and whose each of its handles is."""
     poll, of = select.poll(), {}
     for rank in range(recorder.size):
         pid = recorder.slot(rank).pid
@@ -122,7 +125,7 @@ def _processes(recorder: Recorder) -> tuple[select.poll, dict[int, int]]:
 
 
 class State:
-    """How a rank's process is, in words. `ended`: it has told why itself, or need not."""
+    """How a rank's process is, in words. `ended`: it has said why itself, or need not."""
 
     def __init__(self, slot: Slot, letter: str, code: int) -> None:
         self.slot, self.letter = slot, letter
@@ -149,7 +152,7 @@ def _state(slot: Slot) -> State:
     with suppress(OSError):
         if slot.pid:
             os.kill(slot.pid, 0)
-        # Not Linux, or another host: it is there, and that is all that can be told.
+        # Not Linux, or another host: it is there, and no more is known.
         return State(slot, "S", 0)
     return State(slot, "?", 0)
 
@@ -168,7 +171,8 @@ def _indented(stack: str) -> str:
 
 
 def seen(recorder: Recorder) -> list[State]:
-    """Every rank as it is now. One that computes may be found waiting for its interpreter or a core: it is looked at again."""
+    """Every rank as it is now. One that computes may be waiting for its interpreter or a core just then: so it is looked at
+    several times."""
     states = [_state(recorder.slot(r)) for r in range(recorder.size)]
     for _ in range(LOOKS):
         sleep(0.01)
@@ -195,16 +199,14 @@ def table(states: Sequence[State], stacks: Sequence[list[str]]) -> str:
     rows = [("rank", "is", "for", "where")]
     for slot, (what, where) in zip(slots, doing, strict=True):
         rows.append((str(slot.rank), what, f"{now - slot.since:.1f} s" if slot.pid else "", where))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows]
-    return "\n".join([headline(slots, doing, now), "", *lines])
+    return "\n".join([headline(slots, doing, now), "", *aligned(rows)])
 
 
 def in_a_circle(slots: list[Slot]) -> bool:
     """Whether some ranks wait for one another, each somewhere else, so that none can ever go on."""
     missing = {s.rank: set(_missing(s, slots)) for s in slots if s.waiting is not None}
     stuck = set(missing)
-    # Who waits for nobody that is itself stuck may yet go on.
+    # A rank may yet go on if those that it waits for are not stuck themselves.
     while (left := {r for r in stuck if missing[r] & stuck}) != stuck:
         stuck = left
     return bool(stuck)
@@ -221,7 +223,7 @@ def headline(slots: list[Slot], doing: list[tuple[str, str]], now: float) -> str
     if not held_up:
         stopped = [r for r, (what, _) in enumerate(doing) if what == STOPPED]
         return f"{named(stopped)} {'is' if len(stopped) == 1 else 'are'} stopped" if stopped else "no rank waits for another"
-    # Told from the side of the most ranks, and of a verb rather than of another wait.
+    # Seen from the side of the most ranks, and from a verb rather than from another wait.
     late = min(held_up, key=lambda s: (not s.waiting.axis, -len(together(s)), s.since))
     there = idle or missing[late.rank]
     how = "; ".join(dict.fromkeys(doing[r][0] for r in idle)) if idle else "waiting elsewhere"
@@ -231,29 +233,33 @@ def headline(slots: list[Slot], doing: list[tuple[str, str]], now: float) -> str
     return text if idle else text + "".join(f"; rank {r} waits in {slots[r].waiting}" for r in there)
 
 
-def _key(verb: Recorded) -> tuple:
-    """What is the same of one verb on the ranks that take part in it, as far as a hang is concerned."""
-    return verb.axis, verb.what.split(" ")[0].removeprefix("start_"), verb.ranks, verb.number
+def _key(verb: RecordedCall) -> tuple:
+    """What the ranks that take part in one call of a verb have in common."""
+    return verb.axis, verb.verb, verb.ranks, verb.number
+
+
+def _partner(verb: RecordedCall) -> str:
+    """What the other rank of a verb between two calls."""
+    return VERBS[verb.verb].partner if verb.verb in VERBS else ""
 
 
 def _missing(slot: Slot, slots: list[Slot]) -> list[int]:
-    """Of the ranks that this one waits for, those that have not come."""
+    """The ranks that this one waits for and that have not come."""
     return [r for r in slot.waiting.ranks if r != slot.rank and not _came(slots[r], slot)]
 
 
 def _came(other: Slot, slot: Slot) -> bool:
     """Whether `other` has entered the verb that `slot` waits in, now or before."""
     verb = slot.waiting
-    partner = {"send": "receive", "receive": "send"}.get(verb.what.split(" ")[0])
-    if partner is not None:
+    if partner := _partner(verb):
         at = other.waiting
-        return at is not None and at.what.startswith(partner) and at.axis == verb.axis and slot.rank in at.ranks
-    row = [v for v in other.verbs if (v.axis, v.ranks) == (verb.axis, verb.ranks) and _key(v)[1] not in ("send", "receive")]
+        return at is not None and (at.verb, at.axis) == (partner, verb.axis) and slot.rank in at.ranks
+    row = [v for v in other.verbs if (v.axis, v.ranks) == (verb.axis, verb.ranks) and not _partner(v)]
     if not row and other.verbs and other.verbs[0].which > 0:
         # So long ago that its slot has forgotten.
         return True
     if not verb.axis and other.doing != slot.doing:
-        # Through with main, a rank waits for the others' end: another exchange, even if it has the same number.
+        # A rank that is through with main waits for the others' end: that is another exchange, even with the same number.
         return any(v.number > verb.number for v in row)
     return any(v.number > verb.number or _key(v) == _key(verb) for v in row)
 
@@ -282,13 +288,14 @@ def _doing(state: State, stack: list[str]) -> tuple[str, str]:
 
 
 _FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')
+_MACHINERY = re.compile(r"runpy|/launch/start|/parallel/(axis|mesh|guard|ordered|control)\.py|_pytest|pluggy")
 
 
 def _ours(stack: str) -> list[str]:
-    """A faulthandler stack as file:line in function, without frames of the machinery that started the command."""
+    """A faulthandler stack as file:line in function, without the frames of what started the command and of what waits."""
     frames = []
     for line in stack.splitlines():
-        found = _FRAME.search(line)
-        if found and not re.search(r"runpy|/launch/start|/parallel/(mesh|guard|ordered|control)\.py|_pytest|pluggy", found[1]):
-            frames.append(f"  {path_in_project(found[1])}:{found[2]} in {found[3]}")
+        frame = _FRAME.search(line)
+        if frame and not _MACHINERY.search(frame[1]):
+            frames.append(f"  {path_in_project(frame[1])}:{frame[2]} in {frame[3]}")
     return frames

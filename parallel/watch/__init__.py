@@ -1,1 +1,1 @@
-"""Those who look on: told of every call of a verb, they leave its arrays alone."""
+"""Those who look on: they hear of every call of a verb, and leave its arrays alone."""

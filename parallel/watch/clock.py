@@ -1,8 +1,8 @@
 """One clock for all ranks: each rank's own, and how far it is from rank 0's.
 
-A reading is by ping-pong (Cristian, 1989): a rank asks rank 0 for its time; the answer was given somewhere between asking and
-hearing it, so that half the round trip is all that the offset can be wrong by. Of many round trips the shortest counts. Two
-readings, at the start and at the end, tell how the clocks drift, and what lies between them is interpolated.
+A reading is by ping-pong (Cristian, 1989). A rank asks rank 0 for its time, and takes it that the answer was given half-way
+between asking and hearing. The offset is wrong by half the round trip at most. Of many round trips the shortest counts. Two
+readings, at the start and at the end, show how the clocks drift; between them the offset is interpolated.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ def read(comm: MPI.Intracomm, clock: Callable[[], float] = perf_counter) -> Read
     """This rank's clock beside rank 0's. All ranks call it together; rank 0 answers them one after another."""
     if comm.rank:
         return min((_asked(comm, clock) for _ in range(ROUNDS)), key=lambda r: r.uncertainty)
-    told = np.empty(1)
+    message = np.empty(1)
     for rank in range(1, comm.size):
         for _ in range(ROUNDS):
-            comm.Recv(told, rank)
-            told[0] = clock()
-            comm.Send(told, rank)
+            comm.Recv(message, rank)
+            message[0] = clock()
+            comm.Send(message, rank)
     return Reading(clock(), 0.0, 0.0)
 
 
 def _asked(comm: MPI.Intracomm, clock: Callable[[], float]) -> Reading:
-    told = np.zeros(1)
+    message = np.zeros(1)
     asked = clock()
-    comm.Send(told, 0)
-    comm.Recv(told, 0)
+    comm.Send(message, 0)
+    comm.Recv(message, 0)
     heard = clock()
     middle = (asked + heard) / 2
-    return Reading(middle, middle - float(told[0]), (heard - asked) / 2)
+    return Reading(middle, middle - float(message[0]), (heard - asked) / 2)
 
 
 class Clock(NamedTuple):

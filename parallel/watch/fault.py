@@ -3,13 +3,13 @@
     RANKWISE_FAULT="rank=1,at=all_reduce:3,kind=raise"        the third all_reduce of rank 1, on any axis
     RANKWISE_FAULT="rank=0,at=tp.all_gather:1,kind=kill,when=in"
 
-`when`: before the ranks agree on the call, in it (they have agreed, MPI is entered by the others), or after it; for nan and
-flip, what is sent (before) or what came (after). Only the rank named is touched, and only where the variable is set.
+`when`: before the ranks agree on the call, in it (they have agreed, and the others enter MPI), or after it. A nan or a flip
+comes into what is sent (before) or what arrived (after). Only the rank named is touched, and only where the variable is set.
 
     raise, exit:N, osexit:N, return, kill, segv, stop, sleep:S, spin, thread    what befalls the process
     disk:BYTES                                                                  from here on no file may grow beyond
     nan, flip, forder                                                           the array: a NaN, a bit of it, its order
-    shape, dtype, op, root, verb, axis                                          the call is another one than the others'
+    shape, dtype, op, root, verb, axis                                          the call differs from the others'
     skip, double, order                                                         left out, made twice, made after the next one
 """
 
@@ -32,14 +32,13 @@ import numpy as np
 from parallel.axis import Axis, Pending
 from parallel.call import Call, Watcher
 from parallel.mesh import Mesh
+from parallel.verbs import METHODS
 
 VARIABLE = "RANKWISE_FAULT"
-VERBS = ("all_reduce", "start_all_reduce", "reduce_scatter", "start_reduce_scatter", "all_gather", "all_to_all", "broadcast")
-VERBS += ("send", "receive")
 BEFALL = ("raise", "exit", "osexit", "return", "kill", "segv", "stop", "sleep", "spin", "thread", "disk")
 NUMBERED = ("exit", "osexit", "sleep", "disk")
-# Which verbs each kind that alters the call has a meaning for.
-SENDING = tuple(v for v in VERBS if v != "receive")
+# At which methods each kind that alters the call has a meaning.
+SENDING = tuple(v for v in METHODS if v != "receive")
 ALTER = {
     "nan": SENDING,
     "flip": ("all_reduce", "start_all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"),
@@ -51,7 +50,7 @@ ALTER = {
     "verb": ("all_reduce", "reduce_scatter", "all_gather", "broadcast"),
     "axis": ("all_reduce", "start_all_reduce", "broadcast"),
     "skip": ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "receive"),
-    "double": VERBS,
+    "double": METHODS,
     "order": ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send"),
 }
 DEFAULT_WHEN = {"flip": "after"}
@@ -68,7 +67,8 @@ class Planted(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """`axis`: its name, or None for any. `call`: the how manieth of `verb` on this rank, from 1. `amount`: the N of exit:N."""
+    """`axis`: its name, or None for any. `verb`: the method. `call`: which of this rank's calls of it, counted from 1.
+    `amount`: the N of exit:N."""
 
     rank: int
     axis: str | None
@@ -79,7 +79,7 @@ class Fault:
     when: str
 
     def around(self, main: Callable[..., int]) -> Callable[..., int]:
-        """main, which `return` leaves with status 0."""
+        """main; the fault `return` leaves it with status 0."""
 
         def left_early(*args: object) -> int:
             try:
@@ -91,11 +91,11 @@ class Fault:
 
 
 def parsed(text: str) -> Fault:
-    """Raises ValueError, naming the part that cannot be used and what would be right."""
+    """The fault that the text describes. Raises ValueError, naming the part that cannot be used and what would be right."""
     given: dict[str, str] = {}
     for part in text.split(","):
-        name, found, value = part.partition("=")
-        if not found or name not in ("rank", "at", "kind", "when") or name in given:
+        name, equals, value = part.partition("=")
+        if not equals or name not in ("rank", "at", "kind", "when") or name in given:
             raise ValueError(f"{part!r} in {VARIABLE} is no part of a fault: use rank=1,at=all_reduce:3,kind=raise")
         given[name] = value
     if missing := [name for name in ("rank", "at", "kind") if name not in given]:
@@ -114,10 +114,10 @@ def parsed(text: str) -> Fault:
 
 
 def _kind(text: str) -> tuple[str, float]:
-    kind, found, number = text.partition(":")
+    kind, colon, number = text.partition(":")
     if kind not in (*BEFALL, *ALTER):
         raise ValueError(f"kind={text} in {VARIABLE} is unknown: use one of {', '.join((*BEFALL, *ALTER))}")
-    if bool(found) != (kind in NUMBERED):
+    if bool(colon) != (kind in NUMBERED):
         right = f"{kind}:3" if kind in NUMBERED else kind
         raise ValueError(f"kind={text} in {VARIABLE} cannot be used: use {right}")
     try:
@@ -132,11 +132,11 @@ def _kind(text: str) -> tuple[str, float]:
 def _place(text: str, kind: str) -> tuple[str | None, str, int]:
     name, _, call = text.partition(":")
     axis, _, verb = name.rpartition(".")
-    if verb not in VERBS or not call.isdecimal() or int(call) < 1:
+    if verb not in METHODS or not call.isdecimal() or int(call) < 1:
         raise ValueError(
-            f"at={text} in {VARIABLE} is no call: use VERB:N or AXIS.VERB:N, N from 1, with one of {', '.join(VERBS)}"
+            f"at={text} in {VARIABLE} is no call: use VERB:N or AXIS.VERB:N, N from 1, with one of {', '.join(METHODS)}"
         )
-    if verb not in ALTER.get(kind, VERBS):
+    if verb not in ALTER.get(kind, METHODS):
         raise ValueError(f"kind={kind} in {VARIABLE} has no meaning for {verb}: use at {' or '.join(ALTER[kind])}")
     return axis or None, verb, int(call)
 
@@ -158,7 +158,7 @@ def plant(fault: Fault, mesh: Mesh, rank: int) -> None:
 
 
 class _Standing(Watcher):
-    """Before the verbs of the axes, in place of them; and behind all other watchers, for what comes in a verb."""
+    """Stands in place of the axes' verbs, and behind all other watchers for what is to come in a verb."""
 
     def __init__(self, fault: Fault, axes: list[Axis]) -> None:
         self.fault, self.axes = fault, axes
@@ -172,7 +172,7 @@ class _Standing(Watcher):
     def _cover(self, axis: Axis) -> Axis:
         if axis not in self._covered:
             self._covered.append(axis)
-            for verb in VERBS:
+            for verb in METHODS:
                 setattr(axis, verb, partial(self.called, axis, verb, getattr(axis, verb)))
             group = axis.group
             axis.group = lambda ranks: self._cover(group(ranks))
@@ -184,7 +184,7 @@ class _Standing(Watcher):
             _befall(self.fault)
 
     def called(self, axis: Axis, verb: str, real: Callable, *args: object, **more: object) -> object:
-        """What a layer gets when it calls this verb."""
+        """What is run when this verb is called."""
         if self.postponed is not None:
             late, self.postponed = self.postponed, None
             result = real(*args, **more)
@@ -241,7 +241,7 @@ class _Standing(Watcher):
         return self._altered(call, lambda x: np.concatenate([x, x[:1]]))
 
     def _dtype(self, axis: Axis, verb: str, call: partial) -> object:
-        """The same bytes as another dtype, which no MPI sees."""
+        """The same bytes as another dtype, which no MPI notices."""
         return self._altered(call, lambda x: x.view(f"{'i' if x.dtype.kind == 'f' else 'f'}{x.itemsize}"))
 
     # --- another call

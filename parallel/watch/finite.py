@@ -1,4 +1,4 @@
-"""Numbers that are none, caught by the verb that is about to send them."""
+"""NaN and infinity, caught by the verb that is about to send them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 from parallel.call import ROOT, Call, Watched, Watcher
+from parallel.verbs import VERBS
 
 
 class NotFinite(ArithmeticError):
@@ -15,15 +16,15 @@ class NotFinite(ArithmeticError):
 
 
 class Finite(Watcher):
-    """Sees that what is sent has neither NaN nor infinity, by its sum, which has one if any entry has."""
+    """Raises NotFinite where what is sent has a NaN or an infinity. It looks at the sum, which has one if any entry has."""
 
     def begin(self, axis: Watched, call: Call, x: np.ndarray | None) -> None:
         if x is not None:
             _require_finite(axis, call, x, "sends")
 
     def end(self, axis: Watched, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
-        # Finite terms may have an infinite sum.
-        if y is not None and "reduce" in call.verb:
+        # The sum over ranks of finite terms may be infinite.
+        if y is not None and VERBS[call.verb].reduces:
             _require_finite(axis, call, y, "gets")
 
 

@@ -27,12 +27,13 @@ from parallel.axis import Axis
 from parallel.call import Call, Watcher
 from parallel.control import Control
 from parallel.mesh import Mesh
+from parallel.verbs import method_name
 from parallel.watch.clock import Clock, Reading, read
 
-# Of a rank. What comes later is counted, and told of in the file.
+# The most spans of a rank. What comes later is only counted, and the file says so.
 LIMIT = 500_000
-# What of a layer is seen, where it has it: what it computes, with a backward and without.
-METHODS = ("forward", "backward", "cached", "cached_striped", "apply")
+# The methods of a layer that are seen, where it has them.
+LAYER_METHODS = ("forward", "backward", "cached", "cached_striped", "apply")
 # Seconds between two looks at the memory.
 MEMORY_EVERY = 0.005
 
@@ -48,15 +49,16 @@ class Span(NamedTuple):
     ended: float
 
 
-class Verb(NamedTuple):
-    """One rank's call of a verb. `ranks`: among all, in the axis' order; `peer`: where it is between two, by the axis.
-    `mesh`: counts meshes of the same axes. `waited`: since when the rank waited for one that it had started, None if never."""
+class TracedCall(NamedTuple):
+    """A `Call` and when it was, of plain objects alone, so that it travels light. `ranks`: of the axis among all, in its order.
+    `mesh`: how many meshes of the same axes there were before. `waited`: since when the rank waited for what it had started."""
 
     axis: str
     ranks: tuple[int, ...]
     mesh: int
     number: int
     verb: str
+    started: bool
     shape: tuple[int, ...]
     dtype: str
     how: str
@@ -69,30 +71,27 @@ class Verb(NamedTuple):
     waited: float | None
 
     @property
-    def started(self) -> bool:
-        return self.verb.startswith("start_")
-
-    @property
-    def between_two(self) -> bool:
-        return self.verb in ("send", "receive")
+    def name(self) -> str:
+        return method_name(self.verb, self.started)
 
 
 class Record(NamedTuple):
-    """All of one rank. `counters`: (name, when, value). `dropped`: spans beyond the limit. `failed`: its exception, or ''."""
+    """What one rank recorded. `counters`: (name, when, value). `dropped`: how many spans came beyond the limit. `failed`: the
+    exception that ended it, or ''."""
 
     rank: int
     size: int
     host: str
     clock: Clock
     spans: list[Span]
-    verbs: list[Verb]
+    verbs: list[TracedCall]
     counters: list[tuple[str, float, float]]
     dropped: int = 0
     failed: str = ""
 
 
 class Trace(Watcher):
-    """The recorder of this rank. All ranks make it and finish it together: both read the clocks."""
+    """The trace of this rank. All ranks make it and finish it together, as both read the clocks."""
 
     def __init__(self, comm: MPI.Intracomm, limit: int = LIMIT) -> None:
         self._comm = comm.Dup()
@@ -102,7 +101,7 @@ class Trace(Watcher):
         self._verbs: list[tuple[tuple, Call, float, float, float | None]] = []
         self._counters: list[tuple[str, float, float]] = []
         self._groups: dict[Axis, tuple[str, tuple[int, ...], int]] = {}
-        self._begun: dict[int, float] = {}
+        self._begun: dict[Call, float] = {}
         self._waiting: tuple[Call, float] | None = None
         self._names: dict[int, tuple[object, str]] = {}
         self._layers: tuple[type, ...] = ()
@@ -116,7 +115,7 @@ class Trace(Watcher):
 
     def watch(self, mesh: Mesh) -> None:
         """See the verbs and the phases of this mesh from now on."""
-        # The first to be told: what others do before MPI is entered, such as waiting for all to agree, is part of the verb.
+        # The first to hear of a call: what others do before MPI is entered, as waiting for all to agree, is part of the verb.
         mesh.watchers.insert(0, self)
         self._meshes.append(mesh)
         inner = mesh.phase
@@ -130,23 +129,23 @@ class Trace(Watcher):
         self._replace(mesh, "phase", phase)
 
     def begin(self, axis: Axis, call: Call, x: np.ndarray | None) -> None:
-        # The thread that computes is the one that calls verbs: a server's is not its first.
+        # The thread that computes is the one that calls verbs: in a server that is not the first.
         self._thread = get_ident()
-        self._begun[id(call)] = perf_counter()
+        self._begun[call] = perf_counter()
 
     def wait(self, axis: Axis, call: Call) -> None:
         self._waiting = call, perf_counter()
 
     def end(self, axis: Axis, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
-        begun, waited = self._begun.pop(id(call)), None
+        begun, waited = self._begun.pop(call), None
         if self._waiting is not None and self._waiting[0] is call:
             waited, self._waiting = self._waiting[1], None
-        # Equal where another watcher forbade it: then it did not happen.
+        # Equal where another watcher has forbidden the call: then it did not happen.
         if entered < left and self._room():
             self._verbs.append((self._groups.get(axis) or self._group(axis), call, begun, left, waited))
 
     def _group(self, axis: Axis) -> tuple[str, tuple[int, ...], int]:
-        """The axis' name, its ranks among all, and how many such there were before: the same on each of its ranks."""
+        """The name of the axis, its ranks among all, and how many like it there were before: the same on each of its ranks."""
         mine, all_ranks = axis._comm.Get_group(), self._comm.Get_group()
         ranks = tuple(mine.Translate_ranks(None, all_ranks))
         mine.Free()
@@ -166,7 +165,7 @@ class Trace(Watcher):
             self._add(name, kind, begun)
 
     def _add(self, name: str, kind: str, begun: float) -> None:
-        # Those of another thread would not nest in this one's.
+        # Spans of another thread would not nest in this one's.
         if get_ident() == self._thread and self._room():
             self._spans.append((name, kind, begun, perf_counter()))
 
@@ -177,17 +176,17 @@ class Trace(Watcher):
         return False
 
     def watch_calls(self, owner: type | object, methods: Mapping[str, str], kind: str) -> None:
-        """See each call of these functions of a class or module, as spans of the names given."""
+        """See each call of these functions of a class or module as a span of the name given."""
         for method, name in methods.items():
             self._wrap(owner, method, lambda _, name=name: name, kind)
 
     def watch_layers(self, classes: Iterable[type]) -> None:
-        """See METHODS of these classes, as spans named by where the layer is in the one that was called from outside:
-        blocks.0.attention forward. Parts are found in the attributes of objects of these classes."""
+        """See LAYER_METHODS of these classes as spans. A span is named by the layer's place in the one that was called from
+        outside: blocks.0.attention forward. The parts of a layer are looked for in its attributes."""
         classes = tuple(classes)
         self._layers += classes
         for cls in classes:
-            for method in METHODS:
+            for method in LAYER_METHODS:
                 if method in vars(cls):
                     self._wrap(cls, method, lambda layer, m=method: f"{self._place(layer)} {m}", method)
 
@@ -225,13 +224,13 @@ class Trace(Watcher):
     def _place(self, layer: object) -> str:
         known = self._names.get(id(layer))
         if known is None:
-            # The outermost of nested calls comes here first: it names what is in it.
+            # The outermost of nested calls comes here first, and names what is in it.
             self._name_parts(layer)
             known = self._names[id(layer)]
         return known[1]
 
     def _name_parts(self, root: object) -> None:
-        """Call the layers in `root` by their place in it. They are kept, so that an identity stays theirs."""
+        """Name the layers in `root` by their place in it. The layers are kept, so that no other object gets their identity."""
         self._names[id(root)] = root, type(root).__name__
         todo = [("", root)]
         while todo:
@@ -258,7 +257,7 @@ class Trace(Watcher):
     # --- the end
 
     def stop(self) -> None:
-        """See nothing more: what was wrapped is as it was, meshes are left."""
+        """See nothing more: what was wrapped is as it was before, and the meshes are left."""
         for owner, name, old in reversed(self._replaced):
             if old is None:
                 delattr(owner, name)
@@ -270,7 +269,7 @@ class Trace(Watcher):
         self._meshes.clear()
 
     def finish(self) -> list[Record] | None:
-        """Stop, read the clocks again, and bring it all together: every rank's record on rank 0, None elsewhere."""
+        """Stop, and read the clocks again. Returns every rank's record on rank 0, None elsewhere."""
         self.look_at_memory()
         self.stop()
         control = Control(self._comm)
@@ -281,7 +280,7 @@ class Trace(Watcher):
         return records
 
     def record(self, end: Reading | None = None, failed: str = "") -> Record:
-        """This rank's alone; without `end` its clock is known by its first reading."""
+        """The record of this rank alone. Without `end`, its clock is known by its first reading."""
         return Record(
             self._comm.rank,
             self._comm.size,
@@ -295,9 +294,7 @@ class Trace(Watcher):
         )
 
 
-def _plain(group: tuple[str, tuple[int, ...], int], call: Call, entered: float, left: float, waited: float | None) -> Verb:
-    """Without objects of ours, so that it travels light."""
-    of_two = call.verb in ("send", "receive")
+def _plain(group: tuple[str, tuple[int, ...], int], call: Call, *times: float | None) -> TracedCall:
     how = ", ".join(str(getattr(h, "sizes", h)) for h in call.how)
-    what = (call.number, call.verb, call.shape, str(call.dtype), how, int(call.how[0]) if of_two else None)
-    return Verb(*group, *what, call.message_bytes, call.phase, call.site, entered, left, waited)
+    what = (call.number, call.verb, call.started, call.shape, str(call.dtype), how, call.peer)
+    return TracedCall(*group, *what, call.message_bytes, call.phase, call.site, *times)

@@ -3,9 +3,9 @@
 A process is a rank. Its first track has what the rank did: phases, layers, verbs, one inside the other; the others have the
 verbs that it started and that went on beside it. Times are on rank 0's clock, from the first event, in microseconds.
 
-The ranks of one collective are linked (a flow), and their time in it is told apart: a rank *waits* until the last of them has
-entered, the rest is *transfer*. The same for a receive and the send that it waits for. What is inside the clocks' uncertainty
-is not meant.
+The ranks of one collective are linked (a flow), and their time in it has two parts: a rank *waits* until the last of them has
+entered; the rest is *transfer*. A receive and the send that it waits for are linked too. Differences below the clocks'
+uncertainty mean nothing.
 
 Format: "Trace Event Format", Google, 2016.
 """
@@ -13,34 +13,35 @@ Format: "Trace Event Format", Google, 2016.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from parallel.atomic import write_atomically
 from parallel.ledger import wire_bytes
-from parallel.watch.trace import Record, Verb
+from parallel.verbs import VERBS
+from parallel.watch.trace import Record, TracedCall
 
 FORMAT = "rankwise trace 1"
 
 
 class _Timed(NamedTuple):
-    """A verb on the common clock, in ns. `wait`, `transfer`: of the time in which the rank could do nothing else."""
+    """A call of a verb on the common clock, in ns. `waited`: as in `TracedCall`."""
 
     rank: int
-    verb: Verb
+    verb: TracedCall
     entered: int
     left: int
     waited: int | None
 
 
-def document(records: Sequence[Record], told: dict) -> Iterator[str]:
-    """The file, piece by piece. `told`: what else is known of the run, for the file's otherData."""
+def document(records: Sequence[Record], run: dict) -> Iterator[str]:
+    """The text of the file, in parts. `run`: what else is known of the run, for the file's otherData."""
     origin = min((r.clock.on_first(at) for r in records for at in _moments(r)), default=0.0)
     about = {
         "format": FORMAT,
-        **told,
+        **run,
         "ranks": records[0].size,
         "hosts": [r.host for r in records],
         "clocks": [
@@ -64,15 +65,10 @@ def document(records: Sequence[Record], told: dict) -> Iterator[str]:
     yield "\n]}\n"
 
 
-def write(path: Path, records: Sequence[Record], told: dict) -> None:
+def write(path: Path, records: Sequence[Record], run: dict) -> None:
     """Write the file; it is there whole or not at all. Raises OSError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w") as f:
-            f.writelines(document(records, told))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with write_atomically(path) as file:
+        file.writelines(document(records, run))
 
 
 def _moments(r: Record) -> Iterator[float]:
@@ -92,14 +88,14 @@ def _events(records: Sequence[Record], origin: float) -> Iterator[dict]:
     ]
     lanes = _lanes(timed)
     yield from _names(records, timed, lanes)
-    # By when it begins, an outer one before the inner ones.
-    found: list[tuple[int, int, dict]] = []
+    # Sorted by when they begin, an outer one before the inner ones.
+    events: list[tuple[int, int, dict]] = []
 
     def add(rank: int, lane: int, begun: int, ended: int, event: dict) -> None:
         whole = {"ph": "X", "pid": rank + 1, "tid": _tid(rank, lane), "ts": begun / 1000, **event}
         if whole["ph"] == "X":
             whole["dur"] = (ended - begun) / 1000
-        found.append((begun, begun - ended, whole))
+        events.append((begun, begun - ended, whole))
 
     for r in records:
         for name, kind, begun, ended in r.spans:
@@ -110,7 +106,7 @@ def _events(records: Sequence[Record], origin: float) -> Iterator[dict]:
         ready = max(t.entered for t in together)
         together.sort(key=lambda t: (t.entered, t.rank))
         for n, t in enumerate(together):
-            lane, verb = lanes.get(id(t), 0), f"{t.verb.verb} {t.verb.axis}"
+            lane, verb = lanes.get(id(t), 0), f"{t.verb.name} {t.verb.axis}"
             since = t.waited if t.verb.started else t.entered
             wait = 0 if since is None else min(max(ready - since, 0), t.left - since)
             transfer = 0 if since is None else t.left - since - wait
@@ -120,12 +116,12 @@ def _events(records: Sequence[Record], origin: float) -> Iterator[dict]:
                 event |= {"bind_id": hex(link + 1), **{end: True for end, is_one in ends.items() if is_one}}
             add(t.rank, lane, t.entered, t.left, event)
             if lane and t.waited is not None:
-                told = {"wait_us": wait / 1000, "transfer_us": transfer / 1000}
-                add(t.rank, 0, t.waited, t.left, {"name": f"wait for {verb}", "cat": "exposed", "args": told})
+                args = {"wait_us": wait / 1000, "transfer_us": transfer / 1000}
+                add(t.rank, 0, t.waited, t.left, {"name": f"wait for {verb}", "cat": "exposed", "args": args})
             elif wait:
                 add(t.rank, 0, t.entered, t.entered + wait, {"name": "wait", "cat": "wait"})
-    found.sort(key=lambda f: f[:2])
-    yield from (event for *_, event in found)
+    events.sort(key=lambda e: e[:2])
+    yield from (event for *_, event in events)
 
 
 def _tid(rank: int, lane: int) -> int:
@@ -147,7 +143,7 @@ def _names(records: Sequence[Record], timed: Iterable[_Timed], lanes: dict[int, 
 
 
 def _lanes(timed: Iterable[_Timed]) -> dict[int, int]:
-    """A track, from 1, for each started verb, so that those of one track do not overlap. By identity."""
+    """A track, from 1, for each started verb, so that those of one track do not overlap. The key is the identity."""
     ends: dict[int, list[int]] = defaultdict(list)
     lanes = {}
     for t in sorted((t for t in timed if t.verb.started), key=lambda t: t.entered):
@@ -159,29 +155,29 @@ def _lanes(timed: Iterable[_Timed]) -> dict[int, int]:
 
 
 def _linked(timed: Iterable[_Timed]) -> Iterator[list[_Timed]]:
-    """Verbs that belong together: the calls of one collective, or a send and its receive; or one alone."""
-    found: dict[tuple, list[_Timed]] = defaultdict(list)
+    """Verbs that belong together: the calls of one collective, a send and its receive, or one alone."""
+    groups: dict[tuple, list[_Timed]] = defaultdict(list)
     messages: dict[tuple, int] = defaultdict(int)
     for t in timed:
         v = t.verb
         key: tuple = (v.axis, v.ranks, v.mesh)
-        if v.between_two and v.peer is not None:
-            ends = (t.rank, v.ranks[v.peer]) if v.verb == "send" else (v.ranks[v.peer], t.rank)
+        if v.peer is not None:
+            ends = (t.rank, v.ranks[v.peer]) if "to" in VERBS[v.verb].how else (v.ranks[v.peer], t.rank)
             # Messages of one rank to another arrive in the order in which they were sent.
             messages[(*key, *ends, v.verb)] += 1
             key = (*key, *ends, messages[(*key, *ends, v.verb)])
         else:
             key = (*key, v.number)
-        found[key].append(t)
-    yield from found.values()
+        groups[key].append(t)
+    yield from groups.values()
 
 
 def _args(t: _Timed, wait: int, transfer: int, ready: int) -> dict:
     v = t.verb
-    wire = wire_bytes(v.verb.removeprefix("start_"), v.message_bytes, len(v.ranks))
+    wire = wire_bytes(v.verb, v.message_bytes, len(v.ranks))
     moved = t.left - max(ready, t.entered)
     args = {
-        "verb": v.verb,
+        "verb": v.name,
         "axis": v.axis,
         "ranks": list(v.ranks),
         "number": v.number,

@@ -1,6 +1,7 @@
 """A command that saves without end, for the tests of checkpoints to kill: `mpirun -n 2 python -m tests.cases.saving FOLDER`.
 
-It goes on from the newest step, which another number of ranks may have written, and checks it first.
+It goes on from the newest step, which another number of ranks may have written, and checks it first. It prints `pids` and its
+processes, then `saving` and the step as each save begins.
 """
 
 import launch.start as start  # isort: skip
@@ -76,6 +77,8 @@ def main(args, comm, opened):
     for step in count(at):
         whole = contents(step)
         mine = [p for name, x in held.items() for p in pieces(name, x, comm.rank, x.take(whole[name], comm.rank))]
+        if comm.rank == 0:
+            print("saving", step, flush=True)
         save(args.folder, step, mine, {"next": step + 1}, control)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NONZERO = "nonzero"
-SITE = r"\w+/\w+\.py:\d+"
+SITE = r"\w+(?:/\w+)+\.py:\d+"
 
 
 @dataclass(frozen=True)

@@ -91,10 +91,10 @@ def test_a_run_under_mpich_and_one_under_open_mpi_are_bitwise_equal(tmp_path):
         runs = [run(3, args, open_mpi=other) for other in (False, True)]
         for done in runs:
             assert (done.status, done.err) == (0, ""), str(done)
-        told = [json.loads(done.out) for done in runs]
-        assert told[0]["ok"]
-        assert told[1]["ok"]
-        return [[t[what] for what in ("loss", "validation_bits_per_byte", "sample")] for t in told]
+        results = [json.loads(done.out) for done in runs]
+        assert results[0]["ok"]
+        assert results[1]["ok"]
+        return [[r[what] for what in ("loss", "validation_bits_per_byte", "sample")] for r in results]
 
     here, there = both("dp=1,tp=3", "--deterministic")
     assert here == there

@@ -102,10 +102,10 @@ def test_what_is_no_number_is_refused_before_it_is_sent(comm, bad):
         count = "2 NaN and 0 infinite" if np.isnan(bad) else "0 NaN and 2 infinite"
         with mesh.phase("backward"), pytest.raises(NotFinite) as caught:
             mesh.tp.all_reduce(x_TD)
-        told = str(caught.value)
-        assert told.startswith(f"rank {comm.rank} of tp sends {count} of 20 numbers, the first at [2, 3], in all_reduce (4, 5)")
-        assert told.endswith("(backward): mesh.tp.all_reduce(x_TD)")
-        assert "tests/parallel/test_replicas.py:" in told
+        text = str(caught.value)
+        assert text.startswith(f"rank {comm.rank} of tp sends {count} of 20 numbers, the first at [2, 3], in all_reduce (4, 5)")
+        assert text.endswith("(backward): mesh.tp.all_reduce(x_TD)")
+        assert "tests/parallel/test_replicas.py:" in text
 
 
 @on_ranks
