@@ -25,8 +25,7 @@ def crashes(how_many: int) -> list[str]:
     before, problems = set(os.listdir("/dev/shm")), []
 
     def crash(i: int) -> None:
-        ranks = (2, 3, 4, 1)[i % 4]
-        kind = KINDS[i // 4 % len(KINDS)]
+        kind, ranks = KINDS[i % len(KINDS)], (2, 3, 4, 1)[(i + i // len(KINDS)) % 4]
         # Alone, a rank has no one to disagree with.
         kind = "kind=raise" if ranks == 1 and kind == "kind=shape" else kind
         done = run(ranks, COMMAND, f"rank={i % ranks},at=all_reduce:{1 + i % 2},{kind}")
