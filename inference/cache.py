@@ -1,4 +1,4 @@
-"""What attention keeps of earlier tokens, for several sequences: contiguous, paged, or striped over the ranks.
+"""What attention keeps of earlier tokens, for several sequences: in one array, in blocks, or striped over the ranks.
 
     S tokens of a sequence so far   T new tokens of several, one sequence's after another's
 
@@ -11,21 +11,24 @@ A cache knows neither heads nor latents: a layer says which arrays it keeps of a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from math import prod
 
 import numpy as np
 
-from inference.pool import BLOCK, Pool
+from inference.blocks import BLOCK, BlockPool, OutOfBlocks, needed
+from inference.pool import Pool
+from layers.store import Store, StripedStore
 
-# Of a step: each sequence with how many new tokens it has, in the order in which they stand in the batch.
+# Sequences of a step in their order, each with the number of its new tokens.
 Batch = Sequence[tuple[int, int]]
 
 
 class Cache(ABC):
-    """`shapes`: by layer, the shapes of what is kept of a token. Lengths are the same in every layer.
+    """`shapes`: by layer, the shapes of what is kept of a token. `lengths`: tokens of each sequence, the same in every layer.
 
-    Raises KeyError for a sequence that is not open, ValueError for one that is, and for a length beyond what is there.
+    Raises KeyError for a sequence that is not open, and ValueError for one that is open already or shorter than a new length.
     """
 
     def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str) -> None:
@@ -39,7 +42,7 @@ class Cache(ABC):
         self.lengths[sequence] = 0
 
     def extend(self, sequence: int, tokens: int) -> None:
-        """Room for that many more tokens, to be filled by the layers' stores."""
+        """Room for so many more tokens, which the layers' stores fill."""
         self._reserve(sequence, self.lengths[sequence] + tokens)
         self.lengths[sequence] += tokens
 
@@ -51,7 +54,7 @@ class Cache(ABC):
         self._release(sequence, length)
 
     def branch(self, sequence: int, new: int) -> None:
-        """A new sequence that begins as `sequence` stands; each then goes its own way."""
+        """A new sequence with the tokens that `sequence` has; then each goes its own way."""
         self.open(new)
         self.lengths[new] = self.lengths[sequence]
         self._share(sequence, new)
@@ -61,7 +64,7 @@ class Cache(ABC):
         del self.lengths[sequence]
         self._forget(sequence)
 
-    def stores(self, batch: Batch) -> list[Callable[..., Iterator[tuple]]]:
+    def stores(self, batch: Batch) -> list[Store]:
         """Each layer's side of a step: appends what it keeps of the new tokens, yields what is kept of all."""
 
         def store(layer: int, *new: np.ndarray) -> Iterator[tuple]:
@@ -72,46 +75,46 @@ class Cache(ABC):
                 yield at, None, *(a[None] for a in self._read(layer, sequence))
                 first += tokens
 
-        return [lambda *new, layer=layer: store(layer, *new) for layer in range(len(self.shapes))]
+        return [Store(partial(store, layer)) for layer in range(len(self.shapes))]
 
     def bytes_of(self, sequence: int) -> int:
-        """What is kept of a sequence on this rank, counted."""
+        """The bytes that this rank keeps of a sequence, counted."""
         return sum(a.nbytes for layer in range(len(self.shapes)) for a in self._read(layer, sequence))
 
     @property
     def bytes_per_token(self) -> int:
-        """Of one token in all layers on this rank, by formula."""
+        """The bytes that this rank keeps of one token, in all layers, by formula."""
         return self.dtype.itemsize * sum(prod(shape) for layer in self.shapes for shape in layer)
 
-    # What the kinds differ in. `length` tokens are there once a step is through.
+    # What the kinds differ in.
 
     @abstractmethod
     def _reserve(self, sequence: int, length: int) -> None:
-        """Room for `length` tokens; those there stay."""
+        """Make room for `length` tokens in all, and keep those that are there."""
 
     @abstractmethod
     def _release(self, sequence: int, length: int) -> None:
-        """What is beyond the first `length` tokens is not needed."""
+        """What stands behind the first `length` tokens is not needed any more."""
 
     @abstractmethod
     def _share(self, sequence: int, new: int) -> None:
-        """`new` has what `sequence` has."""
+        """`new` gets what `sequence` has."""
 
     @abstractmethod
     def _forget(self, sequence: int) -> None:
-        """The sequence is empty, and ends."""
+        """A sequence ends, which is empty by now."""
 
     @abstractmethod
     def _write(self, layer: int, sequence: int, new: list[np.ndarray]) -> None:
-        """The last len(new[0]) tokens of the sequence, in this layer."""
+        """Keep `new` as the last len(new[0]) tokens of the sequence, in this layer."""
 
     @abstractmethod
     def _read(self, layer: int, sequence: int) -> list[np.ndarray]:
-        """All tokens of the sequence, in this layer."""
+        """What is kept of all tokens of the sequence, in this layer."""
 
 
 class ContiguousCache(Cache):
-    """One growing array a sequence, layer and kind: doubled when full, so that a token is copied once on average."""
+    """An array for each sequence, layer and shape. It is doubled when full, so that a token is copied once on average."""
 
     def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str) -> None:
         super().__init__(shapes, dtype)
@@ -137,7 +140,7 @@ class ContiguousCache(Cache):
         self._arrays[sequence] = grown
 
     def _release(self, sequence: int, length: int) -> None:
-        """The memory stays, for the tokens that will take the place of those forgotten."""
+        """The memory stays for later tokens."""
 
     def _share(self, sequence: int, new: int) -> None:
         self._arrays[new] = [[a.copy() for a in layer] for layer in self._arrays[sequence]]
@@ -158,29 +161,18 @@ class ContiguousCache(Cache):
         return sum(a.nbytes for arrays in self._arrays.values() for layer in arrays for a in layer)
 
 
-class OutOfBlocks(MemoryError):
-    """The pool has not as many free blocks as were asked for; nothing was changed."""
-
-
 class PagedCache(Cache):
     """Blocks of 16 tokens from one pool, and a table of blocks a sequence (PagedAttention, arXiv 2309.06180).
 
-    Sequences share blocks after `branch`; one that writes into a shared block copies it first. `blocks`: the pool's size, or
-    None for one that grows. Waste is at most 15 tokens a sequence.
+    Sequences share blocks after `branch`; before one writes into a shared block, it copies the block. `blocks`: the pool's
+    size; None: it grows. At most 15 places a sequence are empty. `extend` raises OutOfBlocks, before anything is changed.
     """
 
     def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str, blocks: int | None = None) -> None:
         super().__init__(shapes, dtype)
-        self.most = blocks
         self.tables: dict[int, list[int]] = {}
-        self.users: list[int] = []
-        self._free: list[int] = []
-        self._pool = Pool(shapes, dtype)
-
-    @property
-    def free_blocks(self) -> int | None:
-        """Blocks that can still be taken; None where the pool grows."""
-        return None if self.most is None else self.most - sum(1 for n in self.users if n)
+        self.blocks = BlockPool(blocks)
+        self._pool = Pool(shapes, dtype, blocks or 0)
 
     @property
     def bytes_held(self) -> int:
@@ -190,51 +182,35 @@ class PagedCache(Cache):
         super().open(sequence)
         self.tables[sequence] = []
 
-    def _take(self) -> int:
-        if not self._free:
-            held = len(self.users)
-            grown = held + max(8, held) if self.most is None else min(self.most, held + max(8, held))
-            self._free = list(range(grown - 1, held - 1, -1))
-            self.users += [0] * (grown - held)
-            self._pool.hold(grown)
-        block = self._free.pop()
-        self.users[block] = 1
-        return block
-
-    def _drop(self, block: int) -> None:
-        self.users[block] -= 1
-        if not self.users[block]:
-            self._free.append(block)
+    def _writes_shared(self, sequence: int, tokens: int) -> bool:
+        """Whether the first of so many new tokens goes into a block that another sequence uses too."""
+        return bool(tokens and self.lengths[sequence] % BLOCK and self.blocks.users[self.tables[sequence][-1]] > 1)
 
     def needed(self, sequence: int, tokens: int) -> int:
         """Blocks that `extend` would take from the pool, a copy of a shared last one included."""
-        table, length = self.tables[sequence], self.lengths[sequence]
-        shared = length % BLOCK and self.users[table[length // BLOCK]] > 1 and tokens
-        return -(-(length + tokens) // BLOCK) - len(table) + bool(shared)
+        there = len(self.tables[sequence]) - self._writes_shared(sequence, tokens)
+        return needed(self.lengths[sequence] + tokens) - there
 
     def _reserve(self, sequence: int, length: int) -> None:
-        table, before = self.tables[sequence], self.lengths[sequence]
-        needed = self.needed(sequence, length - before)
-        if self.free_blocks is not None and needed > self.free_blocks:
-            raise OutOfBlocks(f"sequence {sequence} needs {needed} blocks of {BLOCK} tokens, {self.free_blocks} are free")
-        last = before // BLOCK
-        if before % BLOCK and self.users[table[last]] > 1 and length > before:
-            copy = self._take()
-            self._pool.copy(table[last], copy)
-            self._drop(table[last])
-            table[last] = copy
-        while len(table) * BLOCK < length:
-            table.append(self._take())
+        table, tokens = self.tables[sequence], length - self.lengths[sequence]
+        wanted = self.needed(sequence, tokens)
+        if wanted > self.blocks.free:
+            raise OutOfBlocks(f"sequence {sequence} needs {wanted} blocks of {BLOCK} tokens, {self.blocks.free} are free")
+        shared = table.pop() if self._writes_shared(sequence, tokens) else None
+        whole = len(table)
+        self.blocks.grow(table, length)
+        self._pool.hold(len(self.blocks.users))
+        if shared is not None:
+            self._pool.copy(shared, table[whole])
+            self.blocks.drop(shared)
 
     def _release(self, sequence: int, length: int) -> None:
-        table = self.tables[sequence]
-        while len(table) > -(-length // BLOCK):
-            self._drop(table.pop())
+        self.blocks.cut(self.tables[sequence], length)
 
     def _share(self, sequence: int, new: int) -> None:
         self.tables[new] = list(self.tables[sequence])
         for block in self.tables[new]:
-            self.users[block] += 1
+            self.blocks.use(block)
 
     def _forget(self, sequence: int) -> None:
         del self.tables[sequence]
@@ -283,19 +259,19 @@ class Striped:
         self.own.free(sequence)
         del self.lengths[sequence]
 
-    def stores(self, batch: Batch) -> list[Callable[..., Iterator[tuple]]]:
+    def stores(self, batch: Batch) -> list[StripedStore]:
         positions = [np.arange(self.lengths[s] - n, self.lengths[s]) for s, n in batch]
         kept = [p % self.ranks == self.rank for p in positions]
         own = self.own.stores([(s, int(k.sum())) for (s, _), k in zip(batch, kept, strict=True)])
         chosen = np.flatnonzero(np.concatenate(kept))
 
-        def store(inner: Callable, *new: np.ndarray) -> Iterator[tuple]:
+        def store(inner: Store, *new: np.ndarray) -> Iterator[tuple]:
             first = 0
             for p, (_, _, *held) in zip(positions, inner(*(a[chosen] for a in new)), strict=True):
                 yield slice(first, first + len(p)), [self._mine(int(n) + 1) for n in p], *held
                 first += len(p)
 
-        return [lambda *new, inner=inner: store(inner, *new) for inner in own]
+        return [StripedStore(partial(store, inner)) for inner in own]
 
     def bytes_of(self, sequence: int) -> int:
         return self.own.bytes_of(sequence)

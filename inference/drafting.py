@@ -1,5 +1,5 @@
-"""How many tokens to draft for each request of a batch: speculation by prompt lookup, where every drafted token is one row more
-of a product that is computed anyway (arXiv 2211.17192 for one sequence; here the cost of a row falls with the rows there are).
+"""How many tokens to draft for each request of a batch, by prompt lookup. A drafted token is one row more of products that are
+computed anyway, and the more rows there are, the less one more costs (arXiv 2211.17192 has the case of one sequence).
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from inference.speculation.drafts import Ngram
 from inference.speculation.gain import Gamma, expected_tokens
 from inference.speculation.rule import MOST
 
-# Steps until a request whose drafts did not pay is given one again.
+# Steps after which a request whose drafts did not pay gets one again.
 RETRY = 16
 
 
 def cost(rows: int) -> float:
-    """What a forward of so many rows takes, in forwards of one: measured up to MOST + 1, beyond them a product's own growth."""
+    """The time of a forward of so many rows, in forwards of one row: as measured up to MOST + 1 rows, then as a product
+    grows."""
     known = Gamma.COSTS
     return known[max(rows, 1) - 1] if rows <= len(known) else known[-1] + 0.11 * (rows - len(known))
 
 
 class _Lookup:
-    """One request's: what repeats in it, and how often it was right to expect it."""
+    """Of one request: what repeats in it, how often a guess was right (`alpha`), and for how many steps it had none."""
 
     def __init__(self) -> None:
         self.ngram, self.alpha, self.silent = Ngram(), 0.7, 0
@@ -34,32 +35,32 @@ class _Lookup:
 
 
 class Drafting:
-    """Drafts for a batch, all by rank 0. `draft` before a step, `learn` after it, `forget` at a request's end."""
+    """Drafts for a batch, on rank 0. Call `draft` before a step, `learn` after it, `forget` at a request's end."""
 
     def __init__(self) -> None:
         self._known: dict[int, _Lookup] = {}
 
     def draft(self, contexts: Mapping[int, Sequence[int]], rows: int) -> dict[int, list[int]]:
-        """Guesses for decoding requests, by their tokens so far, in a step that has `rows` rows without them: as many as make
-        the most tokens a unit of time."""
-        found = {}
+        """Guesses for decoding requests, from their tokens so far, for a step that has `rows` rows without them: as many as
+        make the most tokens a unit of time."""
+        guesses = {}
         for id, tokens in contexts.items():
             lookup = self._known.setdefault(id, _Lookup())
             guess = lookup.ngram.propose(tokens, MOST, Sampling(), id).tokens
             if guess:
-                found[id] = lookup, guess
-        if not found:
+                guesses[id] = lookup, guess
+        if not guesses:
             return {}
 
         def rate(most: int) -> float:
-            each = [(lookup.alpha, min(most, len(guess))) for lookup, guess in found.values()]
+            each = [(lookup.alpha, min(most, len(guess))) for lookup, guess in guesses.values()]
             made = len(contexts) - len(each) + sum(expected_tokens(alpha, n) for alpha, n in each)
             return made / cost(rows + sum(n for _, n in each))
 
         best = max(range(MOST + 1), key=rate)
         if best:
-            return {id: guess[:best] for id, (_, guess) in found.items()}
-        return {id: guess[:1] for id, (lookup, guess) in found.items() if lookup.silent >= RETRY}
+            return {id: guess[:best] for id, (_, guess) in guesses.items()}
+        return {id: guess[:1] for id, (lookup, guess) in guesses.items() if lookup.silent >= RETRY}
 
     def learn(self, id: int, drafted: int, accepted: int) -> None:
         if id in self._known:

@@ -2,8 +2,8 @@
 
     T tokens of all runs of a step   B rows whose logits are wanted   v this rank's share of the vocabulary over tp
 
-Rank 0 decides, and tells the others in one small message a step which tokens run in which blocks; the tokens that come of it
-are known to all, as every choice is made together. The others call `follow`:
+Rank 0 decides. In one small message a step, it tells the others which tokens run in which blocks. All ranks choose the new
+tokens together, so that all know them. The others call `follow`:
 
     engine = Engine(model, mesh, control, scheduler)
     if control.rank:
@@ -13,9 +13,9 @@ are known to all, as every choice is made together. The others call `follow`:
         while report := engine.step(): ...
         engine.stop()
 
-What a request gets depends on itself alone: greedy tokens on its own logits, sampled ones besides on (seed, stream, position).
-So they are the same alone and in any company, in whatever chunks, from found or recomputed keys, on any number of ranks, but
-for rounding: other shapes of the same products may differ in the last bit.
+What a request gets depends on itself alone: greedy tokens on its own logits, sampled ones on (seed, stream, position) besides.
+They are the same alone and in any company, in chunks of any size, from shared or recomputed keys, on any number of ranks. Only
+rounding may differ, as products of other shapes differ in the last bit.
 """
 
 from __future__ import annotations
@@ -28,21 +28,20 @@ from typing import NamedTuple
 import numpy as np
 
 from inference.drafting import Drafting
-from inference.pool import Pool, Span
+from inference.pool import Extent, Pool
 from inference.sampling import Sampler, Sampling
 from inference.scheduler import Run, Scheduler, Step
 from inference.speculation.rule import matched
-from layers.embedding import TiedHead
 from layers.transformer import Transformer
 from parallel.control import Control
 from parallel.mesh import Mesh
 
-# Seconds in which a rank that follows looks for the next step without sleeping.
+# For so many seconds, a rank that waits for the next step looks for it without sleeping.
 EAGER = 0.002
 
 
 class Ask(NamedTuple):
-    """What a client wants. `stream`: with the seed and the position all that a draw depends on, such as which of n answers this
+    """What a client wants. `stream`: a draw depends on the seed, the position and this number, such as which of n answers it
     is. `top_logprobs`: None for no log-probabilities; k for each token's own and those of the k likeliest."""
 
     prompt: list[int]
@@ -71,7 +70,7 @@ class Delivery(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Of one step; `began` and `ended` in seconds of perf_counter."""
+    """A step and what came of it. `began`, `ended`: seconds of perf_counter."""
 
     step: Step
     deliveries: list[Delivery]
@@ -79,8 +78,8 @@ class Report(NamedTuple):
     ended: float
 
 
-class _New(NamedTuple):
-    """What the ranks are told of a request when it first runs. `sampling`: its fields."""
+class _RequestMessage(NamedTuple):
+    """What rank 0 sends of a request when it first runs. `sampling`: its fields."""
 
     id: int
     sampling: tuple
@@ -88,8 +87,8 @@ class _New(NamedTuple):
     top_logprobs: int | None
 
 
-class _Part(NamedTuple):
-    """A run as it is told: its table is the one before it up to block `same`, then `blocks`."""
+class _RunMessage(NamedTuple):
+    """What rank 0 sends of a run. Its table is the request's latest one up to block `same`, then `blocks`."""
 
     id: int
     first: int
@@ -101,18 +100,18 @@ class _Part(NamedTuple):
     blocks: tuple[int, ...]
 
 
-class _Work(NamedTuple):
-    """A step as it is told."""
+class _StepMessage(NamedTuple):
+    """What rank 0 sends of a step."""
 
-    new: tuple[_New, ...]
+    new: tuple[_RequestMessage, ...]
     gone: tuple[int, ...]
     copies: tuple[tuple[int, int], ...]
-    parts: tuple[tuple, ...]
+    runs: tuple[tuple, ...]
 
 
 @dataclass
 class _Known:
-    """What every rank knows of a request that has run."""
+    """What every rank knows of a request that has run. `table`: that of its latest run."""
 
     sampling: Sampling
     stream: int
@@ -121,8 +120,8 @@ class _Known:
 
 
 class Engine:
-    """One model on all ranks of its tp axis, and on rank 0 the scheduler that feeds it. `add` to `stop` are for rank 0, from
-    one thread; `follow` is for the others. `speculate`: drafts by prompt lookup, request by request, where they pay."""
+    """One model on all ranks of its tp axis, and on rank 0 the scheduler that feeds it. Rank 0 calls `add` to `stop`, from one
+    thread; the others call `follow`. `speculate`: draft by prompt lookup, request by request, where it pays."""
 
     def __init__(self, model: Transformer, mesh: Mesh, control: Control, scheduler: Scheduler, speculate: bool = False) -> None:
         self.model, self.mesh, self.control, self.scheduler = model, mesh, control, scheduler
@@ -133,14 +132,13 @@ class Engine:
         self._asked: dict[int, Ask] = {}
         self._gone: set[int] = set()
         self._drafting = Drafting() if speculate else None
-        if isinstance(model.head, TiedHead):
-            model.head.keep_turned()
+        model.head.keep_turned()
 
     # --- rank 0
 
     def add(self, id: int, ask: Ask) -> None:
-        """Raises ValueError for what cannot be served however long it waits, QueueFull if the queue is full. An id may be used
-        again once its request has ended."""
+        """A new request. Once it has ended, its id may be used again. Raises ValueError for a request that cannot be served
+        however long it waits, and QueueFull if the queue is full."""
         size = self.model.embedding.cut.length
         wrong = [t for t in ask.prompt if not 0 <= t < size]
         if wrong:
@@ -151,14 +149,14 @@ class Engine:
         self._asked[id] = ask
 
     def finish(self, id: int, reason: str = "stop") -> bool:
-        """End a request now, as for a stop text; its blocks are free at once. False if it is not there, or not any more."""
+        """End a request now, for instance at a stop text; its blocks are free at once. False if there is none of this id."""
         if not self.scheduler.finish(id, reason):
             return False
         self._ended(id)
         return True
 
     def cancel(self, id: int) -> bool:
-        """`finish` for a client that is gone."""
+        """End a request whose client is gone."""
         return self.finish(id, "cancelled")
 
     def _ended(self, id: int) -> None:
@@ -176,7 +174,7 @@ class Engine:
         step = self.scheduler.schedule()
         if not step:
             return None
-        made = self._run(self._tell(self._told(step)))
+        made = self._run(self._send(self._message(step)))
         deliveries = []
         for id, _, reason in self.scheduler.commit(step, {id: [t.id for t in tokens] for id, tokens in made.items()}):
             count = next((n for n, t in enumerate(made[id], 1) if t.id in self._asked[id].ends), None)
@@ -190,79 +188,77 @@ class Engine:
         return Report(step, deliveries, began, perf_counter())
 
     def stop(self) -> None:
-        """Let the other ranks return from `follow`."""
-        self._tell(None)
+        """Let `follow` return on the other ranks."""
+        self._send(None)
 
     def _draft(self, drafting: Drafting) -> None:
         decoding = {r.id: r.tokens for r in self.scheduler.running if r.decoding}
         for id, guess in drafting.draft(decoding, len(decoding)).items():
             self.scheduler.propose(id, guess)
 
-    def _told(self, step: Step) -> _Work:
-        new, parts = [], []
+    def _message(self, step: Step) -> _StepMessage:
+        new, runs = [], []
         for run in step.runs:
             known = None if run.id in self._gone else self._known.get(run.id)
             if known is None:
                 ask = self._asked[run.id]
-                new.append(_New(run.id, astuple(ask.sampling), ask.stream, ask.top_logprobs))
+                new.append(_RequestMessage(run.id, astuple(ask.sampling), ask.stream, ask.top_logprobs))
             before = [] if known is None else known.table
             same = next((n for n, (a, b) in enumerate(zip(before, run.table, strict=False)) if a != b), None)
             same = min(len(before), len(run.table)) if same is None else same
-            part = _Part(
-                run.id, run.first, tuple(run.tokens), run.drafts, run.sample, run.prefill, same, tuple(run.table[same:])
-            )
-            parts.append(tuple(part))
-        work = _Work(tuple(new), tuple(sorted(self._gone)), tuple(step.copies), tuple(parts))
+            blocks = tuple(run.table[same:])
+            runs.append((run.id, run.first, tuple(run.tokens), run.drafts, run.sample, run.prefill, same, blocks))
+        message = _StepMessage(tuple(new), tuple(sorted(self._gone)), tuple(step.copies), tuple(runs))
         self._gone.clear()
-        return work
+        return message
 
-    def _tell(self, work: _Work | None) -> _Work | None:
-        """Rank 0's work on every rank. The others are asleep if there was none for a while."""
+    def _send(self, message: _StepMessage | None) -> _StepMessage | None:
+        """Rank 0's message on every rank. Ranks that wait for it fall asleep after a while."""
         self.control.wait(EAGER)
-        said = self.control.from_first(None if work is None else tuple(work))
-        return None if said is None else _Work(*said)
+        fields = self.control.from_first(None if message is None else tuple(message))
+        return None if fields is None else _StepMessage(*fields)
 
     # --- all ranks
 
     def follow(self) -> None:
         """Take part in rank 0's steps until it stops."""
-        while (work := self._tell(None)) is not None:
-            self._run(work)
+        while (message := self._send(None)) is not None:
+            self._run(message)
 
-    def _run(self, work: _Work) -> dict[int, list[Token]]:
-        """Do what was told: the new tokens of each run whose logits are wanted, accepted drafts and one more."""
-        for id in work.gone:
+    def _run(self, message: _StepMessage) -> dict[int, list[Token]]:
+        """Run a step: the new tokens of each run whose logits are wanted, which are accepted drafts and one more."""
+        for id in message.gone:
             del self._known[id]
-        for id, sampling, stream, top_logprobs in work.new:
+        for id, sampling, stream, top_logprobs in message.new:
             self._known[id] = _Known(Sampling(*sampling), stream, top_logprobs)
-        runs = [self._read(_Part(*part)) for part in work.parts]
+        runs = [self._read(_RunMessage(*fields)) for fields in message.runs]
         blocks = 1 + max(max(run.table) for run in runs)
         if blocks > self.pool.blocks:
-            # Without a limit: doubled, so that a block is copied once on average.
+            # Without a limit, the pool is doubled, so that a block is copied once on average.
             self.pool.hold(max(blocks, 2 * self.pool.blocks))
-        for source, target in work.copies:
+        for source, target in message.copies:
             self.pool.copy(source, target)
         with self.mesh.phase("prefill" if any(run.prefill for run in runs) else "decode"):
             logits_Bv = self._forward(runs)
             return self._chosen(logits_Bv, [run for run in runs if run.sample])
 
-    def _read(self, part: _Part) -> Run:
-        known = self._known[part.id]
-        known.table[part.same :] = part.blocks
-        return Run(part.id, part.first, list(part.tokens), part.drafts, part.sample, part.prefill, known.table)
+    def _read(self, run: _RunMessage) -> Run:
+        known = self._known[run.id]
+        known.table[run.same :] = run.blocks
+        return Run(run.id, run.first, list(run.tokens), run.drafts, run.sample, run.prefill, known.table)
 
     def _forward(self, runs: Iterable[Run]) -> np.ndarray:
-        """(B, v): logits of the last 1 + drafts tokens of each run that samples."""
-        spans = [Span(run.first, len(run.tokens), run.table) for run in runs]
+        """(B, v): the logits of the last 1 + drafts tokens of each run with `sample`."""
+        extents = [Extent(run.first, len(run.tokens), run.table) for run in runs]
         ids_T = np.concatenate([np.array(run.tokens, np.int64) for run in runs])
-        positions_T = np.concatenate([np.arange(first, first + tokens) for first, tokens, _ in spans])
-        ends = np.cumsum([tokens for _, tokens, _ in spans])
+        positions_T = np.concatenate([np.arange(first, first + tokens) for first, tokens, _ in extents])
+        ends = np.cumsum([tokens for _, tokens, _ in extents])
         rows = [np.arange(end - 1 - run.drafts, end) for end, run in zip(ends, runs, strict=True) if run.sample]
         rows_B = np.concatenate(rows) if rows else np.empty(0, np.int64)
-        return self.model.cached(ids_T, positions_T, self.pool.stores(spans), rows_B)
+        return self.model.cached(ids_T, positions_T, self.pool.stores(extents), rows_B)
 
     def _chosen(self, logits_Bv: np.ndarray, runs: Iterable[Run]) -> dict[int, list[Token]]:
-        """What each run gets from its rows."""
+        """The new tokens of each run, from its rows."""
         ends = np.cumsum([1 + run.drafts for run in runs])
         rows = {run.id: np.arange(end - 1 - run.drafts, end) for run, end in zip(runs, ends, strict=True)}
         greedy = [run.id for run in runs if self._known[run.id].sampling.temperature == 0]
@@ -278,14 +274,14 @@ class Engine:
                 ids = matched([best[row] for row in mine.tolist()], drafts)
             else:
                 ids = self._drawn(logits_Bv[mine], drafts, known, run.first + len(run.tokens) - run.drafts)
-            made[run.id] = [self._told_of(logits_Bv[row], id, known) for row, id in zip(mine, ids, strict=False)]
+            made[run.id] = [self._token(logits_Bv[row], id, known) for row, id in zip(mine, ids, strict=False)]
         return made
 
     def _drawn(self, logits_gv: np.ndarray, drafts: list[int], known: _Known, position: int) -> list[int]:
-        """The tokens from `position` on, as they would be drawn one by one, as far as the drafts are the same, and one more.
+        """The tokens from `position` on, drawn as they would be one by one: as many as equal the drafts, and one more.
 
-        A guess without a distribution is accepted as often so as by the rule of speculative sampling, with probability p; but
-        here what comes does not depend on what was guessed, which depends on the company."""
+        A guess without a distribution is accepted with probability p, as by the rule of speculative sampling. But here, what
+        comes does not depend on what was guessed: guesses depend on the company."""
         ids: list[int] = []
         for row, guess in zip(logits_gv, [*drafts, None], strict=True):
             log_p_v = self.sampler.filtered(row, known.sampling)
@@ -294,7 +290,7 @@ class Engine:
                 break
         return ids
 
-    def _told_of(self, logits_v: np.ndarray, id: int, known: _Known) -> Token:
+    def _token(self, logits_v: np.ndarray, id: int, known: _Known) -> Token:
         if known.top_logprobs is None:
             return Token(id, None, [])
         norm = self.sampler.log_normaliser(logits_v)

@@ -1,34 +1,38 @@
-"""Arrays in blocks of 16 tokens, addressed by tables of block numbers. Whose a block is, is for others to know.
+"""Arrays in blocks of 16 tokens, addressed by tables of block numbers. `blocks` says whose a block is.
 
 N blocks   S tokens of a sequence so far   T new tokens of several, one sequence's after another's
-B sequences that are read together, as many new tokens each
+B sequences that are read at once, with as many new tokens each
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-BLOCK = 16
-# Tokens of sequences that are read at once: what is kept of more would leave the cache between the copy and the product. Of 8
-# sequences of 100 tokens one by one takes 1.5 to 2.5 times as long as at once; of 800, at once takes 1.6 times as long.
+from inference.blocks import BLOCK
+from layers.store import Store
+
+# The most tokens that are read at once: of more, what is kept would leave the processor's cache between the copy and the
+# product. For 8 sequences of 100 tokens, one by one takes 1.5 to 2.5 times as long as at once; for 8 of 800, at once takes 1.6
+# times as long.
 AT_ONCE = 1024
 
 
-class Span(NamedTuple):
-    """A sequence's part of a step: `tokens` new ones from position `first` on, in the blocks of `table`."""
+class Extent(NamedTuple):
+    """Where a sequence's new tokens go: `tokens` of them, from position `first` on, in the blocks of `table`."""
 
     first: int
     tokens: int
     table: Sequence[int]
 
 
-class Group(NamedTuple):
-    """Sequences that are read at once. `at`: where their new tokens stand; `tables`: their blocks (B, N), a shorter one's last
-    repeated; `length`: the longest one's S; `beyond`: the places (b, s) behind a shorter one's end; `hidden`: (B, T, S), 0 or
-    -inf where a new token must not look; None for one sequence."""
+class Bundle(NamedTuple):
+    """Sequences that are read at once. `at`: where their new tokens stand in the batch; `tables`: (B, N), their blocks, where a
+    shorter table repeats its last block; `length`: S of the longest; `beyond`: the places (b, s) behind a shorter one's end;
+    `hidden`: (B, T, S), -inf where a new token must not look, else 0; None for one sequence."""
 
     at: slice
     tables: np.ndarray
@@ -37,39 +41,40 @@ class Group(NamedTuple):
     hidden: np.ndarray | None = None
 
 
-def grouped(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """Neighbours that decode, with as many new tokens each, up to AT_ONCE places, at most half of them beyond a sequence's end;
-    all others one by one. Where contexts are short, the calls for a sequence cost more than its products."""
-    group: list[Span] = []
-    for span in spans:
-        more = [*group, span]
+def bundled(extents: Sequence[Extent]) -> Iterator[list[Extent]]:
+    """Neighbours with as many new tokens each, at most BLOCK, if together they have at most AT_ONCE places, and no more than
+    half of these beyond a sequence's end; all others one by one. Where contexts are short, a sequence's calls cost more than
+    its products."""
+    bundle: list[Extent] = []
+    for extent in extents:
+        more = [*bundle, extent]
         lengths = [first + tokens for first, tokens, _ in more]
-        alike, places = span.tokens == more[0].tokens <= BLOCK, max(lengths) * len(more)
-        if group and not (alike and places <= min(AT_ONCE, 2 * sum(lengths))):
-            yield group
-            more = [span]
-        group = more
-    if group:
-        yield group
+        alike, places = extent.tokens == more[0].tokens <= BLOCK, max(lengths) * len(more)
+        if bundle and not (alike and places <= min(AT_ONCE, 2 * sum(lengths))):
+            yield bundle
+            more = [extent]
+        bundle = more
+    if bundle:
+        yield bundle
 
 
-def laid_out(group: Sequence[Span], begin: int, dtype: np.dtype) -> Group:
-    """`begin`: where the first one's new tokens stand."""
-    tokens, blocks = group[0].tokens, max(len(span.table) for span in group)
-    at = slice(begin, begin + tokens * len(group))
-    tables_BN = np.array([[*span.table, *span.table[-1:] * (blocks - len(span.table))] for span in group], np.int64)
-    lengths_B = np.array([span.first + tokens for span in group])
+def laid_out(bundle: Sequence[Extent], begin: int, dtype: np.dtype) -> Bundle:
+    """`begin`: where the first one's new tokens stand in the batch."""
+    tokens, blocks = bundle[0].tokens, max(len(extent.table) for extent in bundle)
+    at = slice(begin, begin + tokens * len(bundle))
+    tables_BN = np.array([[*extent.table, *extent.table[-1:] * (blocks - len(extent.table))] for extent in bundle], np.int64)
+    lengths_B = np.array([extent.first + tokens for extent in bundle])
     length = int(lengths_B.max())
-    if len(group) == 1:
-        return Group(at, tables_BN, length)
+    if len(bundle) == 1:
+        return Bundle(at, tables_BN, length)
     places_S = np.arange(length)
     seen_BT = (lengths_B[:, None] - tokens) + np.arange(tokens)
     hidden_BTS = np.where(places_S > seen_BT[..., None], dtype.type(-np.inf), dtype.type(0))
-    return Group(at, tables_BN, length, np.nonzero(places_S >= lengths_B[:, None]), hidden_BTS)
+    return Bundle(at, tables_BN, length, np.nonzero(places_S >= lengths_B[:, None]), hidden_BTS)
 
 
 class Pool:
-    """`shapes`: by layer, the shapes of what is kept of a token. Grows to the highest block that it is told to hold."""
+    """`shapes`: by layer, the shapes of what is kept of a token. `hold` lets it grow."""
 
     def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str, blocks: int = 0) -> None:
         self.shapes, self.dtype = [list(s) for s in shapes], np.dtype(dtype)
@@ -81,7 +86,7 @@ class Pool:
         return sum(a.nbytes for layer in self._arrays for a in layer)
 
     def hold(self, blocks: int) -> None:
-        """Room for so many blocks; what is there stays."""
+        """Make room for so many blocks, and keep what is there."""
         if blocks <= self.blocks:
             return
         for layer in self._arrays:
@@ -96,35 +101,35 @@ class Pool:
                 a[target] = a[source]
 
     def write(self, layer: int, blocks_T: np.ndarray, places_T: np.ndarray, new: Sequence[np.ndarray]) -> None:
-        """Each of T tokens into a place of a block."""
+        """Put each of T tokens into its place of its block."""
         for held, a in zip(self._arrays[layer], new, strict=True):
             held[blocks_T, places_T] = a
 
     def read(self, layer: int, tables: np.ndarray, length: int, beyond: tuple[np.ndarray, ...] = ()) -> list[np.ndarray]:
-        """(B, S, ...) of each kind: the first `length` tokens of the blocks of each of B tables, copied together; zeros in the
-        places `beyond`, where what stands is another's: hidden, it would still spread if it were NaN."""
-        found = []
+        """(B, S, ...) of each shape: a copy of the first `length` tokens of each of B tables. The places `beyond` get zeros:
+        what stands there is another's, and a NaN in it would spread, hidden or not."""
+        kept = []
         for held in self._arrays[layer]:
             a = held[tables].reshape(len(tables), tables.shape[1] * BLOCK, *held.shape[2:])[:, :length]
             if beyond:
                 a[beyond] = 0
-            found.append(a)
-        return found
+            kept.append(a)
+        return kept
 
-    def stores(self, spans: Sequence[Span]) -> list[Callable[..., Iterator[tuple]]]:
-        """Each layer's side of a step: keeps what is new, yields what is kept of each group of sequences."""
-        positions = [np.arange(first, first + tokens) for first, tokens, _ in spans]
-        tables = [np.asarray(table, np.int64) for _, _, table in spans]
+    def stores(self, extents: Sequence[Extent]) -> list[Store]:
+        """Each layer's side of a step: it keeps what is new, and yields what is kept of each bundle of sequences."""
+        positions = [np.arange(first, first + tokens) for first, tokens, _ in extents]
+        tables = [np.asarray(table, np.int64) for _, _, table in extents]
         blocks_T = np.concatenate([t[p // BLOCK] for t, p in zip(tables, positions, strict=True)])
         places_T = np.concatenate(positions) % BLOCK
-        groups, begin = [], 0
-        for group in grouped(spans):
-            groups.append(laid_out(group, begin, self.dtype))
-            begin = groups[-1].at.stop
+        bundles, begin = [], 0
+        for bundle in bundled(extents):
+            bundles.append(laid_out(bundle, begin, self.dtype))
+            begin = bundles[-1].at.stop
 
         def store(layer: int, *new: np.ndarray) -> Iterator[tuple]:
             self.write(layer, blocks_T, places_T, new)
-            for at, tables_BN, length, beyond, hidden_BTS in groups:
+            for at, tables_BN, length, beyond, hidden_BTS in bundles:
                 yield at, hidden_BTS, *self.read(layer, tables_BN, length, beyond)
 
-        return [lambda *new, layer=layer: store(layer, *new) for layer in range(len(self.shapes))]
+        return [Store(partial(store, layer)) for layer in range(len(self.shapes))]

@@ -2,9 +2,9 @@
 
     B rows, one a sequence   V vocabulary   v this rank's share of V over tp
 
-Every decision is made from numbers that all ranks have gathered alike, so that they cannot disagree; and a draw is a function
-of (seed, request, position, token), so that it depends neither on the number of ranks nor on who else is in the batch.
-Filters are applied in the order temperature, top-k, top-p, min-p (as in Transformers).
+Every rank decides from the same gathered numbers, so that ranks cannot disagree. A draw is a function of (seed, request,
+position, token), so that it depends neither on the number of ranks nor on who else is in the batch. The order is temperature,
+top-k, top-p, min-p, as in Transformers.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from parallel.axis import Axis
 from parallel.shard import Cut, even
 
-# Candidates that a rank sends at first where top-p must find its cut; four times as many until the mass is reached.
+# How many of its largest entries a rank sends first, for a filter to find its last token; then four times as many, and so on.
 CANDIDATES = 32
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 leave everything. Raises ValueError out of range."""
+    """`temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing. Raises ValueError for one out of range."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -43,7 +43,7 @@ class Sampling:
 
 
 def _random(seed: int, request: int, position: int, use: str, start: int = 0) -> np.random.Generator:
-    """A counter-based generator (Philox; Salmon et al., 2011) keyed with all of these, from its counter `start` on."""
+    """A counter-based generator (Philox; Salmon et al., 2011) whose key is made of all these, from its counter `start` on."""
     key = blake2b(f"{seed}/{request}/{position}/{use}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key, np.uint64), counter=[start, 0, 0, 0]))
 
@@ -54,17 +54,17 @@ def uniform(seed: int, request: int, position: int) -> float:
 
 
 def gumbel(seed: int, request: int, position: int, first: int, last: int, use: str = "token") -> np.ndarray:
-    """Gumbel noise of the tokens first <= id < last, float64: -log(-log(u)), u from the counter that is the token. `use`: what
-    is drawn with it, as draws for several purposes at one position must not depend on one another."""
+    """Gumbel noise of the tokens first <= id < last, float64: -log(-log(u)), where the token is the counter that gives u.
+    `use`: what is drawn with it, as draws for several uses at one position must not depend on one another."""
     # A step of the counter gives four numbers.
     start = first // 4
     u = _random(seed, request, position, use, start).random(last - 4 * start)[first - 4 * start :]
-    # random() can be 0, whose noise would be -inf: half of its grain is added.
+    # random() can be 0, whose noise would be -inf: add half of its grain.
     return -np.log(-np.log(u + 2.0**-54))
 
 
 class Sampler:
-    """Choices from logits cut over `tp` as `cut` says. All ranks call together and get the same."""
+    """Chooses from logits that are cut over `tp` as `cut` says. All ranks call it together and get the same."""
 
     def __init__(self, tp: Axis, cut: Cut) -> None:
         self.tp, self.cut = tp, cut
@@ -72,11 +72,11 @@ class Sampler:
         self._ranks = even(tp.size, tp.size)
 
     def _everyones(self, mine: np.ndarray) -> np.ndarray:
-        """(p, ...): what each rank has, by rank."""
+        """(p, ...): the array of each rank, by rank."""
         return self.tp.all_gather(mine[None], 0, self._ranks)
 
     def best(self, z_Bv: np.ndarray) -> np.ndarray:
-        """The id of the largest entry of each row, the lowest id where several are: a reduction of (value, id)."""
+        """The id of the largest entry of each row, the lowest of several: a reduction of (value, id)."""
         at_B = z_Bv.argmax(axis=1)
         mine_B2 = np.stack([z_Bv[np.arange(len(z_Bv)), at_B], self.first + at_B], axis=1).astype(np.float64)
         every_pB2 = self._everyones(mine_B2)
@@ -98,7 +98,7 @@ class Sampler:
         return z_v.astype(np.float64) - self.log_normaliser(z_v)
 
     def of_token(self, values_v: np.ndarray, token: int) -> np.ndarray:
-        """What stands at `token` in an array (v, ...), from the rank that has it, on every rank."""
+        """The entry at `token` of an array (v, ...), on every rank, from the one that has it."""
         here = self.first <= token < self.last
         mine = values_v[token - self.first] if here else np.zeros(values_v.shape[1:])
         return self._everyones(np.asarray(mine, np.float64))[self.cut.owner(token)]
@@ -109,24 +109,25 @@ class Sampler:
         return ids[:many].tolist(), values[:many]
 
     def certain(self, token: int) -> np.ndarray:
-        """log of the distribution that is all at `token`."""
+        """log p of the distribution in which `token` is certain."""
         return np.where(np.arange(self.first, self.last) == token, 0.0, -np.inf)
 
     def part(self, whole_V: np.ndarray) -> np.ndarray:
-        """This rank's part of what is known of every token."""
+        """This rank's part of an array over the whole vocabulary."""
         return whole_V[self.first : self.last]
 
     def _largest(self, z_v: np.ndarray, many: int) -> tuple[np.ndarray, np.ndarray]:
         """The `many` largest entries of this rank, sorted by (value descending, id ascending): values and ids."""
         many = min(many, len(z_v))
         at = np.argpartition(-z_v, many - 1)[:many] if many < len(z_v) else np.arange(len(z_v))
-        # argpartition keeps any of several equal ones: take all that equal the last, then the lowest ids.
+        # Of several equal entries, argpartition takes any: take all that equal the last, then the lowest ids.
         at = np.flatnonzero(z_v >= z_v[at].min())
         at = at[np.lexsort((at, -z_v[at]))][:many]
         return z_v[at], self.first + at
 
     def _sorted_candidates(self, z_v: np.ndarray, many: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """The best of all ranks' `many` largest, sorted as above, as far as that order is certain; and whether they are all."""
+        """The largest entries of all ranks, sorted as above, as far as each rank's `many` make them certain; and whether these
+        are all entries."""
         many = max(1, many)
         values, ids = self._largest(z_v, many)
         padded = np.full((2, many), -np.inf)
@@ -139,7 +140,7 @@ class Sampler:
         order = np.lexsort((flat_i, -flat_v))
         flat_v, flat_i = flat_v[order], flat_i[order]
         if not complete:
-            # What a rank has not sent is no larger than the last that it sent: beyond the largest of these, others may follow.
+            # What a rank has not sent is no larger than the last that it sent: below the largest of these, others may come.
             lasts = [every[0, -1] for every, n in zip(every_p2m, self.cut.sizes, strict=True) if n > many]
             certain = flat_v > max(lasts)
             flat_v, flat_i = flat_v[certain], flat_i[certain]
@@ -181,13 +182,13 @@ class Sampler:
         return z_v - self.log_normaliser(z_v)
 
     def _only_up_to(self, z_v: np.ndarray, values: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """What stands in the order (value descending, id ascending) up to the last of these; the rest -inf."""
+        """z, with -inf for all that come after the last of these, by (value descending, id ascending)."""
         last_value, last_id = values[-1], ids[-1]
         ids_v = np.arange(self.first, self.last)
         return np.where((z_v > last_value) | ((z_v == last_value) & (ids_v <= last_id)), z_v, -np.inf)
 
     def draw(self, log_p_v: np.ndarray, sampling: Sampling, request: int, position: int, use: str = "token") -> int:
-        """A token of the distribution p, not necessarily normalised: the largest of log p + Gumbel noise."""
+        """A token drawn from p, which need not be normalised: the largest of log p + Gumbel noise."""
         noise_v = gumbel(sampling.seed, request, position, self.first, self.last, use)
         return int(self.best((log_p_v + noise_v)[None])[0])
 

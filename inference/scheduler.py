@@ -10,9 +10,9 @@ recomputation), with prefill in chunks beside decodes (Sarathi-Serve, OSDI '24).
         for output in scheduler.commit(step, {id: new tokens of each run with sample}):
             ...                                 # output.tokens go to the client, output.reason says why it ended, or None
 
-A request knows its tokens, the prompt's and those it got, and how many of them are computed: have their keys and values in its
-blocks. It decodes when all but the last are; anything else is prefill, to which a preempted request, whose blocks are gone,
-returns with all its tokens. Tokens are delivered when they are added, so never twice.
+A request has its tokens, the prompt's and those it got, and knows how many of them are computed: their keys and values are in
+its blocks. It decodes when all but the last are; anything else is prefill. A preempted request has lost its blocks: it returns
+to prefill with all its tokens. A token is delivered when it is added, so never twice.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from typing import NamedTuple
 
 from inference.blocks import BLOCK, BlockPool, Link, needed
 
-POLICIES = ("continuous", "static")
-
 
 class QueueFull(RuntimeError):
     """As many requests wait as may; nothing was changed."""
@@ -33,7 +31,8 @@ class QueueFull(RuntimeError):
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """`tokens`: prompt and what came. `goal`: tokens it had when it was admitted, or 0: it decodes once these are computed."""
+    """`tokens`: those of the prompt and those that came. `goal`: how many it had when it was admitted, else 0; once these are
+    computed, it decodes."""
 
     id: int
     prompt: int
@@ -60,9 +59,10 @@ class Request:
 
 
 class Run(NamedTuple):
-    """A request's part of a step: `tokens` take the positions from `first` on and see all before them, by way of `table`.
+    """A request's part of a step: `tokens` take the positions from `first` on. They see all before them, in the blocks of
+    `table`.
 
-    The last `drafts` of them are guesses. `sample`: the logits of the last 1 + `drafts` tokens are wanted; without it, of none.
+    The last `drafts` of them are guesses. `sample`: the logits of the last 1 + `drafts` tokens are wanted, else of none.
     """
 
     id: int
@@ -76,8 +76,8 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`copies`: blocks to copy before the forward, (from, to). `admitted`: ids, and how many tokens each found computed.
-    `preempted`: ids that lost their blocks. False if there is nothing to run."""
+    """`copies`: blocks to copy before the forward, as (from, to). `admitted`: ids, with how many of their tokens were computed
+    already. `preempted`: ids that lost their blocks. A step with nothing to run is False."""
 
     number: int
     runs: list[Run]
@@ -99,7 +99,8 @@ class Output(NamedTuple):
 
 @dataclass
 class Counts:
-    """Since the start. A decode step has no prefill in it; a hit is a token found computed; a position is room for a token."""
+    """Since the start. A decode step has no prefill in it; a hit is a token that an admitted request need not compute; a
+    position is room for a token."""
 
     steps: int = 0
     decode_steps: int = 0
@@ -119,17 +120,16 @@ class Scheduler:
     """`blocks` of 16 tokens (None: no limit), at most `slots` requests and `max_batch_tokens` tokens in a step.
 
     Order. A request counts as though it had come `aging` steps later for each unit of its priority (0 is usual, lower goes
-    first): first come, first served within a priority, and no request is overtaken for ever, only by those that come within
-    `aging` steps for each unit between their priorities. The order never changes, and all follows it: who is admitted, who gets
-    the budget and, from the other end, who is preempted when blocks run out; so the first of the running always gets on.
+    first). Within a priority, first come is first served. No request is overtaken for ever: only those overtake it that come
+    within `aging` steps for each unit between their priorities. The order never changes. It says who is admitted, who gets the
+    budget and, from its other end, who is preempted when blocks run out; so the first of the running always gets on.
 
-    A step. Each decoding request runs a token, which is why `max_batch_tokens` may not be less than `slots`; what is left of
-    the budget goes to prompts that are under way, then to new ones, then to drafts, for which nobody is preempted either.
-    Nobody is admitted in a step that preempted, or unless each running request could have one more block afterwards.
-    `mixed` False: prefill and decodes in steps of their own, prefill first but not twice in a row if somebody decodes.
+    A step. Each decoding request runs a token, which is why `max_batch_tokens` may not be less than `slots`. What is left of
+    the budget goes to prompts that are under way, then to new ones, then to drafts. Only decodes
+    preempt. Nobody is admitted in a step that preempted, nor if the running could not have one more block each afterwards.
 
-    `policy` "static": for comparison, nobody is admitted before all of the running are finished. `context`: the most tokens of
-    a request, prompt and new. `prefix_caching` False: no blocks are shared. Raises ValueError for sizes that cannot work.
+    `context`: the most tokens of a request, prompt and new. `prefix_caching` False: no blocks are shared. Raises ValueError for
+    sizes that cannot work.
     """
 
     def __init__(
@@ -140,13 +140,9 @@ class Scheduler:
         max_batch_tokens: int = 512,
         context: int | None = None,
         queue_limit: int | None = None,
-        policy: str = "continuous",
-        mixed: bool = True,
         prefix_caching: bool = True,
         aging: int = 256,
     ) -> None:
-        if policy not in POLICIES:
-            raise ValueError(f"policy {policy!r} must be one of {', '.join(POLICIES)}")
         limits = {"blocks": blocks, "slots": slots, "context": context, "queue_limit": queue_limit, "aging": aging}
         for name, value in limits.items():
             if value is not None and value < 1:
@@ -154,7 +150,7 @@ class Scheduler:
         if max_batch_tokens < slots:
             raise ValueError(f"max_batch_tokens {max_batch_tokens} must be {slots} or more: each of {slots} slots may need one")
         self.slots, self.max_batch_tokens, self.context, self.queue_limit = slots, max_batch_tokens, context, queue_limit
-        self.static, self.mixed, self.prefix_caching, self.aging = policy == "static", mixed, prefix_caching, aging
+        self.prefix_caching, self.aging = prefix_caching, aging
         self.pool = BlockPool(blocks)
         self.requests: dict[int, Request] = {}
         # Both in the order of the docstring.
@@ -162,7 +158,6 @@ class Scheduler:
         self.running: list[Request] = []
         self.counts = Counts()
         self._added = 0
-        self._after_prefill = False
         self._flight: tuple[Step, list[Request]] | None = None
 
     # --- what comes from outside, between steps or while one is under way
@@ -177,10 +172,10 @@ class Scheduler:
         priority: int = 0,
         reuse: bool = True,
     ) -> None:
-        """A request for up to `max_tokens` tokens, fewer if one of `ends` comes. `reuse` False: nothing of it is taken from
-        what others computed (the log-probabilities of a prompt need all its logits).
+        """A request for up to `max_tokens` tokens, fewer if one of `ends` comes. `reuse` False: all of its tokens are computed,
+        though others have computed them (the log-probabilities of a prompt need all its logits).
 
-        Raises ValueError for a request that cannot be served however long it waits, QueueFull if the queue is full.
+        Raises ValueError for a request that cannot be served however long it waits, and QueueFull if the queue is full.
         """
         if id in self.requests:
             raise ValueError(f"request {id} is there already: take another id, or cancel it first")
@@ -202,51 +197,42 @@ class Scheduler:
         insort(self.waiting, request, key=lambda r: r.order)
 
     def propose(self, id: int, draft: Sequence[int]) -> None:
-        """Guesses of a request's next tokens, for the next step only. The first ones are run, as many as can be, which may be
-        none: a request that is not decoding runs none."""
+        """Guesses of a request's next tokens, for the next step only. It runs the first ones, as many as it can; a request that
+        is not decoding runs none."""
         if id in self.requests:
             self.requests[id].draft = list(draft)
 
     def finish(self, id: int, reason: str = "stop") -> bool:
-        """End a request now, at a stop string for instance. False if it is not there, or not any more."""
+        """End a request now, for instance at a stop text. False if there is none of this id."""
         request = self.requests.pop(id, None)
         if request is None:
             return False
         (self.running if request.goal else self.waiting).remove(request)
-        self.pool.drop_all(request.table)
+        self.pool.cut(request.table, 0)
         self.counts.finished[reason] = self.counts.finished.get(reason, 0) + 1
         return True
 
     def cancel(self, id: int) -> bool:
-        """`finish` for a client that is gone."""
+        """End a request whose client is gone."""
         return self.finish(id, "cancelled")
 
     # --- a step
 
     def schedule(self) -> Step:
-        """The next step. It is to be committed before the one after, unless it is empty; with a request there, it is not.
+        """The next step. It is empty only if there is no request; any other must be committed before the next.
 
         Raises RuntimeError if the last one has not been committed.
         """
         if self._flight is not None:
             raise RuntimeError(f"step {self._flight[0].number} has not been committed")
-        plan: dict[Request, int] = {}
         step = Step(self.counts.steps, [], [], [], [])
-        if self.mixed or self._after_prefill:
-            self._decodes(plan, step)
-        if self.mixed or not plan:
-            self._prefills(plan, step)
-        if not plan:
-            self._decodes(plan, step)
+        # Tokens to run, without drafts.
+        plan: dict[Request, int] = {}
+        self._decodes(plan, step)
+        self._prefills(plan, step)
+        drafts = self._drafts(plan)
         flight = [r for r in self.running if r in plan]
-        spare = self.max_batch_tokens - sum(plan.values())
-        for request in flight:
-            known, drafts = plan[request], self._drafts(request, spare)
-            spare -= drafts
-            first, last = request.computed, request.computed + known
-            tokens = request.tokens[first:last] + request.draft[:drafts]
-            sample = last == len(request.tokens)
-            step.runs.append(Run(request.id, first, tokens, drafts, sample, not request.decoding, request.table.copy()))
+        step.runs.extend(_run(r, plan[r], drafts.get(r, 0)) for r in flight)
         for request in self.running:
             request.draft = []
         if step:
@@ -255,9 +241,9 @@ class Scheduler:
         return step
 
     def _decodes(self, plan: dict[Request, int], step: Step) -> None:
-        """One token of each decoding request, in order; whoever is last gives up its blocks if there is none for it."""
+        """One token of each decoding request, in order. Where one needs a block and none is free, the last one is preempted."""
         for request in list(self.running):
-            # Not decoding: it is at its prompt, or was preempted by one before it just now.
+            # One that is not decoding is at its prompt, or was preempted just now.
             while request.decoding and len(request.table) * BLOCK <= request.computed:
                 if self.pool.free:
                     request.table.append(self.pool.take())
@@ -269,34 +255,38 @@ class Scheduler:
     def _prefills(self, plan: dict[Request, int], step: Step) -> None:
         """Prompts under way, then new ones, as far as the budget goes."""
         left = self.max_batch_tokens - len(plan)
-        closed = bool(step.preempted or (self.static and self.running))
         for request in self.running:
             if left and not request.decoding:
                 plan[request] = min(left, request.goal - request.computed)
                 left -= plan[request]
-        # A static batch is filled at once, be its prompts run when they may.
-        while self.waiting and not closed and len(self.running) < self.slots and (left or self.static):
+        while left and self._may_join(step):
             request = self._admit(step)
             if request is None:
                 return
-            if left:
-                plan[request] = min(left, request.goal - request.computed)
-                left -= plan[request]
+            plan[request] = min(left, request.goal - request.computed)
+            left -= plan[request]
 
-    def _drafts(self, request: Request, spare: int) -> int:
-        """How many drafts can be run: the budget, the tokens still to come and the free blocks allow it. Takes the blocks."""
-        if not request.draft or not request.decoding:
-            return 0
-        first = request.computed + 1
-        # One token comes without a draft.
-        drafts = min(len(request.draft), spare, request.left - 1)
-        drafts = min(drafts, (len(request.table) + self.pool.free) * BLOCK - first)
-        while len(request.table) * BLOCK < first + drafts:
-            request.table.append(self.pool.take())
+    def _drafts(self, plan: dict[Request, int]) -> dict[Request, int]:
+        """How many drafts each decoding request runs: as many as the rest of the budget, the tokens still to come and the free
+        blocks allow. Takes the blocks."""
+        drafts, spare = {}, self.max_batch_tokens - sum(plan.values())
+        for request in self.running:
+            if request in plan and request.draft and request.decoding:
+                first = request.computed + 1
+                room = (len(request.table) + self.pool.free) * BLOCK - first
+                # One token comes without a draft.
+                drafts[request] = min(len(request.draft), spare, request.left - 1, room)
+                spare -= drafts[request]
+                self.pool.grow(request.table, first + drafts[request])
         return drafts
 
+    def _may_join(self, step: Step) -> bool:
+        """Whether the first of the queue may be admitted, if there are blocks for it."""
+        return bool(self.waiting) and len(self.running) < self.slots and not step.preempted
+
     def _admit(self, step: Step) -> Request | None:
-        """The first of the queue, with blocks for all its tokens; or nobody, then nobody overtakes it."""
+        """Admit the first of the queue, with blocks for all its tokens. None if they are not there: then nobody overtakes
+        it."""
         request = self.waiting[0]
         opened = self.pool.open(request.tokens, len(self.running), request.reuse)
         if opened is None:
@@ -312,20 +302,20 @@ class Scheduler:
         return request
 
     def _preempt(self, request: Request) -> int:
-        """Back to the queue without blocks, to be computed again with the tokens that it got. Its id."""
+        """Back to the queue without its blocks: what it has, prompt and new, is computed again later. Returns its id."""
         self.running.remove(request)
-        self.pool.drop_all(request.table)
+        self.pool.cut(request.table, 0)
         request.computed = request.goal = 0
         insort(self.waiting, request, key=lambda r: r.order)
         self.counts.preemptions += 1
         return request.id
 
     def commit(self, step: Step, new: Mapping[int, Sequence[int]]) -> list[Output]:
-        """What came of a step. `new`: for each run with `sample`, the drafts that were accepted and one token more; what is
-        there for a request that was ended in the meantime is left aside.
+        """Take in what came of a step. `new`: for each run with `sample`, the accepted drafts and one token more. Requests that
+        were ended in the meantime are left out.
 
-        Returns what is to be delivered. Blocks of drafts that were not accepted are given back, full ones are published.
-        Raises ValueError, before anything is changed, for a step that is not under way or tokens that cannot come of it.
+        Returns what is to be delivered. Blocks of rejected drafts are given back, full ones are published. Raises ValueError,
+        before anything is changed, for a step that is not under way or tokens that cannot come of it.
         """
         if not step:
             return []
@@ -348,10 +338,9 @@ class Scheduler:
             self.counts.accepted_tokens += len(came) - 1
             ended = next((n + 1 for n, token in enumerate(came) if token in request.ends), None)
             request.tokens += came[:ended]
-            # The last one was not run; of the drafts before it, all are right.
+            # The last token has not been run; those before it have, as accepted drafts.
             request.computed = len(request.tokens) - 1
-            while len(request.table) > needed(len(request.tokens)):
-                self.pool.drop(request.table.pop())
+            self.pool.cut(request.table, len(request.tokens))
             self._publish(request)
             reason = "stop" if ended else "length" if not request.left else None
             outputs.append(Output(request.id, came[:ended], reason))
@@ -360,7 +349,7 @@ class Scheduler:
         return outputs
 
     def _publish(self, request: Request) -> None:
-        """Make the full blocks known all of whose tokens are computed, and not merely guessed."""
+        """Publish the full blocks all of whose tokens are computed, and not merely guessed."""
         while self.prefix_caching and (request.published + 1) * BLOCK <= request.computed:
             n = request.published
             tokens = tuple(request.tokens[n * BLOCK : (n + 1) * BLOCK])
@@ -381,18 +370,25 @@ class Scheduler:
         counts.slots_used += len(self.running)
         counts.positions_held += self.pool.used * BLOCK
         counts.positions_empty += sum(max(0, len(r.table) * BLOCK - len(r.tokens)) for r in self.running)
-        self._after_prefill = bool(prefill)
 
     def metrics(self) -> dict[str, object]:
-        """The counts, the queues and blocks as they stand (free is None without a limit), and two shares of the steps so far:
-        `slot_use`, of slots with a request, and `kv_waste`, of positions in used blocks without a token of a request."""
+        """The counts; queues and blocks as they stand, where free is None without a limit; and two shares over all steps:
+        `slot_use`, slots with a request, and `kv_waste`, positions of used blocks that have no token of a request."""
         counts, pool = self.counts, self.pool
         return asdict(counts) | {
             "waiting": len(self.waiting),
             "running": len(self.running),
             "blocks_used": pool.used,
             "blocks_kept": pool.kept,
-            "blocks_free": None if pool.size is None else pool.size - pool.used - pool.kept,
+            "blocks_free": None if pool.size is None else pool.free - pool.kept,
             "slot_use": counts.slots_used / (counts.steps * self.slots) if counts.steps else 0.0,
             "kv_waste": counts.positions_empty / counts.positions_held if counts.positions_held else 0.0,
         }
+
+
+def _run(request: Request, known: int, drafts: int) -> Run:
+    """The next `known` tokens of a request, and so many drafts behind them."""
+    first, last = request.computed, request.computed + known
+    tokens = request.tokens[first:last] + request.draft[:drafts]
+    sample = last == len(request.tokens)
+    return Run(request.id, first, tokens, drafts, sample, not request.decoding, request.table.copy())

@@ -14,7 +14,8 @@ class Workload(NamedTuple):
 
 
 def drawn(requests: int, lengths: tuple[int, int], last_id: int, seed: int) -> Workload:
-    """Lengths in and out from `lengths` and ids from 0 to `last_id`, both ends included: all prompts, then all `max_tokens`."""
+    """Lengths of prompts and answers are drawn from `lengths`, ids from 0 to `last_id`, with both ends: first all prompts, then
+    all `max_tokens`."""
     random = Random(seed)
     prompts = [[random.randint(0, last_id) for _ in range(random.randint(*lengths))] for _ in range(requests)]
     return Workload(prompts, [random.randint(*lengths) for _ in range(requests)])

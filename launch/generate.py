@@ -18,7 +18,6 @@ from inference.sampling import Sampling
 from inference.speculation.gain import Account
 from launch import pretrained, report
 from launch.measure import products
-from launch.measure.products import read_bytes
 from launch.options import UsageError, add_replicas, amount, natural, parser, positive
 from models.build import build
 from parallel.control import Control
@@ -108,8 +107,8 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     replicas = Replicas(mesh, control, args.check_replicas)
     told = generated(args, generator, replicas, shown=first and not args.json)
     bandwidth = products.read_bandwidth(comm)
-    read = read_bytes(generator, args.source.config)
-    clock, steps = generator.clock, generator.clock.decode_tokens
+    read = generator.model.read_bytes
+    timings, steps = generator.timings, generator.timings.decode_tokens
     rows = mesh.ledger.report(predicted(args, generator))
     # What filters and drafts send depends on the logits; only plain greedy choices have a closed form.
     closed = args.sampling.temperature == 0 and not args.logprobs and speculative is None
@@ -138,13 +137,13 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
         "prompt_tokens": args.prompt_ids,
         **told,
         "load_seconds": load_seconds,
-        "prefill_seconds": clock.prefill_seconds,
-        "prefill_tokens_per_second": clock.prefill_tokens / clock.prefill_seconds,
-        "decode_seconds": clock.decode_seconds,
-        "decode_tokens_per_second": steps / clock.decode_seconds if steps else None,
+        "prefill_seconds": timings.prefill_seconds,
+        "prefill_tokens_per_second": timings.prefill_tokens / timings.prefill_seconds,
+        "decode_seconds": timings.decode_seconds,
+        "decode_tokens_per_second": steps / timings.decode_seconds if steps else None,
         "bandwidth_bound_tokens_per_second": bound,
         "kv_bytes_per_token_per_rank": generator.cache.bytes_per_token,
-        "kv_bytes_per_token_per_rank_counted": clock.cache_bytes_per_token,
+        "kv_bytes_per_token_per_rank_counted": timings.cache_bytes_per_token,
         "mpi_bytes_per_token": sent / steps if steps else None,
         "gather_bytes_per_token": 4 * args.source.config.vocabulary,
         "latent_layouts": latent_layouts(generator, mesh.tp.size) if args.source.config.latent is not None else None,
@@ -241,7 +240,7 @@ def predicted(args: argparse.Namespace, generator: Generator) -> list[Traffic]:
     sent = [t for n in sizes for t in generator.traffic(n, "prefill")]
     sent += generator.traffic_greedy("prefill")
     each = [*generator.traffic(1, "decode"), *generator.traffic_greedy("decode")]
-    return sent + [replace(t, calls=generator.clock.decode_tokens * t.calls) for t in each]
+    return sent + [replace(t, calls=generator.timings.decode_tokens * t.calls) for t in each]
 
 
 def show(args: argparse.Namespace, result: dict) -> None:

@@ -20,7 +20,7 @@ from mpi4py import MPI
 from inference.cache import BLOCK
 from inference.engine import Engine
 from inference.generate import make_cache
-from inference.scheduler import POLICIES, Scheduler
+from inference.policies import POLICIES
 from inference.server.answer import Model
 from inference.server.server import Server
 from launch import pretrained, report
@@ -112,13 +112,12 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     bytes_per_token = max(control.everyone(make_cache(model, "paged").bytes_per_token))
     blocks = blocks_of(args, bytes_per_token)
     context = min(args.source.config.context, blocks * BLOCK)
-    scheduler = Scheduler(
+    scheduler = POLICIES[args.policy](
         blocks,
         slots=args.slots,
         max_batch_tokens=args.max_batch_tokens,
         context=context,
         queue_limit=args.queue_limit,
-        policy=args.policy,
     )
     engine = Engine(model, mesh, control, scheduler, args.speculate == "ngram")
     if comm.rank == 0:

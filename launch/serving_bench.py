@@ -15,7 +15,8 @@ from inference import workload
 from inference.blocks import BLOCK, needed
 from inference.engine import Engine
 from inference.generate import Generator, make_cache
-from inference.scheduler import POLICIES, Scheduler
+from inference.policies import APART, POLICIES
+from inference.scheduler import Scheduler
 from inference.workload import Workload
 from launch import pretrained, report
 from launch.measure.acceptance import explained, tie
@@ -87,7 +88,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
 
 def scheduler(args: argparse.Namespace, policy: str) -> Scheduler:
     sizes = {"slots": args.slots, "max_batch_tokens": args.max_batch_tokens, "context": args.source.config.context}
-    return Scheduler(args.kv_blocks, policy=policy, **sizes)
+    return POLICIES[policy](args.kv_blocks, **sizes)
 
 
 # --- with a model
@@ -223,7 +224,7 @@ def without_model(args: argparse.Namespace) -> int:
         row = {"slots": slots, "at_least": -(-sum(after_first) // slots), "padding_waste": padding(prompts, slots)}
         for policy in args.policies:
             # Prompts and decodes in steps of their own: a decode step is one in which every slot gets a token.
-            books = Scheduler(slots=slots, max_batch_tokens=sum(map(len, prompts)) + slots, policy=policy, mixed=False)
+            books = APART[policy](slots=slots, max_batch_tokens=sum(map(len, prompts)) + slots)
             columns = alone(books, args.load)
             steps, form = books.counts.decode_steps, STEPS[policy](after_first, slots)
             use = sum(after_first) / (steps * slots) if steps else 0.0

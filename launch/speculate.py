@@ -11,7 +11,7 @@ from pathlib import Path
 from mpi4py import MPI
 
 from inference.cache import CACHES
-from inference.generate import Clock, Generator, make_cache
+from inference.generate import Generator, Timings, make_cache
 from inference.sampling import Sampling
 from inference.speculation.gain import Account, Gamma, expected_tokens, operations, speedup
 from inference.speculation.generator import Speculative
@@ -118,10 +118,10 @@ def prompts(args: argparse.Namespace) -> dict[str, list[int]]:
 
 def timed_tokens(it: Generator, args: argparse.Namespace, prompt: list[int]) -> tuple[list[int], float]:
     """New tokens, and seconds of one of those that were decoded."""
-    it.clock = Clock()
+    it.timings = Timings()
     ends = frozenset() if args.tokenizer is None else frozenset(args.tokenizer.eos_ids)
     tokens = [s.token for s in it.tokens(prompt, args.sampling, args.max_new_tokens, ends=ends)]
-    return tokens, it.clock.decode_seconds / max(1, it.clock.decode_tokens)
+    return tokens, it.timings.decode_seconds / max(1, it.timings.decode_tokens)
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:

@@ -23,10 +23,10 @@ HEADROOM = 60.0
 # A sequence: where its queries and its keys are. Its queries are the last of its keys.
 Span = tuple[slice, slice]
 
-# A cache's side of one layer: given what it keeps of each new token, it appends that and yields, for one sequence or several
+# What a cache does for a layer: given what it keeps of each new token, it appends that and yields, for one sequence or several
 # of as many new tokens each, where these are, what they must not see ((B, T, S): 0 or -inf; None for one sequence, which sees
 # all that is before it), and what is kept of all their tokens, (B, S, ...).
-Store = Callable[..., Iterable[tuple]]
+Keep = Callable[..., Iterable[tuple]]
 
 
 def spans(lengths: Sequence[int], tokens: int) -> list[Span]:

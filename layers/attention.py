@@ -6,20 +6,33 @@ n = h + 2 k: queries, keys and values side by side, from one product
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
-from layers.attend import Store, attend, attend_backward, attend_cached, spans
+from layers.attend import Keep, attend, attend_backward, attend_cached, spans
 from layers.linear import RowParallelLinear
 from layers.norm import rms_norm, rms_norm_backward
 from layers.ops import product
 from layers.rope import Rotation
 from parallel.axis import Axis, group_name
 from parallel.ledger import Traffic, message
-from parallel.parameter import Fused, Parameter, Weights
+from parallel.parameter import Parameter, Weights
 from parallel.shard import Layout, covering, even, group_sizes
+
+
+class Run(NamedTuple):
+    """Where on this rank key/value heads `kv` and query heads `q` are, of which `group` (g) read each of the former."""
+
+    q: slice
+    kv: slice
+    group: int
+
+    def queries(self, a_Th: np.ndarray) -> np.ndarray:
+        """A view of this run's query heads in (T, h, ...), by the key/value head that they read: (T, k, g, ...)."""
+        return a_Th[:, self.q].reshape(len(a_Th), -1, self.group, *a_Th.shape[2:])
 
 
 class Attention:
@@ -69,24 +82,18 @@ class Attention:
         cut = even(heads, tp.size, "heads")
         self.kv_cut = covering(cut, heads // kv_heads)
         self.h, self.k, self.E = cut.size(tp.rank), self.kv_cut.size(tp.rank), E
-
-        def parameter(name: str, shape: tuple[int, ...], std: float) -> Parameter:
-            of = cut if name.endswith("q") else self.kv_cut
-            layout = Layout(shape, len(shape) - 2, of)
-            return Parameter(name, layout, weights(name, layout, tp.rank, 0.0, std))
-
-        wide = {"q": heads, "k": kv_heads, "v": kv_heads}
-        self.W_DnE = Fused([parameter(f"W{c}", (d_model, n, E), d_model**-0.5) for c, n in wide.items()], 1)
-        self.b_nE = Fused([parameter(f"b{c}", (n, E), 0.0) for c, n in wide.items()], 0) if bias else None
-        norm = Layout((E,))
-        self.norms = [] if qk_norm is None else [Parameter(n, norm, weights(n, norm, 0, 1.0, 0.0)) for n in ("wqn", "wkn")]
+        cuts = {"q": cut, "k": self.kv_cut, "v": self.kv_cut}
+        W = {f"W{c}": Layout((d_model, of.length, E), 1, of) for c, of in cuts.items()}
+        b = {f"b{c}": Layout((of.length, E), 0, of) for c, of in cuts.items()}
+        self.W_DnE = weights.matrices(W, 1, tp.rank, d_model)
+        self.b_nE = weights.biases(b, 0, tp.rank) if bias else None
+        self.norms = [] if qk_norm is None else [weights.norm(name, E) for name in ("wqn", "wkn")]
         self.out = RowParallelLinear(tp, weights, "o", (heads, E), d_model, cut, bias_out)
-        # Where this rank's query heads, by key/value head, are: as many runs as there are different numbers of them.
-        self.runs: list[tuple[slice, slice, int]] = []
+        self.runs: list[Run] = []
         q = kv = 0
         for group, same in groupby(group_sizes(cut, heads // kv_heads, tp.rank)):
             n = len(list(same))
-            self.runs.append((slice(q, q + n * group), slice(kv, kv + n), group))
+            self.runs.append(Run(slice(q, q + n * group), slice(kv, kv + n), group))
             q, kv = q + n * group, kv + n
         # Columns of key/value heads that other ranks hold too, with the axis of all that do.
         self.shared: list[tuple[Axis, list[int]]] = []
@@ -106,21 +113,24 @@ class Attention:
         z_TnE, qk_TnE, saved_norm = self._projected(x_TD, rotation)
         o_ThE = np.empty((len(x_TD), self.h, self.E), x_TD.dtype)
         lse_Th = np.empty((len(x_TD), self.h), x_TD.dtype)
-        for (q, k, v), (o, lse) in zip(self._inputs(qk_TnE, z_TnE), self._outputs(o_ThE, lse_Th), strict=True):
-            attend(q, k, v, o, lse, sequences, self.scale, self.causal)
+        q_ThE, k_TkE, v_TkE = self._by_heads(qk_TnE, z_TnE)
+        for run in self.runs:
+            q, o, lse = (run.queries(a) for a in (q_ThE, o_ThE, lse_Th))
+            attend(q, k_TkE[:, run.kv], v_TkE[:, run.kv], o, lse, sequences, self.scale, self.causal)
         y_TD, saved_out = self.out.forward(o_ThE)
         return y_TD, (x_TD, z_TnE, saved_norm, sequences, rotation, lse_Th, saved_out)
 
-    def cached(self, x_TD: np.ndarray, rotation: Rotation | None, store: Store) -> np.ndarray:
-        """x (T, D), new tokens of some sequences -> y (T, D): their queries read the keys and values that `store` keeps, and
-        their own. A cache keeps k_TkE and v_TkE of this rank's k key/value heads."""
+    def cached(self, x_TD: np.ndarray, rotation: Rotation | None, keep: Keep) -> np.ndarray:
+        """x (T, D), new tokens of some sequences -> y (T, D): their queries read the keys and values that a cache has, and
+        their own. It keeps k_TkE and v_TkE of this rank's k key/value heads."""
         z_TnE, qk_TnE, _ = self._projected(x_TD, rotation)
         o_ThE = np.empty((len(x_TD), self.h, self.E), x_TD.dtype)
-        for at, hidden_BTS, k_BSkE, v_BSkE in store(qk_TnE[:, self.h :], z_TnE[:, self.h + self.k :]):
+        q_ThE, k_TkE, v_TkE = self._by_heads(qk_TnE, z_TnE)
+        for at, hidden_BTS, k_BSkE, v_BSkE in keep(k_TkE, v_TkE):
             B = len(k_BSkE)
             shape = B, (at.stop - at.start) // B, -1
             for q, kv, g in self.runs:
-                q_BTkgE, o_BTkgE = (a[at, q].reshape(*shape, g, self.E) for a in (qk_TnE, o_ThE))
+                q_BTkgE, o_BTkgE = (a[at, q].reshape(*shape, g, self.E) for a in (q_ThE, o_ThE))
                 attend_cached(q_BTkgE, k_BSkE[:, :, kv], v_BSkE[:, :, kv], o_BTkgE, self.scale, hidden_BTS)
         return self.out.forward(o_ThE)[0]
 
@@ -136,10 +146,12 @@ class Attention:
         o_ThE = saved_out.reshape(do_ThE.shape)
         qk_TnE = saved_norm[0] if saved_norm else self._queries_keys(z_TnE)
         dz_TnE = np.empty_like(z_TnE)
-        inputs, outputs = self._inputs(qk_TnE, z_TnE), self._outputs(o_ThE, lse_Th)
-        gradients = self._inputs(self._queries_keys(dz_TnE), dz_TnE)
-        for (do, _), qkv, of, dqkv in zip(self._outputs(do_ThE, lse_Th), inputs, outputs, gradients, strict=True):
-            attend_backward(do, *qkv, *of, *dqkv, sequences, self.scale, self.causal)
+        q_ThE, k_TkE, v_TkE = self._by_heads(qk_TnE, z_TnE)
+        dq_ThE, dk_TkE, dv_TkE = self._by_heads(dz_TnE, dz_TnE)
+        for run in self.runs:
+            do, q, o, lse, dq = (run.queries(a) for a in (do_ThE, q_ThE, o_ThE, lse_Th, dq_ThE))
+            k, v, dk, dv = (a[:, run.kv] for a in (k_TkE, v_TkE, dk_TkE, dv_TkE))
+            attend_backward(do, q, k, v, o, lse, dq, dk, dv, sequences, self.scale, self.causal)
         if rotation is not None:
             rotation.backward(self._queries_keys(dz_TnE))
         self._normed_backward(dz_TnE, z_TnE, saved_norm)
@@ -190,16 +202,10 @@ class Attention:
         for dw_E, p in zip(dw_2E, self.norms, strict=True):
             p.add_grad(dw_E)
 
-    def _inputs(self, qk_TnE: np.ndarray, z_TnE: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Views q (T, k, g, E), k and v (T, k, E) of each run of key/value heads that equally many query heads read."""
-        k_TkE, v_TkE = qk_TnE[:, self.h :], z_TnE[:, self.h + self.k :]
-        for q, kv, g in self.runs:
-            yield qk_TnE[:, q].reshape(len(qk_TnE), -1, g, self.E), k_TkE[:, kv], v_TkE[:, kv]
-
-    def _outputs(self, o_ThE: np.ndarray, lse_Th: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Views o (T, k, g, E) and lse (T, k, g) of each run."""
-        for q, _, g in self.runs:
-            yield o_ThE[:, q].reshape(len(o_ThE), -1, g, self.E), lse_Th[:, q].reshape(len(lse_Th), -1, g)
+    def _by_heads(self, qk_TnE: np.ndarray, z_TnE: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Views q (T, h, E), k and v (T, k, E): queries and keys of the first array, values of the second."""
+        h, k = self.h, self.k
+        return qk_TnE[:, :h], qk_TnE[:, h : h + k], z_TnE[:, h + k :]
 
     def traffic(self, tokens: int) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send, on whatever rank."""

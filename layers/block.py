@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
-from layers.attend import Store
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
 from layers.moe import MoE
 from layers.norm import LayerNorm, RMSNorm
 from layers.rope import Rotation
+from layers.store import Store
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter
 
@@ -58,15 +59,20 @@ class Block:
         dx_TD = dh_TD + self.norm1.backward(dn_TD, saved_norm1)
         return dx_TD
 
-    def cached(self, x_TD: np.ndarray, rotation: Rotation | None, store: Store, striped: bool = False) -> np.ndarray:
+    def cached(self, x_TD: np.ndarray, rotation: Rotation | None, store: Store) -> np.ndarray:
         """x (T, D), new tokens of sequences whose earlier ones `store` keeps -> y (T, D)."""
-        attention = self.attention.cached_striped if striped else self.attention.cached
-        h_TD = x_TD + attention(self.norm1.forward(x_TD)[0], rotation, store)
+        h_TD = x_TD + store.attended(self.attention, self.norm1.forward(x_TD)[0], rotation)
         return h_TD + self.mlp.apply(self.norm2.forward(h_TD)[0])
 
     def traffic(self, tokens: int) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
         return [*self.attention.traffic(tokens), *self.mlp.traffic(tokens)]
+
+    def flops(self, sequence_length: int) -> float:
+        """Operations a token of forward and backward: 6 for each weight that multiplies, and 6 H (E + V) for each key that a
+        causal query sees on average."""
+        weights = sum(prod(p.layout.shape) for p in self.parameters if p.multiplies)
+        return 6.0 * (weights + self.attention.score_width * (sequence_length + 1) / 2)
 
     def saved_bytes(self, tokens: int) -> int:
         """What this rank keeps from forward to backward."""
@@ -104,6 +110,10 @@ class Recomputed:
     def traffic(self, tokens: int) -> list[Traffic]:
         sent = self.block.traffic(tokens)
         return [*sent, *(replace(t, phase="backward") for t in sent if t.phase == "forward")]
+
+    def flops(self, sequence_length: int) -> float:
+        """The block's: what is computed again is not counted."""
+        return self.block.flops(sequence_length)
 
     def saved_bytes(self, tokens: int) -> int:
         width, itemsize = len(self.block.norm1.w_D.data), self.block.norm1.w_D.data.itemsize

@@ -41,8 +41,7 @@ class VocabParallelEmbedding:
 
     def __init__(self, tp: Axis, weights: Weights, vocabulary: int, d_model: int) -> None:
         self.tp, self.cut = tp, even(vocabulary, tp.size, "rows of the vocabulary")
-        layout = Layout((vocabulary, d_model), 0, self.cut)
-        self.table_vD = Parameter("Wte", layout, weights("Wte", layout, tp.rank, 0.0, STD))
+        self.table_vD = weights.table("Wte", Layout((vocabulary, d_model), 0, self.cut), tp.rank, STD)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -72,8 +71,7 @@ class LearnedPositions:
     """x + Wpe[positions], a table that is whole on every rank (GPT-2). Saved for backward: the positions."""
 
     def __init__(self, weights: Weights, context: int, d_model: int) -> None:
-        layout = Layout((context, d_model))
-        self.table_PD = Parameter("Wpe", layout, weights("Wpe", layout, 0, 0.0, STD))
+        self.table_PD = weights.table("Wpe", Layout((context, d_model)), 0, STD)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -103,7 +101,15 @@ class TiedHead:
         self.tp, self.table_vD = embedding.tp, embedding.table_vD
         self._turned_Dv: np.ndarray | None = None
 
-    parameters: tuple[Parameter, ...] = ()
+    @property
+    def parameters(self) -> list[Parameter]:
+        """None of its own."""
+        return []
+
+    @property
+    def matrix(self) -> Parameter:
+        """What tokens are multiplied by."""
+        return self.table_vD
 
     def keep_turned(self) -> None:
         """For decoding with weights that stay as they are: keep the table a second time, turned, as (in, out) is read 1.6 times
@@ -132,7 +138,20 @@ class TiedHead:
         return message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize)
 
 
-def untied_head(tp: Axis, weights: Weights, d_model: int, vocabulary: int) -> ColumnParallelLinear:
+class UntiedHead(ColumnParallelLinear):
     """logits = h Whead, a column-parallel layer of its own."""
-    cut = even(vocabulary, tp.size, "rows of the vocabulary")
-    return ColumnParallelLinear(tp, weights, "head", d_model, (vocabulary,), cut, bias=False)
+
+    def __init__(self, tp: Axis, weights: Weights, d_model: int, vocabulary: int) -> None:
+        cut = even(vocabulary, tp.size, "rows of the vocabulary")
+        super().__init__(tp, weights, "head", d_model, (vocabulary,), cut, bias=False)
+
+    @property
+    def matrix(self) -> Parameter:
+        """What tokens are multiplied by."""
+        return self.W_Io
+
+    def keep_turned(self) -> None:
+        """Nothing to do: its matrix is (in, out) already."""
+
+
+Head = TiedHead | UntiedHead

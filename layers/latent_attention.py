@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layers.attend import Store, attend, attend_backward, attend_cached, spans
+from layers.attend import Keep, attend, attend_backward, attend_cached, spans
 from layers.linear import RowParallelLinear
 from layers.norm import RMSNorm
 from layers.rope import Rotation
@@ -66,12 +66,10 @@ class LatentAttention:
         self.cut, self.h = cut, cut.size(tp.rank)
 
         def whole(name: str, width: int) -> Parameter:
-            layout = Layout((d_model, width))
-            return Parameter(name, layout, weights(name, layout, 0, 0.0, d_model**-0.5))
+            return weights.matrix(name, Layout((d_model, width)), tp.rank, d_model)
 
         def by_heads(name: str, d_in: int, width: int) -> Parameter:
-            layout = Layout((d_in, heads, width), 1, cut)
-            return Parameter(name, layout, weights(name, layout, tp.rank, 0.0, d_in**-0.5))
+            return weights.matrix(name, Layout((d_in, heads, width), 1, cut), tp.rank, d_in)
 
         self.Wdkv_DC, self.Wkr_DR = whole("Wdkv", d_latent), whole("Wkr", d_rope)
         self.norm = RMSNorm(weights, "ckv", d_latent, eps)
@@ -143,17 +141,17 @@ class LatentAttention:
         attend(*of, sequences, self.scale, self.causal)
         return self._out_absorbed(oc_ThC)
 
-    def cached(self, x_TD: np.ndarray, rotation: Rotation | None, store: Store) -> np.ndarray:
+    def cached(self, x_TD: np.ndarray, rotation: Rotation | None, keep: Keep) -> np.ndarray:
         """x (T, D), new tokens of some sequences -> y (T, D), absorbed. A cache keeps c | kr (T, C + R) on every rank."""
         q_ThM, c_TM = self._absorbed(x_TD, rotation)
         oc_ThC = np.empty((len(x_TD), self.h, self.C), x_TD.dtype)
-        for at, hidden_BTS, c_BSM in store(c_TM):
+        for at, hidden_BTS, c_BSM in keep(c_TM):
             B, c_BS1M = len(c_BSM), c_BSM[:, :, None]
             q_BT1hM, oc_BT1hC = (a[at].reshape(B, -1, 1, *a.shape[1:]) for a in (q_ThM, oc_ThC))
             attend_cached(q_BT1hM, c_BS1M, c_BS1M[..., : self.C], oc_BT1hC, self.scale, hidden_BTS)
         return self._out_absorbed(oc_ThC)
 
-    def cached_striped(self, x_TD: np.ndarray, rotation: Rotation | None, store: Store) -> np.ndarray:
+    def cached_striped(self, x_TD: np.ndarray, rotation: Rotation | None, keep: Keep) -> np.ndarray:
         """The same, each rank keeping every p-th position only: C + R numbers a token on one rank, not on all.
 
         q_THM           = all_gather(q_ThM)                          every rank's queries read this rank's positions
@@ -161,14 +159,14 @@ class LatentAttention:
         [oc | lse]      = all_to_all                                 to the rank whose heads they are, from every rank
         oc_ThC          = sum_r exp(lse_r - max lse) oc_r / sum_r exp(lse_r - max lse)
 
-        `store` yields, sequence by sequence, how many of this rank's positions each new token sees, and these positions.
+        `keep` yields, sequence by sequence, how many of this rank's positions each new token sees, and these positions.
         """
         q_ThM, c_TM = self._absorbed(x_TD, rotation)
         T, p = len(x_TD), self.tp.size
         q_THM = self.tp.all_gather(q_ThM, 1, self.cut)
         part_TH = np.zeros((T, self.cut.length, self.C + 1), x_TD.dtype)
         part_TH[..., self.C] = -np.inf
-        for at, seen, c_BSM in store(c_TM):
+        for at, seen, c_BSM in keep(c_TM):
             for t, many in zip(range(at.start, at.stop), seen, strict=True):
                 if many:
                     c_BS1M = c_BSM[:, :many, None]

@@ -35,8 +35,8 @@ class ColumnParallelLinear:
     ) -> None:
         self.tp, self.d_in = tp, d_in
         W, b = Layout((d_in, *d_out), len(d_out), cut), Layout(d_out, len(d_out) - 1, cut)
-        self.W_Io = Parameter(f"W{name}", W, weights(f"W{name}", W, tp.rank, 0.0, d_in**-0.5))
-        self.b_o = Parameter(f"b{name}", b, weights(f"b{name}", b, tp.rank, 0.0, 0.0)) if bias else None
+        self.W_Io = weights.matrix(f"W{name}", W, tp.rank, d_in)
+        self.b_o = weights.bias(f"b{name}", b, tp.rank) if bias else None
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -78,8 +78,8 @@ class RowParallelLinear:
         dW_iO += x_Ti^T @ dy_TO
         db_O  += sum_T dy_TO                          the same on every rank
 
-    `d_in`: the whole input dims, of which `cut` cuts the first: (F,), or (H, E) where heads are cut. Saved for backward: x,
-    this rank's part.
+    `d_in`: the whole input dims, of which `cut` cuts the first: (F,), or (H, E) where heads are cut. A block adds y to its
+    residual stream. Saved for backward: x, this rank's part.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class RowParallelLinear:
     ) -> None:
         self.tp, self.d_out = tp, d_out
         W, b = Layout((*d_in, d_out), 0, cut), Layout((d_out,))
-        self.W_iO = Parameter(f"W{name}", W, weights(f"W{name}", W, tp.rank, 0.0, prod(d_in) ** -0.5))
-        self.b_O = Parameter(f"b{name}", b, weights(f"b{name}", b, tp.rank, 0.0, 0.0)) if bias else None
+        self.W_iO = weights.matrix(f"W{name}", W, tp.rank, prod(d_in), residual=True)
+        self.b_O = weights.bias(f"b{name}", b, tp.rank) if bias else None
 
     @property
     def parameters(self) -> list[Parameter]:

@@ -8,6 +8,7 @@ f, s this rank's share of F, S over tp   t the tokens of one expert
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from layers.ops import ACTIVATIONS, product
 from layers.routing import Router
 from parallel.axis import Axis
 from parallel.ledger import Traffic, message
-from parallel.parameter import Fused, Parameter, Weights
+from parallel.parameter import Parameter, Weights
 from parallel.shard import Layout, even
 
 SWIGLU = ACTIVATIONS["swiglu"]
@@ -38,8 +39,8 @@ class SharedExpert:
     def __init__(self, tp: Axis, weights: Weights, d_model: int, d_shared: int) -> None:
         cut = even(d_shared, tp.size, "hidden units of the shared expert (d_shared)")
         W1, W2 = Layout((d_model, 2, d_shared), 2, cut), Layout((d_shared, d_model), 0, cut)
-        self.W1_D2s = Parameter("shared.W1", W1, weights("shared.W1", W1, tp.rank, 0.0, d_model**-0.5))
-        self.W2_sD = Parameter("shared.W2", W2, weights("shared.W2", W2, tp.rank, 0.0, d_shared**-0.5))
+        self.W1_D2s = weights.matrix("W1", W1, tp.rank, d_model)
+        self.W2_sD = weights.matrix("W2", W2, tp.rank, d_shared, residual=True)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -116,10 +117,11 @@ class MoE:
         )
         cut = even(d_ff, tp.size, "hidden units of an expert (d_ff)")
         W1, W2 = Layout((count, d_model, 2, d_ff), 3, cut), Layout((count, d_ff, d_model), 1, cut)
-        # Each fused with none but itself: a gradient is made expert by expert, in memory that is kept.
-        self.W1_XD2f = Fused([Parameter("W1", W1, weights("W1", W1, tp.rank, 0.0, d_model**-0.5))], 0)
-        self.W2_XfD = Fused([Parameter("W2", W2, weights("W2", W2, tp.rank, 0.0, d_ff**-0.5))], 0)
-        self.shared = SharedExpert(tp, weights, d_model, d_shared) if d_shared else None
+        # Each beside none but itself: a gradient is made expert by expert, in memory that is kept.
+        share = Fraction(active, count)
+        self.W1_XD2f = weights.matrices({"W1": W1}, 0, tp.rank, d_model, read=share)
+        self.W2_XfD = weights.matrices({"W2": W2}, 0, tp.rank, d_ff, read=share, residual=True)
+        self.shared = SharedExpert(tp, weights.within("shared."), d_model, d_shared) if d_shared else None
 
     @property
     def parameters(self) -> list[Parameter]:

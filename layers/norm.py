@@ -59,8 +59,7 @@ class RMSNorm:
     """y = w x / sqrt(mean(x^2) + eps), each token by itself. Saved for backward: x and a number a token."""
 
     def __init__(self, weights: Weights, name: str, width: int, eps: float = 1e-5) -> None:
-        layout = Layout((width,))
-        self.eps, self.w_D = eps, Parameter(f"w{name}", layout, weights(f"w{name}", layout, 0, 1.0, 0.0))
+        self.eps, self.w_D = eps, weights.norm(f"w{name}", width)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -86,10 +85,8 @@ class LayerNorm:
     """y = w (x - mean) / sqrt(variance + eps) + b, each token by itself. Saved for backward: n = (x - mean) r, and r."""
 
     def __init__(self, weights: Weights, name: str, width: int, eps: float = 1e-5) -> None:
-        layout = Layout((width,))
         self.eps = eps
-        self.w_D = Parameter(f"w{name}", layout, weights(f"w{name}", layout, 0, 1.0, 0.0))
-        self.b_D = Parameter(f"b{name}", layout, weights(f"b{name}", layout, 0, 0.0, 0.0))
+        self.w_D, self.b_D = weights.norm(f"w{name}", width), weights.bias(f"b{name}", Layout((width,)), 0)
 
     @property
     def parameters(self) -> list[Parameter]:

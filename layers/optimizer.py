@@ -62,7 +62,7 @@ class AdamW:
         size = sum(at.stop - at.start for at in owned)
         self.m, self.v = (np.zeros(size, flat.data.dtype) for _ in range(2))
         # Owned ranges, cut where decay begins or ends.
-        decays = [(at.stop, home.parts[0][0].decays) for home, at in flat.places()]
+        decays = [(at.stop, home.decays) for home, at in flat.places()]
         ends = np.array([stop for stop, _ in decays])
         self._runs: list[tuple[slice, slice, bool]] = []
         state = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from parallel.ledger import message
-from parallel.parameter import Parameter, Weights
+from parallel.parameter import Weights
 from parallel.shard import Layout
 
 # DeepSeek adds it to the sum of the chosen scores, as sigmoids may all be 0; of a softmax's it does not change a bit.
@@ -57,9 +57,8 @@ class Router:
             raise ValueError(f"cannot choose {active} of {most} experts ({active_groups} of {groups} groups): use 1 to {most}")
         self.count, self.active, self.sigmoid, self.normed, self.scale = count, active, scoring == "sigmoid", normed, scale
         self.groups, self.active_groups, self.group_top = groups, active_groups, group_top
-        W, b = Layout((d_model, count)), Layout((count,))
-        self.Wr_DX = Parameter("Wr", W, weights("Wr", W, 0, 0.0, d_model**-0.5))
-        self.br_X = Parameter("br", b, weights("br", b, 0, 0.0, 0.0)) if correction else None
+        self.Wr_DX = weights.matrix("Wr", Layout((d_model, count)), 0, d_model)
+        self.br_X = weights.bias("br", Layout((count,)), 0) if correction else None
 
     def forward(self, x_TD: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple]:
         """x (T, D) -> c (T, A) and g (T, A), best first, and what is saved."""

@@ -10,15 +10,14 @@ from math import prod
 
 import numpy as np
 
-from layers.attend import Store
 from layers.block import Block, Recomputed
-from layers.embedding import LearnedPositions, TiedHead, VocabParallelEmbedding
-from layers.linear import ColumnParallelLinear
+from layers.embedding import Head, LearnedPositions, VocabParallelEmbedding
 from layers.loss import VocabParallelCrossEntropy
 from layers.norm import LayerNorm, RMSNorm
 from layers.rope import Rope
+from layers.store import Store
 from parallel.ledger import Traffic
-from parallel.parameter import Parameter, named
+from parallel.parameter import Parameter
 
 
 class Transformer:
@@ -29,7 +28,7 @@ class Transformer:
         logits_Tv = norm(x_TD) @ head
 
     `rope` rotates queries and keys by the positions 0, 1, ... of each sequence; `positions` adds a learned row to each token.
-    Names of parameters are led by their block: blocks.0.Wq. Saved for backward: what the parts save.
+    Saved for backward: what the parts save.
     """
 
     def __init__(
@@ -37,21 +36,22 @@ class Transformer:
         embedding: VocabParallelEmbedding,
         blocks: Sequence[Block | Recomputed],
         norm: RMSNorm | LayerNorm,
-        head: TiedHead | ColumnParallelLinear,
+        head: Head,
         rope: Rope | None = None,
         positions: LearnedPositions | None = None,
     ) -> None:
         self.embedding, self.positions, self.blocks, self.norm, self.head = embedding, positions, list(blocks), norm, head
         self.rope = rope
         self.loss = VocabParallelCrossEntropy(embedding.tp, embedding.cut)
-        for i, block in enumerate(self.blocks):
-            named(f"blocks.{i}.", block.parameters)
 
     @property
     def parameters(self) -> list[Parameter]:
         """In the order of forward."""
-        blocks = [p for block in self.blocks for p in block.parameters]
-        return [*self._first, *blocks, *self.norm.parameters, *self.head.parameters]
+        return [*self._before_head, *self.head.parameters]
+
+    @property
+    def _before_head(self) -> list[Parameter]:
+        return [*self._first, *(p for block in self.blocks for p in block.parameters), *self.norm.parameters]
 
     @property
     def _first(self) -> list[Parameter]:
@@ -72,9 +72,7 @@ class Transformer:
         logits_Tv, saved_head = self.head.forward(h_TD)
         return logits_Tv, ((saved_embedding, positions_T), tuple(saved_blocks), saved_norm, saved_head)
 
-    def cached(
-        self, ids_T: np.ndarray, positions_T: np.ndarray, stores: Sequence[Store], rows: np.ndarray, striped: bool = False
-    ) -> np.ndarray:
+    def cached(self, ids_T: np.ndarray, positions_T: np.ndarray, stores: Sequence[Store], rows: np.ndarray) -> np.ndarray:
         """ids (T,) of new tokens at `positions` of their sequences -> logits (len(rows), v) of those `rows` of them.
 
         `stores`: a cache's side of each block; of fewer blocks, only these are run.
@@ -84,7 +82,7 @@ class Transformer:
             x_TD, _ = self.positions.forward(x_TD, positions_T)
         rotation = None if self.rope is None else self.rope.at(positions_T, x_TD.dtype)
         for block, store in zip(self.blocks, stores, strict=False):
-            x_TD = block.cached(x_TD, rotation, store, striped)
+            x_TD = block.cached(x_TD, rotation, store)
         return self.head.apply(self.norm.forward(x_TD[rows])[0])
 
     def backward(
@@ -93,7 +91,7 @@ class Transformer:
         """dlogits (T, v), saved. Adds into the gradients. `filled` is told of parameters whose gradients are complete."""
         (saved_embedding, positions_T), saved_blocks, saved_norm, saved_head = saved
         dh_TD = self.head.backward(dlogits_Tv, saved_head)
-        filled(list(self.head.parameters))
+        filled(self.head.parameters)
         dx_TD = self.norm.backward(dh_TD, saved_norm)
         filled(self.norm.parameters)
         for block, saved_block in zip(reversed(self.blocks), reversed(saved_blocks), strict=True):
@@ -120,13 +118,14 @@ class Transformer:
 
     def flops(self, sequence_length: int) -> float:
         """Operations a token of forward and backward, as model-FLOPs utilisation counts them (arXiv 2204.02311, appendix B):
-        6 for each weight that multiplies, and 6 H (E + V) for each key that a causal query sees on average. Nothing for
-        what is computed again."""
-        table = 0 if isinstance(self.head, TiedHead) else prod(self.embedding.table_vD.layout.shape)
-        matrices = sum(prod(p.layout.shape) for p in self.parameters if p.decays) - table
-        matrices -= 0 if self.positions is None else prod(self.positions.table_PD.layout.shape)
-        keys = (sequence_length + 1) / 2
-        return 6.0 * matrices + sum(6 * block.attention.score_width * keys for block in self.blocks)
+        those of the blocks, and 6 for each weight of the head."""
+        blocks = sum(block.flops(sequence_length) for block in self.blocks)
+        return blocks + 6.0 * prod(self.head.matrix.layout.shape)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that this rank reads for one new token: idle experts are not read, and of a table only a row."""
+        return int(sum(p.data.nbytes * p.read for p in self._before_head)) + self.head.matrix.data.nbytes
 
     def saved_bytes(self, tokens: int) -> int:
         """What this rank keeps from forward to backward, the loss included; the batch's ids and positions are not counted."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from math import sqrt
-
-import numpy as np
 
 from layers.attention import Attention
 from layers.block import Block, Recomputed
-from layers.embedding import LearnedPositions, TiedHead, VocabParallelEmbedding, untied_head
+from layers.embedding import LearnedPositions, TiedHead, UntiedHead, VocabParallelEmbedding
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
 from layers.moe import MoE
@@ -17,18 +14,7 @@ from layers.norm import LayerNorm, RMSNorm
 from layers.transformer import Transformer
 from models.config import Config
 from parallel.axis import Axis
-from parallel.parameter import Weights, within
-from parallel.shard import Layout
-
-
-def _residual(weights: Weights, layers: int) -> Weights:
-    """What is added to the residual stream starts smaller, as there are 2 `layers` of it (GPT-2)."""
-
-    def scaled(name: str, layout: Layout, rank: int, mean: float, std: float) -> np.ndarray:
-        last = name.rpartition(".")[2]
-        return weights(name, layout, rank, mean, std / sqrt(2 * layers) if last in ("Wo", "W2") else std)
-
-    return scaled
+from parallel.parameter import Weights
 
 
 def _attention(c: Config, tp: Axis, weights: Weights) -> Attention | LatentAttention:
@@ -63,9 +49,10 @@ def build(config: Config, tp: Axis, weights: Weights, recompute: bool = False) -
     embedding = VocabParallelEmbedding(tp, weights, c.vocabulary, c.d_model)
     blocks: list[Block | Recomputed] = []
     for i in range(c.layers):
-        own = within(f"blocks.{i}.", _residual(weights, c.layers))
+        # Each block adds twice to the residual stream.
+        own = weights.within(f"blocks.{i}.", summed=2 * c.layers)
         inner = norm(own, "n1", c.d_model), _attention(c, tp, own), norm(own, "n2", c.d_model), _mlp(c, tp, own, i)
         blocks.append(Recomputed(Block(*inner)) if recompute else Block(*inner))
-    head = TiedHead(embedding) if c.tied else untied_head(tp, weights, c.d_model, c.vocabulary)
+    head = TiedHead(embedding) if c.tied else UntiedHead(tp, weights, c.d_model, c.vocabulary)
     positions = LearnedPositions(weights, c.positions, c.d_model) if c.positions else None
     return Transformer(embedding, blocks, norm(weights, "nf", c.d_model), head, c.rope, positions)

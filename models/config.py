@@ -9,7 +9,7 @@ from layers.rope import Rope
 
 @dataclass(frozen=True)
 class Latent:
-    """Sizes of multi-head latent attention, as `LatentAttention` names them. `eps`: of the latents' norms."""
+    """Sizes of multi-head latent attention, as `LatentAttention` names them. `eps` belongs to the norms of its latents."""
 
     d_latent: int
     d_nope: int
@@ -21,12 +21,12 @@ class Latent:
 
 @dataclass(frozen=True)
 class Experts:
-    """Routed MLPs, in the blocks from `first` on; the ones before are dense.
+    """Routed MLPs, in the blocks from `first` on; the blocks before have dense ones.
 
-    `active` of `count` experts of hidden width `d_ff` serve a token, and `d_shared` (0: none) is the width of one that serves
-    all. `scoring`: "softmax" or "sigmoid"; `normed`: the chosen scores are divided by their sum; `scale` multiplies them.
-    `groups`, `active_groups`, `group_top`: experts are first limited to the best groups, a group's worth being the sum of its
-    `group_top` best scores. `correction`: scores have a bias that chooses but does not weigh (DeepSeek-V3).
+    `active` of `count` experts of hidden width `d_ff` serve a token. One more expert, of width `d_shared` (0: none), serves
+    all tokens. `scoring`: "softmax" or "sigmoid". `normed`: the chosen scores are divided by their sum. `scale` multiplies
+    them. A token's experts come from the `active_groups` best of `groups` groups; a group is worth the sum of its `group_top`
+    best scores. `correction`: a bias of the scores helps to choose, but does not weigh (DeepSeek-V3).
     """
 
     count: int
@@ -47,9 +47,9 @@ class Experts:
 class Config:
     """A decoder-only transformer. `positions`: rows of a learned table, or 0; `rope`: what rotates queries and keys, or None.
 
-    `norm`: "rms" or "layer". `d_head`: E, d_model / heads unless given. `bias`, `bias_out`, `bias_mlp`: of queries, keys and
-    values, of attention's output, of the MLP. `qk_norm`: RMS norm of each head's queries and keys. `context`: the most tokens
-    of a sequence. With `latent`, attention is latent and kv_heads is heads.
+    `norm`: "rms" or "layer". `d_head`: E; without it, d_model / heads. `bias`, `bias_out`, `bias_mlp`: whether queries, keys
+    and values, attention's output, and the MLP have biases. `qk_norm`: an RMS norm of each head's queries and keys.
+    `context`: the most tokens of a sequence. With `latent`, attention is latent and kv_heads is heads.
     """
 
     vocabulary: int
@@ -75,8 +75,8 @@ class Config:
 
 
 def cache_entries(config: Config) -> int:
-    """What a cache keeps of a token of the whole model, in entries: in each layer keys and values of all key/value heads, or
-    one latent and one rotated key."""
+    """How many entries a cache of the whole model keeps of a token. A layer has keys and values of all key/value heads, or one
+    latent and one rotated key."""
     c = config
     if c.latent is not None:
         return c.layers * (c.latent.d_latent + c.latent.d_rope)

@@ -9,7 +9,7 @@ from models.piece import ModelError
 
 
 def default_model() -> Path:
-    """Its .gguf file, found without importing the wheel, which needs packages that we do not.
+    """The model's .gguf file. The wheel is not imported, as it needs packages that we do not.
 
     Raises ModelError where it is not installed.
     """

@@ -1,4 +1,4 @@
-"""A GGUF file: its header, its tensors dequantised as they are read, and its keys and values -> our Config."""
+"""A GGUF file: its header, and its tensors dequantised as they are read."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from layers.rope import Divided, Linear, Rope, Scaling, Yarn
-from models.config import Config, Experts, Latent
-from models.families import gguf_names, pieces
+from models import gguf_keys
+from models.families.table import ARCHITECTURES
 from models.piece import ModelError
+from models.roles import pieces
 from models.settings import Settings
 from models.source import Source
 
-ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3", "deepseek2")
 _PLAIN = {GGMLQuantizationType.F32: np.dtype("<f4"), GGMLQuantizationType.F16: np.dtype("<f2")}
-# How values are stored, by the number of their type; 8 is a string, 9 an array.
+# How values are stored, by the number of their type; 8 is a string and 9 an array.
 _VALUES = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
@@ -60,8 +59,8 @@ class GGUF:
     """The tensors and the keys and values of a GGUF file, version 2 or 3, little-endian
     (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 
-    Types and dequantisation are the gguf package's. Its reader is not used: of a vocabulary of 49152 it makes some hundred
-    thousand arrays, which takes 4 s and 150 MB on every rank. Raises ModelError for a file that is broken or cut short.
+    The gguf package knows the types and dequantises them. Its reader is not used: it makes some hundred thousand arrays of a
+    vocabulary of 49152, which takes 4 s and 150 MB on every rank. Raises ModelError for a file that is broken or cut short.
     """
 
     def __init__(self, file: Path) -> None:
@@ -111,7 +110,7 @@ class GGUF:
                 )
 
     def _rows(self, name: str, kind: GGMLQuantizationType) -> tuple[tuple[int, ...], int]:
-        """The dims but the fastest, and the bytes along that."""
+        """All dims but the fastest, and the bytes of a row along that one."""
         block, size = GGML_QUANT_SIZES[kind]
         *rows, width = self.shapes[name]
         if width % block:
@@ -125,10 +124,10 @@ class GGUF:
         rows, row = self._rows(name, kind)
         block, size = GGML_QUANT_SIZES[kind]
         *outer, inner = at
-        # Whole blocks of the fastest dim, those that the range touches.
+        # Whole blocks of the fastest dim: all that the range touches.
         first, last = inner.start // block, -(-inner.stop // block)
         stored = np.memmap(self.path, np.uint8, "r", offset, (*rows, row))[(*outer, slice(first * size, last * size))]
-        # As one row: gguf takes 16 rows at a time, which are too few entries for NumPy.
+        # They become one row, as gguf takes 16 rows at a time, and these may be too few entries for NumPy to be fast.
         values = dequantize(np.array(stored, order="C").reshape(1, -1), kind).reshape(*stored.shape[:-1], -1)
         return values[..., inner.start - first * block : inner.stop - first * block]
 
@@ -148,149 +147,29 @@ def open_file(file: Path) -> Source:
     """The model in a GGUF file. Reads the header only; its tensors are yet to be checked."""
     gguf = GGUF(file)
     architecture = gguf.metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    # In a list, as what the file says may be of a type that a dict cannot look up.
+    if architecture not in list(ARCHITECTURES):
         known = ", ".join(ARCHITECTURES)
         raise ModelError(f"{file}: general.architecture is {architecture!r}: unknown family, use one of {known}")
     if gguf.metadata.get("split.count", 1) not in (0, 1):
         raise ModelError(f"{file}: one of {gguf.metadata['split.count']} files: join them with llama-gguf-split --merge")
+    table = gguf_keys.ENDS["wte"]
+    if table not in gguf.shapes:
+        raise ModelError(f"{file}: tensor {table!r} is missing: a {architecture} needs it")
     lead = f"{architecture}."
     inside = {key.removeprefix(lead): value for key, value in gguf.metadata.items() if key.startswith(lead)}
-    config = _config(Settings(inside, f"{file}: {architecture}"), architecture, gguf)
+    s = Settings(inside, f"{file}: {architecture}")
+    config = ARCHITECTURES[architecture](s, gguf)
+    # A setting that nobody has asked for may change the mathematics.
+    further = sorted(inside.keys() - s.taken - set(gguf_keys.IDLE))
+    if further:
+        raise s.refuse(further[0], "not supported, such a setting is not known for this family")
     return Source(
         file,
         architecture,
         config,
         gguf,
-        pieces(config, gguf_names(gguf.shapes), len(gguf.shapes)),
-        harmless=lambda name: name == "rope_freqs.weight" and config.rope is not None,
+        pieces(config, gguf_keys.names(gguf.shapes), len(gguf.shapes)),
+        harmless=lambda name: name == gguf_keys.DIVISORS and config.rope is not None,
         metadata=gguf.metadata,
     )
-
-
-def _config(s: Settings, architecture: str, gguf: GGUF) -> Config:
-    def there(name: str) -> bool:
-        return name in gguf.shapes
-
-    if not there("token_embd.weight"):
-        raise ModelError(f"{gguf.path}: tensor 'token_embd.weight' is missing: a {architecture} needs it")
-    gpt2, latent = architecture == "gpt2", architecture == "deepseek2"
-    D, H, context = s.size("embedding_length"), s.size("attention.head_count"), s.size("context_length")
-    layers, d_ff = s.size("block_count"), s.size("feed_forward_length")
-    if D % H and s.get("attention.key_length") is None:
-        raise s.refuse("attention.head_count", f"use a divisor of embedding_length, {D}, or give attention.key_length")
-    of_latent = _latent(s) if latent else None
-    E = of_latent.d_rope if latent else s.size("attention.key_length", D // H)
-    if not latent:
-        s.only("attention.value_length", E)
-    # Latent attention is stored as one key/value head, the latent itself.
-    K = s.size("attention.head_count_kv", H)
-    K = H if latent else K
-    if H % K:
-        raise s.refuse("attention.head_count_kv", f"use a divisor of attention.head_count, {H}")
-    config = Config(
-        vocabulary=gguf.shapes["token_embd.weight"][0],
-        d_model=D,
-        layers=layers,
-        heads=H,
-        kv_heads=K,
-        d_ff=d_ff,
-        context=context,
-        d_head=None if latent else E,
-        activation="gelu" if gpt2 else "swiglu",
-        norm="layer" if gpt2 else "rms",
-        eps=s.number("attention.layer_norm_epsilon" if gpt2 else "attention.layer_norm_rms_epsilon"),
-        bias=there("blk.0.attn_q.bias") or architecture in ("gpt2", "qwen2"),
-        bias_out=there("blk.0.attn_output.bias"),
-        bias_mlp=there("blk.0.ffn_down.bias"),
-        qk_norm=architecture == "qwen3",
-        tied=not there("output.weight"),
-        positions=context if gpt2 else 0,
-        rope=None if gpt2 else _rope(s, E, architecture, gguf),
-        latent=of_latent,
-        experts=_experts(s, d_ff, layers, latent, gguf),
-    )
-    # Known, and of no consequence.
-    for key in ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned"):
-        s.get(key)
-    # Any other setting may change the mathematics.
-    further = sorted(set(s.values) - s.taken)
-    if further:
-        raise s.refuse(further[0], "not supported, such a setting is not known for this family")
-    return config
-
-
-def _latent(s: Settings) -> Latent:
-    # Files with the keys of the first line have in those of the second the widths of the absorbed form.
-    wide, value = s.size("attention.key_length_mla", None), s.size("attention.value_length_mla", None)
-    absorbed = s.size("attention.key_length"), s.size("attention.value_length")
-    wide, value = wide or absorbed[0], value or absorbed[1]
-    C, R = s.size("attention.kv_lora_rank"), s.size("rope.dimension_count", most=wide - 1)
-    return Latent(C, wide - R, R, value, s.size("attention.q_lora_rank", None) or 0)
-
-
-def _experts(s: Settings, d_ff: int, layers: int, latent: bool, gguf: GGUF) -> Experts | None:
-    count, first = s.size("expert_count", 0, least=0), s.size("leading_dense_block_count", 0, least=0)
-    width = s.size("expert_feed_forward_length", d_ff)
-    shared = width * s.size("expert_shared_count", 0, least=0)
-    s.only("nextn_predict_layers", 0)
-    if not count or first >= layers:
-        s.get("expert_used_count")
-        return None
-    groups = s.size("expert_group_count", 1, most=count)
-    if count % groups:
-        raise s.refuse("expert_group_count", f"use a divisor of expert_count, {count}")
-    active_groups = s.size("expert_group_used_count", 1, most=groups)
-    active = s.size("expert_used_count", most=active_groups * count // groups)
-    # 1 is softmax, also where nothing is said; 2 is sigmoid.
-    sigmoid = s.only("expert_gating_func", 1, 2) == 2
-    return Experts(
-        count,
-        active,
-        width,
-        shared,
-        first,
-        scoring="sigmoid" if sigmoid else "softmax",
-        normed=s.flag("expert_weights_norm", not latent),
-        scale=s.number("expert_weights_scale", 1.0) or 1.0,
-        groups=groups,
-        active_groups=active_groups,
-        group_top=min(2, count // groups) if sigmoid else 1,
-        correction=f"blk.{first}.exp_probs_b.bias" in gguf.shapes,
-    )
-
-
-def _rope(s: Settings, width: int, architecture: str, gguf: GGUF) -> Rope:
-    """llama's and deepseek2's weights are turned for interleaved pairs by whoever makes GGUF files, the others are not."""
-    s.only("rope.dimension_count", width)
-    base, kind = s.number("rope.freq_base", 10000.0, least=1.0), s.only("rope.scaling.type", "none", "linear", "yarn")
-    factor = s.number("rope.scaling.factor", 1.0, least=1.0)
-    scaling: Scaling | None = None
-    if kind == "linear":
-        scaling = Linear(factor)
-    elif kind == "yarn":
-        scaling = _yarn(s, factor, architecture == "deepseek2")
-    if "rope_freqs.weight" in gguf.shapes:
-        shape = gguf.shapes["rope_freqs.weight"]
-        if kind != "none" or shape != (width // 2,):
-            raise ModelError(
-                f"{gguf.path}: tensor 'rope_freqs.weight' has shape {shape} beside rope.scaling.type {kind!r}, "
-                f"use ({width // 2},) and 'none'"
-            )
-        scaling = Divided(tuple(gguf.read("rope_freqs.weight", (slice(0, width // 2),)).tolist()))
-    return Rope(
-        s.rotated("rope.dimension_count", width),
-        base,
-        "interleaved" if architecture in ("llama", "deepseek2") else "half",
-        scaling,
-    )
-
-
-def _yarn(s: Settings, factor: float, latent: bool) -> Yarn:
-    """As llama.cpp has it: cos and sin times 0.1 ln(factor) + 1; in latent attention, the scores' scale times the square of
-    yarn_log_multiplier ln(factor) + 1 instead, that multiplier being 0.1 mscale_all_dim."""
-    original = s.size("rope.scaling.original_context_length")
-    turns = s.number("rope.scaling.yarn_beta_fast", 32.0), s.number("rope.scaling.yarn_beta_slow", 1.0)
-    if not latent:
-        return Yarn(factor, original, *turns)
-    everywhere = 10 * s.number("rope.scaling.yarn_log_multiplier", 0.0)
-    return Yarn(factor, original, *turns, mscale_all_dim=everywhere, attention_factor=1.0)

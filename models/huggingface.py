@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from models.families import huggingface_names, pieces
-from models.huggingface_config import config_of
+from models.families.table import MODEL_TYPES
 from models.piece import ModelError
+from models.roles import pieces
+from models.settings import Settings
 from models.source import Source
 
-# Of safetensors' dtypes, those that weights are stored in; bfloat16 as the upper half of a float32.
+# The dtypes in which weights are stored. A bfloat16 is the upper half of a float32.
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
-# Buffers that older versions of transformers saved: masks, and the frequencies that the configuration gives.
-_BUFFERS = {
-    "gpt2": r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",
-    "": r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
-}
 
 
 class Safetensors:
     """The tensors of safetensors files (https://huggingface.co/docs/safetensors: 8 bytes of the header's length, the header in
-    JSON, the data), each read through a map of the file that is open as long as the read.
+    JSON, the data). A read opens a map of the file and closes it again.
 
-    safetensors itself checks the headers; its slices are not used, as they have no bfloat16 for NumPy and keep all pages that
-    were read in the process's memory. Raises ModelError for a file that is broken.
+    The safetensors package checks the headers. Its slices are not used, as they have no bfloat16 for NumPy and keep all pages
+    that were read in the process's memory. Raises ModelError for a file that is broken.
     """
 
     def __init__(self, files: list[Path]) -> None:
@@ -99,17 +94,23 @@ def _files(folder: Path) -> Safetensors:
 
 def open_folder(folder: Path) -> Source:
     """The model in a folder with config.json. Reads headers only; its tensors are yet to be checked."""
-    family, config = config_of(_read_json(folder / "config.json"), str(folder / "config.json"))
+    s = Settings(_read_json(folder / "config.json"), str(folder / "config.json"))
+    model_type = s.get("model_type")
+    # In a list, as what the file says may be of a type that a dict cannot look up.
+    if model_type not in list(MODEL_TYPES):
+        raise s.refuse("model_type", f"unknown family, use one of {', '.join(MODEL_TYPES)}")
+    if s.get("quantization_config") is not None:
+        raise s.refuse("quantization_config", "not supported, use the weights in float32, float16 or bfloat16")
+    stored = MODEL_TYPES[model_type]
+    config = stored.config(s)
     tensors = _files(folder)
-    names = huggingface_names(family, tensors.shapes)
-    buffers = re.compile(_BUFFERS.get(family, _BUFFERS[""]))
-
-    def harmless(name: str) -> bool:
-        # DeepSeek-V3's modules that predict further tokens stand behind the last layer; the model itself does without.
-        block = re.match(r"model\.layers\.(\d+)\.", name)
-        further = family == "deepseek_v3" and block is not None and int(block[1]) >= config.layers
-        return further or buffers.fullmatch(name) is not None
-
-    copies = {names["head"]: names["wte"]} if config.tied else {}
-    parts = pieces(config, names, len(tensors.shapes), turned=family != "gpt2")
-    return Source(folder, family, config, tensors, parts, harmless, copies)
+    names = stored.names(tensors.shapes)
+    return Source(
+        folder,
+        model_type,
+        config,
+        tensors,
+        pieces(config, names, len(tensors.shapes), stored.turned),
+        harmless=lambda name: stored.harmless(name, config),
+        copies={names["head"]: names["wte"]} if config.tied else {},
+    )

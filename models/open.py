@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.gguf_file import open_file
 from models.huggingface import open_folder
 from models.piece import ModelError
 from models.source import Source
@@ -23,12 +22,15 @@ def open_model(path: Path | str) -> Source:
     if path.is_dir() and not (path / "config.json").exists():
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1:
-            found = f"{len(files)} .gguf files" if files else "no config.json and no .gguf file"
-            raise ModelError(f"{path}: {found}: give a folder with config.json, or one .gguf file")
+            inside = f"{len(files)} .gguf files" if files else "no config.json and no .gguf file"
+            raise ModelError(f"{path}: {inside}: give a folder with config.json, or one .gguf file")
         file = files[0]
     if file.is_dir():
         source = open_folder(file)
     elif file.suffix == ".gguf":
+        # Here, as importing the gguf package takes 0.1 s, which a folder can do without.
+        from models.gguf_file import open_file
+
         source = open_file(file)
     else:
         raise ModelError(f"{path}: neither a folder nor a .gguf file: give the folder with config.json, or a .gguf file")

@@ -13,7 +13,7 @@ import numpy as np
 
 from parallel.shard import Layout
 
-# Entries read at a time: 1 MiB of float32, so that what is read, decoded and turned round stays in the cache.
+# So many entries are read at a time: 1 MiB of float32 stays in the cache while it is read, decoded and turned round.
 BLOCK = 256 * 1024
 
 
@@ -24,7 +24,7 @@ class ModelError(ValueError):
 class Tensors(Protocol):
     """The tensors of a model's files by the names that the files give them. Only headers have been read.
 
-    `shapes`: of every tensor, slowest dim first. `nbytes`: of all of them, as stored.
+    `shapes`: of every tensor, slowest dim first. `nbytes`: the bytes of all tensors, as stored.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -34,19 +34,20 @@ class Tensors(Protocol):
         """The entries at these ranges, one a dim, as float16, float32 or float64."""
 
     def file(self, name: str) -> Path:
-        """Where the tensor is."""
+        """The file that holds the tensor."""
 
     def unreadable(self, name: str) -> str | None:
-        """None, or what of the way in which it is stored cannot be read, and what could."""
+        """None; or, for a tensor that cannot be read, its stored type and the types that can."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of one of our arrays, and the tensor of theirs that it is in: `ours[at] = tensor.reshape(dims).transpose(order)`.
+    """A part of one of our arrays, and the files' tensor that holds it: `ours[at] = tensor.reshape(dims).transpose(order)`.
 
-    `dims`: the tensor's dims, each as those of ours that are joined in it: ((H, E), (D,)) is a matrix of H E rows.
-    `order`: of these dims in ours. `at`: where in ours, an index or a range a dim; what is not said is all. `within`: where
-    the tensor holds more than this along one of its dims, (that dim, where this begins, the tensor's length).
+    `dims`: for each of the tensor's dims, the dims of ours that it joins: ((H, E), (D,)) is a matrix of H E rows. `order`:
+    how these dims follow each other in ours. `at`: which part of ours, an index or a range for each of its first dims, all of
+    the others. `within`: where the tensor is longer than this piece along a dim: (that dim, the piece's first index there,
+    the tensor's length there).
     """
 
     tensor: str
@@ -57,7 +58,7 @@ class Piece:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """The shape of the whole tensor."""
         shape = [prod(joined) for joined in self.dims]
         if self.within is not None:
             shape[self.within[0]] = self.within[2]
@@ -68,7 +69,7 @@ class Piece:
         return prod(prod(joined) for joined in self.dims)
 
     def read(self, tensors: Tensors, part: np.ndarray, layout: Layout, rank: int) -> None:
-        """Fill `part`, this rank's of an array of ours, with what of it is in this piece: a block at a time."""
+        """Fill what this piece holds of `part`, a rank's part of an array of ours, block by block."""
         at = [*self.at, *[slice(None)] * (part.ndim - len(self.at))]
         begin = [0] * len(self.order)
         if layout.cut is not None:
@@ -100,7 +101,7 @@ class Piece:
         return tuple(ranges)
 
     def write(self, ours: np.ndarray, tensor: np.ndarray) -> None:
-        """Put this piece of a whole array of ours to where it stands in the whole tensor."""
+        """Copy this piece of our whole array to its place in the whole tensor."""
         if self.within is not None:
             d, first, _ = self.within
             tensor = tensor[(slice(None),) * d + (slice(first, first + prod(self.dims[d])),)]
@@ -109,8 +110,8 @@ class Piece:
 
 
 def blocks(shape: tuple[int, ...], most: int = BLOCK) -> Iterator[tuple[slice, ...]]:
-    """Consecutive blocks of an array of `shape`, of at most `most` entries, as indices: one step of each of the slowest dims, a
-    range of the next, and all of the others."""
+    """Consecutive blocks of an array of `shape`, as indices, each of at most `most` entries: one index of each of the slowest
+    dims, a range of the next dim, and all of the others."""
     dim = next((d for d in range(len(shape)) if prod(shape[d + 1 :]) <= most), 0)
     step = max(1, most // max(1, prod(shape[dim + 1 :])))
     rest = [slice(0, n) for n in shape[dim + 1 :]]

@@ -21,7 +21,6 @@ def _deepseek(vocabulary: int, d_model: int, layers: int, d_ff: int, mscale: flo
     return Config(vocabulary, d_model, layers, 128, 128, d_ff, 163840, eps=1e-6, rope=rope, latent=latent, experts=experts)
 
 
-# As their authors' config.json files say.
 PUBLISHED = {
     "GPT-2 124M": gpt2_like(50257, 768, 12, 12, 3072, 1024),
     "SmolLM2-135M": replace(llama_like(49152, 576, 30, 9, 3, 1536, 8192, tied=True), rope=Rope(64, 100000.0)),
@@ -50,7 +49,7 @@ def attention_of(c: Config) -> str:
 
 
 def entries_by_rank(c: Config, ranks: int) -> list[int]:
-    """What each rank keeps of a token, in entries: the key/value heads that its query heads read, or the whole latent.
+    """How many entries each rank's cache keeps of a token: the key/value heads that its query heads read, or the whole latent.
 
     Raises ValueError for more ranks than heads.
     """

@@ -1,4 +1,4 @@
-"""Settings from a model's file, each asked for by key, type and default. What is wrong is named: file, key and value."""
+"""Settings of a model's file, asked for by key, type and default. An error names the file, the key and the value."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from models.piece import ModelError
 
 
 class Settings:
-    """`values` by key, from `where`. A key that is absent has the default that is passed; so has one that is null, where the
-    default is None. `taken`: the keys that were asked for.
+    """`values` by key, from the file `where`. An absent key has the default that the caller passes; a null has it too if that
+    is None. `taken`: the keys that were asked for.
 
-    Raises ModelError for a value of another type or without sense, and for an absent one that has no default (`...`).
+    Raises ModelError for a value of a wrong type or out of range, and for an absent key without a default (`...`).
     """
 
     def __init__(self, values: dict, where: str) -> None:
@@ -17,7 +17,7 @@ class Settings:
         self.taken: set[str] = set()
 
     def refuse(self, key: str, right: str) -> ModelError:
-        """What is to be raised for the value at `key`, saying what would be right."""
+        """The error to raise for the value at `key`. `right`: what would be right."""
         given = repr(self.values[key]) if key in self.values else "not given"
         return ModelError(f"{self.where}: {key} is {given}: {right}")
 
@@ -46,7 +46,8 @@ class Settings:
         return float(value)
 
     def rotated(self, key: str, width: int) -> int:
-        """A width that can be rotated; `key`: where it is from. Tables of angles are made before tensors are looked at."""
+        """`width`, which comes from `key`, if it can be rotated. A huge one is refused here, as tables of angles are made
+        before anything is compared with the tensors' shapes."""
         if width % 2 or width > 2**16:
             raise self.refuse(key, f"cannot rotate a width of {width}, use an even one, 2 to 65536")
         return width
@@ -59,7 +60,7 @@ class Settings:
         return bool(value)
 
     def only(self, key: str, default: object, *allowed: object) -> object:
-        """A value that must be the default or one of `allowed`: those that the layers can do."""
+        """A value that must be the default or one of `allowed`, as the layers can do no other."""
         value = self.get(key, default)
         known = [default, *allowed]
         if value not in known:

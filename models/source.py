@@ -18,10 +18,10 @@ from parallel.shard import Layout
 @dataclass
 class Source:
     """A pretrained model. `config`: what it is made of. `family`: its model_type or general.architecture. `pieces`: which
-    parts of which tensors each of our parameters is. `metadata`: GGUF's keys and values, tokenizer.* among them, else empty.
+    parts of which tensors each of our parameters is. `metadata`: the keys and values of a GGUF file, tokenizer.* among them.
 
-    `harmless`: whether a tensor that the model does not need is known, and may be there. `copies`: tensors that may be there
-    and then are another's equal, tied to it: {"lm_head.weight": "model.embed_tokens.weight"}.
+    `harmless`: whether a tensor of this name, which the model does not need, may be in the files. `copies`: tensors that may be
+    there as copies of others, which they are tied to: {"lm_head.weight": "model.embed_tokens.weight"}.
     """
 
     path: Path
@@ -35,30 +35,28 @@ class Source:
 
     @property
     def nbytes(self) -> int:
-        """Of all tensors, as stored."""
+        """The bytes of all tensors, as stored."""
         return self.tensors.nbytes
 
     def weights(self, dtype: np.dtype | str) -> Weights:
-        """Weights for `build`: each call reads this rank's part of one array from the files, and no more."""
+        """Weights for `build`: of each array, this rank's part is read from the files, and no more."""
 
-        def read(name: str, layout: Layout, rank: int, mean: float, std: float) -> np.ndarray:
+        def read(name: str, layout: Layout, rank: int, mean: float, std: float, out: np.ndarray) -> None:
             self._require(name, layout.shape)
-            part = np.empty(layout.local_shape(rank), dtype)
             for piece in self.pieces[name]:
-                piece.read(self.tensors, part, layout, rank)
-            return part
+                piece.read(self.tensors, out, layout, rank)
 
-        return read
+        return Weights(lambda name, shape: np.empty(shape, dtype), read)
 
     def _require(self, name: str, shape: tuple[int, ...]) -> None:
         if sum(p.size for p in self.pieces.get(name, [])) != prod(shape):
             raise ModelError(f"{self.path}: a {self.family} of its configuration has no {name} of shape {shape}")
 
     def exported(self, ours: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Whole arrays by our names, weights or gradients, to the tensors that they are in the files, by the files' names.
+        """The files' tensors, by their names, put together from `ours`: whole arrays, weights or gradients, by our names.
 
-        Tensors none of whose parts are given are left out. A tied head is there if it is in the files. Raises ModelError for a
-        name that the model does not have, or not in this size, and for a tensor of which only a part is given.
+        A tensor is left out if `ours` has no part of it. A tied head is there if the files have one. Raises ModelError for a
+        name that the model does not have, or not in this size, and for a tensor that `ours` has only a part of.
         """
         for name, x in ours.items():
             self._require(name, x.shape)
@@ -80,8 +78,8 @@ class Source:
         return theirs | {copy: theirs[of] for copy, of in stored.items()}
 
     def check(self) -> None:
-        """Raises ModelError for a tensor that is missing, surplus, misshapen or stored as what we cannot read, by name. Of the
-        files, only the headers have been read."""
+        """Raises ModelError, with its name, for a tensor that is missing, surplus, misshapen or of a type that we cannot read.
+        The files' headers suffice for that."""
         wanted = {p.tensor: p.shape for pieces in self.pieces.values() for p in pieces}
         shapes = self.tensors.shapes
         missing = [name for name in wanted if name not in shapes]

@@ -16,8 +16,8 @@ from tokenizers.models import BPE
 
 from models.piece import ModelError
 
-# How text is cut into words before merging, by GGUF's `tokenizer.ggml.pre`: by one pattern after another, each cutting the
-# pieces of the one before. The patterns are those of the models' own tokenizer.json, as in llama.cpp's list (llama-vocab.cpp).
+# Patterns that cut text into words before merging, by GGUF's `tokenizer.ggml.pre`. Each pattern cuts what the one before has
+# left. The patterns are those of the models' own tokenizer.json, as in llama.cpp's list (llama-vocab.cpp).
 _SUFFIXES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,12 +42,12 @@ PRE = {
     "tekken": _TEKKEN,
     "deepseek-v3": _DEEPSEEK3,
 }
-# Of these, a word that is a token is taken whole, whatever the merges would make of it; and text begins with bos unless the
-# file says otherwise.
+# These take a word that is a token whole, whatever the merges would make of it. Their texts begin with bos unless the file
+# says otherwise.
 _WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"}
-# GGUF's token types that differ from ordinary ones: what a model is steered by, and what is one token wherever it stands.
+# GGUF's types of extraordinary tokens: control tokens steer the model, and user-defined ones are one token wherever they stand.
 _CONTROL, _USER_DEFINED = 3, 4
-# Control tokens that end a turn or a text, also where a file names another one as its eos.
+# These control tokens end a turn or a text, even if a file names another one as its eos.
 _ENDS = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>"}
 _ENDS |= {"<\uff5cend\u2581of\u2581sentence\uff5c>"}  # DeepSeek's
 _IM_START, _IM_END = "<|im_start|>", "<|im_end|>"
@@ -65,11 +65,11 @@ _BYTE_OF = _alphabet()
 
 
 class Tokenizer:
-    """`bos_id`: what begins a text, if there is one; `add_bos`: whether `encode` puts it there. `eos_ids`: what ends one.
-    `vocabulary`: how many tokens there are; a model may have rows for more.
+    """`bos_id`: the token that begins a text, or None. `add_bos`: whether `encode` puts it there. `eos_ids`: tokens that end
+    a text. `vocabulary`: how many tokens there are; a model may have rows for more.
 
-    `special` means the control tokens, as <|im_end|>. Unless it is asked for, text that looks like one is text: what a user
-    types can neither end a turn nor begin one. Safe to use from several threads.
+    Special tokens are the control tokens, such as <|im_end|>. Text that looks like one stays text unless the caller asks for
+    `special`, so that what a user types can neither end a turn nor begin one. Safe to use from several threads.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Tokenizer:
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
-        # Not every file marks these as control tokens.
+        # Some files do not mark these as control tokens.
         turns = [t for t in (_IM_START, _IM_END) if backend.token_to_id(t) is not None]
         marked = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
         backend.add_tokens([AddedToken(t, special=True, normalized=False) for t in turns if t not in marked])
@@ -99,13 +99,14 @@ class Tokenizer:
 
     @cached_property
     def _special(self) -> tokenizers.Tokenizer:
-        # One more, as encode_special_tokens belongs to a tokenizer and not to a call; it is not among what is copied.
+        # A second tokenizer, as encode_special_tokens is a tokenizer's setting and not a call's. A copy does not have it.
         return tokenizers.Tokenizer.from_str(self._plain.to_str())
 
     def encode(self, text: str, special: bool = False, bos: bool | None = None) -> list[int]:
-        """Token ids of `text`. `special`: a control token's text becomes that token. `bos`: led by bos, or None: if `add_bos`.
+        """Token ids of `text`. `special`: a control token's text becomes that token. `bos`: whether bos leads, by
+        default `add_bos`.
 
-        A byte that is no token is left out (SmolLM2 has none for 0x04 and 20 others). Raises ValueError for text that is not
+        A byte that the vocabulary lacks is left out (SmolLM2 lacks 0x04 and 20 others). Raises ValueError for text that is not
         Unicode: half a surrogate pair, as JSON may hold.
         """
         backend = self._special if special else self._plain
@@ -120,15 +121,15 @@ class Tokenizer:
         return [self.bos_id, *ids] if lead and self.bos_id is not None else ids
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of `ids`, without control tokens unless `special`. Bytes that are no UTF-8 become U+FFFD."""
+        """The text of `ids`, with control tokens only if `special`. Bytes that are no UTF-8 become U+FFFD."""
         text = b"".join(self.bytes_of(int(i), special) for i in ids).decode("utf-8", "replace")
         return text[1:] if self._strip and text.startswith(" ") else text
 
     def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation up to where the assistant speaks next, in ChatML.
 
-        `messages`: dicts of role and content. The template's own system prompt leads where the first message is not one. Raises
-        ValueError for a message that is not so, and for a model without a chat template or with another than ChatML's.
+        `messages`: dicts of role and content. The template's own system prompt leads unless the first message is one. Raises
+        ValueError for any other message, and for a model whose chat template is not ChatML's or which has none.
         """
         if self._template is None:
             raise ValueError("this model has no chat template: give it a prompt to continue")
@@ -152,13 +153,13 @@ class Tokenizer:
         return self._template is not None and _IM_START in self._template and self._plain.token_to_id(_IM_START) is not None
 
     def stream(self, stop: Sequence[str] = (), continues: bool = False) -> Stream:
-        """Turns ids into text one by one. `stop`: texts at which to end. `continues`: the text goes on from another, so that a
-        space which SentencePiece models put before the first word is one."""
+        """A stream that turns ids into text one by one. `stop`: texts at which it ends. `continues`: the text goes on from
+        another. A SentencePiece model's space before the first word then belongs to it."""
         return Stream(self, stop, continues)
 
     def bytes_of(self, i: int, special: bool = False) -> bytes:
-        """The bytes of one token, maybe part of a character. Those of an id without a token, in a vocabulary rounded up, are
-        none, and so are those of a control token unless `special`."""
+        """The bytes of one token, maybe part of a character. There are none for an id without a token, which a vocabulary that
+        is rounded up has, and none for a control token unless `special`."""
         if i in self._special_ids and not special:
             return b""
         known = self._bytes.get(i)
@@ -180,11 +181,11 @@ class Tokenizer:
 
 
 class Stream:
-    """Text of ids that come one by one: what has been returned so far, and in the end what `flush` returns, is `decode` of all.
+    """Text of ids that come one by one. All that `push` has returned, and what `flush` returns in the end, is `decode` of all.
 
-    Bytes of a character whose others are still to come are held back, and so is text that may become a stop string. The text
-    ends before the stop string that is complete first; what comes after is discarded, and `stopped` is true. A token takes
-    the same time whatever has come before.
+    The stream holds back the bytes of a character that is not complete, and text that may become a stop string. The text ends
+    before the stop string that is complete first. `stopped` is then true, and what comes after is discarded. A token takes the
+    same time whatever has come before.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), continues: bool = False) -> None:
@@ -197,11 +198,11 @@ class Stream:
         self.stopped = False
 
     def push(self, i: int) -> str:
-        """The text that is certain with this token, often one word, and sometimes nothing."""
+        """The text that has become certain with this token: often a word, sometimes nothing."""
         return self._passed(self._decoder.decode(self._tokenizer.bytes_of(int(i))))
 
     def flush(self) -> str:
-        """At the end: what was held back."""
+        """What was held back; to be called at the end."""
         text = self._passed(self._decoder.decode(b"", True))
         text, self._held = text + self._held, ""
         return text
@@ -212,11 +213,11 @@ class Stream:
         if self._strip and text:
             text, self._strip = text.removeprefix(" "), False
         text = self._held + text
-        # First to be complete, not first to begin: so it does not matter how the tokens cut the text.
-        found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
-        if found:
+        # The first to be complete, not the first to begin. So it does not matter how the tokens cut the text.
+        ends = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
+        if ends:
             self._held, self.stopped = "", True
-            return text[: min(found)[1]]
+            return text[: min(ends)[1]]
         longest = max((len(s) for s in self._stop), default=1)
         begun = (n for n in range(min(longest - 1, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in self._stop))
         sure = len(text) - next(begun, 0)
@@ -291,7 +292,7 @@ def _from_folder(folder: Path) -> Tokenizer:
         eos += i if isinstance(i, list) else [i]
     add_bos = said.get("add_bos_token")
     if add_bos is None:
-        # Then it is in the template for what surrounds a text.
+        # Then only the post-processor knows, which puts tokens round a text.
         add_bos = backend.encode("", add_special_tokens=True).ids[:1] == [bos]
     template = said.get("chat_template")
     if isinstance(template, list):
@@ -314,14 +315,14 @@ def _json(file: Path) -> dict:
 
 
 def _id(backend: tokenizers.Tokenizer, token: str | dict | None, otherwise: int | None) -> int | None:
-    """The id of a token given by its text, alone or with how it is matched, if it is given."""
+    """The id of a token that is given by its text, or by a dict with its text; `otherwise` if it is not given."""
     text = token["content"] if isinstance(token, dict) else token
     return otherwise if text is None else backend.token_to_id(text)
 
 
 def _spelling(decoder: decoders.Decoder | None) -> tuple[bool, bool]:
-    """How tokens are spelt: whether in GPT-2's characters for bytes, else as SentencePiece does; and whether the text's first
-    space is not part of it."""
+    """Whether tokens are spelt in GPT-2's characters for bytes, and not as SentencePiece spells them; and whether the first
+    space of a text is stripped."""
     steps = {} if decoder is None else json.loads(decoder.__getstate__())
     parts = {part["type"]: part for part in steps.get("decoders", [steps] if steps else [])}
     if parts.keys() - {"Fuse"} == {"ByteLevel"}:
@@ -345,8 +346,8 @@ def _checked(n: int, message: dict[str, str]) -> tuple[str, str]:
 
 
 def _default_system(template: str) -> str | None:
-    """What a ChatML template says where no system is given: a system turn that it holds as a text, not as one put together."""
-    for found in re.finditer(r"<\|im_start\|>system(?:\n|\\n)((?:(?!<\|im_)[^{}])+)<\|im_end\|>", template):
-        if not re.search(r"""['"]\s*[+~|]""", found[1]):
-            return re.sub(r"\\(.)", lambda escaped: "\n" if escaped[1] == "n" else escaped[1], found[1])
+    """The system prompt of a ChatML template for a conversation without one: a system turn that it holds as one whole text."""
+    for turn in re.finditer(r"<\|im_start\|>system(?:\n|\\n)((?:(?!<\|im_)[^{}])+)<\|im_end\|>", template):
+        if not re.search(r"""['"]\s*[+~|]""", turn[1]):
+            return re.sub(r"\\(.)", lambda escaped: "\n" if escaped[1] == "n" else escaped[1], turn[1])
     return None

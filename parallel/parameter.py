@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from math import sqrt
 
 import numpy as np
 
 from parallel.axis import Axis
 from parallel.shard import Layout
 
+# Of its entries.
+Share = int | Fraction
+
 
 class Parameter:
     """`data`: this rank's part. `grad`: None, or what backward has added since zero_grad, of the same shape.
 
-    `home`: what owns the memory, this parameter or the `Fused` that it is part of. A name's last word starts with W for a
-    matrix or a table (these decay), with b for a bias, with w for a norm's weights.
+    `decays`: whether weight decay is for it. `multiplies`: whether tokens are multiplied by it, as by a matrix. `read`: the
+    share of its entries that one token reads. `home`: what owns the memory, this parameter or the `Fused` that it is part of.
     """
 
-    def __init__(self, name: str, layout: Layout, data: np.ndarray) -> None:
+    def __init__(self, name: str, layout: Layout, data: np.ndarray, *, decays: bool, multiplies: bool, read: Share = 1) -> None:
         self.name, self.layout, self.data = name, layout, data
+        self.decays, self.multiplies, self.read = decays, multiplies, read
         self.home: Parameter | Fused = self
         self.grad: np.ndarray | None = None
         self._kept: np.ndarray | None = None
-
-    @property
-    def decays(self) -> bool:
-        """Whether weight decay is for it: matrices and tables, not norms and biases."""
-        return self.name.rpartition(".")[2].startswith("W")
 
     @property
     def parts(self) -> list[tuple[Parameter, tuple[slice, ...]]]:
@@ -70,23 +72,21 @@ class Parameter:
 
 
 class Fused:
-    """Parameters side by side along `dim` in one array `data`, so that one product serves them all.
+    """Parameters side by side in one array `data`, so that one product serves them all. `Weights` makes them, with equal facts.
 
-    From here on each one's data is a view of its part, and so is its gradient.
+    `parts`: each with where it is in data; its own data is a view of this, and so is its gradient.
     """
 
-    def __init__(self, parameters: list[Parameter], dim: int) -> None:
-        self.parameters = parameters
-        self.data = np.concatenate([p.data for p in parameters], axis=dim)
-        ends = [0, *np.cumsum([p.data.shape[dim] for p in parameters])]
-        self._at = [(slice(None),) * dim + (slice(*between),) for between in pairwise(ends)]
-        for p, at in zip(parameters, self._at, strict=True):
-            p.data, p.home = self.data[at], self
+    def __init__(self, data: np.ndarray, parts: list[tuple[Parameter, tuple[slice, ...]]]) -> None:
+        self.data, self.parts = data, parts
+        self.parameters = [p for p, _ in parts]
+        for p in self.parameters:
+            p.home = self
         self._kept: np.ndarray | None = None
 
     @property
-    def parts(self) -> list[tuple[Parameter, tuple[slice, ...]]]:
-        return list(zip(self.parameters, self._at, strict=True))
+    def decays(self) -> bool:
+        return self.parameters[0].decays
 
     def move(self, data: np.ndarray, grad: np.ndarray) -> None:
         """As Parameter.move, for all of them."""
@@ -116,9 +116,75 @@ class Fused:
                 p.grad[...] = g[at]
 
 
-# Where a layer's weights come from: called with the name, the layout and this rank on the axis, and the mean and standard
-# deviation that an untrained weight should have; returns this rank's part.
-Weights = Callable[[str, Layout, int, float, float], np.ndarray]
+MATRIX = {"decays": True, "multiplies": True}
+TABLE = {"decays": True, "multiplies": False, "read": 0}
+VECTOR = {"decays": False, "multiplies": False}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where parameters come from. Each method makes one, or several in one array: this rank's part, and what is known of it.
+
+    `room(name, shape)` gives memory. `fill(name, layout, rank, mean, std, out)` writes the part; untrained weights have this
+    mean and standard deviation. `prefix` leads every name. `summed`: how many layers' results the residual stream adds up.
+
+    `rank`: this one's place on the axis that the layout cuts along. `d_in`: how many inputs a matrix has; untrained, its std is
+    d_in^-0.5. `residual`: its product is added to the residual stream; untrained, its std is smaller by the root of `summed`
+    (GPT-2). `read`: the share of its entries that one token reads.
+    """
+
+    room: Callable[[str, tuple[int, ...]], np.ndarray]
+    fill: Callable[[str, Layout, int, float, float, np.ndarray], None]
+    prefix: str = ""
+    summed: int = 1
+
+    def within(self, prefix: str, summed: int | None = None) -> Weights:
+        """The weights of a part of a model, whose names are led by `prefix`."""
+        return replace(self, prefix=self.prefix + prefix, summed=self.summed if summed is None else summed)
+
+    def matrix(self, name: str, layout: Layout, rank: int, d_in: int, residual: bool = False, read: Share = 1) -> Parameter:
+        return self._alone(name, layout, rank, 0.0, self._std(d_in, residual), MATRIX | {"read": read})
+
+    def matrices(
+        self, layouts: Mapping[str, Layout], dim: int, rank: int, d_in: int, residual: bool = False, read: Share = 1
+    ) -> Fused:
+        """Matrices side by side along `dim` in one array."""
+        return self._beside(layouts, dim, rank, self._std(d_in, residual), MATRIX | {"read": read})
+
+    def table(self, name: str, layout: Layout, rank: int, std: float) -> Parameter:
+        """A token reads one row of it, which counts as nothing."""
+        return self._alone(name, layout, rank, 0.0, std, TABLE)
+
+    def bias(self, name: str, layout: Layout, rank: int) -> Parameter:
+        return self._alone(name, layout, rank, 0.0, 0.0)
+
+    def biases(self, layouts: Mapping[str, Layout], dim: int, rank: int) -> Fused:
+        """Biases side by side along `dim` in one array."""
+        return self._beside(layouts, dim, rank, 0.0)
+
+    def norm(self, name: str, width: int) -> Parameter:
+        """Weights of a norm, whole on every rank."""
+        return self._alone(name, Layout((width,)), 0, 1.0, 0.0)
+
+    def _std(self, d_in: int, residual: bool) -> float:
+        return d_in**-0.5 / sqrt(self.summed) if residual else d_in**-0.5
+
+    def _alone(self, name: str, layout: Layout, rank: int, mean: float, std: float, facts: dict = VECTOR) -> Parameter:
+        name, data = self.prefix + name, self.room(self.prefix + name, layout.local_shape(rank))
+        self.fill(name, layout, rank, mean, std, data)
+        return Parameter(name, layout, data, **facts)
+
+    def _beside(self, layouts: Mapping[str, Layout], dim: int, rank: int, std: float, facts: dict = VECTOR) -> Fused:
+        layouts = {self.prefix + name: layout for name, layout in layouts.items()}
+        shapes = [layout.local_shape(rank) for layout in layouts.values()]
+        ends = [0, *accumulate(shape[dim] for shape in shapes)]
+        data = self.room(next(iter(layouts)), (*shapes[0][:dim], ends[-1], *shapes[0][dim + 1 :]))
+        parts = []
+        for (name, layout), between in zip(layouts.items(), pairwise(ends), strict=True):
+            at = (slice(None),) * dim + (slice(*between),)
+            self.fill(name, layout, rank, 0.0, std, data[at])
+            parts.append((Parameter(name, layout, data[at], **facts), at))
+        return Fused(data, parts)
 
 
 def drawn(seed: int, dtype: np.dtype | str, spread: float = 0.0) -> Weights:
@@ -127,25 +193,18 @@ def drawn(seed: int, dtype: np.dtype | str, spread: float = 0.0) -> Weights:
     `spread` is the least standard deviation: with 0, biases start at zero; comparisons use more, so that none is zero.
     """
 
-    def draw(name: str, layout: Layout, rank: int, mean: float, std: float) -> np.ndarray:
+    def draw(name: str, layout: Layout, rank: int, mean: float, std: float, out: np.ndarray) -> None:
         key = int.from_bytes(blake2b(f"{seed}/{name}".encode(), digest_size=16).digest())
         whole = mean + max(std, spread) * np.random.Generator(np.random.Philox(key=key)).standard_normal(layout.shape)
-        return layout.take(whole.astype(dtype), rank)
+        out[...] = layout.take(whole, rank)
 
-    return draw
-
-
-def within(prefix: str, weights: Weights) -> Weights:
-    """The weights of a part of a model, whose names are led by `prefix`."""
-    return lambda name, layout, rank, mean, std: weights(prefix + name, layout, rank, mean, std)
+    return Weights(lambda name, shape: np.empty(shape, dtype), draw)
 
 
-def named(prefix: str, parameters: list[Parameter]) -> None:
-    """Lead the names of a part's parameters by `prefix`, as the whole model calls them."""
-    for p in parameters:
-        p.name = prefix + p.name
-
-
-def given(whole: dict[str, np.ndarray]) -> Weights:
+def given(whole: Mapping[str, np.ndarray]) -> Weights:
     """Weights from whole arrays by name."""
-    return lambda name, layout, rank, mean, std: layout.take(whole[name], rank)
+
+    def take(name: str, layout: Layout, rank: int, mean: float, std: float, out: np.ndarray) -> None:
+        out[...] = layout.take(whole[name], rank)
+
+    return Weights(lambda name, shape: np.empty(shape, whole[name].dtype), take)

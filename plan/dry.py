@@ -1,22 +1,29 @@
-"""Axes without MPI and weights without memory, on which a model is built and never run."""
+"""Axes without MPI and weights without memory: a model that is built on them knows its sizes, and is never run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from types import SimpleNamespace
-
 import numpy as np
 
-from parallel.shard import Layout
+from parallel.axis import group_name
+from parallel.parameter import Weights
 
 
-class Place(SimpleNamespace):
-    """Where a layer that is never run believes itself to be."""
+class DryAxis:
+    """The place of one rank on an axis: what of `parallel.axis.Axis` a layer asks before it runs. It has no verbs.
 
-    def group(self, ranks: Iterable[int]) -> Place:
-        return self
+    `members`: the axis' ranks as the mesh numbers them, 0, 1, ... unless given.
+    """
+
+    def __init__(self, name: str, size: int, rank: int = 0, members: tuple[int, ...] | None = None) -> None:
+        self.name, self.size, self.rank = name, size, rank
+        self.members = tuple(range(size)) if members is None else members
+
+    def group(self, ranks: range) -> DryAxis:
+        """The axis of some ranks that follow one another on this one. Raises ValueError where this rank is none of them."""
+        members = self.members[ranks.start : ranks.stop]
+        return DryAxis(group_name(self.name, ranks), len(ranks), ranks.index(self.rank), members)
 
 
-def unread(name: str, layout: Layout, rank: int, mean: float, std: float) -> np.ndarray:
-    """Weights of the right shape and no memory."""
-    return np.broadcast_to(np.zeros(1, np.float32), layout.local_shape(rank))
+def dry_weights(dtype: np.dtype | str) -> Weights:
+    """Zeros of every shape, in the memory of one."""
+    return Weights(lambda name, shape: np.broadcast_to(np.zeros((), dtype), shape), lambda *asked: None)

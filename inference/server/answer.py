@@ -18,10 +18,10 @@ from inference.server.engine_thread import EngineThread, Job
 from inference.server.inbox import Inbox
 from inference.server.openai_reply import Reply, Usage
 from inference.server.openai_request import Refused, decoded, parsed
-from inference.server.writer import Piece, Writer
+from inference.server.writer import Delta, Writer
 from models.tokenizer import Tokenizer
 
-# A prompt whose body is longer is turned into tokens beside the event loop, not in it.
+# Bytes of a body whose prompt would keep the event loop busy: a thread turns it into tokens.
 LONG_BODY = 2**14
 SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -39,18 +39,18 @@ class Model(NamedTuple):
 
 
 class Answering:
-    """The calls that are under way; `stop` ends them, and there are no new ones after `close`."""
+    """The calls that are under way. After `close` there are no new ones; `stop` ends those that are left."""
 
     def __init__(self, model: Model, thread: EngineThread) -> None:
         self.model, self.thread = model, thread
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        # How to cut each client off.
+        # By call: what cuts its client off.
         self._calls: dict[Inbox, Callable[[], None]] = {}
 
     def close(self) -> int:
-        """How many calls are left."""
+        """Refuse new calls from now on. Returns how many are under way."""
         self._closed = True
         return len(self._calls)
 
@@ -64,7 +64,7 @@ class Answering:
         return True
 
     def stop(self) -> None:
-        """Tell the clients that no more will come."""
+        """End every call with an error for its client."""
         for inbox in self._calls:
             inbox.fail(Refused(503, "the server is shutting down before this was finished", code="shutting_down"))
 
@@ -73,7 +73,7 @@ class Answering:
             abort()
 
     async def answer(self, chat: bool, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application. Raises Refused as long as nothing has been sent."""
+        """An ASGI application. Raises Refused, but only before anything has been sent."""
         arrived, send = perf_counter(), patient(scope, send)
         try:
             self._admit()
@@ -119,17 +119,17 @@ class Answering:
 
 
 def usage(jobs: Sequence[Job], prompts: Sequence[list[int]]) -> Usage:
-    """A prompt counts once, however many answers it gets; what was found of it, for the first of these."""
+    """A prompt counts once, however many answers it gets; `cached` is that of its first answer."""
     each = len(jobs) // len(prompts)
     return Usage(sum(map(len, prompts)), sum(job.cached or 0 for job in jobs[::each]), sum(job.tokens for job in jobs))
 
 
 async def _whole(reply: Reply, jobs: Sequence[Job], prompts: Sequence[list[int]], inbox: Inbox, send: Send) -> None:
-    pieces = [Piece("", [], [], None) for _ in jobs]
-    while any(piece.reason is None for piece in pieces):
-        for index, piece in (await inbox.take()).items():
-            pieces[index] = pieces[index].then(piece)
-    response = as_json(reply.whole(pieces, usage(jobs, prompts)))
+    deltas = [Delta("", [], [], None) for _ in jobs]
+    while any(delta.reason is None for delta in deltas):
+        for index, delta in (await inbox.take()).items():
+            deltas[index] = deltas[index].then(delta)
+    response = as_json(reply.whole(deltas, usage(jobs, prompts)))
     await send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body})
 
@@ -140,10 +140,10 @@ async def _streamed(reply: Reply, jobs: Sequence[Job], prompts: Sequence[list[in
     try:
         while left:
             taken = await inbox.take()
-            left -= sum(piece.reason is not None for piece in taken.values())
-            await _data(send, [chunk for index, piece in taken.items() for chunk in reply.chunks(index, piece)])
+            left -= sum(delta.reason is not None for delta in taken.values())
+            await _data(send, [chunk for index, delta in taken.items() for chunk in reply.chunks(index, delta)])
     except Refused as refused:
-        # The status has gone out already; the official client raises what the stream says.
+        # The status has been sent already. The official client raises an error that it finds in the stream.
         await _data(send, [refused.body])
         await send({"type": "http.response.body", "body": b""})
         return
@@ -172,5 +172,5 @@ async def _data(send: Send, chunks: Sequence[dict]) -> None:
 
 
 def as_json(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    # ASCII: half a surrogate pair that a client sent may be quoted in what it is told.
+    # ASCII: an error may quote half a surrogate pair that the client sent.
     return Response(json.dumps(body), status, headers=headers, media_type="application/json")

@@ -1,4 +1,4 @@
-"""HTTP connections that cannot be held without end: by one that sends half a request, or that does not read its answer."""
+"""HTTP connections that end by themselves where a client sends half a request, or does not read its answer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from inference.server.openai_request import Refused
 PATIENCE = 30.0
 # A body's bytes.
 MOST_BODY = 2**20
-# What is read and thrown away of a body that is too long, so that its sender comes to reading the answer: bytes, seconds.
+# The most bytes and seconds to read and throw away of a body that is too long: its sender reads the answer only afterwards.
 LINGER_BYTES, LINGER_SECONDS = 2**24, 1.0
 
 
 class Connection(H11Protocol):
-    """Tells its application how to cut it, in scope["state"]["abort"], and cuts itself if no request comes in time."""
+    """Cuts itself if no request comes in time. scope["state"]["abort"] lets the application cut it, too."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -32,7 +32,8 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _look(self, before: RequestResponseCycle | object | None) -> None:
-        """`before`: the request that was last when it was looked before."""
+        """Cut the connection if nothing is under way and no request has come since the last look. `before`: the latest request
+        at that look."""
         busy = self.cycle is not None and not self.cycle.response_complete
         if self.cycle is before and not busy:
             self.transport.abort()
@@ -41,7 +42,7 @@ class Connection(H11Protocol):
 
 
 async def body_of(scope: Scope, receive: Receive) -> bytes:
-    """A request's whole body. Raises Refused: 413 for one of more than a MiB, 408 for one that does not come."""
+    """A request's whole body. Raises Refused: 413 for more than MOST_BODY, 408 for one that does not come in time."""
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     body = bytearray()
     if int(declared) > MOST_BODY:
@@ -71,13 +72,13 @@ class Gone(Exception):
 
 
 async def gone(receive: Receive) -> None:
-    """Until the client closes its connection. For when the body has been read."""
+    """Wait until the client closes its connection, once the body has been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def patient(scope: Scope, send: Send) -> Send:
-    """`send`, but a client that reads nothing for too long is cut off. Raises Gone."""
+    """A `send` that cuts off a client which reads nothing for too long, and then raises Gone."""
 
     async def bounded(message: Message) -> None:
         try:
@@ -85,7 +86,7 @@ def patient(scope: Scope, send: Send) -> Send:
                 await send(message)
         except TimeoutError:
             scope["state"]["abort"]()
-            # The loop is to see the connection lost before the application ends without an answer.
+            # Let the loop see that the connection is lost before the application ends without an answer.
             await asyncio.sleep(0)
             raise Gone from None
 
@@ -93,7 +94,7 @@ def patient(scope: Scope, send: Send) -> Send:
 
 
 async def lingering(receive: Receive) -> None:
-    """Read what a client still sends, for a while: a connection that is closed before may take the answer with it."""
+    """Read what a client still sends, for a while: closing the connection earlier may lose the answer."""
     discarded = 0
     try:
         async with asyncio.timeout(LINGER_SECONDS):
@@ -108,7 +109,7 @@ async def lingering(receive: Receive) -> None:
 
 @asynccontextmanager
 async def watched(receive: Receive, when_gone: Callable[[], None]) -> AsyncIterator[None]:
-    """`when_gone` is called if the client closes its connection meanwhile, also when nothing is being sent to it."""
+    """Calls `when_gone` if the client closes its connection meanwhile, also while nothing is sent to it."""
     task = asyncio.create_task(gone(receive))
     task.add_done_callback(lambda t: t.cancelled() or when_gone())
     try:

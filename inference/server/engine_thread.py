@@ -1,7 +1,7 @@
-"""The engine in a thread of its own, beside the event loop that talks to clients: orders in, pieces of text out.
+"""The engine in a thread of its own, beside the event loop that talks to clients: orders in, deltas of text out.
 
-All calls of the engine come from this thread, between steps; what the loop is told goes through call_soon_threadsafe, once a
-step. Without a request the thread is asleep.
+Only this thread calls the engine, and only between steps. It passes what came of a step to the loop in one call of
+call_soon_threadsafe. Without a request it is asleep.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from queue import Empty, SimpleQueue
 
 from inference.engine import Ask, Engine, Report
 from inference.server.metrics import Metrics
-from inference.server.writer import Piece, Writer
+from inference.server.writer import Delta, Writer
 
 
 @dataclass(eq=False)
 class Job:
-    """One answer. `put` is called on the event loop with each piece of it. `arrived`: when, by perf_counter. Then: its number,
-    tokens of the prompt that were found computed, tokens so far, and when the last ones came."""
+    """One answer. `put` is called on the event loop with each delta of it. `arrived`, `last`: when it was asked for and when
+    its last tokens came, by perf_counter. `cached`: tokens of the prompt that were computed already. `tokens`: how many came.
+    """
 
     ask: Ask
     writer: Writer
-    put: Callable[[Piece], None]
+    put: Callable[[Delta], None]
     arrived: float
     id: int = -1
     cached: int | None = None
@@ -45,23 +46,23 @@ class EngineThread(threading.Thread):
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._jobs: dict[int, Job] = {}
         self._ids = count(1)
-        # Those of whom the next outline is to tell that they are gone.
+        # Cancelled since the last step: the next outline says so.
         self._gone: list[int] = []
 
     # --- from the event loop
 
     def submit(self, jobs: Sequence[Job]) -> asyncio.Future[None]:
-        """All of them or none. The future raises what Engine.add raises."""
+        """Add all of these or none. The future raises what Engine.add raises."""
         answer = self.loop.create_future()
         self._orders.put(partial(self._add, jobs, answer))
         return answer
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Nobody waits for these any more; those that have ended are left aside."""
+        """End those of these that have not ended yet: nobody waits for them."""
         self._orders.put(partial(self._cancel, jobs))
 
     def stop(self) -> None:
-        """After what has been ordered before, the thread ends and lets the other ranks go."""
+        """Once the orders before this one are done, the thread ends, and with it the other ranks' part."""
         self._orders.put(None)
 
     # --- in the thread
@@ -74,7 +75,7 @@ class EngineThread(threading.Thread):
         self.engine.stop()
 
     def _obeyed(self, wait: bool) -> bool:
-        """Do what has been ordered; False if that is to stop. `wait`: until there is something."""
+        """Do what has been ordered; False if that is to stop. `wait`: sleep until there is an order."""
         while True:
             try:
                 order = self._orders.get(wait)
@@ -112,26 +113,26 @@ class EngineThread(threading.Thread):
     def _report(self, report: Report) -> None:
         for id, computed in report.step.admitted:
             job = self._jobs[id]
-            # What a preempted request finds again are its own tokens.
+            # A preempted request is admitted again, and then finds its own tokens.
             job.cached = computed if job.cached is None else job.cached
         written, ended = [], dict.fromkeys(self._gone, "cancelled")
         self._gone = []
         for id, tokens, reason in report.deliveries:
             job = self._jobs[id]
-            piece = job.writer.write(tokens, reason)
-            self._time(job, len(piece.ids), report.ended)
-            if piece.reason is not None:
+            delta = job.writer.write(tokens, reason)
+            self._time(job, len(delta.ids), report.ended)
+            if delta.reason is not None:
                 if reason is None:
-                    self.engine.finish(id, piece.reason)
+                    self.engine.finish(id, delta.reason)
                 self.metrics.request.observe(report.ended - job.arrived)
-                ended[id] = piece.reason
+                ended[id] = delta.reason
                 del self._jobs[id]
-            written.append((job, piece))
+            written.append((job, delta))
         self.metrics.state = state = self.engine.scheduler.metrics()
         self.loop.call_soon_threadsafe(self._deliver, written, _outline(report, ended, state))
 
     def _time(self, job: Job, tokens: int, now: float) -> None:
-        """Of so many new tokens the first may be the job's first; the others came `gap` apart, as far as anybody can tell."""
+        """Note the time to a first token, or that between tokens: those of one step share it evenly."""
         if not tokens:
             return
         if not job.tokens:
@@ -141,9 +142,9 @@ class EngineThread(threading.Thread):
         job.tokens += tokens
         job.last = now
 
-    def _deliver(self, written: Sequence[tuple[Job, Piece]], outline: dict) -> None:
-        for job, piece in written:
-            job.put(piece)
+    def _deliver(self, written: Sequence[tuple[Job, Delta]], outline: dict) -> None:
+        for job, delta in written:
+            job.put(delta)
         self.watch(outline)
 
 
@@ -157,7 +158,7 @@ def _settle(answer: asyncio.Future[None], error: Exception | None) -> None:
 
 
 def _outline(report: Report, ended: dict[int, str], state: dict) -> dict:
-    """A step as one who watches sees it. `runs`: id, whether prefill, tokens run, of these drafts, and tokens that came."""
+    """A step as the page shows it. `runs`: id, whether prefill, tokens run, drafts among these, and tokens that came."""
     came = {d.id: len(d.tokens) for d in report.deliveries}
     return {
         "step": report.step.number,

@@ -1,4 +1,4 @@
-"""What the engine's thread has told, until somebody on the event loop takes it: bounded, however slowly that is."""
+"""What the engine's thread has sent waits here until the event loop takes it, in bounded memory, however slow a client is."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from inference.server.writer import Piece
+from inference.server.writer import Delta
 
-# Steps that one who begins to watch is told of, and the most that he is told late.
+# How many past steps a new reader gets, and the most that wait for a slow one.
 HISTORY = 240
 
 
 class Inbox:
-    """Pieces of a call's answers, by index, until somebody takes them: those of one index as one, so that a client that reads
-    slowly holds no more than the text of its answers."""
+    """Deltas of a call's answers, by index. Those of one index are joined, so that a client that reads slowly makes the server
+    hold no more than the text of its answers."""
 
     def __init__(self) -> None:
-        self._pieces: dict[int, Piece] = {}
+        self._pieces: dict[int, Delta] = {}
         self._event = asyncio.Event()
         self._failure: Exception | None = None
 
-    def put(self, index: int, piece: Piece) -> None:
+    def put(self, index: int, delta: Delta) -> None:
         waiting = self._pieces.get(index)
-        self._pieces[index] = piece if waiting is None else waiting.then(piece)
+        self._pieces[index] = delta if waiting is None else waiting.then(delta)
         self._event.set()
 
     def fail(self, error: Exception) -> None:
         self._failure = error
         self._event.set()
 
-    async def take(self) -> dict[int, Piece]:
+    async def take(self) -> dict[int, Delta]:
         await self._event.wait()
         self._event.clear()
         if self._failure is not None:
@@ -41,7 +41,7 @@ class Inbox:
 
 
 class Feed:
-    """Outlines of steps for those who watch."""
+    """Outlines of steps, for readers that watch the engine."""
 
     def __init__(self) -> None:
         self.history: deque[dict] = deque(maxlen=HISTORY)
@@ -55,7 +55,7 @@ class Feed:
 
     @contextmanager
     def reader(self) -> Iterator[Reader]:
-        """One who begins with what has been."""
+        """A reader, which gets the past steps first."""
         reader = Reader(self.history)
         self._readers.add(reader)
         if self._closed:
@@ -72,7 +72,7 @@ class Feed:
 
 
 class Reader:
-    """Who reads too slowly loses the oldest steps."""
+    """A reader that is too slow loses the oldest steps."""
 
     def __init__(self, steps: Iterable[dict]) -> None:
         self._steps, self._event, self._closed = deque(steps, maxlen=HISTORY), asyncio.Event(), False
@@ -87,7 +87,7 @@ class Reader:
         self._event.set()
 
     async def take(self) -> list[dict] | None:
-        """Steps that have not been read, as soon as there are some; None at the end."""
+        """The steps since the last call, as soon as there are some; None once the feed is closed."""
         await self._event.wait()
         if self._closed:
             return None

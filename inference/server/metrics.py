@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# Seconds: to a first token, which may wait for a long queue, and between two tokens.
+# Bounds in seconds: to a first token, which may wait in a long queue, and between two tokens.
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 INTER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 # A sample: its labels and its value.
@@ -15,7 +15,7 @@ Sample = tuple[Mapping[str, str], float]
 
 
 class Histogram:
-    """Counts of values up to each of `bounds`, ascending, and beyond."""
+    """How many values were at most each of `bounds`, which ascend, and how many were beyond the last."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
@@ -29,12 +29,12 @@ class Histogram:
         return sum(self.counts)
 
     def lines(self, name: str, help: str) -> list[str]:
-        found, total = _head(name, help, "histogram"), 0
+        lines, total = _head(name, help, "histogram"), 0
         counts = list(self.counts)
         for bound, count in zip([*map(str, self.bounds), "+Inf"], counts, strict=True):
             total += count
-            found.append(_line(f"{name}_bucket", {"le": bound}, total))
-        return [*found, _line(f"{name}_sum", {}, self.sum), _line(f"{name}_count", {}, total)]
+            lines.append(_line(f"{name}_bucket", {"le": bound}, total))
+        return [*lines, _line(f"{name}_sum", {}, self.sum), _line(f"{name}_count", {}, total)]
 
 
 class Metrics:
@@ -99,8 +99,8 @@ def _head(name: str, help: str, kind: str) -> list[str]:
 
 
 def _line(name: str, labels: Mapping[str, str], value: float) -> str:
-    told = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
-    return f"{name}{{{told}}} {value:.17g}" if told else f"{name} {value:.17g}"
+    pairs = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
+    return f"{name}{{{pairs}}} {value:.17g}" if pairs else f"{name} {value:.17g}"
 
 
 def _escaped(label: str) -> str:

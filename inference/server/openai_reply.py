@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from inference.server.openai_request import Call
-from inference.server.writer import Piece, Said
+from inference.server.writer import Delta, Said
 from models.tokenizer import Tokenizer
 
 
 class Usage(NamedTuple):
-    """Tokens: of the prompts, those of them that were found computed, and of the answers, end tokens included."""
+    """Tokens: of the prompts, those of them that were computed already, and of the answers, with their end tokens."""
 
     prompt: int
     cached: int
@@ -29,7 +29,7 @@ class Usage(NamedTuple):
 
 
 class Reply:
-    """To one call. An answer is named by its index: n of the first prompt, then of the next."""
+    """The reply to one call. Answers have an index: the n of the first prompt come first, then those of the next."""
 
     def __init__(self, call: Call, model: str, tokenizer: Tokenizer | None) -> None:
         self.call, self.tokenizer = call, tokenizer
@@ -37,34 +37,34 @@ class Reply:
         self._head = {"id": self.id, "created": int(time.time()), "model": model}
         self._begun: set[int] = set()
 
-    def whole(self, pieces: Sequence[Piece], usage: Usage) -> dict:
-        """The answer of each index, in one piece."""
+    def whole(self, deltas: Sequence[Delta], usage: Usage) -> dict:
+        """The answer of each index, as one delta that holds all of it."""
         choices = []
-        for index, piece in enumerate(pieces):
-            said = {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
-            choices.append(self._choice(index, said if self.call.chat else {"text": piece.text}, piece))
+        for index, delta in enumerate(deltas):
+            said = {"message": {"role": "assistant", "content": delta.text, "refusal": None}}
+            choices.append(self._choice(index, said if self.call.chat else {"text": delta.text}, delta))
         kind = "chat.completion" if self.call.chat else "text_completion"
         return self._head | {"object": kind, "choices": choices, "usage": usage.as_json()}
 
-    def chunks(self, index: int, piece: Piece) -> list[dict]:
-        """Of a stream: none if there is nothing to tell yet."""
+    def chunks(self, index: int, delta: Delta) -> list[dict]:
+        """What a stream sends of a delta: nothing if it has nothing that the client asked for."""
         if not self.call.chat:
-            return [self._chunk([self._choice(index, {"text": piece.text}, piece)])] if self._tells(piece) else []
-        found = []
+            return [self._chunk([self._choice(index, {"text": delta.text}, delta)])] if self._has_news(delta) else []
+        chunks = []
         if index not in self._begun:
             self._begun.add(index)
-            found.append(self._chunk([self._delta(index, {"role": "assistant", "content": ""})]))
-        if self._tells(piece):
-            delta = {"content": piece.text} if piece.text or not piece.reason else {}
-            found.append(self._chunk([self._choice(index, {"delta": delta}, piece)]))
-        return found
+            chunks.append(self._chunk([self._delta(index, {"role": "assistant", "content": ""})]))
+        if self._has_news(delta):
+            content = {"content": delta.text} if delta.text or not delta.reason else {}
+            chunks.append(self._chunk([self._choice(index, {"delta": content}, delta)]))
+        return chunks
 
     def usage_chunk(self, usage: Usage) -> dict:
         """The last chunk of a stream with stream_options.include_usage."""
         return self._chunk([]) | {"usage": usage.as_json()}
 
-    def _tells(self, piece: Piece) -> bool:
-        return bool(piece.text or piece.reason or (self._wants_logprobs and piece.said) or (self.call.token_ids and piece.ids))
+    def _has_news(self, delta: Delta) -> bool:
+        return bool(delta.text or delta.reason or (self._wants_logprobs and delta.said) or (self.call.token_ids and delta.ids))
 
     @property
     def _wants_logprobs(self) -> bool:
@@ -73,10 +73,10 @@ class Reply:
     def _delta(self, index: int, delta: dict) -> dict:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def _choice(self, index: int, text: dict, piece: Piece) -> dict:
-        told = (self._chat_logprobs if self.call.chat else self._logprobs)(piece.said) if self._wants_logprobs else None
-        choice = {"index": index, **text, "logprobs": told, "finish_reason": piece.reason}
-        return choice | ({"token_ids": piece.ids} if self.call.token_ids else {})
+    def _choice(self, index: int, text: dict, delta: Delta) -> dict:
+        logprobs = (self._chat_logprobs if self.call.chat else self._logprobs)(delta.said) if self._wants_logprobs else None
+        choice = {"index": index, **text, "logprobs": logprobs, "finish_reason": delta.reason}
+        return choice | ({"token_ids": delta.ids} if self.call.token_ids else {})
 
     def _chunk(self, choices: list[dict]) -> dict:
         usage = {"usage": None} if self.call.include_usage else {}
@@ -86,8 +86,8 @@ class Reply:
     # --- log-probabilities
 
     def _logprobs(self, said: Sequence[Said]) -> dict:
-        """`tokens`: one that is no whole character is spelt bytes:\\xe2\\x82, so that two of them differ. `top_logprobs`: the
-        likeliest, and the token itself where it is none of them."""
+        """`tokens`: one that is no whole character is spelt bytes:\\xe2\\x82, so that two of them differ. `top_logprobs`:
+        the likeliest tokens, and the token itself."""
         tops = []
         for s in said:
             top = {_spelt(self._bytes(i)): logprob for i, logprob in s.token.top}

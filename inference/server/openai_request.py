@@ -1,7 +1,7 @@
-"""What clients of OpenAI's API send, checked field by field, and as what the engine is asked.
+"""What clients of OpenAI's API send, checked field by field and turned into what the engine is asked.
 
 After https://platform.openai.com/docs/api-reference (completions, chat); `top_k`, `min_p`, `ignore_eos`, `priority` and
-`return_token_ids` are vLLM's. A field that we know but do not have is refused unless it has the value that changes nothing.
+`return_token_ids` are vLLM's. We refuse a field of the API that we have not, unless its value changes nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from inference.engine import Ask
 from inference.sampling import Sampling
 from models.tokenizer import Tokenizer
 
-# Answers of one request, over all its prompts; the likeliest tokens that are told of each; stop texts.
+# The most answers of one request, over all its prompts; the most likeliest tokens of a position; the most stop texts.
 MOST_ANSWERS, MOST_LIKELIEST, MOST_STOPS = 128, 20, 4
-# Dividing logits by less may overflow.
+# A lower temperature counts as 0: logits divided by it may overflow.
 COLDEST = 1e-4
 
 
 class Refused(Exception):
-    """A request that gets an HTTP status and an error in OpenAI's shape. `param`: the field that is wrong."""
+    """Answers a request with an HTTP status and an error in OpenAI's shape. `param`: the field that is wrong."""
 
     def __init__(
         self,
@@ -48,10 +48,10 @@ def wrong(name: str | None, message: str, code: str | None = None) -> NoReturn:
 
 
 def missing(model: str, served: str) -> Refused:
-    return Refused(404, f"The model {_told(model)} does not exist: this server has {served}", "model", "model_not_found")
+    return Refused(404, f"The model {_shown(model)} does not exist: this server has {served}", "model", "model_not_found")
 
 
-# --- kinds of fields: each takes a name and a value that is not null, and returns the value or refuses it
+# --- kinds of fields: each takes a name and a value that is not null, and returns the value or raises Refused
 
 Check = Callable[[str, object], object]
 
@@ -59,9 +59,9 @@ Check = Callable[[str, object], object]
 def _whole(low: int, high: int) -> Check:
     def check(name: str, value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
-            wrong(name, f"{name} must be a whole number, not {_told(value)}")
+            wrong(name, f"{name} must be a whole number, not {_shown(value)}")
         if not low <= value <= high:
-            wrong(name, f"{name} {_told(value)} must be from {low} to {high}")
+            wrong(name, f"{name} {_shown(value)} must be from {low} to {high}")
         return value
 
     return check
@@ -72,12 +72,9 @@ def _number(low: float, high: float, above: bool = False) -> Check:
 
     def check(name: str, value: object) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool):
-            wrong(name, f"{name} must be a number, not {_told(value)}")
+            wrong(name, f"{name} must be a number, not {_shown(value)}")
         if not low <= value <= high or (above and value == low):
-            wrong(
-                name,
-                f"{name} {_told(value)} must be {'above' if above else 'from'} {low} {'and at most' if above else 'to'} {high}",
-            )
+            wrong(name, f"{name} {_shown(value)} must be {f'above {low} and at most' if above else f'from {low} to'} {high}")
         return float(value)
 
     return check
@@ -85,13 +82,13 @@ def _number(low: float, high: float, above: bool = False) -> Check:
 
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        wrong(name, f"{name} must be true or false, not {_told(value)}")
+        wrong(name, f"{name} must be true or false, not {_shown(value)}")
     return value
 
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
-        wrong(name, f"{name} must be a text, not {_told(value)}")
+        wrong(name, f"{name} must be a text, not {_shown(value)}")
     return value
 
 
@@ -102,7 +99,7 @@ def _anything(name: str, value: object) -> object:
 def _stops(name: str, value: object) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(s, str) for s in stops):
-        wrong(name, f"{name} must be a text or a list of texts, not {_told(value)}")
+        wrong(name, f"{name} must be a text or a list of texts, not {_shown(value)}")
     if len(stops) > MOST_STOPS:
         wrong(name, f"{name} has {len(stops)} texts: at most {MOST_STOPS} are allowed")
     if "" in stops:
@@ -112,7 +109,7 @@ def _stops(name: str, value: object) -> tuple[str, ...]:
 
 def _stream_options(name: str, value: object) -> dict:
     if not isinstance(value, dict):
-        wrong(name, f"{name} must be an object, not {_told(value)}")
+        wrong(name, f"{name} must be an object, not {_shown(value)}")
     for key in value:
         if key not in ("include_usage", "include_obfuscation"):
             wrong(f"{name}.{key}", f"Unrecognized request argument supplied: {name}.{key}")
@@ -145,31 +142,31 @@ def _messages(name: str, value: object) -> list[dict[str, str]]:
 
 def _message(name: str, message: object) -> dict[str, str]:
     if not isinstance(message, dict):
-        wrong(name, f"{name} must be an object with role and content, not {_told(message)}")
+        wrong(name, f"{name} must be an object with role and content, not {_shown(message)}")
     for key in ("tool_calls", "tool_call_id", "function_call", "audio"):
         if message.get(key):
             wrong(f"{name}.{key}", f"{name}.{key} is not supported")
     role, content = message.get("role"), message.get("content")
-    # What the system role is called for newer models.
+    # Newer models call the system role so.
     role = "system" if role == "developer" else role
     if role not in ("system", "user", "assistant"):
-        wrong(f"{name}.role", f"{name}.role {_told(role)} must be system, user or assistant")
+        wrong(f"{name}.role", f"{name}.role {_shown(role)} must be system, user or assistant")
     if isinstance(content, list):
-        content = "".join(_part(f"{name}.content[{n}]", part) for n, part in enumerate(content))
+        content = "".join(_text_part(f"{name}.content[{n}]", part) for n, part in enumerate(content))
     if not isinstance(content, str):
-        wrong(f"{name}.content", f"{name}.content must be a text or a list of text parts, not {_told(content)}")
+        wrong(f"{name}.content", f"{name}.content must be a text or a list of text parts, not {_shown(content)}")
     return {"role": role, "content": content}
 
 
-def _part(name: str, part: object) -> str:
+def _text_part(name: str, part: object) -> str:
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
         wrong(name, f'{name} must be {{"type": "text", "text": ...}}: nothing but text is supported')
     return part["text"]
 
 
-def _told(value: object) -> str:
-    said = json.dumps(value)
-    return said if len(said) <= 60 else said[:57] + "..."
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # --- which fields there are
@@ -191,7 +188,7 @@ _COMMON: dict[str, Check] = _SAMPLING | {
     "ignore_eos": _flag,
     "priority": _whole(-100, 100),
     "return_token_ids": _flag,
-    # They say who asks, and how the service may keep and bill it: nothing about the answer.
+    # They say who asks and how a service may keep and bill it, and nothing about the answer.
     **dict.fromkeys(("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"), _anything),
 }
 FIELDS: dict[bool, dict[str, Check]] = {
@@ -204,7 +201,7 @@ FIELDS: dict[bool, dict[str, Check]] = {
         "top_logprobs": _whole(0, MOST_LIKELIEST),
     },
 }
-# What we have not, with the values that change nothing.
+# Fields that we have not, with the values that change nothing.
 _NEUTRAL: dict[str, list[object]] = {"presence_penalty": [0], "frequency_penalty": [0], "logit_bias": [{}]}
 NEUTRAL: dict[bool, dict[str, list[object]]] = {
     False: _NEUTRAL | {"echo": [False], "best_of": [1], "suffix": [""]},
@@ -253,15 +250,15 @@ class Call:
         try:
             if self.chat:
                 return [tokenizer.chat(self.messages)]
-            found = [tokenizer.encode(p) if isinstance(p, str) else p for p in self.prompts]
+            ids = [tokenizer.encode(p) if isinstance(p, str) else p for p in self.prompts]
         except ValueError as error:
             wrong("messages" if self.chat else "prompt", str(error))
-        if not all(found):
+        if not all(ids):
             wrong("prompt", "prompt is empty: give at least one token")
-        return found
+        return ids
 
     def asks(self, prompts: Sequence[list[int]], context: int, ends: frozenset[int]) -> list[Ask]:
-        """One for each answer: `n` of the first prompt, then of the next. A prompt's do not depend on the others'."""
+        """One for each answer: `n` of the first prompt, then of the next. What a prompt gets does not depend on the others."""
         return [
             Ask(
                 prompt=prompt,
@@ -277,7 +274,7 @@ class Call:
         ]
 
     def _room(self, tokens: int, context: int) -> int:
-        """How many tokens may be added to so many."""
+        """How many new tokens a prompt of so many gets at most."""
         where, default = ("messages", context) if self.chat else ("prompt", 16)
         wanted = self.max_tokens or min(default, max(1, context - tokens))
         if tokens + wanted > context:
@@ -301,12 +298,12 @@ def decoded(body: bytes) -> dict:
     except (ValueError, RecursionError) as error:
         wrong(None, f"We could not parse the JSON body of your request: {str(error) or 'nested too deeply'}")
     if not isinstance(fields, dict):
-        wrong(None, f"the body must be a JSON object, not {_told(fields)}")
+        wrong(None, f"the body must be a JSON object, not {_shown(fields)}")
     return fields
 
 
 def parsed(fields: dict, chat: bool, served: str) -> Call:
-    """The fields of a request for the model `served`. Raises Refused. Null is as good as not there."""
+    """The fields of a request for the model `served`. A field that is null counts as left out. Raises Refused."""
     f = {}
     for name, value in fields.items():
         if value is None:
@@ -320,9 +317,7 @@ def parsed(fields: dict, chat: bool, served: str) -> Call:
         else:
             wrong(name, f"Unrecognized request argument supplied: {name[:60]}", "unknown_parameter")
     if f.get("model", served) != served:
-        raise Refused(
-            404, f"The model {_told(f['model'])} does not exist: this server has {served}", "model", "model_not_found"
-        )
+        raise missing(f["model"], served)
     what = "messages" if chat else "prompt"
     if what not in f:
         wrong(what, f"you must provide {what}")

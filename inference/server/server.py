@@ -37,21 +37,21 @@ from inference.server.openai_request import Refused, missing
 PAGE = Path(__file__).with_name("page.html")
 # What belongs between its tags: the page is served as one file.
 INSIDE = {b"<style>\n": PAGE.with_suffix(".css"), b"<script>\n": PAGE.with_suffix(".js")}
-# SIGUSR1 is passed on by mpiruns that do not pass on SIGTERM.
+# Some launchers pass on SIGUSR1 and not SIGTERM.
 DRAIN = (signal.SIGTERM, signal.SIGUSR1)
-# Seconds in which a signal that comes again is the same one: a launcher may send it to a rank by several ways.
+# A signal that comes again within so many seconds is the same one: a launcher may send it to a rank by several ways.
 ONE_SIGNAL = 0.5
 
 
 class _Quiet(uvicorn.Server):
-    """Signals are not its business."""
+    """Leaves signals to us."""
 
     def capture_signals(self) -> nullcontext:
         return nullcontext()
 
 
 class _Asgi:
-    """A coroutine function of (scope, receive, send) that Starlette does not take for one of a request."""
+    """Wraps a coroutine function of (scope, receive, send), which Starlette would take for one of a request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -61,10 +61,10 @@ class _Asgi:
 
 
 class Server:
-    """`about`: what the page is told of the model and the engine.
+    """`about`: what the page shows of the model and the engine.
 
-    A signal of DRAIN begins to drain: new requests get a 503, those that run may finish for `drain_seconds`. A second one,
-    later, has its usual effect, which is to end the process at once.
+    A signal of DRAIN begins to drain: new requests get a 503, and those that run have `drain_seconds` to finish. A second one,
+    later, has its usual effect: it ends the process at once.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Server:
         self._draining = asyncio.Event()
 
     def run(self, listening: socket.socket, ready: Callable[[], None]) -> None:
-        """Serve until told to stop. `ready` is called once requests are answered."""
+        """Serve until a signal says stop. `ready` is called once requests are answered."""
         asyncio.run(self._run(listening, ready))
 
     async def _run(self, listening: socket.socket, ready: Callable[[], None]) -> None:
@@ -92,7 +92,7 @@ class Server:
         thread.start()
         for number in DRAIN:
             loop.add_signal_handler(number, self._drain)
-        # It warns of each request that is no HTTP.
+        # It would warn of each request that is no HTTP.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         config = uvicorn.Config(
             self._counted(self._app()),
@@ -133,7 +133,7 @@ class Server:
         if not await self.answering.finished(self.drain_seconds):
             self.answering.stop()
             if not await self.answering.finished(1):
-                # Who does not even read that.
+                # These do not even read that.
                 self.answering.cut()
         self.feed.close()
 
@@ -203,7 +203,7 @@ class Server:
         return as_json({"object": "list", "data": [mine]} if asked is None else mine)
 
     async def _steps(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Server-sent events: what there is, then steps as they come, several in one event if they come fast."""
+        """Server-sent events: `about` first, then steps as they come, several in one event if they come fast."""
         send = patient(scope, send)
         try:
             await begin_events(send)
@@ -233,11 +233,11 @@ def _refusal(request: Request, refused: Refused) -> Response:
 
 
 def _http_error(request: Request, error: HTTPException) -> Response:
-    told = {
+    messages = {
         404: f"there is no {request.method} {request.url.path}",
         405: f"{request.method} is not allowed for {request.url.path}",
     }
-    return _refusal(request, Refused(error.status_code, told.get(error.status_code, error.detail), headers=error.headers))
+    return _refusal(request, Refused(error.status_code, messages.get(error.status_code, error.detail), headers=error.headers))
 
 
 def _failure(request: Request, error: Exception) -> Response:
@@ -245,7 +245,7 @@ def _failure(request: Request, error: Exception) -> Response:
 
 
 def _unhandled(loop: asyncio.AbstractEventLoop, context: dict) -> None:
-    """What is raised in a callback ends all ranks, as in a thread; what the network does to a connection does not."""
+    """An exception in a callback ends all ranks, as one in a thread does; but not one that comes of a client's connection."""
     error = context.get("exception")
     if error is None or isinstance(error, OSError | Gone | Refused):
         loop.default_exception_handler(context)

@@ -1,4 +1,4 @@
-"""A request's tokens as text: pieces that are certain, each with the tokens that it is made of."""
+"""A request's tokens as text, in deltas: text that is certain, with the tokens that it is made of."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class Said(NamedTuple):
     at: int
 
 
-class Piece(NamedTuple):
-    """`ids`: the tokens that came, whether or not their text is in `text`, an end token among them; `said`: those whose text is
-    certain. `reason` when it is the last: "stop" or "length"."""
+class Delta(NamedTuple):
+    """What is new of an answer. `ids`: the tokens that came, an end token among them, whether or not `text` has their text.
+    `said`: those whose text is certain. `reason`: why the answer ends, "stop" or "length"; None if it goes on."""
 
     text: str
     said: list[Said]
     ids: list[int]
     reason: str | None
 
-    def then(self, other: Piece) -> Piece:
-        return Piece(self.text + other.text, self.said + other.said, self.ids + other.ids, other.reason)
+    def then(self, other: Delta) -> Delta:
+        return Delta(self.text + other.text, self.said + other.said, self.ids + other.ids, other.reason)
 
 
 class Writer:
-    """Text that may become one of `stop`, or a character whose bytes are not all there, is held back, and so are its tokens.
+    """Holds back text that may become one of `stop`, a character whose bytes are not all there, and the tokens of both.
 
-    Tokens after a stop text, and those which only say what belongs to it, are never told. `tokenizer` None: no text at all.
+    Tokens after a stop text never come out, nor those that only spell a part of it. `tokenizer` None: there is no text at all.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = (), ends: frozenset[int] = frozenset()) -> None:
@@ -45,8 +45,8 @@ class Writer:
         self._came = self._sure = 0
         self._held: deque[Said] = deque()
 
-    def write(self, tokens: Sequence[Token], reason: str | None) -> Piece:
-        """What can be told once these have come; `reason` if they are the last. A stop text makes one of "stop"."""
+    def write(self, tokens: Sequence[Token], reason: str | None) -> Delta:
+        """What is certain once these have come. `reason`: if they are the last; a stop text makes it "stop"."""
         text, ids, stopped = "", [], False
         for token in tokens:
             ids.append(token.id)
@@ -64,7 +64,7 @@ class Writer:
         said = []
         while self._held and (self._held[0].at < self._sure or self._stream is None or (reason and not stopped)):
             said.append(self._held.popleft())
-        return Piece(text, said, ids, "stop" if stopped else reason)
+        return Delta(text, said, ids, "stop" if stopped else reason)
 
     def _push(self, token: Token) -> str:
         if self._stream is None:

@@ -1,4 +1,4 @@
-"""Where drafted tokens come from: what the text has said before, a smaller model, or the target's own first layers."""
+"""Where drafted tokens come from: the text so far, a smaller model, or the target's own first layers."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from inference.speculation.rule import Drafted
 
 
 class Draft(Protocol):
-    """Where drafted tokens come from. All ranks call together and get the same tokens."""
+    """A source of drafted tokens. All ranks call it together and get the same ones."""
 
     def propose(self, context: Sequence[int], most: int, sampling: Sampling, request: int) -> Drafted:
         """Up to `most` tokens that may follow the context."""
 
     def accepted(self, context: Sequence[int], many: int) -> None:
-        """Of the last proposal after this context, `many` tokens were right: forget what was computed of the others."""
+        """`many` tokens of the proposal after this context were right: forget what was computed of the others."""
 
     def close(self) -> None:
         """Forget the sequence."""
 
 
 class Ngram:
-    """Prompt lookup: what followed the last time that the context ended as it does now, by its longest ending of up to
-    `longest` tokens, at least `shortest`. Costs nothing, and is right where text repeats."""
+    """Prompt lookup: it proposes what followed when the text last was as it ends now. It looks for the longest ending of
+    `shortest` to `longest` tokens. It costs nothing, and is right where text repeats."""
 
     def __init__(self, longest: int = 6, shortest: int = 3) -> None:
         self.longest, self.shortest = longest, shortest
@@ -35,7 +35,7 @@ class Ngram:
         self._read = 0
 
     def propose(self, context: Sequence[int], most: int, sampling: Sampling, request: int) -> Drafted:
-        # Endings of all but the last token: each remembers the place after its latest occurrence.
+        # Where each ending of the context without its last token came last: the place behind it.
         for end in range(self._read + 1, len(context)):
             for n in range(self.shortest, min(self.longest, end) + 1):
                 self._seen[tuple(context[end - n : end])] = end
@@ -48,15 +48,15 @@ class Ngram:
         return Drafted([], [])
 
     def accepted(self, context: Sequence[int], many: int) -> None:
-        """The context only grows by what is right."""
+        """Nothing was computed."""
 
     def close(self) -> None:
         self._seen, self._read = {}, 0
 
 
 class ModelDraft:
-    """Another model of the same vocabulary, with a cache of its own. `generator`: of that model, sharded as the target (its q
-    is then cut alike), or whole on every rank, on an axis of one (its q is then cut here, and rank 0's tokens count)."""
+    """Another model of the same vocabulary, with a cache of its own. `generator`: of that model. It is sharded as the target
+    is, and so is its q; or it is whole on every rank, on an axis of one: then q is cut here, and rank 0's tokens count."""
 
     def __init__(self, generator: Generator, sampler: Sampler) -> None:
         self.generator, self.sampler = generator, sampler
@@ -66,7 +66,7 @@ class ModelDraft:
         generator, cache = self.generator, self.generator.cache
         if request not in cache.lengths:
             cache.open(request)
-        # After full acceptance, the last drafted token has not been run yet either.
+        # Once all drafts were accepted, the last of them has not been run yet either.
         new = list(context[cache.lengths[request] :])
         tokens: list[int] = []
         log_q: list[np.ndarray | None] = []
@@ -95,8 +95,8 @@ class ModelDraft:
 
 
 class LayersDraft:
-    """The target's own first `layers` blocks with its norm and head, in its own cache: what they write there of drafted tokens
-    is taken back, and written again when these are verified."""
+    """The target's own first `layers` blocks with its norm and head, in its own cache. What they write there of drafted tokens
+    is taken back; verifying writes it again."""
 
     def __init__(self, target: Generator, layers: int) -> None:
         if not 1 <= layers < len(target.model.blocks):
@@ -124,7 +124,7 @@ class LayersDraft:
         return Drafted(tokens, log_q)
 
     def accepted(self, context: Sequence[int], many: int) -> None:
-        """The target's cache is cut by the target."""
+        """The target cuts its own cache."""
 
     def close(self) -> None:
         """The target frees its own cache."""

@@ -8,7 +8,7 @@ from inference.speculation.rule import MOST
 
 
 def expected_tokens(alpha: float, gamma: int) -> float:
-    """Of a round: (1 - alpha^(gamma + 1)) / (1 - alpha) (equation 1)."""
+    """Tokens of a round: (1 - alpha^(gamma + 1)) / (1 - alpha) (equation 1)."""
     return gamma + 1.0 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
 
 
@@ -25,8 +25,8 @@ def operations(alpha: float, gamma: int, cost: float) -> float:
 
 @dataclass
 class Account:
-    """What a run of rounds has shown. `tested` drafts were compared with the target, up to the first rejected one of a round;
-    accepted / tested estimates alpha, where accepted / drafted would not."""
+    """What rounds have shown. `tested`: drafts that were compared with the target, which in a round ends with the first
+    rejected one. accepted / tested estimates alpha; accepted / drafted would be too low."""
 
     rounds: int = 0
     drafted: int = 0
@@ -53,13 +53,13 @@ class Account:
 class Gamma:
     """How many tokens to draft next: always the same, or (`fixed` None) as acceptance and measured times advise.
 
-    alpha is a mean that forgets, over drafts tested. Times are a unit that all rounds tell of, so that a machine that turns
-    busy changes no choice, times what so many rows cost in units: `COSTS` at first, and slowly what they were found to. Where
-    drafting does not pay it is tried again now and then, for text changes: RETRY rounds later, one token at a time as long as
-    they are right, and twice as late each time that it did not pay again.
+    alpha is a mean over tested drafts that forgets old ones. The time of so many rows is their cost in units times the unit.
+    Every round updates the unit, so that a machine that turns busy changes no choice. Costs are `COSTS` at first, and slowly
+    become those measured. Where drafting does not pay, it is tried again now and then, as text changes: RETRY rounds later, one
+    token at a time as long as these are right. Each time that it does not pay again, the wait doubles.
     """
 
-    # What this many rows cost in rows of one, before it is measured.
+    # The cost of 1, 2, ... rows in units of one row, before it is measured.
     COSTS = (1.0, 1.45, 1.8, 1.85, 1.95, 2.05, 2.2, 2.3, 2.4)
     RETRY, LATEST = 16, 128
     KEPT, KEPT_UNIT = 0.9, 0.7

@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from inference.cache import Cache, Striped
-from inference.generate import Generator, Step
+from inference.generate import Generated, Generator
 from inference.sampling import Sampling
 from inference.speculation.drafts import Draft, LayersDraft, ModelDraft, Ngram
 from inference.speculation.gain import Account, Gamma
@@ -18,8 +18,8 @@ from parallel.mesh import Mesh
 
 
 class Speculative(Generator):
-    """A generator that drafts and verifies. Its tokens are distributed as a plain one's. Greedy ones are the same, but where
-    the two best logits are within rounding: verifying several tokens at once sums in another order than one at a time."""
+    """A generator that drafts and verifies. Its tokens are distributed as a plain one's. Greedy ones are the same, unless the
+    two best logits are within rounding: several tokens at once are summed in another order than one at a time."""
 
     def __init__(
         self, model: Transformer, mesh: Mesh, cache: Cache | Striped, draft: str | Generator, gamma: int | None = None
@@ -42,14 +42,14 @@ class Speculative(Generator):
 
     def _decoded(
         self, context: list[int], first: int, sampling: Sampling, most: int, request: int, logprobs: bool
-    ) -> Iterator[Step]:
-        """Rounds: `first` was chosen from the prompt's logits and has not been run."""
+    ) -> Iterator[Generated]:
+        """The tokens after `first`, which was chosen from the prompt's logits and has not been run yet, in rounds."""
         context = [*context, first]
         made = 1
         try:
             while made < most:
                 begun = perf_counter()
-                # No more than are wanted: a round makes one more than it drafts.
+                # A round makes one token more than it drafts.
                 asked = self._agreed(self.gamma.next())
                 with self.mesh.phase("draft"):
                     drafted = (
@@ -63,22 +63,22 @@ class Speculative(Generator):
                     logits_gv = self.forward([(request, rows)], rows=range(len(rows)))
                     position = len(context)
                     tokens = verified(self.sampler, logits_gv, drafted, sampling, request, position)
-                    told = [self._logprob(logits_gv[i], t) if logprobs else None for i, t in enumerate(tokens)]
+                    logs = [self._logprob(logits_gv[i], t) if logprobs else None for i, t in enumerate(tokens)]
                 self.cache.truncate(request, position - 1 + len(tokens))
                 self.draft.accepted(context, len(tokens) - 1)
                 ended = perf_counter()
                 context += tokens
                 made += len(tokens)
-                self.clock.decode_tokens += len(tokens)
-                self.clock.decode_seconds += ended - begun
+                self.timings.decode_tokens += len(tokens)
+                self.timings.decode_seconds += ended - begun
                 self.account.add(len(drafted.tokens), len(tokens) - 1, middle - begun, ended - middle)
                 self.gamma.learn(asked, len(drafted.tokens), len(tokens) - 1, middle - begun, ended - middle)
-                yield from (Step(t, p) for t, p in zip(tokens, told, strict=True))
+                yield from (Generated(t, p) for t, p in zip(tokens, logs, strict=True))
         finally:
             self.draft.close()
 
     def _agreed(self, gamma: int) -> int:
-        """Rank 0's choice, as clocks differ; a fixed one needs no message."""
+        """Rank 0's choice, since the ranks' times differ. A fixed one needs no message."""
         if self.gamma.fixed is not None:
             return gamma
         with self.mesh.phase("draft"):

@@ -2,9 +2,9 @@
 
     g drafted tokens (gamma)   p, q the target's and the draft's distribution, after temperature and filters   v a rank's ids
 
-A drafted token x is accepted with probability min(1, p(x) / q(x)); the first rejected one is drawn again from the residual
+A drafted token x is accepted with probability min(1, p(x) / q(x)). The first rejected one is drawn again from the residual
 norm(max(0, p - q)); if all are accepted, one more is drawn from p. What comes out is distributed as the target's own tokens,
-whatever the draft. Only the owner of a token knows its p and q, and all ranks are told; greedy is the case of one-hot p and q.
+whatever the draft. Only one rank has a token's p and q, and sends them to all. Greedy is the case of one-hot p and q.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def log_acceptance(log_p: float, log_q: float) -> float:
 
 
 def residual(sampler: Sampler, log_p_v: np.ndarray, log_q_v: np.ndarray) -> np.ndarray:
-    """log of norm(max(0, p - q)) at this rank's ids. The sum is 1 - sum min(p, q): 0 only where nothing can be rejected."""
+    """log of norm(max(0, p - q)) at this rank's ids. The sum is 1 - sum min(p, q), and 0 only if nothing can be rejected."""
     rest_v = np.maximum(np.exp(log_p_v) - np.exp(log_q_v), 0)
     with np.errstate(divide="ignore"):
         log_rest_v = np.log(rest_v)
@@ -34,14 +34,14 @@ def residual(sampler: Sampler, log_p_v: np.ndarray, log_q_v: np.ndarray) -> np.n
 
 @dataclass(frozen=True)
 class Drafted:
-    """Tokens, and the distribution that each was really drawn from: log q at this rank's ids, or None where it was certain."""
+    """Tokens, and the distribution that each was drawn from: log q at this rank's ids, or None if the token was certain."""
 
     tokens: list[int]
     log_q: list[np.ndarray | None]
 
 
 def matched(best: list[int], drafted: Sequence[int]) -> list[int]:
-    """The greedy case: the best token of each row, as far as the drafted ones are the same, and one more."""
+    """The greedy case: of the best token of each row, as many as equal the drafted ones, and one more."""
     same = [a == b for a, b in zip(best, drafted, strict=False)]
     return best[: (same.index(False) if False in same else len(same)) + 1]
 
@@ -54,9 +54,9 @@ def verified(
     request: int,
     position: int,
 ) -> list[int]:
-    """The tokens of a round, from the target's logits of the g + 1 rows: those accepted and one more.
+    """The tokens of a round, from the target's logits of g + 1 rows: the accepted ones and one more.
 
-    `position`: of the first of them. Random numbers are functions of (seed, request, position), the same on every rank.
+    `position`: that of the first. Random numbers are functions of (seed, request, position), the same on every rank.
     """
     if sampling.temperature == 0:
         return matched(sampler.best(logits_gv).tolist(), drafted.tokens)

@@ -15,7 +15,6 @@ from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
 from launch import pretrained, report, start
 from launch.measure import products
-from launch.measure.products import read_bytes
 from models.build import build
 from parallel.control import Control
 
@@ -37,7 +36,7 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
         model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
         load = perf_counter() - begun
         generator = Generator(model, mesh, make_cache(model, "contiguous"))
-        read = read_bytes(generator, args.source.config)
+        read = model.read_bytes
         peer = None
         if args.peer and comm.rank == 0:
             from launch.bench.torch_decode import Peer
@@ -48,9 +47,9 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
             control.wait()
             seconds["bound"].append(read / products.read_bandwidth(comm))
             control.wait()
-            clock = generator.clock = type(generator.clock)()
+            timings = generator.timings = type(generator.timings)()
             tokens = [s.token for s in generator.tokens(args.prompt_ids, Sampling(), args.tokens)]
-            seconds["decode"].append(clock.decode_seconds / clock.decode_tokens)
+            seconds["decode"].append(timings.decode_seconds / timings.decode_tokens)
             control.wait()
             if args.peer:
                 if peer is not None:

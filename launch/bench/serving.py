@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from inference import workload
 from inference.blocks import needed
 from inference.engine import Engine
-from inference.scheduler import Scheduler
+from inference.policies import POLICIES
 from inference.workload import Workload
 from launch import pretrained, report, start
 from launch.measure.serving import Served, serve
@@ -54,7 +54,7 @@ def check(args: argparse.Namespace, ranks: int) -> None:
 def run(model: Transformer, mesh: Mesh, control: Control, load: Workload, policy: str, slots: int) -> Served:
     """A workload that is there at once, through an engine of its own with blocks for all slots; what rank 0 saw."""
     longest = max(len(p) + m for p, m in zip(*load, strict=True))
-    scheduler = Scheduler(slots * (needed(longest) + 1), slots=slots, max_batch_tokens=MAX_BATCH_TOKENS, policy=policy)
+    scheduler = POLICIES[policy](slots * (needed(longest) + 1), slots=slots, max_batch_tokens=MAX_BATCH_TOKENS)
     engine, served = Engine(model, mesh, control, scheduler), Served([0.0] * len(load.prompts))
     if control.rank:
         engine.follow()

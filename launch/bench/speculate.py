@@ -10,7 +10,7 @@ from statistics import median
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from inference.generate import Clock, Generator, make_cache
+from inference.generate import Generator, Timings, make_cache
 from inference.sampling import Sampling
 from inference.speculation.gain import Account, Gamma
 from inference.speculation.generator import Speculative
@@ -39,16 +39,16 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
     model = build(args.source.config, mesh.tp, args.source.weights(args.dtype))
     plain = Generator(model, mesh, make_cache(model, "contiguous"))
     ngram = Speculative(model, mesh, make_cache(model, "contiguous"), "ngram")
-    clocks: dict[str, list[Clock]] = {}
+    timings: dict[str, list[Timings]] = {}
     tokens: dict[str, list[int]] = {}
 
     def run(name: str, it: Generator, prompt: str) -> None:
-        it.clock = Clock()
+        it.timings = Timings()
         if it is ngram:
             ngram.gamma, ngram.account = Gamma(None), Account()
         steps = it.tokens(PROMPTS[prompt].ids(args.tokenizer), Sampling(), args.tokens, ends=frozenset(args.tokenizer.eos_ids))
         tokens[name] = [s.token for s in steps]
-        clocks.setdefault(name, []).append(it.clock)
+        timings.setdefault(name, []).append(it.timings)
         accounts[prompt] = ngram.account
 
     accounts: dict[str, Account] = {}
@@ -60,7 +60,7 @@ def measure(args: argparse.Namespace, comm: MPI.Intracomm, in_turn: Callable, ra
     with threadpool_limits(args.threads, user_api="blas"):
         whole = in_turn(steps, args.rounds, comm)
     control = Control(comm)
-    every = control.everyone({name: [c.decode_seconds for c in cs[1:]] for name, cs in clocks.items()})
+    every = control.everyone({name: [c.decode_seconds for c in cs[1:]] for name, cs in timings.items()})
     control.close()
     decode = {name: [max(s) for s in zip(*(e[name] for e in every), strict=True)] for name in steps}
 

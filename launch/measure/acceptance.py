@@ -1,10 +1,10 @@
-"""What speculation's formulas are fed with: alpha by total variation, costs as measured, operations; and what is a tie."""
+"""What speculation's formulas need: alpha by total variation, measured costs, operations; and whether two runs differ by a
+tie."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import prod
 from statistics import median
 from time import perf_counter
 
@@ -19,7 +19,7 @@ from layers.transformer import Transformer
 from models.config import Config
 from reference.compare import tolerance
 
-# Turns in which the costs are measured, after one that warms up.
+# Turns in which costs are measured, after one that warms up.
 TURNS = 7
 
 
@@ -30,16 +30,16 @@ def overlap(sampler: Sampler, log_p_nv: Sequence[np.ndarray], log_q_nv: Sequence
 
 
 def alpha_by_overlap(it: Speculative, context: list[int], new: int, sampling: Sampling) -> float | None:
-    """The mean of beta where the target wrote the last `new` tokens of the context; of a draft that does not always propose,
-    where it did. None if it never did."""
+    """The mean of beta over the places of the context's last `new` tokens, which the target wrote. A draft that does not always
+    propose counts only where it does. None if it never does."""
     first = len(context) - new
     places = range(first, len(context))
     log_p = logs(it, context, places, sampling)
     if isinstance(it.draft, Ngram):
-        told = {n: it.draft.propose(context[:n], 1, sampling, 0).tokens for n in places}
+        proposed = {n: it.draft.propose(context[:n], 1, sampling, 0).tokens for n in places}
         it.draft.close()
-        log_p = [p for p, n in zip(log_p, places, strict=True) if told[n]]
-        log_q = [it.sampler.certain(tokens[0]) for tokens in told.values() if tokens]
+        log_p = [p for p, n in zip(log_p, places, strict=True) if proposed[n]]
+        log_q = [it.sampler.certain(tokens[0]) for tokens in proposed.values() if tokens]
     elif isinstance(it.draft, ModelDraft):
         log_q = logs(it.draft.generator, context, places, sampling)
     else:
@@ -82,7 +82,7 @@ def costs(
             rows[-1].append(timed(lambda ids=ids: target.forward([(0, ids)], rows=range(len(ids)))))
             target.cache.truncate(0, len(context))
         for name, it in drafters.items():
-            # A draft's own model reads the context in its first turn, which does not count.
+            # In the first turn, which does not count, a draft's own model reads the context.
             propose = partial(it.draft.propose, [*context, context[0]], many, sampling, 0)
             tokens[name].append(timed(propose) / many)
             it.draft.accepted(context, 0)
@@ -95,12 +95,9 @@ def costs(
 
 
 def step_operations(model: Transformer, layers: int | None = None) -> float:
-    """Operations of a forward on one token, of these first layers with the head."""
+    """Operations of a forward on one token, through all layers or the first ones, and the head."""
     left_out = [] if layers is None else model.blocks[layers:]
-    flops = model.flops(1)
-    for block in left_out:
-        flops -= 6 * (sum(prod(p.layout.shape) for p in block.parameters if p.decays) + block.attention.score_width)
-    return flops
+    return model.flops(1) - sum(block.flops(1) for block in left_out)
 
 
 def draft_operations(it: Speculative) -> float:
@@ -112,12 +109,12 @@ def draft_operations(it: Speculative) -> float:
 
 
 def tie(it: Generator, prompt: list[int], plain: list[int], got: list[int], config: Config) -> dict | None:
-    """None for equal tokens; else the first difference: its place, by how much the target prefers the plain token there, and
-    how much of that rounding explains.
+    """None for equal tokens; else the first difference: its place, how far the target's logits of both tokens are from its best
+    one, and how much of that rounding explains.
 
-    Rounding: the sums on a logit's way, those of the head and of four products a layer, are independent, so that they count as
-    one of all their lengths; the largest logit stands for the size of its terms; and two computations differ. float64 decides:
-    no difference is explained there.
+    Rounding: a logit is made by the sums of the head and of four products a layer. They are independent, so that they count as
+    one sum of all their lengths, whose terms are as large as the largest logit. Both computations round. float64 decides: no
+    difference is explained there.
     """
     if got == plain:
         return None
@@ -131,15 +128,15 @@ def tie(it: Generator, prompt: list[int], plain: list[int], got: list[int], conf
     best = float(it.sampler.of_token(z_v, int(it.sampler.best(z_v[None])[0])))
     terms = config.d_model + config.layers * (3 * config.d_model + config.d_ff)
     allowed = tolerance(z_v.dtype, [(terms, 2 * abs(best))]) if z_v.dtype == np.float32 else 0.0
-    # Both must be within rounding of the best: two poor tokens that are alike are no tie.
+    # Two poor tokens that are alike are no tie: both must be within rounding of the best.
     gap = best - min(pair)
     return {"at": at, "gap": gap, "tolerance": allowed, "explained": 0 < allowed >= gap}
 
 
-def explained(found: dict) -> str:
-    """What `tie` found, for people."""
+def explained(difference: dict) -> str:
+    """What `tie` returned, for people."""
     gap = "one ends before the other"
-    if found["gap"] is not None:
-        gap = f"{found['gap']:.1e} from the best, rounding is {found['tolerance']:.1e}"
-    kind = "a tie within rounding (--dtype float64 decides)" if found["explained"] else "WRONG"
-    return f"token {found['at']} differs, {gap}: {kind}"
+    if difference["gap"] is not None:
+        gap = f"{difference['gap']:.1e} from the best, rounding is {difference['tolerance']:.1e}"
+    kind = "a tie within rounding (--dtype float64 decides)" if difference["explained"] else "WRONG"
+    return f"token {difference['at']} differs, {gap}: {kind}"

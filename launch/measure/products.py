@@ -13,12 +13,10 @@ from time import perf_counter
 import numpy as np
 from mpi4py import MPI
 
-from inference.generate import Generator
 from layers.attend import head_chunks, spans, tiles
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
-from models.config import Config
 
 
 def rate(comm: MPI.Intracomm, dtype: str, size: int = 768, repeats: int = 5) -> float:
@@ -127,16 +125,3 @@ def together(*steps: Callable[[], None]) -> Callable[[], None]:
             step()
 
     return run
-
-
-def read_bytes(generator: Generator, config: Config) -> int:
-    """Bytes of weights that this rank reads for one new token: all but tables of which it reads a row, and idle experts."""
-    total = 0
-    for p in generator.model.parameters:
-        last = p.name.rpartition(".")[2]
-        if last == "Wpe" or (last == "Wte" and not config.tied):
-            continue
-        # An expert's matrices have one dim more than a dense MLP's.
-        routed = config.experts is not None and p.data.ndim == {"W1": 4, "W2": 3}.get(last)
-        total += p.data.nbytes * config.experts.active // config.experts.count if routed else p.data.nbytes
-    return total

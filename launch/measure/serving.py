@@ -1,8 +1,8 @@
 """A workload driven through an engine, what its clients saw, and what its steps must count to.
 
-Latencies by vLLM's definitions (vllm/benchmarks/serve.py). Of a request that came at t and got n tokens, the first at f and the
-last at e: TTFT f - t; TPOT (e - f) / (n - 1), where n > 1; ITL every gap between two deliveries. Mean and percentiles (linear
-between ranks, as NumPy's) are over requests for the first two, over all gaps of all requests for the last.
+Latencies are by vLLM's definitions (vllm/benchmarks/serve.py). A request comes at t and gets n tokens, the first at f and the
+last at e. Its TTFT is f - t; its TPOT is (e - f) / (n - 1), where n > 1; its ITL are all gaps between two deliveries. Means and
+percentiles (NumPy's linear ones) are over requests for the first two, and over all gaps of all requests for the last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inference.workload import Workload
 
 
 class Column(NamedTuple):
-    """A step, and which requests got their last token of it."""
+    """A step, and the requests that got their last token of it."""
 
     step: Step
     finished: frozenset[int]
@@ -32,9 +32,9 @@ class Column(NamedTuple):
 
 @dataclass
 class Served:
-    """`tokens` and `deliveries` ((seconds since the start, tokens) each) by request, `columns` by step.
+    """By request: `came` (seconds since the start), `tokens`, and `deliveries` as (seconds since the start, how many tokens).
 
-    `step_seconds` and `step_tokens` are of each step: how long it took, and the tokens that came of it.
+    By step: `columns`, `step_seconds` (how long it took) and `step_tokens` (how many tokens came of it).
     """
 
     came: list[float]
@@ -55,9 +55,9 @@ class Served:
 
 
 def serve(engine: Engine, load: Workload, served: Served) -> Iterator[int]:
-    """Rank 0: request n comes at second `served.came[n]` (ascending) and is run to its end, greedily, without end tokens.
+    """Rank 0: request n comes at second `served.came[n]` (ascending) and runs to its end, greedily, without end tokens.
 
-    Yields the ids of requests as they finish. A request that comes while a step is under way has come then, not after the step.
+    Yields the ids of requests as they finish. A request may come while a step is under way: its time counts from then.
     """
     due = deque(zip(range(len(load.prompts)), served.came, strict=True))
     served.tokens = [[] for _ in load.prompts]
@@ -82,7 +82,7 @@ def serve(engine: Engine, load: Workload, served: Served) -> Iterator[int]:
 
 
 def alone(scheduler: Scheduler, load: Workload) -> list[Column]:
-    """The steps of a workload that is there at once, without a model: the counts don't depend on which tokens come."""
+    """The steps of a workload whose requests all come at once, without a model: counts don't depend on which tokens come."""
     for id, (prompt, most) in enumerate(zip(*load, strict=True)):
         scheduler.add(id, prompt, most)
     columns = []
@@ -96,7 +96,7 @@ def alone(scheduler: Scheduler, load: Workload) -> list[Column]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Mean and percentiles; None of nothing."""
+    """Mean and percentiles; None without values."""
     if not len(values):
         return None
     p50, p95, p99 = np.percentile(values, (50, 95, 99)).tolist()
@@ -117,7 +117,7 @@ def latencies(came: Iterable[float], deliveries: Iterable[Sequence[tuple[float, 
 
 
 def decode_steps(served: Served) -> dict[str, float]:
-    """Seconds of a step without prompts, by how many tokens are run in it (as JSON has it, a text): medians."""
+    """Median seconds of a step without prompts, by the number of tokens run in it (a text, as a key in JSON is)."""
     times: dict[int, list[float]] = {}
     for (step, _), seconds in zip(served.columns, served.step_seconds, strict=True):
         if not any(run.prefill for run in step.runs):
@@ -129,7 +129,7 @@ def decode_steps(served: Served) -> dict[str, float]:
 
 
 def lanes(lengths: Iterable[int], slots: int) -> int:
-    """Steps of so many lanes, each taking the next of these lengths as soon as it is free: continuous batching."""
+    """Continuous batching: the steps of so many lanes, each of which takes the next of these lengths as soon as it is free."""
     ends = [0] * slots
     heapify(ends)
     for length in lengths:
@@ -138,7 +138,7 @@ def lanes(lengths: Iterable[int], slots: int) -> int:
 
 
 def batches(lengths: Sequence[int], slots: int) -> int:
-    """Steps of batches of `slots`, one after another, each as long as its longest: static batching."""
+    """Static batching: the steps of batches of `slots`, one after another, each as long as its longest."""
     return sum(max(lengths[first : first + slots]) for first in range(0, len(lengths), slots))
 
 
@@ -146,9 +146,9 @@ STEPS = {"static": batches, "continuous": lanes}
 
 
 def closed_form(load: Workload, policy: str, slots: int) -> dict[str, int]:
-    """What a workload that is there at once must count to, where no step lacks budget or blocks and nothing is drafted.
+    """What a workload whose requests all come at once must count to, if no step lacks budget or blocks and nothing is drafted.
 
-    Prompts run beside decodes: a request of max_tokens m holds its slot for m steps, as its first token comes of its prompt.
+    Prompts run beside decodes. A request of max_tokens m holds its slot for m steps: its first token comes of its prompt.
     """
     total = sum(load.max_tokens)
     return {

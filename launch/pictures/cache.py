@@ -149,7 +149,7 @@ def draw_kinds() -> Figure:
         a.text(room + 2, -sequence, f"{len(kept)} of {room}{copies}", va="center")
     a.set(xlim=(-20, 144), ylim=(-2.5, 0.5))
 
-    users, wide = paged.users, BLOCK + 2
+    users, wide = paged.blocks.users, BLOCK + 2
     slots = [[PALE] * BLOCK for _ in users]
     x = 0.0
     for sequence, table in paged.tables.items():

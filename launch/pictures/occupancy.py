@@ -1,4 +1,4 @@
-"""A schedule as a picture: slots as rows, steps as columns, what each slot did by colour; for a file and for a terminal."""
+"""A schedule as a picture, for a file or a terminal: slots are rows, steps are columns, colours say what a slot did."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from launch.measure.serving import Column
 
 
 class State(NamedTuple):
-    """What a slot does in a step. `mark`: in a terminal."""
+    """What a slot does in a step. `mark`: its character in a terminal."""
 
     name: str
     mark: str
     colour: str
 
 
-# By code; of several in one cell of a picture that is smaller than the schedule, see `shrunk`.
+# Codes are places in this tuple. Where a picture is smaller than its schedule, `shrunk` chooses one of several.
 STATES = (
     State("free", "·", "#ffffff"),
     State("held, nothing run", "-", "#bdbdbd"),
@@ -31,14 +31,14 @@ STATES = (
     State("preempted", "×", "#d62728"),  # noqa: RUF001
 )
 FREE, HELD, DECODE, LAST, PREFILL, PREEMPTED = range(len(STATES))
-# Of a legend.
+# In a legend.
 ORDER = (PREFILL, DECODE, LAST, PREEMPTED, HELD, FREE)
-# Characters of a line that does not go to a terminal, and the most in one.
+# Characters of a line: so many without a terminal, at most so many in one.
 WIDE = 112
 
 
 def cells(columns: Sequence[Column], slots: int) -> np.ndarray:
-    """(slots, steps) codes of STATES. Who is admitted takes the lowest free slot, until finished or preempted."""
+    """(slots, steps) codes of STATES. An admitted request holds the lowest free slot, until it is finished or preempted."""
     codes = np.full((slots, len(columns)), FREE, np.uint8)
     slot_of: dict[int, int] = {}
     for n, (step, finished) in enumerate(columns):
@@ -57,7 +57,7 @@ def cells(columns: Sequence[Column], slots: int) -> np.ndarray:
 
 
 def shrunk(codes: np.ndarray, every: int) -> np.ndarray:
-    """`every` steps as one: preempted or prefill if one of them is, else the last token, else what most of them are."""
+    """`every` steps as one: preempted, prefill or last token, in this order, if one of them is; else what most of them are."""
     parts = []
     for first in range(0, codes.shape[1], every):
         part = codes[:, first : first + every]
@@ -68,7 +68,7 @@ def shrunk(codes: np.ndarray, every: int) -> np.ndarray:
 
 
 def lines(codes: np.ndarray, every: int) -> Iterator[Text]:
-    """A line a slot, a character for so many steps."""
+    """A line for each slot, with a character for every so many steps."""
     for row in shrunk(codes, every):
         line = Text("  ")
         for code in row:
@@ -77,7 +77,7 @@ def lines(codes: np.ndarray, every: int) -> Iterator[Text]:
 
 
 def show(schedules: dict[str, np.ndarray]) -> None:
-    """Schedules above one another on the same scale, by title, on standard output; in colour if that is a terminal."""
+    """Print schedules by title, one above another on the same scale; in colour if standard output is a terminal."""
     console = Console(highlight=False, soft_wrap=True)
     wide = min(console.width, WIDE) if console.is_terminal else WIDE
     longest = max(codes.shape[1] for codes in schedules.values())
@@ -107,7 +107,7 @@ def picture(path: Path, schedules: dict[str, np.ndarray]) -> None:
     from matplotlib.patches import Patch
 
     longest = max(codes.shape[1] for codes in schedules.values())
-    # No more columns than pixels, or thin ones would be left out.
+    # With more columns than pixels, thin ones would be left out.
     every = -(-longest // 900)
     height = min(6.0, 0.9 + 0.14 * max(len(codes) for codes in schedules.values()))
     size = (9, 0.6 + height * len(schedules))

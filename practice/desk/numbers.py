@@ -11,7 +11,7 @@ from models.build import build
 from models.config import cache_entries
 from models.published import PUBLISHED, entries_by_rank
 from parallel.ledger import Traffic, wire_bytes
-from plan.dry import Place, unread
+from plan.dry import DryAxis, dry_weights
 from practice import mutants_found, pages
 from practice.exercise import every
 from practice.progress import progress
@@ -26,7 +26,7 @@ Rows = list[tuple[object, ...]]
 
 
 def model(ranks: int, rank: int = 0) -> object:
-    return build(PUBLISHED[MODEL], Place(name="tp", rank=rank, size=ranks), unread)
+    return build(PUBLISHED[MODEL], DryAxis("tp", ranks, rank), dry_weights("float32"))
 
 
 def entries(parameters: Iterable) -> int:
@@ -77,7 +77,7 @@ def memory() -> Rows:
 
 def communication() -> Rows:
     block = model(RANKS).blocks[0]
-    loss = VocabParallelCrossEntropy(Place(name="tp", rank=0, size=RANKS), PUBLISHED[MODEL].vocabulary)
+    loss = VocabParallelCrossEntropy(DryAxis("tp", RANKS), PUBLISHED[MODEL].vocabulary)
     rows: Rows = [
         (f"{verb} of 1 MiB on 4 ranks", mib(wire_bytes(verb, 2**20, 4)), "")
         for verb in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")

@@ -13,9 +13,10 @@ from tests.faults.test_faults import prepared, seen
 
 HEAD = """# Faults, and what is said of them
 
-Made by `python -m tests.faults.table` from real runs: each fault planted with `RANKWISE_FAULT` (`parallel/fault.py`) in one
-rank of a real command, the last one. What is said is cut short here; the status is that of mpirun. `make faults` runs all on
-2, 3 and 4 ranks, on each rank where that matters, and the most telling ones under Open MPI.
+Made by `python -m tests.faults.table` from real runs. Each run is a real command in which `RANKWISE_FAULT`
+(`parallel/watch/fault.py`) plants one fault in one rank, the last. What the command says is cut short here; the status is that
+of mpirun. `make faults` runs all faults on 2, 3 and 4 ranks, on each rank where that matters, and the most telling ones under
+Open MPI.
 """
 TITLES = {
     "Ranks that disagree": MISMATCHES,
@@ -23,7 +24,7 @@ TITLES = {
     "Ranks that do not come (`--timeout 2`)": HANGS,
     "Numbers (`--check-replicas 1`, or the comparison alone)": NUMBERS,
     "Files": FILES,
-    "What goes on as if nothing were": HARMLESS,
+    "What does no harm": HARMLESS,
 }
 LONGEST = 230
 

@@ -2,48 +2,23 @@
 
 import pickle
 from dataclasses import replace
-from itertools import pairwise
 from random import Random
 
 import numpy as np
 import pytest
 
-from inference.drafting import cost
 from inference.engine import Ask, Engine
 from inference.generate import Generator, make_cache
-from inference.pool import BLOCK, Pool, Span, grouped
+from inference.policies import Apart, Static
+from inference.pool import BLOCK, Pool
 from inference.sampling import Sampling
 from inference.scheduler import QueueFull, Scheduler
 from launch.measure.acceptance import tie
-from layers.attend import attend_cached
-from layers.rope import Rope
-from models.build import build
-from models.config import Latent, gpt2_like, llama_like
-from parallel.control import Control
 from parallel.ledger import agrees
-from parallel.mesh import Mesh
-from parallel.parameter import drawn
+from tests.grids import FULL, thinned
+from tests.inference.small import CONFIGS, V, lone, model_of
 
 pytestmark = pytest.mark.mpi
-
-V = 31
-LATENT = replace(
-    llama_like(V, 20, 2, 5, 5, 14, 128), latent=Latent(6, 5, 4, 3, 7), rope=Rope(4, pairing="interleaved"), d_head=9
-)
-CONFIGS = {"gpt2": gpt2_like(V, 20, 2, 5, 12, 128), "llama": llama_like(V, 24, 2, 6, 3, 14, 128), "latent": LATENT}
-
-
-@pytest.fixture
-def mesh(comm):
-    with Mesh(comm, check=True, tp=comm.size) as mesh:
-        yield mesh
-
-
-@pytest.fixture
-def control(comm):
-    control = Control(comm)
-    yield control
-    control.close()
 
 
 def asks_of(random, many, repeats=False):
@@ -62,11 +37,10 @@ def asks_of(random, many, repeats=False):
     return asks
 
 
-def alone(model, mesh, ask):
-    """The request's tokens by itself, contiguous, not batched."""
-    generator = Generator(model, mesh, make_cache(model, "contiguous"))
-    steps = generator.tokens(ask.prompt, ask.sampling, ask.max_tokens, request=ask.stream, ends=ask.ends)
-    return [s.token for s in steps]
+def alone(kind, ask, dtype="float64"):
+    """The request's tokens by itself: on one rank, contiguous, not batched."""
+    made = lone(kind, dtype).tokens(ask.prompt, ask.sampling, ask.max_tokens, request=ask.stream, ends=ask.ends)
+    return [g.token for g in made]
 
 
 def together(model, mesh, control, scheduler, asks, speculate=False, at_once=True):
@@ -98,22 +72,27 @@ SHAPES = {
     "small pool": {"blocks": 8, "slots": 5, "max_batch_tokens": 16},
     "no sharing": {"blocks": 9, "slots": 5, "max_batch_tokens": 16, "prefix_caching": False},
     "one by one": {"slots": 1, "max_batch_tokens": 64},
-    "static": {"slots": 4, "max_batch_tokens": 32, "policy": "static"},
-    "unmixed": {"slots": 4, "max_batch_tokens": 32, "mixed": False},
+    "static": {"slots": 4, "max_batch_tokens": 32},
+    "apart": {"slots": 4, "max_batch_tokens": 32},
 }
+
+
+def shapes_of(kind, speculate, ranks):
+    """Every other shape, so that each meets each kind of model and drafts or none, and these each other. What is about
+    schedules alone is not run again on several ranks: rank 0 decides."""
+    shapes = list(SHAPES) if ranks == 1 or FULL else ["roomy", "small pool"]
+    return thinned(shapes, shapes[(list(CONFIGS).index(kind) + speculate) % 2 :: 2])
 
 
 @pytest.mark.parametrize("speculate", [False, True])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_requests_tokens_are_those_of_running_it_alone(mesh, control, kind, speculate):
-    model = build(CONFIGS[kind], mesh.tp, drawn(1, "float64", 0.25))
+    model = model_of(kind, mesh)
     asks = asks_of(Random(3), 11, repeats=speculate)
-    want = {n: alone(model, mesh, ask) for n, ask in enumerate(asks)}
-    counts = {}
-    # Where ranks share cores, what is about schedules alone is not run again.
-    shapes = SHAPES if mesh.tp.size < 3 else {name: SHAPES[name] for name in ("roomy", "small pool")}
-    for name, shape in shapes.items():
-        scheduler = Scheduler(**shape)
+    want = None if control.rank else {n: alone(kind, ask) for n, ask in enumerate(asks)}
+    accepted = 0
+    for name in shapes_of(kind, speculate, mesh.tp.size):
+        scheduler = {"static": Static, "apart": Apart}.get(name, Scheduler)(**SHAPES[name])
         done = together(model, mesh, control, scheduler, asks, speculate, at_once=name != "roomy")
         if control.rank:
             continue
@@ -121,22 +100,20 @@ def test_a_requests_tokens_are_those_of_running_it_alone(mesh, control, kind, sp
         assert got == want, name
         for n, ask in enumerate(asks):
             assert reasons[n] == ("stop" if got[n][-1] in ask.ends else "length")
-        counts[name] = scheduler.counts
+        assert (scheduler.counts.hit_tokens > 0) == (name != "no sharing")
+        accepted += scheduler.counts.accepted_tokens
     if control.rank == 0:
-        assert counts["roomy"].hit_tokens > 0
-        assert mesh.tp.size > 2 or counts["no sharing"].hit_tokens == 0
-        assert (counts["roomy"].accepted_tokens > 0) == speculate
+        assert (accepted > 0) == speculate
 
 
 @pytest.mark.parametrize("kind", ["llama", "latent"])
 def test_preempted_again_and_again_the_tokens_stay(mesh, control, kind):
-    model = build(CONFIGS[kind], mesh.tp, drawn(1, "float64", 0.25))
+    model = model_of(kind, mesh)
     asks = [Ask([n, 2 * n, 7], 40, Sampling(n % 2, seed=n), n) for n in range(6)]
-    roomy = together(model, mesh, control, Scheduler(slots=6, max_batch_tokens=16), asks)
     scheduler = Scheduler(4, slots=6, max_batch_tokens=16, prefix_caching=kind != "llama")
     tiny = together(model, mesh, control, scheduler, asks)
     if control.rank == 0:
-        assert tiny[0] == roomy[0]
+        assert tiny[0] == {n: alone(kind, ask) for n, ask in enumerate(asks)}
         assert all(len(tokens) == 40 for tokens in tiny[0].values())
         assert scheduler.counts.preemptions >= 3
 
@@ -144,9 +121,9 @@ def test_preempted_again_and_again_the_tokens_stay(mesh, control, kind):
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_a_wrong_block_is_seen(mesh, control, monkeypatch):
     """That the comparison can fail: a table read one block off."""
-    model = build(CONFIGS["llama"], mesh.tp, drawn(1, "float64", 0.25))
+    model = model_of("llama", mesh)
     asks = [a._replace(sampling=Sampling(), ends=frozenset()) for a in asks_of(Random(3), 6)]
-    want = {n: alone(model, mesh, ask) for n, ask in enumerate(asks)}
+    want = {n: alone("llama", ask) for n, ask in enumerate(asks)}
     right = Pool.read
     monkeypatch.setattr(Pool, "read", lambda self, layer, tables, *of: right(self, layer, tables[:, ::-1], *of))
     done = together(model, mesh, control, Scheduler(slots=6, max_batch_tokens=64), asks)
@@ -155,7 +132,7 @@ def test_a_wrong_block_is_seen(mesh, control, monkeypatch):
 
 
 def test_log_probabilities_are_those_of_the_full_forward(mesh, control):
-    model = build(CONFIGS["llama"], mesh.tp, drawn(1, "float64", 0.25))
+    model = model_of("llama", mesh)
     asks = [ask._replace(top_logprobs=4) for ask in asks_of(Random(8), 5)]
     done = together(model, mesh, control, Scheduler(6, slots=5, max_batch_tokens=16), asks)
     tokens = control.from_first(done and [[tuple(t) for t in done[1][n]] for n in range(len(asks))])
@@ -172,12 +149,12 @@ def test_log_probabilities_are_those_of_the_full_forward(mesh, control):
 
 
 def test_float32_differs_only_where_two_logits_are_within_rounding(mesh, control):
-    model = build(CONFIGS["llama"], mesh.tp, drawn(1, "float32", 0.25))
+    model = model_of("llama", mesh, "float32")
     asks = [
         a._replace(sampling=Sampling(), ends=frozenset(), max_tokens=40)
-        for a in asks_of(Random(5), 12 if mesh.tp.size < 3 else 4)
+        for a in asks_of(Random(5), 12 if mesh.tp.size == 1 else 4)
     ]
-    want = [alone(model, mesh, ask) for ask in asks]
+    want = [alone("llama", ask, "float32") for ask in asks]
     done = together(model, mesh, control, Scheduler(9, slots=6, max_batch_tokens=16), asks)
     got = control.from_first(done and [done[0][n] for n in range(len(asks))])
     generator = Generator(model, mesh, make_cache(model, "contiguous"))
@@ -189,11 +166,10 @@ def test_float32_differs_only_where_two_logits_are_within_rounding(mesh, control
 def test_random_days(mesh, control):
     """Arrivals, cancellations at any moment, a tiny pool, shared beginnings, drafts: all end, nothing leaks, nobody is given
     another's tokens."""
-    model = build(CONFIGS["gpt2"], mesh.tp, drawn(1, "float64", 0.25))
-    for seed in range(6 if mesh.tp.size < 3 else 2):
+    model = model_of("gpt2", mesh)
+    for seed in range(6 if mesh.tp.size == 1 or FULL else 2):
         random = Random(seed)
         asks = asks_of(random, 10, repeats=seed % 2 == 1)
-        want = [alone(model, mesh, ask) for ask in asks]
         scheduler = Scheduler(
             random.randint(8, 10), slots=4, max_batch_tokens=random.choice((4, 9, 30)), queue_limit=7, context=128
         )
@@ -225,16 +201,17 @@ def test_random_days(mesh, control):
         engine.stop()
         assert sorted(ended) == list(range(len(asks)))
         for id, reason in ended.items():
-            assert got[id] == (want[id][: len(got[id])] if reason == "cancelled" else want[id])
+            want = alone("gpt2", asks[id])
+            assert got[id] == (want[: len(got[id])] if reason == "cancelled" else want)
         assert scheduler.pool.used == 0
 
 
 def test_what_a_step_sends_is_predicted_and_its_message_is_small(mesh, control):
-    model = build(CONFIGS["llama"], mesh.tp, drawn(1, "float64", 0.25))
+    model = model_of("llama", mesh)
     engine = Engine(model, mesh, control, Scheduler(slots=4, max_batch_tokens=16))
     generator = Generator(model, mesh, make_cache(model, "contiguous"))
-    told = []
-    engine.control.from_first, tell = (lambda said: told.append(said) or tell(said)), engine.control.from_first
+    sent = []
+    engine.control.from_first, tell = (lambda said: sent.append(said) or tell(said)), engine.control.from_first
     if control.rank:
         engine.follow()
     else:
@@ -250,11 +227,11 @@ def test_what_a_step_sends_is_predicted_and_its_message_is_small(mesh, control):
     assert agrees(mesh.ledger.report(predicted))
     if control.rank == 0:
         # A decoding request: its id, position, token and flags.
-        assert len(pickle.dumps(told[2], 5)) < 3 * 40
+        assert len(pickle.dumps(sent[2], 5)) < 3 * 40
 
 
 def test_requests_that_cannot_be_served(mesh, control):
-    model = build(CONFIGS["llama"], mesh.tp, drawn(1, "float64", 0.25))
+    model = model_of("llama", mesh)
     engine = Engine(model, mesh, control, Scheduler(2, slots=2, max_batch_tokens=8, context=64, queue_limit=1))
     if control.rank:
         return
@@ -273,64 +250,3 @@ def test_requests_that_cannot_be_served(mesh, control):
         engine.add(1, Ask([1], 3))
     assert engine.cancel(0)
     assert engine.step() is None
-
-
-def test_a_pool_reads_what_was_written(comm):
-    pool = Pool([[(2,), (3, 2)]], "float64")
-    pool.hold(5)
-    new = [np.arange(2 * n * BLOCK, dtype=float).reshape(-1, *s) for n, s in ((1, (2,)), (3, (3, 2)))]
-    spans = [Span(3, BLOCK - 1, [4, 1]), Span(0, 1, [2])]
-    (store,) = pool.stores(spans)
-    pieces = list(store(*new))
-    assert [p[0] for p in pieces] == [slice(0, BLOCK - 1), slice(BLOCK - 1, BLOCK)]
-    for (at, hidden, *held), (first, _, _) in zip(pieces, spans, strict=True):
-        assert hidden is None
-        for a, b in zip(held, new, strict=True):
-            np.testing.assert_array_equal(a[0, first:], b[at])
-    pool.copy(4, 0)
-    pool.hold(9)
-    np.testing.assert_array_equal(pool.read(0, np.array([[0, 1]]), 3 + BLOCK - 1)[0][0, 3:], new[0][: BLOCK - 1])
-
-
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_sequences_read_at_once_get_what_each_gets_alone(comm, tokens):
-    rng = np.random.default_rng(4)
-    pool = Pool([[(2, 5), (2, 4)]], "float64", 16)
-    # What stands behind a sequence's end is another's.
-    everywhere = np.divmod(np.arange(16 * BLOCK), BLOCK)
-    pool.write(0, *everywhere, [np.full((16 * BLOCK, *shape), np.nan) for shape in pool.shapes[0]])
-    lengths, tables = [5, 17, 40, 33, 3], [[3], [5, 1], [0, 8, 9], [15, 2, 4], [7]]
-    kept = [[rng.normal(size=(n, *shape)) for shape in pool.shapes[0]] for n in lengths]
-    for n, table, (k, v) in zip(lengths, tables, kept, strict=True):
-        at = np.arange(n)
-        pool.write(0, np.array(table)[at // BLOCK], at % BLOCK, [k, v])
-    spans = [Span(n - tokens, tokens, table) for n, table in zip(lengths, tables, strict=True)]
-    assert [len(group) for group in grouped(spans)] == [4, 1]
-    new = [np.concatenate([both[i][-tokens:] for both in kept]) for i in (0, 1)]
-    q = 3 * rng.normal(size=(5, tokens, 2, 3, 5))
-    got, want = np.full((2, 5 * tokens, 2, 3, 4), np.nan)
-    (store,) = pool.stores(spans)
-    for at, hidden, k, v in store(*new):
-        of = slice(at.start // tokens, at.stop // tokens)
-        attend_cached(q[of], k, v, got.reshape(5, tokens, 2, 3, 4)[of], 0.7, hidden)
-    for n, (k, v) in enumerate(kept):
-        attend_cached(q[n : n + 1], k[None], v[None], want.reshape(5, tokens, 2, 3, 4)[n : n + 1], 0.7)
-    np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-13)
-
-
-def test_prompts_and_unlike_sequences_are_read_one_by_one(comm):
-    def sizes(*spans):
-        return [len(group) for group in grouped([Span(*span, []) for span in spans])]
-
-    assert sizes((40, 1), (41, 1), (45, 1), (0, 45), (0, 45), (30, 2), (30, 2), (40, 1)) == [3, 1, 1, 2, 1]
-    # 3 x 100 places for 130 tokens.
-    assert sizes((9, 1), (19, 1), (99, 1), (99, 1)) == [2, 2]
-    # Of long ones no more than the cache can hold.
-    assert sizes(*[(399, 1)] * 5, (1999, 1), (1999, 1)) == [2, 2, 1, 1, 1]
-    assert sizes() == []
-
-
-def test_a_rows_cost_falls_and_never_turns(comm):
-    costs = [cost(n) for n in range(1, 40)]
-    assert costs[0] == 1
-    assert all(a < b for a, b in pairwise(costs))

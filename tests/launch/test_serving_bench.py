@@ -11,6 +11,7 @@ from mpi4py import MPI
 
 from inference import workload
 from inference.engine import Engine
+from inference.policies import POLICIES
 from inference.scheduler import Scheduler, Step
 from inference.workload import Workload
 from launch import serving_bench
@@ -65,7 +66,7 @@ def test_a_scheduler_with_room_counts_to_the_closed_form(policy, slots):
         [[random.randrange(9) for _ in range(random.randint(1, 30))] for _ in range(40)], random.choices(range(1, 50), k=40)
     )
     for load in (SCALED, other):
-        scheduler = Scheduler(slots=slots, max_batch_tokens=10**6, policy=policy, prefix_caching=False)
+        scheduler = POLICIES[policy](slots=slots, max_batch_tokens=10**6, prefix_caching=False)
         columns = alone(scheduler, load)
         form = closed_form(load, policy, slots)
         assert {name: getattr(scheduler.counts, name) for name in form} == form
@@ -108,7 +109,7 @@ def test_cells_of_a_schedule_by_hand():
     load = Workload([[1] * 6, [2] * 2, [3] * 2], [2, 1, 2])
     got = {}
     for policy in ("static", "continuous"):
-        scheduler = Scheduler(slots=2, max_batch_tokens=4, policy=policy)
+        scheduler = POLICIES[policy](slots=2, max_batch_tokens=4)
         got[policy] = text(occupancy.cells(alone(scheduler, load), 2))
     assert got == {"static": ["PPLPL", "-L..."], "continuous": ["PPL.", ".LPL"]}
 
@@ -178,7 +179,7 @@ def test_the_picture_is_a_png_of_two_panels(tmp_path):
 def engine(policy="continuous", slots=2):
     mesh = Mesh(MPI.COMM_SELF, tp=1)
     model = build(llama_like(31, 24, 3, 6, 3, 14, 80), mesh.tp, drawn(1, "float64", 0.25))
-    return Engine(model, mesh, Control(MPI.COMM_SELF), Scheduler(slots=slots, max_batch_tokens=64, policy=policy))
+    return Engine(model, mesh, Control(MPI.COMM_SELF), POLICIES[policy](slots=slots, max_batch_tokens=64))
 
 
 LOAD = Workload([[1, 2, 3], [4, 5], [6]], [3, 5, 1])
@@ -272,7 +273,7 @@ def test_other_tokens_under_one_policy_are_status_one(tmp_path):
         "import runpy, sys, launch.start, inference.engine as e; true = e.Engine._chosen\n"
         "def wrong(self, logits, runs):\n"
         "    made = true(self, logits, runs)\n"
-        "    static = self.control.from_first(self.scheduler.static)\n"
+        "    static = self.control.from_first(type(self.scheduler).__name__ == 'Static')\n"
         "    return {i: [t._replace(id=(t.id + static) % 17) for t in ts] for i, ts in made.items()}\n"
         "e.Engine._chosen = wrong\n"
         f"sys.argv[1:] = {[*TINY, '--png', str(tmp_path / 't.png')]!r}\n"

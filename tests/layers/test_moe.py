@@ -14,11 +14,12 @@ from models.config import Experts, llama_like
 from parallel.control import Control
 from parallel.ledger import agrees, together
 from parallel.mesh import Mesh
-from parallel.parameter import drawn
+from parallel.parameter import drawn, given
 from reference import transformer as reference
 from reference.attention import Options
 from reference.layer import compared
 from reference.transformer import Routing
+from tests.layers.deaf import Deaf
 
 # All different, and no width divided by the ranks.
 T, D, F, S = 9, 6, 7, 5
@@ -183,7 +184,7 @@ def test_more_ranks_than_hidden_units_is_refused(mesh):
 
 
 def chosen(scores, active, **options):
-    r = Router(lambda name, layout, rank, mean, std: np.eye(len(scores)), len(scores), len(scores), active, **options)
+    r = Router(given({"Wr": np.eye(len(scores))}), len(scores), len(scores), active, **options)
     return r.forward(np.array([scores], "float64"))[0][0].tolist()
 
 
@@ -202,16 +203,15 @@ def test_a_group_is_worth_its_best_or_its_two_best():
 
 def test_a_dropped_group_is_not_chosen_even_where_the_correction_makes_all_others_worth_less_than_nothing():
     """DeepSeek-V3's first code put 0 for the dropped, which then beat negative worths (its later code: -inf)."""
-    correction = np.array([-2.0, -2.0, -3.0, -3.0])
-    given = lambda name, layout, rank, mean, std: np.eye(4) if name == "Wr" else correction  # noqa: E731
-    r = Router(given, 4, 4, 2, "sigmoid", correction=True, groups=2, active_groups=1, group_top=2)
+    weights = given({"Wr": np.eye(4), "br": np.array([-2.0, -2.0, -3.0, -3.0])})
+    r = Router(weights, 4, 4, 2, "sigmoid", correction=True, groups=2, active_groups=1, group_top=2)
     c, g, _ = r.forward(np.zeros((1, 4)))
     assert c.tolist() == [[0, 1]]
     np.testing.assert_allclose(g, [[0.5, 0.5]])
 
 
 def test_tiny_scores_keep_their_proportions_in_float32():
-    r = Router(lambda name, layout, rank, mean, std: np.eye(3, dtype="float32"), 3, 3, 2, "sigmoid")
+    r = Router(given({"Wr": np.eye(3, dtype="float32")}), 3, 3, 2, "sigmoid")
     _, g, _ = r.forward(np.array([[-30, -31, -32], [-80, -1000, -1000], [1000, -1000, -1000]], "float32"))
     assert g.dtype == np.float32
     np.testing.assert_allclose(g[0], [1 / (1 + np.exp(-1)), 1 / (1 + np.e)], rtol=1e-6)
@@ -243,14 +243,8 @@ def router_gradient_left_out(moe):
 
 
 def router_gradient_not_summed(moe):
-    class Deaf:
-        name, size, rank = moe.tp.name, moe.tp.size, moe.tp.rank
-
-        @staticmethod
-        def all_reduce(x, whole=moe.tp.all_reduce):
-            return np.concatenate([whole(x)[:, :D], x[:, D:]], axis=1)
-
-    moe.tp = Deaf
+    whole, moe.tp = moe.tp.all_reduce, Deaf(moe.tp)
+    moe.tp.all_reduce = lambda x: np.concatenate([whole(x)[:, :D], x[:, D:]], axis=1)
 
 
 def sum_taken_for_constant(moe):

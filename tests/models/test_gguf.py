@@ -100,19 +100,19 @@ def pairs_of_halves(w, heads):
 
 def tensors_of(family, c, split=True):
     """A family's tensors as GGUF has them. `split`: the latent's up-projection as two tensors."""
-    found, experts = {}, {}
+    tensors, experts = {}, {}
     for key, x in arrays_of(FAMILIES / family).items():
         words = key.split(".")
         if ".experts." in key:
             experts.setdefault(f"blk.{words[2]}.ffn_{EXPERT[words[-2]]}_exps.weight", {})[int(words[-3])] = x
         elif "kv_b_proj" in key and split:
             k, v = np.split(x.reshape(c.heads, c.latent.d_nope + c.latent.d_value, -1), [c.latent.d_nope], axis=1)
-            found |= {named(key).replace("kv_b", "k_b"): k.swapaxes(1, 2), named(key).replace("kv_b", "v_b"): v}
+            tensors |= {named(key).replace("kv_b", "k_b"): k.swapaxes(1, 2), named(key).replace("kv_b", "v_b"): v}
         elif family.startswith(("llama", "mixtral")) and words[-2] in ("q_proj", "k_proj"):
-            found[named(key)] = pairs_of_halves(x, c.heads if words[-2] == "q_proj" else c.kv_heads)
+            tensors[named(key)] = pairs_of_halves(x, c.heads if words[-2] == "q_proj" else c.kv_heads)
         else:
-            found[named(key)] = x.T if ".c_" in key else x
-    return found | {key: np.stack([of[i] for i in range(len(of))]) for key, of in experts.items()}
+            tensors[named(key)] = x.T if family == "gpt2" and ".c_" in key else x
+    return tensors | {key: np.stack([of[i] for i in range(len(of))]) for key, of in experts.items()}
 
 
 def keys_of(family, c):
@@ -121,13 +121,10 @@ def keys_of(family, c):
     rope = given.get("rope_parameters", given)
     keys = {"block_count": c.layers, "context_length": c.context, "embedding_length": c.d_model, "vocab_size": c.vocabulary}
     keys |= {"feed_forward_length": c.d_ff, "attention.head_count": c.heads}
-    if c.norm == "layer":
-        return keys | {"attention.layer_norm_epsilon": c.eps}
-    keys |= {
-        "attention.layer_norm_rms_epsilon": c.eps,
-        "attention.head_count_kv": c.kv_heads,
-        "rope.freq_base": rope["rope_theta"],
-    }
+    keys |= {f"attention.layer_norm{'_rms' if c.norm == 'rms' else ''}_epsilon": c.eps}
+    if c.rope is None:
+        return keys
+    keys |= {"attention.head_count_kv": c.kv_heads, "rope.freq_base": rope["rope_theta"]}
     E = c.d_head or c.d_model // c.heads
     widths = {"attention.key_length": E, "attention.value_length": E, "rope.dimension_count": E}
     if c.latent:
@@ -220,7 +217,7 @@ def stored(x, kind):
 
 
 def one_layer(file, kind, D=256, F=512, V=17):
-    """A llama of one layer, its MLP and its table stored as `kind`; and these as the package dequantises them."""
+    """A llama of one layer, its MLP and its table stored as `kind`, in a file; and these tensors as bytes."""
     shapes = {"blk.0.ffn_gate": (F, D), "blk.0.ffn_up": (F, D), "blk.0.ffn_down": (D, F), "token_embd": (V, D)}
     random = np.random.default_rng(1)
     coded = {f"{k}.weight": stored(random.standard_normal(shape).astype("f4"), kind) for k, shape in shapes.items()}
@@ -230,14 +227,14 @@ def one_layer(file, kind, D=256, F=512, V=17):
     rest |= {f"{k}_norm.weight": np.ones(D, "f4") for k in ("blk.0.attn", "blk.0.ffn", "output")}
     keys = {"embedding_length": D, "feed_forward_length": F, "block_count": 1, "context_length": 8, "attention.head_count": 1}
     keys |= {"attention.key_length": 2, "attention.value_length": 2, "attention.layer_norm_rms_epsilon": 1e-5}
-    return write(file, "llama", keys, coded | rest), {k: dequantize(data, kind) for k, (data, _) in coded.items()}
+    return write(file, "llama", keys, coded | rest), {k: data for k, (data, _) in coded.items()}
 
 
 @pytest.mark.parametrize("kind", STORED)
 def test_rows_and_columns_of_every_type(tmp_path, kind):
     """Cut over 3 ranks, so that columns begin and end inside of a type's blocks."""
-    file, whole = one_layer(tmp_path / "a.gguf", Type[kind])
-    source = open_model(file)
+    file, coded = one_layer(tmp_path / "a.gguf", Type[kind])
+    source, whole = open_model(file), {k: dequantize(data, Type[kind]) for k, data in coded.items()}
     for rank, rows in enumerate((slice(0, 171), slice(171, 342), slice(342, 512))):
         W1, W2 = (part(source, f"blocks.0.{n}", s, d, 3, rank) for n, s, d in (("W1", (256, 2, 512), 2), ("W2", (512, 256), 0)))
         np.testing.assert_array_equal(W1[:, 0], whole["blk.0.ffn_gate.weight"][rows].T)
@@ -247,7 +244,7 @@ def test_rows_and_columns_of_every_type(tmp_path, kind):
 
 
 def test_the_memory_that_reading_takes_is_that_of_the_part(tmp_path):
-    quarters_take_their_own_memory(open_model(one_layer(tmp_path / "a.gguf", Type.Q8_0, 4096, 1024)[0]))
+    quarters_take_their_own_memory(open_model(one_layer(tmp_path / "a.gguf", Type.Q4_K, 4096, 1024)[0]))
 
 
 # --- what cannot be used

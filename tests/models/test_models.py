@@ -1,6 +1,8 @@
 """Pretrained models: what transformers computes from the same files, and files that cannot be used."""
 
+import ast
 import json
+import re
 import struct
 import tracemalloc
 from dataclasses import replace
@@ -12,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from layers.rope import Rope
 from models.build import build
+from models.families.table import ARCHITECTURES, FILES, MODEL_TYPES
 from models.open import open_model
 from models.piece import ModelError, blocks
 from parallel.mesh import Mesh
@@ -43,8 +46,16 @@ def whole_logits(mesh, source, ids, dtype="float64"):
 # --- Hugging Face folders
 
 
-def test_every_family_has_its_oracle():
-    assert {"gpt2", "llama", "qwen2", "qwen3", "mixtral", "deepseek_v2", "deepseek_v3"} <= {n.split("-")[0] for n in NAMES}
+def test_every_family_is_in_the_table_and_has_its_oracle():
+    assert {p.stem for p in (ROOT / "models/families").glob("*.py")} == {"__init__", "table", *FILES}
+    assert {"gpt2", "llama", "qwen2", "qwen3", "mixtral", "deepseek_v2", "deepseek_v3"} <= set(MODEL_TYPES)
+    assert {n.split("-")[0] for n in NAMES} == set(MODEL_TYPES)
+
+
+@pytest.mark.parametrize("file", ["config_json", "gguf_file", "gguf_keys", "huggingface", "open", "piece", "roles", "source"])
+def test_what_is_said_of_a_family_is_in_its_file_alone(file):
+    constants = {n.value for n in ast.walk(ast.parse((ROOT / f"models/{file}.py").read_text())) if isinstance(n, ast.Constant)}
+    assert constants.isdisjoint({*MODEL_TYPES, *ARCHITECTURES})
 
 
 @on_ranks
@@ -67,8 +78,8 @@ def test_weights_and_gradients_come_back_by_their_own_names(mesh, name):
     model.backward(model.loss.backward(np.full(ids.size, 1 / (targets >= 0).sum()), saved_loss), saved)
     theirs = arrays_of(FAMILIES / name)
     ours = {p.name: p.whole(mesh.tp, p.data) for p in model.parameters}
-    for i, block in enumerate(model.blocks):
-        ours |= {f"blocks.{i}.{p.name}": p.data for p in getattr(block.mlp, "buffers", [])}
+    for block in model.blocks:
+        ours |= {p.name: p.data for p in getattr(block.mlp, "buffers", [])}
     weights = source.exported(ours)
     assert weights.keys() == theirs.keys()
     for key, x in theirs.items():
@@ -101,7 +112,7 @@ def refused(path):
 
 def part(source, name, shape, dim=None, ranks=1, rank=0):
     layout = Layout(shape) if dim is None else Layout(shape, dim, even(shape[dim], ranks))
-    return source.weights("float64")(name, layout, rank, 0.0, 0.0)
+    return source.weights("float64").matrix(name, layout, rank, 1).data
 
 
 def test_experts_stacked_in_one_tensor_are_the_same(tmp_path):
@@ -163,6 +174,14 @@ def add_tensor(folder, name, dtype, shape, data):
     index = {"weight_map": dict.fromkeys(rest, "a.safetensors") | {name: "b.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model.safetensors").unlink()
+
+
+def test_the_page_on_models_quotes_the_families_as_they_are():
+    code = "".join(p.read_text() for p in (ROOT / "models/families").glob("*.py"))
+    quoted = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.DOTALL)
+    lines = {line for block in quoted for line in block.splitlines() if line.strip() != "..."}
+    assert len(lines) > 10
+    assert not [line for line in lines if line not in code]
 
 
 # --- only its slices

@@ -109,6 +109,7 @@ def test_half_pairs_of_deepseek_v3(tmp_path):
             "config.json: model_type is 'mistral': unknown family, use one of gpt2, llama, qwen2",
         ),
         ("llama", {"model_type": ...}, "model_type is not given: unknown family"),
+        ("llama", {"model_type": ["llama"]}, "model_type is ['llama']: unknown family"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu': not supported: only 'silu' or 'swish' is"),
         ("llama", {"hidden_size": "12"}, "hidden_size is '12': use a whole number, 1 or more"),
         ("llama", {"num_hidden_layers": True}, "num_hidden_layers is True: use a whole number"),
@@ -172,7 +173,7 @@ def test_a_missing_a_surplus_and_a_misshapen_tensor_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("family", "key"), [("llama", "num_hidden_layers"), ("mixtral", "num_local_experts")])
 def test_far_more_than_there_is_is_missing(tmp_path, family, key):
-    """And found to be so at once."""
+    """And it is seen at once."""
     assert "is missing (and " in refused(edited(tmp_path, family, {key: 10**30}))
 
 

@@ -1,7 +1,7 @@
-"""Make families/: one tiny random model a family, saved by Transformers as models are published, and what it must compute.
+"""Make families/: tiny random models of each family, saved by Transformers as models are published, and what they must compute.
 
     pip install torch==2.13.0 transformers==5.23.0
-    python tests/oracles/make_families.py
+    python tests/oracles/make_families.py [NAME ...]     # by default all of family_configs.py
 
 Each folder holds config.json, safetensors in float32, and expected.npz: `ids` (B, S); `logits` (B, S, V) of them; `loss`, the
 mean over the B * (S - 1) predictions of the next token; its gradients, `grad.NAME` by the names and in the layouts of the
@@ -24,6 +24,7 @@ import json
 import logging
 import math
 import shutil
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from unittest import mock
 import numpy as np
 import torch
 import transformers
+from family_configs import FAMILIES
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -41,151 +43,6 @@ FOLDER = Path(__file__).with_name("families")
 B, S, PROMPT, GREEDY = 3, 9, 5, 24
 TIE = 1e-3  # no decision (a token, an expert, a group of experts) is closer than this
 EPS = np.finfo(np.float64).eps
-
-llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-yarn = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0, "beta_slow": 0.5}
-latent = {"qk_nope_head_dim": 2, "qk_rope_head_dim": 6, "v_head_dim": 3, "max_position_embeddings": 256}
-
-FAMILIES = {
-    "gpt2": {
-        "model_type": "gpt2",
-        "vocab_size": 23,
-        "n_positions": 31,
-        "n_embd": 12,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_inner": 14,
-        "activation_function": "gelu_new",
-    },
-    "llama": {
-        "model_type": "llama",
-        "vocab_size": 17,
-        "hidden_size": 12,
-        "intermediate_size": 7,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 3,
-        "head_dim": 6,
-        "max_position_embeddings": 512,
-        "rms_norm_eps": 1e-5,
-        "rope_parameters": llama3 | {"original_max_position_embeddings": 64, "rope_theta": 500.0},
-    },
-    "llama-tied-odd": {
-        "model_type": "llama",
-        "vocab_size": 29,
-        "hidden_size": 18,
-        "intermediate_size": 5,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "head_dim": 4,
-        "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5,
-        "attention_bias": True,
-        "mlp_bias": True,
-        "tie_word_embeddings": True,
-        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
-    },
-    "qwen2": {
-        "model_type": "qwen2",
-        "vocab_size": 23,
-        "hidden_size": 16,
-        "intermediate_size": 7,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": True,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
-    },
-    "qwen3": {
-        "model_type": "qwen3",
-        "vocab_size": 19,
-        "hidden_size": 12,
-        "intermediate_size": 7,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 6,
-        "max_position_embeddings": 64,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
-    },
-    "mixtral": {
-        "model_type": "mixtral",
-        "vocab_size": 13,
-        "hidden_size": 16,
-        "intermediate_size": 5,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
-    },
-    "deepseek_v2": latent
-    | {
-        "model_type": "deepseek_v2",
-        "vocab_size": 17,
-        "hidden_size": 8,
-        "intermediate_size": 7,
-        "moe_intermediate_size": 5,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "kv_lora_rank": 10,
-        "q_lora_rank": None,
-        "first_k_dense_replace": 1,
-        "n_routed_experts": 6,
-        "n_shared_experts": 2,
-        "num_experts_per_tok": 2,
-        "n_group": 2,
-        "topk_group": 1,
-        "topk_method": "group_limited_greedy",
-        "norm_topk_prob": False,
-        "routed_scaling_factor": 1.5,
-        "rope_parameters": yarn
-        | {"mscale": 0.707, "mscale_all_dim": 0.707, "original_max_position_embeddings": 64, "rope_theta": 100.0},
-    },
-    "deepseek_v3": latent
-    | {
-        "model_type": "deepseek_v3",
-        "vocab_size": 17,
-        "hidden_size": 10,
-        "intermediate_size": 7,
-        "moe_intermediate_size": 5,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 5,
-        "num_key_value_heads": 5,
-        "kv_lora_rank": 7,
-        "q_lora_rank": 5,
-        "first_k_dense_replace": 1,
-        "n_routed_experts": 8,
-        "n_shared_experts": 1,
-        "num_experts_per_tok": 3,
-        "n_group": 2,
-        "topk_group": 1,
-        "norm_topk_prob": True,
-        "routed_scaling_factor": 2.5,
-        "num_nextn_predict_layers": 0,
-        "rope_parameters": yarn
-        | {"mscale": 1.0, "mscale_all_dim": 0.7, "original_max_position_embeddings": 64, "rope_theta": 100.0},
-    },
-    "deepseek_v3-dense": latent
-    | {
-        "model_type": "deepseek_v3",
-        "vocab_size": 19,
-        "hidden_size": 14,
-        "intermediate_size": 7,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "kv_lora_rank": 7,
-        "q_lora_rank": 5,
-        "first_k_dense_replace": 2,
-        "num_nextn_predict_layers": 0,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
-    },
-}
 
 
 @contextmanager
@@ -230,11 +87,11 @@ def save(name, seed):
     shutil.rmtree(FOLDER / name, ignore_errors=True)
     model.save_pretrained(FOLDER / name, **({"max_shard_size": "8KB"} if name == "llama-tied-odd" else {}))
     if name == "llama-tied-odd":  # as configurations were written before Transformers 5
-        told = json.loads((FOLDER / name / "config.json").read_text())
-        rope = told.pop("rope_parameters")
-        told |= {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": rope["rope_type"], "factor": rope["factor"]}}
-        told["torch_dtype"] = told.pop("dtype")
-        (FOLDER / name / "config.json").write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+        config = json.loads((FOLDER / name / "config.json").read_text())
+        rope = config.pop("rope_parameters")
+        config |= {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": rope["rope_type"], "factor": rope["factor"]}}
+        config["torch_dtype"] = config.pop("dtype")
+        (FOLDER / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load(folder, attention="sdpa", experts="eager"):
@@ -419,7 +276,7 @@ def main():
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
-    print(f"{sum(map(make, FAMILIES)) / 1024:.0f} KiB in all")
+    print(f"{sum(map(make, sys.argv[1:] or FAMILIES)) / 1024:.0f} KiB in all")
 
 
 if __name__ == "__main__":

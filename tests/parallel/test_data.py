@@ -8,7 +8,7 @@ from parallel.control import Control
 from parallel.data import Flat, GradientSums
 from parallel.ledger import agrees, together
 from parallel.mesh import Mesh
-from parallel.parameter import Fused, Parameter
+from parallel.parameter import given
 from parallel.shard import Layout, covering, even
 
 pytestmark = pytest.mark.mpi
@@ -17,10 +17,11 @@ pytestmark = pytest.mark.mpi
 def parameters(dtype="float64"):
     """A matrix, a norm, two that share memory, and a bias: 12 + 5 + 21 + 3 entries."""
     random = np.random.default_rng(0)
-    make = lambda name, *shape: Parameter(name, Layout(shape), random.standard_normal(shape).astype(dtype))  # noqa: E731
-    W, w, q, k, b = make("a.W1", 3, 4), make("a.wn", 5), make("a.Wq", 3, 4), make("a.Wk", 3, 3), make("a.b1", 3)
-    Fused([q, k], 1)
-    return [W, w, q, k, b]
+    shapes = {"a.W1": (3, 4), "a.wn": (5,), "a.Wq": (3, 4), "a.Wk": (3, 3), "a.b1": (3,)}
+    weights = given({name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()})
+    W1, _, Wq, Wk, b1 = map(Layout, shapes.values())
+    side = weights.matrices({"a.Wq": Wq, "a.Wk": Wk}, 1, 0, 3).parameters
+    return [weights.matrix("a.W1", W1, 0, 3), weights.norm("a.wn", 5), *side, weights.bias("a.b1", b1, 0)]
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_each_weight_is_counted_once_over_tp(comm):
         heads = even(9, comm.size)
         layouts = {"Wo": Layout((9, 2), 0, heads), "Wk": Layout((5, 3, 2), 1, covering(heads, 3)), "wn": Layout((7,))}
         whole = {n: np.random.default_rng(1).standard_normal(layout.shape) for n, layout in layouts.items()}
-        flat = Flat([Parameter(n, layout, layout.take(whole[n], mesh.tp.rank)) for n, layout in layouts.items()])
+        flat = Flat([given(whole).matrix(n, layout, mesh.tp.rank, 1) for n, layout in layouts.items()])
         flat.grad[...] = flat.data
         norm = global_norm(flat, [slice(0, len(flat.data))], flat.counted_once(mesh.tp), mesh.tp, mesh.tp, split=False)
         assert norm == pytest.approx(np.sqrt(sum((a**2).sum() for a in whole.values())), rel=1e-14)

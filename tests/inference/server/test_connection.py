@@ -22,8 +22,8 @@ async def answer(scope, receive, send):
     await send({"type": "http.response.body", "body": b""})
 
 
-async def told(app, sent, read):
-    """What a client gets that sends this, and then reads or does not; None if it is still connected after a while."""
+async def tasks_left(app, sent, read):
+    """The tasks of a server that is left by a client which sends this, and then reads or does not; None if it stays."""
     config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off", timeout_keep_alive=60)
     config.load()
     loop, state = asyncio.get_running_loop(), ServerState()
@@ -51,7 +51,7 @@ MUCH = GET.replace(b"/", b"/much", 1)
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", GET + b"GET /", MUCH])
 def test_a_client_that_neither_asks_nor_reads_is_cut(monkeypatch, sent):
     monkeypatch.setattr(connection, "PATIENCE", 0.2)
-    assert asyncio.run(told(answer, sent, read=sent != MUCH)) == set()
+    assert asyncio.run(tasks_left(answer, sent, read=sent != MUCH)) == set()
 
 
 def test_one_that_reads_is_not(monkeypatch):
@@ -68,7 +68,7 @@ def test_one_that_reads_is_not(monkeypatch):
         await send({"type": "http.response.body", "body": b""})
         finished.append(True)
 
-    assert asyncio.run(told(slow, GET, read=True)) == set()
+    assert asyncio.run(tasks_left(slow, GET, read=True)) == set()
     assert finished
 
 

@@ -1,4 +1,4 @@
-"""The server's parts without a server: what is refused, text piece by piece, its shapes, the metrics' text."""
+"""The server's parts without a server: what is refused, text delta by delta, its shapes, the metrics' text."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from inference.server.inbox import HISTORY, Feed, Inbox
 from inference.server.metrics import Histogram, Metrics
 from inference.server.openai_reply import Reply, Usage
 from inference.server.openai_request import FIELDS, NEUTRAL, Refused, decoded, parsed
-from inference.server.writer import Piece, Writer
+from inference.server.writer import Delta, Writer
 from models.open import open_model
 from models.tokenizer import open_tokenizer
 from tests.launch.serving import tiny_model
@@ -188,7 +188,7 @@ def test_text_needs_a_tokenizer():
     assert call(prompt=[1, 2]).encoded(None) == [[1, 2]]
 
 
-# --- text, piece by piece
+# --- text, delta by delta
 
 
 # Letters, é and € byte by byte, and bytes of them alone, which are no characters.
@@ -209,18 +209,18 @@ def test_pieces_are_the_text_and_hold_back_what_is_not_certain(tokenizer):
         stop = [whole[a : a + draw.randrange(1, 4)] for a in range(len(whole)) if draw.random() < 0.05][:3]
         # One that is begun at the end, and does not come.
         stop += [whole[-draw.randrange(1, 4) :] + "x"]
-        writer, at, text, said, told = Writer(tokenizer, stop), 0, "", [], []
+        writer, at, text, said, came = Writer(tokenizer, stop), 0, "", [], []
         reason = None
         while reason is None:
             size = draw.randrange(1, 4)
-            piece = writer.write(tokens_of(ids)[at : at + size], "length" if at + size >= len(ids) else None)
+            delta = writer.write(tokens_of(ids)[at : at + size], "length" if at + size >= len(ids) else None)
             at += size
-            text, told, reason = text + piece.text, told + piece.ids, piece.reason
-            # A token is told when some of its text is, or at the end; never before.
-            said += piece.said
+            text, came, reason = text + delta.text, came + delta.ids, delta.reason
+            # A token comes out when some of its text is, or at the end; never before.
+            said += delta.said
             assert reason or all(s.at < len(text) for s in said)
             assert not any(s in text for s in stop)
-            held += not piece.text
+            held += not delta.text
             assert whole.startswith(text.rstrip("\ufffd"))
         if reason == "stop":
             stopped += 1
@@ -231,25 +231,25 @@ def test_pieces_are_the_text_and_hold_back_what_is_not_certain(tokenizer):
         else:
             assert not any(s in whole for s in stop)
             assert text == whole
-            assert [s.token.id for s in said] == ids == told
+            assert [s.token.id for s in said] == ids == came
             assert b"".join(s.bytes for s in said) == b"".join(tokenizer.bytes_of(i) for i in ids)
             split += "\ufffd" not in whole and any(s.bytes in (b"\xa9", b"\xac") for s in said)
     assert min(stopped, split, held) > 50
 
 
 def test_an_end_token_is_no_text(tokenizer):
-    piece = Writer(tokenizer, ends=frozenset({0})).write(tokens_of([2, 3, 0]), "stop")
-    assert (piece.text, piece.ids, piece.reason) == ("ab", [2, 3, 0], "stop")
-    assert [s.token.id for s in piece.said] == [2, 3]
+    delta = Writer(tokenizer, ends=frozenset({0})).write(tokens_of([2, 3, 0]), "stop")
+    assert (delta.text, delta.ids, delta.reason) == ("ab", [2, 3, 0], "stop")
+    assert [s.token.id for s in delta.said] == [2, 3]
     # Where it is ignored it is a token, still without text.
-    piece = Writer(tokenizer).write(tokens_of([2, 0, 3]), "length")
-    assert piece.text == "ab"
-    assert [(s.token.id, s.at) for s in piece.said] == [(2, 0), (0, 1), (3, 1)]
+    delta = Writer(tokenizer).write(tokens_of([2, 0, 3]), "length")
+    assert delta.text == "ab"
+    assert [(s.token.id, s.at) for s in delta.said] == [(2, 0), (0, 1), (3, 1)]
 
 
 def test_without_a_tokenizer_there_are_only_ids():
-    piece = Writer(None).write(tokens_of([2, 9]), None)
-    assert (piece.text, piece.ids, len(piece.said)) == ("", [2, 9], 2)
+    delta = Writer(None).write(tokens_of([2, 9]), None)
+    assert (delta.text, delta.ids, len(delta.said)) == ("", [2, 9], 2)
 
 
 # --- shapes
@@ -261,11 +261,11 @@ def test_chunks_join_to_the_whole_answer(tokenizer):
         c = call(chat, stream=True, stop=["ca"], **likely)
         reply, writer = Reply(c, "tiny", tokenizer), Writer(tokenizer, c.stop)
         tokens = [Token(i, -0.5, [(i, -0.5), (2, -1.0)]) for i in (4, 11, 12, 13, 3, 4, 2)]
-        pieces = [writer.write([t], None) for t in tokens]
-        chunks = [chunk for p in pieces for chunk in reply.chunks(0, p)]
-        joined = pieces[0]
-        for piece in pieces[1:]:
-            joined = joined.then(piece)
+        deltas = [writer.write([t], None) for t in tokens]
+        chunks = [chunk for p in deltas for chunk in reply.chunks(0, p)]
+        joined = deltas[0]
+        for delta in deltas[1:]:
+            joined = joined.then(delta)
         [whole] = reply.whole([joined], Usage(1, 0, 7))["choices"]
         choices = [chunk["choices"][0] for chunk in chunks]
         assert {chunk["id"] for chunk in chunks} == {reply.id}
@@ -273,18 +273,18 @@ def test_chunks_join_to_the_whole_answer(tokenizer):
         if chat:
             assert choices[0]["delta"] == {"role": "assistant", "content": ""}
             assert "".join(x["delta"].get("content", "") for x in choices) == whole["message"]["content"] == "c€b"
-            told = [entry for x in choices if x["logprobs"] for entry in x["logprobs"]["content"]]
-            assert told == whole["logprobs"]["content"]
-            assert bytes(b for entry in told for b in entry["bytes"]).decode() == "c€b"
-            assert [len(entry["top_logprobs"]) for entry in told] == [2] * 5
+            entries = [entry for x in choices if x["logprobs"] for entry in x["logprobs"]["content"]]
+            assert entries == whole["logprobs"]["content"]
+            assert bytes(b for entry in entries for b in entry["bytes"]).decode() == "c€b"
+            assert [len(entry["top_logprobs"]) for entry in entries] == [2] * 5
         else:
             assert "".join(x["text"] for x in choices) == whole["text"] == "c€b"
-            told = whole["logprobs"]
-            assert told["tokens"] == ["c", "bytes:\\xe2", "bytes:\\x82", "bytes:\\xac", "b"]
-            assert told["text_offset"] == [0, 1, 1, 1, 2]
-            assert told["top_logprobs"][0] == {"c": -0.5, "a": -1.0}
-            for key in told:
-                assert [v for x in choices for v in x["logprobs"][key]] == told[key]
+            logprobs = whole["logprobs"]
+            assert logprobs["tokens"] == ["c", "bytes:\\xe2", "bytes:\\x82", "bytes:\\xac", "b"]
+            assert logprobs["text_offset"] == [0, 1, 1, 1, 2]
+            assert logprobs["top_logprobs"][0] == {"c": -0.5, "a": -1.0}
+            for key in logprobs:
+                assert [v for x in choices for v in x["logprobs"][key]] == logprobs[key]
 
 
 # --- what waits
@@ -294,7 +294,7 @@ def test_an_inbox_holds_one_piece_an_answer():
     async def body():
         inbox = Inbox()
         for n in range(1000):
-            inbox.put(n % 2, Piece(str(n % 10), [], [n], "length" if n >= 998 else None))
+            inbox.put(n % 2, Delta(str(n % 10), [], [n], "length" if n >= 998 else None))
         taken = await inbox.take()
         assert {i: (len(p.text), len(p.ids), p.reason) for i, p in taken.items()} == {
             0: (500, 500, "length"),

@@ -1,7 +1,6 @@
-"""Speculative decoding: that it loses nothing is shown by going through every random choice, not by sampling."""
+"""Speculative decoding with models: tokens are those of the target alone, whatever drafts."""
 
 from dataclasses import replace
-from itertools import product
 from math import log
 
 import numpy as np
@@ -10,236 +9,48 @@ from mpi4py import MPI
 
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampler, Sampling
-from inference.speculation import rule
-from inference.speculation.drafts import ModelDraft, Ngram
-from inference.speculation.gain import Gamma, expected_tokens, operations, speedup
+from inference.speculation.drafts import ModelDraft
 from inference.speculation.generator import Speculative
-from inference.speculation.rule import Drafted, log_acceptance, residual, verified
-from layers.rope import Rope
+from inference.speculation.rule import log_acceptance, residual
 from models.build import build
-from models.config import Latent, gpt2_like, llama_like
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.shard import even
+from tests.grids import thinned
+from tests.inference.small import CASES, CONFIGS, V, lone, model_of
 
 pytestmark = pytest.mark.mpi
 
-
-@pytest.fixture
-def mesh(comm):
-    with Mesh(comm, check=True, tp=comm.size) as mesh:
-        yield mesh
-
-
-# --- the paper's numbers
-
-TABLE_1 = [
-    (0.6, 2, 1.53, 1.96),
-    (0.7, 3, 1.58, 2.53),
-    (0.8, 2, 1.23, 2.44),
-    (0.8, 5, 1.63, 3.69),
-    (0.9, 2, 1.11, 2.71),
-    (0.9, 10, 1.60, 6.86),
-]
-
-
-@pytest.mark.parametrize(("alpha", "gamma", "ops", "speed"), TABLE_1)
-def test_theorems_give_the_papers_table_1(alpha, gamma, ops, speed):
-    assert round(operations(alpha, gamma, 0), 2) == ops
-    assert round(speedup(alpha, gamma, 0), 2) == speed
-
-
-def test_the_ends_of_the_formulas():
-    assert expected_tokens(1.0, 4) == 5
-    assert expected_tokens(0.0, 4) == 1
-    # Corollary 3.9: one drafted token of cost c gains (1 + alpha) / (1 + c).
-    assert speedup(0.6, 1, 0.2) == pytest.approx(1.6 / 1.2)
-    # Section 4: a bigram model, alpha about .2, gamma 3.
-    assert speedup(0.2, 3, 0) == pytest.approx(1.248)
-
-
-# --- every draft, every acceptance, every residual
-
-
-class Choices:
-    """Goes through every way in which random choices can come out, with its probability."""
-
-    def __init__(self):
-        self.script = []
-
-    def each(self, run):
-        """Calls run() once for each way; yields (what it returned, the probability)."""
-        while True:
-            self.at, self.chance, self.open = 0, 1.0, []
-            got = run()
-            yield got, self.chance
-            while self.open and self.script[len(self.open) - 1] + 1 == self.open[-1]:
-                self.open.pop()
-            if not self.open:
-                return
-            self.script = [*self.script[: len(self.open) - 1], self.script[len(self.open) - 1] + 1]
-
-    def choose(self, chances):
-        """The index of one of them, by the script."""
-        possible = [(i, float(c)) for i, c in enumerate(chances) if c > 0]
-        if self.at == len(self.script):
-            self.script = [*self.script, 0]
-        index, chance = possible[self.script[self.at]]
-        self.open.append(len(possible))
-        self.at += 1
-        self.chance *= chance
-        return index
-
-
-def law(monkeypatch, sampling, V, gamma, q_sampling=None, certain=False):
-    """The distribution of the first gamma + 1 tokens, by way of speculation and by the target alone."""
-    random = np.random.default_rng(V * 10 + gamma)
-    sampler = Sampler(Mesh(MPI.COMM_SELF, tp=1).tp, even(V, 1))
-    paths = [path for n in range(gamma + 1) for path in product(range(V), repeat=n)]
-    target, draft = ({path: 1.5 * random.standard_normal(V) for path in paths} for _ in range(2))
-    choices = Choices()
-
-    def accept(log_p, log_q, true=rule.log_acceptance):
-        chance = np.exp(true(log_p, log_q))
-        return np.inf if choices.choose([chance, 1 - chance]) == 0 else -np.inf
-
-    def draw(log_p_v, *_):
-        return choices.choose(np.exp(log_p_v))
-
-    monkeypatch.setattr(rule, "log_acceptance", accept)
-    monkeypatch.setattr(sampler, "draw", draw)
-
-    def round_of():
-        tokens, log_q = [], []
-        for _ in range(gamma):
-            seen = sampler.filtered(draft[tuple(tokens)], q_sampling or sampling)
-            # Told is what the draft is believed to have drawn from.
-            told = sampler.filtered(draft[tuple(tokens)], sampling)
-            x = int(np.argmax(seen)) if certain else draw(seen)
-            tokens.append(x)
-            log_q.append(None if certain else told)
-        rows = np.stack([target[tuple(tokens[:n])] for n in range(gamma + 1)])
-        return verified(sampler, rows, Drafted(tokens, log_q), sampling, 0, 0)
-
-    p = {path: np.exp(sampler.filtered(z, sampling)) for path, z in target.items()}
-    got, want = {}, {(): 1.0}
-    for _ in range(gamma + 1):
-        want = {(*path, x): c * p[path][x] for path, c in want.items() for x in range(V)}
-    for tokens, chance in choices.each(round_of):
-        # A round that ends early is gone on with by the target.
-        ends = {tuple(tokens): chance}
-        for _ in range(gamma + 1 - len(tokens)):
-            ends = {(*path, x): c * p[path][x] for path, c in ends.items() for x in range(V)}
-        for path, c in ends.items():
-            got[path] = got.get(path, 0.0) + c
-    return max(abs(got.get(path, 0.0) - c) for path, c in want.items()), sum(got.values())
-
-
-SAMPLINGS = [Sampling(1.0), Sampling(0.6), Sampling(1.0, top_k=2), Sampling(0.8, top_p=0.7), Sampling(1.2, top_k=3, top_p=0.9)]
-
-
-@pytest.mark.parametrize(("V", "gamma"), [(2, 1), (2, 3), (3, 2), (3, 3), (4, 1), (4, 2)])
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-def test_every_way_together_is_the_targets_distribution(comm, monkeypatch, sampling, V, gamma):
-    if comm.rank:
-        return
-    for certain in (False, True):
-        with monkeypatch.context() as patch:
-            off, total = law(patch, sampling, V, gamma, certain=certain)
-        assert off < 1e-14
-        assert total == pytest.approx(1, abs=1e-13)
-
-
-def test_four_tokens_and_three_drafts(comm, monkeypatch):
-    if comm.rank:
-        return
-    assert law(monkeypatch, Sampling(0.9, top_p=0.95), 4, 3)[0] < 1e-14
-
-
-def test_acceptance_and_residual_of_a_small_case(mesh):
-    p, q = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.3, 0.4, 0.2, 0.1])
-    cut = even(4, mesh.tp.size)
-    sampler = Sampler(mesh.tp, cut)
-    log_p, log_q = (cut.take(np.log(a), 0, mesh.tp.rank) for a in (p, q))
-    accepted = sum(q[x] * np.exp(log_acceptance(log(p[x]), log(q[x]))) for x in range(4))
-    assert accepted == pytest.approx(0.8, abs=1e-15)
-    left = mesh.tp.all_gather(np.exp(residual(sampler, log_p, log_q)), 0, cut)
-    np.testing.assert_allclose(left, [1, 0, 0, 0], atol=1e-15)
-    # A certain draft of token 1: accepted with p(1), else one of the others by their own shares.
-    one = sampler.certain(1)
-    left = mesh.tp.all_gather(np.exp(residual(sampler, log_p, one)), 0, cut)
-    np.testing.assert_allclose(left, [0.5 / 0.7, 0, 0.15 / 0.7, 0.05 / 0.7], atol=1e-15)
-
-
-# Sabotages: each must leave the target's distribution.
-
-
-def test_an_unnormalised_residual_is_seen(comm, monkeypatch):
-    if comm.rank:
-        return
-    true = residual
-    spoilt = lambda s, p, q: true(s, p, q) + np.log(np.maximum(np.exp(p) - np.exp(q), 0).sum())  # noqa: E731
-    monkeypatch.setattr(rule, "residual", spoilt)
-    off, total = law(monkeypatch, Sampling(1.0), 3, 2)
-    assert off > 1e-3
-    assert total < 1 - 1e-3
-
-
-def test_a_q_from_before_filtering_is_seen(comm, monkeypatch):
-    """The draft draws from all of its distribution, and tells the filtered one, where what it drew can be log 0."""
-    if comm.rank:
-        return
-    with np.errstate(invalid="ignore"):
-        assert law(monkeypatch, Sampling(1.0, top_p=0.7), 4, 1, q_sampling=Sampling(1.0))[0] > 1e-3
-
-
-def test_a_residual_of_p_alone_is_seen(comm, monkeypatch):
-    if comm.rank:
-        return
-    monkeypatch.setattr(rule, "residual", lambda s, p, q: p)
-    assert law(monkeypatch, Sampling(1.0), 3, 1)[0] > 1e-3
-
-
-def test_drafts_that_are_always_accepted_are_seen(comm, monkeypatch):
-    if comm.rank:
-        return
-    monkeypatch.setattr(rule, "log_acceptance", lambda p, q: 0.0)
-    assert law(monkeypatch, Sampling(1.0), 3, 2)[0] > 1e-3
-
-
-# --- with models
-
-V = 31
-LATENT = replace(
-    llama_like(V, 20, 3, 5, 5, 14, 80), latent=Latent(6, 5, 4, 3, 7), rope=Rope(4, pairing="interleaved"), d_head=9
-)
-CONFIGS = {"gpt2": gpt2_like(V, 20, 3, 5, 12, 80), "llama": llama_like(V, 24, 3, 6, 3, 14, 80), "latent": LATENT}
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 1, 4, 1, 5]
+DRAFTS = ("ngram", "layers=1", "layers=2", "same", "other", "whole")
+# How many drafts: None is as many as pay.
+EVERY = [(*case, draft, (1, 5, 8, None) if case[0] == "llama" else (3, None)) for case in CASES for draft in DRAFTS]
+# Each draft with each kind of model, each kind of cache, one draft, several, and as many as pay; latents striped and not.
+FEW = [
+    (kind, ("contiguous", "paged")[(n + (kind == "llama")) % 2], kind == "latent", draft, gammas)
+    for n, draft in enumerate(DRAFTS)
+    for kind, gammas in (("gpt2", (None,)), ("llama", (1, (5, 8)[n % 2])), ("latent", (3,)))
+] + [("latent", "contiguous", False, "layers=1", (3,)), ("latent", "paged", False, "same", (None,))]
 
 
 def speculator(mesh, kind, cache, draft, gamma, striped=False):
-    model = build(CONFIGS[kind], mesh.tp, drawn(1, "float64", 0.25))
+    model = model_of(kind, mesh, layers=3)
     if draft in ("same", "other", "whole"):
         axis = Mesh(MPI.COMM_SELF, tp=1) if draft == "whole" else mesh
-        other = build(CONFIGS[kind], axis.tp, drawn(1 if draft == "same" else 2, "float64", 0.25))
+        other = model_of(kind, axis, layers=3, seed=1 if draft == "same" else 2)
         draft = Generator(other, axis, make_cache(other, cache))
     return Speculative(model, mesh, make_cache(model, cache, striped), draft, gamma)
 
 
-CASES = [(kind, cache, False) for kind in CONFIGS for cache in ("contiguous", "paged")] + [("latent", "paged", True)]
-
-
-@pytest.mark.parametrize("draft", ["ngram", "layers=1", "layers=2", "same", "other", "whole"])
-@pytest.mark.parametrize(("kind", "cache", "striped"), CASES)
-def test_greedy_tokens_are_the_plain_ones(mesh, kind, cache, striped, draft):
-    model = build(CONFIGS[kind], mesh.tp, drawn(1, "float64", 0.25))
-    plain = [s.token for s in Generator(model, mesh, make_cache(model, cache)).tokens(PROMPT, Sampling(), 25)]
-    for gamma in (1, 5, 8, None) if kind == "llama" else (3, None):
+@pytest.mark.parametrize(("kind", "cache", "striped", "draft", "gammas"), thinned(EVERY, FEW))
+def test_greedy_tokens_are_the_plain_ones(mesh, kind, cache, striped, draft, gammas):
+    plain = [g.token for g in lone(kind, layers=3).tokens(PROMPT, Sampling(), 25)]
+    for gamma in gammas:
         it = speculator(mesh, kind, cache, draft, gamma, striped)
-        assert [s.token for s in it.tokens(PROMPT, Sampling(), 25)] == plain
+        assert [g.token for g in it.tokens(PROMPT, Sampling(), 25)] == plain
         assert not it.cache.lengths
         account = it.account
-        assert account.tokens == 24 == it.clock.decode_tokens
+        assert account.tokens == 24 == it.timings.decode_tokens
         if draft == "same":
             assert account.accepted == account.tested == account.drafted
 
@@ -249,13 +60,13 @@ def test_greedy_tokens_are_the_plain_ones(mesh, kind, cache, striped, draft):
 def test_sampled_tokens_do_not_depend_on_the_ranks(mesh, draft, gamma):
     sampling = Sampling(0.9, top_k=20, top_p=0.95, seed=5)
     steps = list(speculator(mesh, "llama", "paged", draft, gamma).tokens(PROMPT, sampling, 25, request=3, logprobs=True))
-    lone = speculator(Mesh(MPI.COMM_SELF, tp=1), "llama", "contiguous", draft, gamma)
-    alone = list(lone.tokens(PROMPT, sampling, 25, request=3, logprobs=True))
+    own = speculator(Mesh(MPI.COMM_SELF, tp=1), "llama", "contiguous", draft, gamma)
+    alone = list(own.tokens(PROMPT, sampling, 25, request=3, logprobs=True))
     assert [s.token for s in steps] == [s.token for s in alone]
     np.testing.assert_allclose([s.logprob for s in steps], [s.logprob for s in alone], atol=1e-10)
     if draft == "same":
         # p is q, whatever was accepted before: the draft's cache holds what the target's does.
-        assert lone.account.accepted == lone.account.drafted > 0
+        assert own.account.accepted == own.account.drafted > 0
 
 
 def test_a_draft_cache_one_short_after_full_acceptance_is_seen(mesh, monkeypatch):
@@ -292,38 +103,19 @@ def test_ends_limits_and_stops_inside_an_accepted_run(mesh):
     assert not it.cache.lengths
 
 
-def test_prompt_lookup_takes_the_latest_and_longest():
-    draft = Ngram(longest=3, shortest=2)
-    s = Sampling()
-    assert draft.propose([1, 2, 3, 9, 1, 2, 3], 2, s, 0).tokens == [9, 1]
-    assert draft.propose([1, 2, 3, 9, 1, 2, 3, 7], 2, s, 0).tokens == []
-    assert draft.propose([1, 2, 3, 9, 1, 2, 3, 7, 2, 3], 4, s, 0).tokens == [7, 2, 3]
-    # The longer ending wins over the later one.
-    assert draft.propose([1, 2, 3, 9, 1, 2, 3, 7, 2, 3, 8, 9, 1, 2], 2, s, 0).tokens == [3, 7]
-    draft.close()
-    assert draft.propose([5, 6], 3, s, 0).tokens == []
-
-
-def test_gamma_follows_acceptance_and_costs():
-    def settled(acceptance, each, draft):
-        gamma, random = Gamma(None), np.random.default_rng(0)
-        asked = []
-        for _ in range(400):
-            g = gamma.next()
-            accepted = 0
-            while accepted < g and random.random() < acceptance:
-                accepted += 1
-            gamma.learn(g, g, accepted, g * draft, 1 + each * g)
-            asked.append(g)
-        return asked[200:]
-
-    # Rows that cost next to nothing, drafts that are right: many. Rows that cost as much as a step: none, but for a trial now
-    # and then.
-    assert np.mean(settled(0.95, 0.05, 0.0)) > 6
-    assert np.mean(settled(0.5, 0.3, 0.1)) < 3
-    silent = settled(0.1, 0.9, 0.5)
-    assert np.mean(np.array(silent) > 0) < 0.05
-    assert Gamma(3).next() == 3
+def test_acceptance_and_residual_of_a_small_case(mesh):
+    p, q = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.3, 0.4, 0.2, 0.1])
+    cut = even(4, mesh.tp.size)
+    sampler = Sampler(mesh.tp, cut)
+    log_p, log_q = (cut.take(np.log(a), 0, mesh.tp.rank) for a in (p, q))
+    accepted = sum(q[x] * np.exp(log_acceptance(log(p[x]), log(q[x]))) for x in range(4))
+    assert accepted == pytest.approx(0.8, abs=1e-15)
+    left = mesh.tp.all_gather(np.exp(residual(sampler, log_p, log_q)), 0, cut)
+    np.testing.assert_allclose(left, [1, 0, 0, 0], atol=1e-15)
+    # A certain draft of token 1: accepted with p(1), else one of the others by their own shares.
+    one = sampler.certain(1)
+    left = mesh.tp.all_gather(np.exp(residual(sampler, log_p, one)), 0, cut)
+    np.testing.assert_allclose(left, [0.5 / 0.7, 0, 0.15 / 0.7, 0.05 / 0.7], atol=1e-15)
 
 
 def test_what_cannot_be_is_refused(mesh):

@@ -1,12 +1,21 @@
-"""Which parts of which tensors our parameters are, for every family and both formats.
+"""The roles of a model's tensors, which families name, and which parts of these tensors our parameters are.
 
 D model width   V vocabulary   P positions   H heads   K key/value heads   E head width   F hidden width
 C latent width   Q query latent width   N, R width of a query without position, and rotated   U value width
 X experts   F their hidden width   S the shared expert's
 
-A format's names say how it stores things: `qkv` instead of `q`, `k`, `v` where the three stand in one tensor, `gate_up` where
-the two do, `{x}` in a name where every expert has a tensor of its own, `k_b` (the keys', turned round) and `v_b` instead of
-`kv_b` where the up-projection of a latent stands in two.
+Roles outside of blocks, and shapes where matrices are (out, in), as PyTorch's linear layers have them:
+    wte (V, D)   wpe (P, D)   nf (D): the last norm   head (V, D)
+Roles inside of a block:
+    n1, n2 (D): the norms before attention and MLP
+    q (H E, D)   k, v (K E, D)   o (D, H E)   or qkv instead of q, k and v   qn, kn (E): norms of each head
+    gate, up (F, D)   down (D, F)
+    kv_a (C + R, D)   kv_an (C)   kv_b (H (N + U), C)   or k_b (H, C, N) and v_b (H, U, C) instead of kv_b
+    q_a (Q, D)   q_an (Q)   q_b (H (N + R), Q)
+    router (X, D)   correction (X)   s_gate, s_up (S, D)   s_down (D, S)
+    x_gate, x_up (X, F, D)   x_down (X, D, F)   or x_gate_up (X, 2 F, D) instead of x_gate and x_up
+        or, with {x} in their names, a matrix for each expert
+A bias is called as its weight, with `bias` instead of `weight` at the end.
 """
 
 from __future__ import annotations
@@ -15,123 +24,20 @@ from models.config import Config
 from models.piece import Piece
 
 Names = dict[str, str]
+Shapes = dict[str, tuple[int, ...]]
 
 
-def _names(block: str, inside: Names, **outside: str) -> Names:
-    """Names by role, those of a block led by it and its number."""
+def by_role(block: str, inside: Names, outside: Names) -> Names:
+    """Names by role, those inside of a block led by its name and its number, {i}."""
     return outside | {role: f"{block}.{{i}}.{name}" for role, name in inside.items()}
 
 
-_LLAMA_BLOCK = {
-    "n1": "input_layernorm.weight",
-    "q": "self_attn.q_proj.weight",
-    "k": "self_attn.k_proj.weight",
-    "v": "self_attn.v_proj.weight",
-    "qn": "self_attn.q_norm.weight",
-    "kn": "self_attn.k_norm.weight",
-    "o": "self_attn.o_proj.weight",
-    "n2": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight",
-    "up": "mlp.up_proj.weight",
-    "down": "mlp.down_proj.weight",
-}
-_MIXTRAL_BLOCK = _LLAMA_BLOCK | {
-    "router": "block_sparse_moe.gate.weight",
-    "x_gate": "block_sparse_moe.experts.{x}.w1.weight",
-    "x_up": "block_sparse_moe.experts.{x}.w3.weight",
-    "x_down": "block_sparse_moe.experts.{x}.w2.weight",
-}
-_DEEPSEEK_BLOCK = _LLAMA_BLOCK | {
-    "kv_a": "self_attn.kv_a_proj_with_mqa.weight",
-    "kv_an": "self_attn.kv_a_layernorm.weight",
-    "kv_b": "self_attn.kv_b_proj.weight",
-    "q_a": "self_attn.q_a_proj.weight",
-    "q_an": "self_attn.q_a_layernorm.weight",
-    "q_b": "self_attn.q_b_proj.weight",
-    "router": "mlp.gate.weight",
-    "correction": "mlp.gate.e_score_correction_bias",
-    "x_gate": "mlp.experts.{x}.gate_proj.weight",
-    "x_up": "mlp.experts.{x}.up_proj.weight",
-    "x_down": "mlp.experts.{x}.down_proj.weight",
-    "s_gate": "mlp.shared_experts.gate_proj.weight",
-    "s_up": "mlp.shared_experts.up_proj.weight",
-    "s_down": "mlp.shared_experts.down_proj.weight",
-}
-# How transformers 5 holds experts in memory, and writes them if asked not to keep the original format.
-_STACKED = {
-    "router": "mlp.gate.weight",
-    "x_gate_up": "mlp.experts.gate_up_proj",
-    "x_down": "mlp.experts.down_proj",
-}
-_GPT2_BLOCK = {
-    "n1": "ln_1.weight",
-    "qkv": "attn.c_attn.weight",
-    "o": "attn.c_proj.weight",
-    "n2": "ln_2.weight",
-    "up": "mlp.c_fc.weight",
-    "down": "mlp.c_proj.weight",
-}
-_GGUF_BLOCK = {
-    "n1": "attn_norm.weight",
-    "qkv": "attn_qkv.weight",
-    "q": "attn_q.weight",
-    "k": "attn_k.weight",
-    "v": "attn_v.weight",
-    "qn": "attn_q_norm.weight",
-    "kn": "attn_k_norm.weight",
-    "o": "attn_output.weight",
-    "n2": "ffn_norm.weight",
-    "gate": "ffn_gate.weight",
-    "up": "ffn_up.weight",
-    "down": "ffn_down.weight",
-    "kv_a": "attn_kv_a_mqa.weight",
-    "kv_an": "attn_kv_a_norm.weight",
-    "kv_b": "attn_kv_b.weight",
-    "k_b": "attn_k_b.weight",
-    "v_b": "attn_v_b.weight",
-    "q_a": "attn_q_a.weight",
-    "q_an": "attn_q_a_norm.weight",
-    "q_b": "attn_q_b.weight",
-    "router": "ffn_gate_inp.weight",
-    "correction": "exp_probs_b.bias",
-    "x_gate": "ffn_gate_exps.weight",
-    "x_up": "ffn_up_exps.weight",
-    "x_down": "ffn_down_exps.weight",
-    "s_gate": "ffn_gate_shexp.weight",
-    "s_up": "ffn_up_shexp.weight",
-    "s_down": "ffn_down_shexp.weight",
-}
-
-
-def huggingface_names(family: str, present: dict[str, tuple[int, ...]]) -> Names:
-    """A family's names in safetensors files, in the form of those that are `present`."""
-    if family == "gpt2":
-        # The base model was saved with and without its name.
-        base = "" if "wte.weight" in present else "transformer."
-        ends = {"wte": f"{base}wte.weight", "wpe": f"{base}wpe.weight", "nf": f"{base}ln_f.weight"}
-        return _names(f"{base}h", _GPT2_BLOCK, **ends, head="lm_head.weight")
-    blocks = {"mixtral": _MIXTRAL_BLOCK, "deepseek_v2": _DEEPSEEK_BLOCK, "deepseek_v3": _DEEPSEEK_BLOCK}
-    block = blocks.get(family, _LLAMA_BLOCK)
-    if any(name.endswith(_STACKED["x_gate_up"]) for name in present):
-        block = {role: name for role, name in block.items() if role not in ("x_gate", "x_up")} | _STACKED
-    ends = {"wte": "model.embed_tokens.weight", "nf": "model.norm.weight", "head": "lm_head.weight"}
-    return _names("model.layers", block, **ends)
-
-
-def gguf_names(present: dict[str, tuple[int, ...]]) -> Names:
-    """GGUF's names, which are the same for all families, in the form of those that are `present`."""
-    qkv, kv_b = (any(name.endswith(_GGUF_BLOCK[role]) for name in present) for role in ("qkv", "kv_b"))
-    dropped = {*(("q", "k", "v") if qkv else ("qkv",)), *(("k_b", "v_b") if kv_b else ("kv_b",))}
-    block = {role: name for role, name in _GGUF_BLOCK.items() if role not in dropped}
-    ends = {"wte": "token_embd.weight", "wpe": "position_embd.weight", "nf": "output_norm.weight", "head": "output.weight"}
-    return _names("blk", block, **ends)
-
-
 class _Pieces:
-    """Gathers the pieces of a model's parameters. `turned`: whether matrices are stored (out, in), as linear layers are."""
+    """Gathers the pieces of a model's parameters. `most`: the most layers, and experts, to look for. `turned`: whether matrices
+    are stored (out, in)."""
 
-    def __init__(self, names: Names, there: int, turned: bool) -> None:
-        self.names, self.there, self.turned = names, there, turned
+    def __init__(self, names: Names, most: int, turned: bool) -> None:
+        self.names, self.most, self.turned = names, most, turned
         self.of: dict[str, list[Piece]] = {}
 
     def name(self, role: str, **which: int) -> str:
@@ -141,47 +47,48 @@ class _Pieces:
         self.of.setdefault(ours, []).append(piece)
 
     def array(self, ours: str, tensor: str, *dims: int) -> None:
-        """Stored as we have it."""
+        """An array that is stored as we have it."""
         self.add(ours, Piece(tensor, tuple((n,) for n in dims), tuple(range(len(dims)))))
 
     def matrix(
         self, ours: str, tensor: str, ins: tuple[int, ...], outs: tuple[int, ...], at: tuple = (), within: tuple | None = None
     ) -> None:
-        """Ours is (*ins, *outs). `within`: where among the tensor's outputs these begin, and how many it has."""
+        """A matrix (*ins, *outs). `within`: which of the tensor's outputs is the first of these, and how many it has."""
         dims, order, dim = (ins, outs), tuple(range(len(ins) + len(outs))), 1
         if self.turned:
             dims, order, dim = (outs, ins), (*order[len(outs) :], *order[: len(outs)]), 0
         self.add(ours, Piece(tensor, dims, order, at, within and (dim, *within)))
 
     def linear(self, ours: str, tensor: str, ins: tuple[int, ...], outs: tuple[int, ...], bias: bool, **where: tuple) -> None:
-        """A matrix W{ours}, and beside it a bias b{ours}."""
+        """A matrix W{ours} and, with `bias`, a b{ours}."""
         lead, _, last = ours.rpartition(".")
         lead += "." if lead else ""
         self.matrix(f"{lead}W{last}", tensor, ins, outs, **where)
         if bias:
-            # Where a matrix is put in some place of ours, (ins, place, outs), its bias is put there too.
+            # A matrix may fill one place of ours, (ins, place, outs); its bias then fills that place of ours, too.
             at, within = where.get("at", ())[len(ins) :], where.get("within")
             name = tensor.removesuffix("weight") + "bias"
             self.add(f"{lead}b{last}", Piece(name, (outs,), tuple(range(len(outs))), at, within and (0, *within)))
 
 
-def pieces(c: Config, names: Names, there: int, turned: bool = True) -> dict[str, list[Piece]]:
-    """All parameters of a model of configuration `c`, by our names, in tensors of these names.
+def pieces(c: Config, names: Names, tensors: int, turned: bool = True) -> dict[str, list[Piece]]:
+    """The pieces of all parameters of a model of configuration `c`, by our names, in tensors of these `names` by role.
 
-    `there`: how many tensors there are. Of layers, and of experts, one more than that is looked for at most: it is missing.
+    `tensors`: how many the files have. A configuration with more layers or experts lacks one of the first `tensors + 1`, so
+    these are enough to tell.
     """
-    p = _Pieces(names, there, turned)
+    p = _Pieces(names, tensors + 1, turned)
     p.array("Wte", p.name("wte"), c.vocabulary, c.d_model)
     if c.positions:
         p.array("Wpe", p.name("wpe"), c.positions, c.d_model)
-    for i in range(min(c.layers, there + 1)):
+    for i in range(min(c.layers, p.most)):
         _norm(p, c, f"blocks.{i}.", "n1", i)
         (_latent_attention if c.latent is not None else _attention)(p, c, i)
         _norm(p, c, f"blocks.{i}.", "n2", i)
         (_mlp if c.experts is None or i < c.experts.first else _experts)(p, c, i)
     _norm(p, c, "", "nf", 0)
     if not c.tied:
-        # A linear layer even where the others are not.
+        # The head is stored (out, in) even where the other matrices are not.
         p.turned = True
         p.matrix("Whead", p.name("head"), (c.d_model,), (c.vocabulary,))
     return p.of
@@ -250,7 +157,7 @@ def _experts(p: _Pieces, c: Config, i: int) -> None:
     if e.correction:
         p.array(f"{lead}br", p.name("correction", i=i), X)
     if "{x}" in p.names["x_down"]:
-        for x in range(min(X, p.there + 1)):
+        for x in range(min(X, p.most)):
             p.matrix(f"{lead}W1", p.name("x_gate", i=i, x=x), (D,), (F,), at=(x, every, 0))
             p.matrix(f"{lead}W1", p.name("x_up", i=i, x=x), (D,), (F,), at=(x, every, 1))
             p.matrix(f"{lead}W2", p.name("x_down", i=i, x=x), (F,), (D,), at=(x,))
