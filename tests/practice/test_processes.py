@@ -21,6 +21,8 @@ RING = "chunks[into] += ring.sendrecv(right, chunks[out], left)"
 FORKS = "import os\n    while True:\n        try: os.fork()\n        except BaseException: pass"
 FORK = "import os, threading\n    threading.Thread(target=os.fork).start()"
 THREADS = "import threading, time\n    while True: threading.Thread(target=time.sleep, args=(60,)).start()"
+# The launcher ends the others too: they are to be in the verb by then.
+LAST = "import os, time\n    if tp.rank == 1: time.sleep(0.4); "
 BY_ITSELF = "its process ended by itself"
 # exercise, the text before which the statements are put, the statements, what is said of it.
 HOSTILE = {
@@ -35,8 +37,8 @@ HOSTILE = {
     "our code": ("01", ONE, "__import__('layers.mlp')", "rankwise's own code"),
     "exit at import": ("01", "def mlp", "raise SystemExit", "It leaves the program (sys.exit, exit or quit)"),
     "sys.exit on one rank": ("20", ROW, "import sys\n    if tp.rank == 1: sys.exit()", "on rank 1"),
-    "os.abort on one rank": ("20", ROW, "import os\n    if tp.rank == 1: os.abort()", f"no answer on rank 1: {BY_ITSELF}"),
-    "comm.Abort on one rank": ("20", ROW, "if tp.rank == 1: tp._comm.Abort(1)", f"no answer on rank 1: {BY_ITSELF}"),
+    "os.abort on one rank": ("20", ROW, f"{LAST}os.abort()", f"no answer on rank 1: {BY_ITSELF}"),
+    "comm.Abort on one rank": ("20", ROW, f"{LAST}tp._comm.Abort(1)", f"no answer on rank 1: {BY_ITSELF}"),
     "a loop on one rank": ("20", ROW, "while tp.rank == 1: pass", "no answer on rank 1: still running"),
     "deadlock": ("25", RING, "ring.recv(left)", "Every rank waits to receive, and nobody sends."),
 }
