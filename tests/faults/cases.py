@@ -1,8 +1,8 @@
-"""The faults, each with the command it befalls and what must be read then.
+"""The faults, each with the command it befalls and the words that must be read then.
 
-In the words, {r} is the rank with the fault, {o} the others as they are listed, {n} how many ranks there are. `each`: the whole
-grid plants it on each rank in turn; otherwise on the last. What is matched are regular expressions, over standard error.
-`alike`: it takes the way of another case, with another verb or in another command; the suite leaves it to the whole grid.
+The words are regular expressions. In them {r} is the rank with the fault, {o} lists the others, {n} is the number of ranks.
+`each`: the whole grid plants the fault on each rank in turn; otherwise on the last. `alike`: the fault takes the way of another
+case, with another verb or in another command; the suite leaves it to the whole grid.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SITE = r"\w+(?:/\w+)+\.py:\d+"
 @dataclass(frozen=True)
 class Case:
     """`status`: of the launcher, or NONZERO. `says`: what standard error must have; `prints`: standard output.
-    `pairs`: numbers of ranks of which two make the call, as heads are shared by two, or as tp=2."""
+    `pairs`: the numbers of ranks at which only two make the call together."""
 
     name: str
     fault: str | None

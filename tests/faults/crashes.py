@@ -1,4 +1,4 @@
-"""Crashes in a row, each another one: `python -m tests.faults.crashes 200`. No process stays behind, and no byte in /dev/shm.
+"""Crashes in a row, of all kinds: `python -m tests.faults.crashes 200`. No process stays behind, and no byte in /dev/shm.
 
 Where the system lets it, the crashes see a /dev/shm of their own, so that what others do in it is not counted.
 """

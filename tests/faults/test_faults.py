@@ -24,7 +24,7 @@ MESHES = {2: "dp=1,tp=2", 3: "dp=1,tp=3", 4: "dp=2,tp=2"}
 CHOSEN = thinned(CASES, [case for case in CASES if not case.alike])
 # On two cores: most of a hang is waiting.
 AT_ONCE = 3
-# What a healthy run of a command takes, and the longest time limit of a case, many times over.
+# Seconds: many times what a healthy run takes, and the longest time limit of a case.
 LIMIT = 45
 
 
