@@ -9,7 +9,7 @@ SOURCES = $(shell git ls-files '*.py' 2>/dev/null)
 packages = import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
            print(*p["project"]["dependencies"], *(n for g in "$(1)".split() for n in p["dependency-groups"][g]))
 
-.PHONY: help setup run test test-openmpi faults models lint format clean
+.PHONY: help setup run test test-all test-openmpi faults models lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,6 +24,9 @@ run: setup ## the main job, launch.tp_mlp: a tensor-parallel MLP on 4 ranks, che
 test: $(SIZES:%=test-%) ## the tests, under mpirun at 1, 2, 3 and 4 ranks
 	@echo "== all passed at $(SIZES) ranks"
 
+test-all: ## the tests with their full grids, of which `make test` runs the cases that differ
+	@TESTS=all $(MAKE) --no-print-directory test
+
 test-%: setup ## the tests at one number of ranks, as in make test-4
 	@echo "== mpirun -n $* python -m pytest"
 	@$(BIN)/mpirun -n $* $(BIN)/python -m pytest $(PYTEST)
@@ -34,10 +37,10 @@ test-openmpi: $(OPEN)/.ready ## the same tests at 2 ranks under Open MPI, in an 
 	@OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe \
 	  $(OPEN)/bin/mpirun -n 2 $(OPEN)/bin/python -m pytest $(PYTEST)
 
-# The suite runs each fault once; this runs each at 2, 3 and 4 ranks, on each rank where that matters, and under both MPIs.
+# The suite runs each kind of fault once; this runs each fault at 2, 3 and 4 ranks, on each rank where that matters, under both MPIs.
 faults: setup $(OPEN)/.ready ## faults planted in real commands, all of them, and 200 crashes in a row
 	@echo "== pytest tests/faults, all faults at all sizes"
-	@FAULTS=all $(BIN)/python -m pytest tests/faults $(PYTEST)
+	@TESTS=all $(BIN)/python -m pytest tests/faults $(PYTEST)
 	@echo "== 200 crashes in a row"
 	@$(BIN)/python -m tests.faults.crashes 200
 

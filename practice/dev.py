@@ -57,10 +57,10 @@ def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool 
     """Check all that must hold of an exercise, in ten to thirty seconds."""
     report, examiner = Report(exercise.name), Examiner(exercise, reference)
     report.problems += list(_files(exercise))
-    verdict = judged(examiner, exercise.scaffold, 0)
+    verdict = judged(examiner, exercise.scaffold, 1)
     if {j.status for j in verdict} != {"todo"}:
         report.problems.append(f"the scaffold is {[j.status for j in verdict]}, not 'not implemented yet': {summary(verdict)}")
-    for seed in range(seeds):
+    for seed in range(1, seeds + 1):
         for name, source, over in (("solution", exercise.solution, False), *((n, s, True) for n, s in exercise.rights.items())):
             verdict = judged(examiner, source, seed, over)
             if not passes(verdict):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,8 @@ class Examiner:
         self.places = [Place(r, exercise.ranks) for r in range(exercise.ranks)]
         self.right = cache(self._right)
         self.spaces = cache(self._spaces)
+        # What comes of a known mistake is asked for again and again.
+        self.remembered = lru_cache(4096)(self.simulated)
 
     # --- what is right
 
@@ -132,14 +134,12 @@ class Examiner:
         """A verdict for each part. outcomes: by case, one a rank; [] for cases that were not reached."""
         verdict: list[Judged] = []
         for part in self.parts.values():
-            if any(j.status == "wrong" for j in verdict):
-                # Of the other parts it is only said whether they are right: one thing at a time.
-                verdict.append(self._judge(part, cases, outcomes, brief=True))
-            else:
-                verdict.append(self._judge(part, cases, outcomes))
+            # Of the parts after a wrong one it is only said whether they are right: one thing at a time.
+            brief = any(j.status == "wrong" for j in verdict)
+            verdict.append(self._judge(part, cases, outcomes, brief))
         return verdict
 
-    def _judge(self, part: Part, cases: Sequence[Case], outcomes: Sequence[list[Outcome]], brief: bool = False) -> Judged:
+    def _judge(self, part: Part, cases: Sequence[Case], outcomes: Sequence[list[Outcome]], brief: bool) -> Judged:
         own = [(c, o) for c, o in zip(cases, outcomes, strict=True) if c.part == part.name]
         ran = [(c, o) for c, o in own if o]
         if any(o.error.get("type") == "NotImplementedError" for _, by_rank in ran for o in by_rank):
@@ -308,17 +308,17 @@ class Examiner:
         return source
 
     def _touches(self, mistake: Mistake, case: Case) -> bool:
-        return any(self.problem(case, r, o) for r, o in enumerate(self.simulated(case, self.mistaken((mistake,)))))
+        return any(self.problem(case, r, o) for r, o in enumerate(self.remembered(case, self.mistaken((mistake,)))))
 
     def _explains(self, mistakes: Sequence[Mistake], shown: list) -> bool:
         source = self.mistaken(mistakes)
         if source is None:
             return False
         try:
-            alike = all(self._alike(c, self.simulated(c, source), by_rank) for c, by_rank in shown)
+            alike = all(self._alike(c, self.remembered(c, source), by_rank) for c, by_rank in shown)
             # A mistake that gives the right answer in the failed case explains nothing, however near its other answers are.
             case = shown[0][0]
-            return alike and any(self.problem(case, r, o) for r, o in enumerate(self.simulated(case, source)))
+            return alike and any(self.problem(case, r, o) for r, o in enumerate(self.remembered(case, source)))
         except SyntaxError:
             return False
 
@@ -351,7 +351,7 @@ class Examiner:
     def _cost(self, part: Part, ran: list) -> Judged:
         judged = Judged(part.name, "ok")
         for case, by_rank in ran:
-            if case.moved:
+            if case.moved or not (part.limits or part.advice):
                 continue
             a = case.arrays(part)
             for place, outcome in zip(self.places, by_rank, strict=True):

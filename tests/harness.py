@@ -29,8 +29,6 @@ from launch.process.watchdog import seen, table
 from parallel.recorder import Recorder
 
 ROOT = Path(__file__).resolve().parent.parent
-# How long ranks may stay in a test after one of them has failed in it.
-GRACE = 3.0
 # How long a verb of a mesh may take.
 VERB_LIMIT = 20.0
 PHASES = ("setup", "call", "teardown")
@@ -48,7 +46,7 @@ class Harness:
     def __init__(self, config: pytest.Config, world: MPI.Intracomm) -> None:
         self.config, self.comm = config, world.Dup()
         self.rank, self.size = world.rank, world.size
-        self.limit = config.getoption("--limit")
+        self.limit, self.grace = config.getoption("--limit"), config.getoption("--grace")
         self.item: pytest.Item | None = None
         self.started = self.failed = 0.0
         self.failure = ""
@@ -74,7 +72,7 @@ class Harness:
                 continue
             mark = item.get_closest_marker("limit")
             limit = mark.args[0] if mark else self.limit
-            if self.failed and now - self.failed > GRACE:
+            if self.failed and now - self.failed > self.grace:
                 self._end(f"{item.nodeid}: rank {self.rank} failed, and the others did not come", self.failure)
             elif self.recorder.stuck() > VERB_LIMIT:
                 self._end(f"{item.nodeid}: rank {self.rank} has been in one verb for {VERB_LIMIT:g} s", self.failure)

@@ -35,6 +35,8 @@ from inference.server.metrics import CONTENT_TYPE, Metrics
 from inference.server.openai_request import Refused, missing
 
 PAGE = Path(__file__).with_name("page.html")
+# What belongs between its tags: the page is served as one file.
+INSIDE = {b"<style>\n": PAGE.with_suffix(".css"), b"<script>\n": PAGE.with_suffix(".js")}
 # Some launchers pass on SIGUSR1 and not SIGTERM.
 DRAIN = (signal.SIGTERM, signal.SIGUSR1)
 # A signal that comes again within so many seconds is the same one: a launcher may send it to a rank by several ways.
@@ -180,7 +182,10 @@ class Server:
     async def _page(self, request: Request) -> Response:
         policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
         headers = {"content-security-policy": policy, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
-        return Response(PAGE.read_bytes(), media_type="text/html", headers=headers)
+        text = PAGE.read_bytes()
+        for tag, file in INSIDE.items():
+            text = text.replace(tag, tag + file.read_bytes())
+        return Response(text, media_type="text/html", headers=headers)
 
     async def _health(self, request: Request) -> Response:
         draining = self._draining.is_set()

@@ -1,7 +1,8 @@
-"""The faults, each with the command it befalls and what must be read then.
+"""The faults, each with the command it befalls and the words that must be read then.
 
-In the words, {r} is the rank with the fault, {o} the others as they are listed, {n} how many ranks there are. `each`: the whole
-grid plants it on each rank in turn; otherwise on the last. What is matched are regular expressions, over standard error.
+The words are regular expressions. In them {r} is the rank with the fault, {o} lists the others, {n} is the number of ranks.
+`each`: the whole grid plants the fault on each rank in turn; otherwise on the last. `alike`: the fault takes the way of another
+case, with another verb or in another command; the suite leaves it to the whole grid.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ SITE = r"\w+(?:/\w+)+\.py:\d+"
 @dataclass(frozen=True)
 class Case:
     """`status`: of the launcher, or NONZERO. `says`: what standard error must have; `prints`: standard output.
-    `pairs`: numbers of ranks of which two make the call, as heads are shared by two, or as tp=2."""
+    `pairs`: the numbers of ranks at which only two make the call together."""
 
     name: str
     fault: str | None
@@ -28,6 +29,7 @@ class Case:
     more: tuple[str, ...] = ()
     pairs: tuple[int, ...] = ()
     open_mpi: bool = False
+    alike: bool = False
 
 
 # What is typed; {mesh} is a mesh of the ranks, {tmp} a folder of the run's own, with text.txt and damaged models in it.
@@ -65,8 +67,8 @@ def failed(cause: str) -> tuple[str, ...]:
 
 MISMATCHES = [
     Case("another verb, forward", "at=all_reduce:1,kind=verb", "mlp", odd("broadcast", "all_reduce"), each=True, open_mpi=True),
-    Case("another verb, decoding", "at=all_reduce:9,kind=verb", "generate", odd("broadcast", "all_reduce")),
-    Case("another verb in a gather", "at=all_gather:1,kind=verb", "mlp", odd("broadcast", "all_gather")),
+    Case("another verb, decoding", "at=all_reduce:9,kind=verb", "generate", odd("broadcast", "all_reduce"), alike=True),
+    Case("another verb in a gather", "at=all_gather:1,kind=verb", "mlp", odd("broadcast", "all_gather"), alike=True),
     Case("calls in another order", "at=tp.all_reduce:1,kind=order", "train", odd("", ""), each=True),
     Case("calls in another order, attention", "at=all_reduce:1,kind=order", "attention",
          (r"CollectiveMismatch: on tp, rank|rank {r} did not come \(waiting elsewhere\)", f"all_reduce .* at {SITE}"),
@@ -79,10 +81,11 @@ MISMATCHES = [
     Case("another dtype of the same size", "at=all_reduce:1,kind=dtype", "mlp", odd(".* int32", ".* float32"), each=True,
          open_mpi=True),
     Case("another dtype of 8 bytes", "at=all_reduce:2,kind=dtype", "attention", odd(".* int64", ".* float64"),
-         pairs=(3, 4)),
+         pairs=(3, 4), alike=True),
     Case("another dtype, ZeRO", "at=start_reduce_scatter:1,kind=dtype", "dp", odd(".* int32", ".* float32"), more=("--zero",)),
     Case("another reduction", "at=tp.all_reduce:3,kind=op", "train", odd(".* max", ".* sum"), each=True, open_mpi=True),
-    Case("another reduction, attention", "at=all_reduce:2,kind=op", "attention", odd(".* max", ".* sum"), pairs=(3, 4)),
+    Case("another reduction, attention", "at=all_reduce:2,kind=op", "attention", odd(".* max", ".* sum"), pairs=(3, 4),
+         alike=True),
     Case("another root", "at=broadcast:1,kind=root", "generate", odd("broadcast .*root 1", "broadcast .*root 0"), each=True,
          more=SPECULATE),
     # Its tp partner waits; the rank that it meets on dp is at the sum of gradients.
@@ -90,11 +93,11 @@ MISMATCHES = [
          (rf"on dp, .*rank {{r}} called all_reduce \(72, 16\) .* at {SITE} in RowParallelLinear\.forward",), each=True,
          ranks=(4,)),
     Case("left out", "at=tp.all_reduce:2,kind=skip", "train", odd("", ""), each=True, open_mpi=True),
-    Case("left out, a gather", "at=all_gather:1,kind=skip", "mlp", odd("all_gather", "all_gather")),
+    Case("left out, a gather", "at=all_gather:1,kind=skip", "mlp", odd("all_gather", "all_gather"), alike=True),
     Case("the last one left out", "at=all_gather:6,kind=skip", "generate",
          ("rank {r} did not come", f"all_gather .* at {SITE}"), more=HANG),
     Case("made twice", "at=all_reduce:1,kind=double", "mlp", odd("all_reduce", "all_reduce"), each=True),
-    Case("started twice", "at=start_all_reduce:1,kind=double", "dp", odd("start_all_reduce", "")),
+    Case("started twice", "at=start_all_reduce:1,kind=double", "dp", odd("start_all_reduce", ""), alike=True),
 ]  # fmt: skip
 
 DEATHS = [
@@ -102,7 +105,7 @@ DEATHS = [
          (*failed(r"\S*Planted: planted"), r"\[{r}\].*layers/linear\.py"), 1, each=True, open_mpi=True),
     Case("an exception in a verb", "at=tp.all_reduce:5,kind=raise,when=in", "train", failed(r"\S*Planted"), 1),
     Case("an exception after a verb", "at=tp.all_reduce:5,kind=raise,when=after", "train", failed(r"\S*Planted"), 1),
-    Case("an exception while decoding", "at=all_gather:3,kind=raise", "generate", failed(r"\S*Planted"), 1),
+    Case("an exception while decoding", "at=all_gather:3,kind=raise", "generate", failed(r"\S*Planted"), 1, alike=True),
     Case("an exception with sums under way", "at=start_all_reduce:2,kind=raise,when=after", "dp", failed(r"\S*Planted"), 1),
     Case("an exception while saving", "at=all_reduce:3,kind=raise", "train", failed(r"\S*Planted"), 1,
          more=("--checkpoint", "{tmp}/kept", "--save-every", "1", "--zero")),
@@ -116,10 +119,10 @@ DEATHS = [
          (f"rank {{r}} of {{n}} was killed by SIGKILL after all_reduce .* at {SITE}",), each=True, open_mpi=True),
     Case("killed in a verb", "at=tp.all_reduce:7,kind=kill,when=in", "train", ("rank {r} of {n} was killed by SIGKILL in ",)),
     Case("killed while decoding", "at=all_reduce:9,kind=kill,when=after", "generate",
-         ("rank {r} of {n} was killed by SIGKILL",)),
+         ("rank {r} of {n} was killed by SIGKILL",), alike=True),
     Case("a segmentation fault", "at=all_reduce:2,kind=segv", "mlp", ("rank {r} of {n} was killed by SIGSEGV",), open_mpi=True),
     Case("a segmentation fault in a verb", "at=start_all_reduce:1,kind=segv,when=in", "dp",
-         ("rank {r} of {n} was killed by SIGSEGV in start_all_reduce",)),
+         ("rank {r} of {n} was killed by SIGSEGV in start_all_reduce",), alike=True),
 ]  # fmt: skip
 
 HANGS = [
@@ -131,15 +134,15 @@ HANGS = [
     Case("an endless loop before a sum is started", "at=start_all_reduce:2,kind=spin", "dp",
          (r"rank {r} did not come \(computing\): .* in start_all_reduce", f"at {SITE}"), more=HANG),
     Case("an endless loop", "at=tp.all_reduce:6,kind=spin", "train", (r"rank {r} did not come \(computing\)", f"at {SITE}"),
-         more=HANG, open_mpi=True),
+         more=HANG, open_mpi=True, alike=True),
     Case("an endless sleep", "at=all_reduce:9,kind=sleep:1000", "generate", (r"rank {r} did not come \(asleep",), more=HANG),
     Case("an endless sleep after a verb", "at=all_reduce:1,kind=sleep:1000,when=after", "attention",
-         (r"rank {r} did not come \(asleep",), more=HANG),
+         (r"rank {r} did not come \(asleep",), more=HANG, alike=True),
     Case("an early return", "at=all_reduce:2,kind=return", "mlp", (r"rank {r} did not come \(through with main\)",), more=HANG),
     Case("an early return while training", "at=tp.all_reduce:30,kind=return", "train",
-         (r"rank {r} did not come \(through with main\)",), more=HANG),
+         (r"rank {r} did not come \(through with main\)",), more=HANG, alike=True),
     Case("an early return while decoding", "at=all_gather:2,kind=return", "generate",
-         (r"rank {r} did not come \(through with main\)",), more=HANG),
+         (r"rank {r} did not come \(through with main\)",), more=HANG, alike=True),
 ]  # fmt: skip
 
 NUMBERS = [
@@ -147,9 +150,10 @@ NUMBERS = [
          (*failed(r"\S*NotFinite: rank \d of tp sends 1 NaN and 0 infinite of [\d,]+ numbers, the first at "),
           rf"in all_reduce .* at {SITE} \(forward\): \S.*all_reduce\("), 1, each=True, more=REPLICAS),
     Case("NaN in a sum that is started", "at=start_all_reduce:2,kind=nan", "dp",
-         (*failed(r"\S*NotFinite: rank {r} of dp sends 1 NaN"), r"parallel/data\.py|training/trainer\.py"), 1, more=REPLICAS),
+         (*failed(r"\S*NotFinite: rank {r} of dp sends 1 NaN"), r"parallel/data\.py|training/trainer\.py"), 1, more=REPLICAS,
+         alike=True),
     Case("NaN while decoding", "at=all_reduce:9,kind=nan", "generate", failed(r"\S*NotFinite: rank {r} of tp sends 1 NaN"), 1,
-         more=REPLICAS),
+         more=REPLICAS, alike=True),
     Case("NaN, and the comparison alone", "at=all_reduce:2,kind=nan", "mlp", (), 1,
          prints=(r"(?m)^WRONG: dx\[0, 0\] on every rank: got nan, expected ", r"(?m)^NOT ALL AGREED: .*dx")),
     Case("a flipped bit, and the comparison alone", "at=all_reduce:1,kind=flip,when=before", "attention", (), 1,
@@ -168,9 +172,10 @@ FILES = [
          more=("--checkpoint", "{tmp}/kept", "--save-every", "2"), each=True),
     Case("a damaged checkpoint", None, "train", (r"(?m)^error: .*damaged",), 2,
          more=("--checkpoint", "{tmp}/damaged", "--resume")),
-    Case("no model", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/none")),
+    Case("no model", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/none"), alike=True),
     Case("a model cut short", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/short")),
-    Case("a model without its configuration", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/bare")),
+    Case("a model without its configuration", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/bare"),
+         alike=True),
     Case("a fault that is none", "at=all_reduce:1,kind=explode", "mlp",
          (r"(?m)^error: kind=explode in RANKWISE_FAULT is unknown",), 2),
 ]  # fmt: skip
@@ -180,7 +185,7 @@ HARMLESS = [
     Case("another order in memory", "at=all_reduce:2,kind=forder", "mlp", (), 0),
     Case("a slow rank below the limit", "at=all_reduce:2,kind=sleep:1", "mlp", (), 0, more=("--timeout", "10"), open_mpi=True),
     Case("a slow rank below the limit, training", "at=tp.all_reduce:5,kind=sleep:1,when=after", "train", (), 0,
-         more=("--timeout", "10")),
+         more=("--timeout", "10"), alike=True),
 ]  # fmt: skip
 
 CASES = [*MISMATCHES, *DEATHS, *HANGS, *NUMBERS, *FILES, *HARMLESS]

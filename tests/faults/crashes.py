@@ -1,4 +1,4 @@
-"""Crashes in a row, each another one: `python -m tests.faults.crashes 200`. No process stays behind, and no byte in /dev/shm.
+"""Crashes in a row, of all kinds: `python -m tests.faults.crashes 200`. No process stays behind, and no byte in /dev/shm.
 
 Where the system lets it, the crashes see a /dev/shm of their own, so that what others do in it is not counted.
 """
@@ -25,8 +25,7 @@ def crashes(how_many: int) -> list[str]:
     before, problems = set(os.listdir("/dev/shm")), []
 
     def crash(i: int) -> None:
-        ranks = (2, 3, 4, 1)[i % 4]
-        kind = KINDS[i // 4 % len(KINDS)]
+        kind, ranks = KINDS[i % len(KINDS)], (2, 3, 4, 1)[(i + i // len(KINDS)) % 4]
         # Alone, a rank has no one to disagree with.
         kind = "kind=raise" if ranks == 1 and kind == "kind=shape" else kind
         done = run(ranks, COMMAND, f"rank={i % ranks},at=all_reduce:{1 + i % 2},{kind}")

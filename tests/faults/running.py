@@ -1,4 +1,4 @@
-"""One fault in one run of a real command: what came of it, and which of its processes are still there."""
+"""One run of a real command with one fault in it: how it ended, and which of its processes are still there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AS_ROOT = {
     "OMPI_MCA_btl": "self,sm",
     "OMPI_MCA_pml": "ob1",
 }
-# Every process of a run has its mark in the environment, and so have its children, whatever they become.
+# A run's mark is in the environment of its processes, and of all that they start.
 MARK = "RANKWISE_TEST_RUN"
 
 
@@ -43,7 +43,7 @@ class Seen:
 
 
 def marked(mark: str) -> list[int]:
-    """The processes of a run that are there and not merely waiting for their parent to ask how they ended."""
+    """The processes of a run that are there; zombies are not."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
@@ -56,7 +56,7 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def _told(pid: int) -> str:
+def _named(pid: int) -> str:
     with suppress(OSError):
         return f"{pid}: {Path(f'/proc/{pid}/cmdline').read_bytes().decode().replace(chr(0), ' ')}"
     return str(pid)
@@ -70,7 +70,7 @@ def run(ranks: int, args: list[str], fault: str | None = None, limit: float = 30
         environ["RANKWISE_FAULT"] = fault
     bin_folder = OPEN_MPI if open_mpi else Path(sys.executable).parent
     command = [str(bin_folder / "mpirun"), "-n", str(ranks), str(bin_folder / "python"), *args]
-    told = f"{'' if fault is None else f'RANKWISE_FAULT={fault} '}mpirun -n {ranks} python {' '.join(args)}"
+    typed = f"{'' if fault is None else f'RANKWISE_FAULT={fault} '}mpirun -n {ranks} python {' '.join(args)}"
     # Files, not pipes: what lives on would keep a pipe open, and the reader waiting.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         begun = time.monotonic()
@@ -88,7 +88,7 @@ def run(ranks: int, args: list[str], fault: str | None = None, limit: float = 30
         while left and time.monotonic() < deadline:
             time.sleep(0.05)
             left = marked(mark)
-        told_left = [_told(pid) for pid in left]
+        named_left = [_named(pid) for pid in left]
         for pid in [*left, process.pid] if status is None else left:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -97,4 +97,4 @@ def run(ranks: int, args: list[str], fault: str | None = None, limit: float = 30
         for file in (out, err):
             file.seek(0)
             texts.append(file.read())
-    return Seen(told, status, texts[0], texts[1], seconds, told_left)
+    return Seen(typed, status, texts[0], texts[1], seconds, named_left)

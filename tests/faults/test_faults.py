@@ -1,44 +1,50 @@
 """Real commands with a fault planted in one of their ranks: each ends as promised, and says which rank, which verb, where.
 
-`make faults` runs every case at every size (FAULTS=all); the suite runs each once, its size and its rank dealt out by turns.
+`make faults` runs every case at every size. The suite leaves out what is like another, and deals out sizes and ranks
+by turns.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from parallel.watch.fault import ALTER, BEFALL
+from tests.ahead import ahead
 from tests.faults.cases import CASES, COMMANDS, NONZERO, Case
 from tests.faults.running import OPEN_MPI, Seen, run
+from tests.grids import thinned
 from tests.harness import ROOT
 
 MESHES = {2: "dp=1,tp=2", 3: "dp=1,tp=3", 4: "dp=2,tp=2"}
-ALL = os.environ.get("FAULTS") == "all"
+CHOSEN = thinned(CASES, [case for case in CASES if not case.alike])
 # On two cores: most of a hang is waiting.
 AT_ONCE = 3
-# What a healthy run of a command takes, and the longest time limit of a case, many times over.
+# Seconds: many times what a healthy run takes, and the longest time limit of a case.
 LIMIT = 45
 
 
 def dealt() -> list[tuple[Case, int, int, bool]]:
     """(case, ranks, the rank with the fault, under Open MPI)."""
     found = []
-    for i, case in enumerate(CASES):
-        for n in case.ranks if ALL else [case.ranks[i % len(case.ranks)]]:
+    for i, case in enumerate(CHOSEN):
+        for n in thinned(case.ranks, [case.ranks[i % len(case.ranks)]]):
             every = range(n) if case.each else [n - 1]
-            found += [(case, n, r, False) for r in (every if ALL else [every[i % len(every)]])]
+            found += [(case, n, r, False) for r in thinned(every, [every[i % len(every)]])]
     others = [case for case in CASES if case.open_mpi]
-    return found + [(case, 3, 1, True) for case in (others if ALL else others[:2])]
+    return found + [(case, 3, 1, True) for case in thinned(others, others[:2])]
+
+
+def named(case: Case, ranks: int, rank: int, other: bool) -> str:
+    return f"{case.name}-{rank}of{ranks}{'-openmpi' * other}".replace(" ", "_")
 
 
 DEALT = dealt()
-NAMES = [f"{case.name}-{r}of{n}{'-openmpi' * other}".replace(" ", "_") for case, n, r, other in DEALT]
+NAMES = [named(*what) for what in DEALT]
 
 
 def prepared(tmp: Path) -> Path:
@@ -79,17 +85,15 @@ def seen(case: Case, ranks: int, rank: int, other: bool, shared: Path, own: Path
 
 
 @pytest.fixture(scope="module")
-def runs(request, tmp_path_factory) -> dict[str, Future]:
-    """The runs of the tests that were chosen, some at once, each begun before its test asks for it."""
-    folder = prepared(tmp_path_factory.mktemp("faults"))
-    chosen = {item.callspec.id for item in request.session.items if item.function is test_it_ends_as_promised}
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {
-            name: pool.submit(seen, *what, folder, tmp_path_factory.mktemp("run"))
-            for name, what in zip(NAMES, DEALT, strict=True)
-            if name in chosen
-        }
-        pool.shutdown(cancel_futures=True)
+def runs(request, tmp_path_factory):
+    shared = prepared(tmp_path_factory.mktemp("faults"))
+    folders = {name: tmp_path_factory.mktemp("run") for name in NAMES}
+
+    def work(case: Case, ranks: int, rank: int, other: bool) -> Seen:
+        return seen(case, ranks, rank, other, shared, folders[named(case, ranks, rank, other)])
+
+    with ahead(request, ThreadPoolExecutor(AT_ONCE), work) as begun:
+        yield begun
 
 
 @pytest.mark.limit(4 * LIMIT)
@@ -123,5 +127,8 @@ def test_there_are_forty():
     assert len({case.name for case in CASES}) == len(CASES) >= 40
     assert sum(case.open_mpi for case in CASES) >= 10
     assert {"mlp", "attention", "train", "dp", "generate"} == {case.command for case in CASES}
-    kinds = {re.search(r"kind=(\w+)", case.fault)[1] for case in CASES if case.fault}
-    assert kinds - {"explode"} == {*BEFALL, *ALTER}, "every kind of fault has a case"
+    chosen = [case for case in CASES if not case.alike]
+    kinds = {re.search(r"kind=(\w+)", case.fault)[1] for case in chosen if case.fault}
+    assert kinds - {"explode"} == {*BEFALL, *ALTER}, "every kind of fault has a case in the suite"
+    assert {case.command for case in chosen} == {case.command for case in CASES}
+    assert len({ranks for _, ranks, _, _ in DEALT}) == 3

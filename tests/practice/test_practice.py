@@ -1,17 +1,18 @@
-"""Every exercise keeps what AUTHORING.md promises of it; the learner's processes are real."""
+"""Every exercise keeps what AUTHORING.md promises of it, on simulated ranks."""
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
 import pytest
 
-from launch.practice import Reference, command
+from launch.practice import Reference
 from practice import dev
-from practice.check import check
 from practice.examine import Examiner
 from practice.exercise import every, find
 from practice.mutants import mutants
-
-EXERCISES = every()
+from tests.ahead import ahead
+from tests.grids import thinned
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +20,21 @@ def reference():
     return Reference()
 
 
-@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
-def test_an_exercise_accepts_what_is_right_and_names_what_is_wrong(exercise, reference):
-    report = dev.check(exercise, reference, seeds=2, with_pairs=False, with_mutants=False)
+def checked(name):
+    return dev.check(find(name), Reference(), seeds=thinned(20, 1), with_pairs=False, with_mutants=False)
+
+
+@pytest.fixture(scope="module")
+def reports(request):
+    """On two cores: all of it is computing."""
+    with ahead(request, ProcessPoolExecutor(2, get_context("spawn")), checked) as begun:
+        yield begun
+
+
+@pytest.mark.limit(thinned(300, 60))
+@pytest.mark.parametrize("name", [e.name for e in every()])
+def test_an_exercise_accepts_what_is_right_and_names_what_is_wrong(name, reports):
+    report = reports[name].result()
     assert not report.problems
     assert report.mistakes >= 5
 
@@ -62,40 +75,6 @@ def test_mutants_are_made_between_the_marks_only():
     lines = {int(what.split()[1].rstrip(":")) for what, _ in found}
     assert all(any(line in body for body in exercise.yours) for line in lines)
     assert not list(mutants(exercise.solution, []))
-
-
-@pytest.mark.parametrize("name", ["01_mlp_forward", "20_linear", "25_ring_all_reduce"])
-def test_a_solution_passes_in_real_processes(name, reference):
-    exercise = find(name)
-    verdict = check(exercise, exercise.folder / "solution.py", reference, command)
-    assert verdict.passed, verdict
-
-
-RING = "chunks[into] += ring.sendrecv(right, chunks[out], left)"
-WRONG = {
-    "sends first": ("25",
-        (RING, "ring.send(right, chunks[out])\n        chunks[into] += ring.recv(left)"), "Every rank sends first"),
-    "one stays away": ("20",
-        ("tp.all_reduce(part_TD)", "tp.all_reduce(part_TD) if tp.rank else part_TD"), "rank 0 returned without"),
-    "bias": ("20", ("(x_Tf @ W_fD)\n    return y_TD + b_D", "(x_Tf @ W_fD + b_D)\n    return y_TD"), "3 x bias"),
-    "shapes": ("20", ("(part_TD)", "(part_TD[tp.rank % 2 :])"), "rank 0 has shape"),
-    "fork": ("01", ("y_TD = h_TF", "import os; os.fork()\n    y_TD = h_TF"), "os.fork"),
-    "ours": ("01", ("y_TD = h_TF", "__import__('layers.mlp')\n    y_TD = h_TF"), "rankwise's own code"),
-    "nothing": ("01", ("return y_TD, (x_TD, a_TF, h_TF)", "y_TD"), "returns is not what the task asks for"),
-    "memory": ("01", ("y_TD = h_TF", "np.ones(10**10)\n    y_TD = h_TF"), "more memory"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", WRONG)
-def test_what_goes_wrong_in_real_processes_is_named(what, tmp_path, reference):
-    name, (old, new), said = WRONG[what]
-    exercise = find(name)
-    file = tmp_path / "mine.py"
-    assert old in exercise.solution
-    file.write_text(exercise.solution.replace(old, new))
-    verdict = check(exercise, file, reference, command, seed=3)
-    assert not verdict.passed
-    assert said in "\n".join(line for j in verdict.parts for line in j.lines)
 
 
 @pytest.mark.parametrize(
