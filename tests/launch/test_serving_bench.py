@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -74,26 +75,27 @@ def test_a_scheduler_with_room_counts_to_the_closed_form(policy, slots):
 
 
 def test_a_count_that_is_off_is_told():
-    args = Namespace(slots=8, max_batch_tokens=512, kv_blocks=72, load=SCALED, rate=None, speculate=False)
-    args.source = Namespace(config=Namespace(context=2048))
-    books = serving_bench.scheduler(args, "static")
+    source = Namespace(config=Namespace(context=2048))
+    task = serving_bench.Task(SCALED, ("static", "continuous"), Path("t.png"), source, [0.0] * 64, 8, 72, 512, False)
+    books = task.scheduler("static")
     alone(books, SCALED)
-    checks = serving_bench.counted(args, "static", books)
+    checks = serving_bench.counted(task, "static", books)
     assert {c["by"] for c in checks} == {"scheduler alone", "closed form"}
     assert all(c["ok"] for c in checks)
     books.counts.steps += 1
-    wrong = [(c["by"], c["count"]) for c in serving_bench.counted(args, "static", books) if not c["ok"]]
+    wrong = [(c["by"], c["count"]) for c in serving_bench.counted(task, "static", books) if not c["ok"]]
     assert wrong == [("scheduler alone", "steps"), ("closed form", "steps")]
     # Where prompts do not fit into a step, or requests are preempted, only the scheduler itself knows.
     for name, value in (("max_batch_tokens", 64), ("kv_blocks", 12)):
-        small = Namespace(**vars(args) | {name: value})
-        books = serving_bench.scheduler(small, "continuous")
+        small = task._replace(**{name: value})
+        books = small.scheduler("continuous")
         alone(books, SCALED)
         checks = serving_bench.counted(small, "continuous", books)
         assert all(c["ok"] for c in checks)
         assert {c["by"] for c in checks} == {"scheduler alone"}
     assert books.counts.preemptions > 0
-    assert serving_bench.counted(Namespace(**vars(args) | {"rate": 1.0}), "static", books) == []
+    for more in ({"came": workload.arrivals(64, 1.0)}, {"speculate": True}):
+        assert serving_bench.counted(task._replace(**more), "static", books) == []
 
 
 # --- the timeline
