@@ -34,7 +34,7 @@ class Case:
 
 # What is typed; {mesh} is a mesh of the ranks, {tmp} a folder of the run's own, with text.txt and damaged models in it.
 COMMANDS = {
-    "mlp": "launch.tp_mlp --tokens 5 --d-model 6 --d-ff 13 --data none",
+    "mlp": "launch.tp_mlp --tokens 5 --d-model 6 --d-ff 13 --timed 5,6,13 --data none",
     "attention": "launch.tp_attention --tokens 9 --d-model 16 --heads 4 --dtype float64",
     "train": "launch.train --layers 2 --d-model 16 --heads 4 --kv-heads 4 --d-ff 22 --sequence-length 24 --batch-tokens 144 "
     "--steps 6 --warmup 2 --sample 3 --text {tmp}/text.txt --output {tmp}/out --mesh {mesh}",

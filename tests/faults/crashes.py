@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.faults.running import run
 
-COMMAND = ["-m", "launch.tp_mlp", "--tokens", "5", "--d-model", "6", "--d-ff", "13", "--data", "none"]
+COMMAND = ["-m", "launch.tp_mlp", "--tokens", "5", "--d-model", "6", "--d-ff", "13", "--timed", "5,6,13", "--data", "none"]
 KINDS = ("kind=raise", "kind=kill", "kind=segv,when=in", "kind=exit:3", "kind=osexit:5", "kind=shape", "kind=thread")
 KINDS += ("kind=kill,when=in",)
 AT_ONCE = 3
