@@ -8,7 +8,7 @@ import pytest
 
 from tests.harness import ROOT
 
-NOT_COMMANDS = {"__init__", "start", "options", "report", "pretrained"}
+NOT_COMMANDS = {"__init__", "__main__", "start", "options", "report", "pretrained"}
 COMMANDS = [*sorted({p.stem for p in (ROOT / "launch").glob("*.py")} - NOT_COMMANDS), "bench.__main__"]
 LLAMA = f"--model {ROOT}/tests/oracles/families/llama"
 
