@@ -66,7 +66,7 @@ def _alone(comm: MPI.Intracomm, command: str | ModuleType, arguments: list[str])
 def inside(
     comm: MPI.Intracomm, command: str | ModuleType, *arguments: object, status: int = 0, ranks: int | None = None
 ) -> dict | str:
-    """What it says when it ends in this status, on every rank: its JSON, without --json its text; in 2, its one line of error."""
+    """What it says when it ends in this status, on every rank: its JSON (without --json its text); in 2 its line of error."""
     done = ran(comm, command, *arguments, ranks=ranks)
     assert done.status == status, done.out + done.err
     if status == 2:
