@@ -31,8 +31,12 @@ def test_tokens_are_the_same_on_any_number_of_ranks_and_in_any_cache(comm):
     assert got["text"].startswith(" Paris.")
 
 
+def test_drawn_tokens_of_one_rank(comm):
+    assert inside(comm, "generate", *GREEDY, *WARM)["tokens"] == DRAWN
+
+
 @pytest.mark.mpi(min_size=3, max_size=thinned(4, 3))
-def test_drawn_tokens_are_too(comm):
+def test_drawn_tokens_are_the_same_too(comm):
     assert inside(comm, "generate", *GREEDY, *WARM, "--cache", "paged")["tokens"] == DRAWN
 
 
@@ -52,11 +56,6 @@ def test_nine_heads_on_nine_ranks():
     assert command("generate", 9, *GREEDY, "--prefill-chunk", "2")["tokens"] == TOKENS
 
 
-def test_without_mpirun():
-    assert command("generate", 0, *GREEDY, *WARM)["tokens"] == DRAWN
-
-
-@pytest.mark.mpi(min_size=2, max_size=thinned(4, 2))
 def test_it_chats_and_stops(comm):
     got = inside(comm, "generate", "--chat", "What is the capital of France?", "--json")
     assert "Paris" in got["text"]
