@@ -81,7 +81,7 @@ WRONG = {
     "shapes": ("20", ("(part_TD)", "(part_TD[tp.rank % 2 :])"), "rank 0 has shape"),
     "fork": ("01", ("y_TD = h_TF", "import os; os.fork()\n    y_TD = h_TF"), "os.fork"),
     "ours": ("01", ("y_TD = h_TF", "__import__('layers.mlp')\n    y_TD = h_TF"), "rankwise's own code"),
-    "nothing": ("01", ("return y_TD, (x_TD, a_TF, h_TF)", "y_TD"), "returns is not what the task asks for"),
+    "nothing": ("01", ("return y_TD, (x_TD, a_TF, h_TF)", "y_TD"), "two values, y and saved; it returned nothing (None)"),
     "memory": ("01", ("y_TD = h_TF", "np.ones(10**10)\n    y_TD = h_TF"), "more memory"),
 }  # fmt: skip
 
