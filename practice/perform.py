@@ -147,8 +147,10 @@ class Code:
 
 
 def _returned(result: Any) -> tuple[int, str]:
-    if isinstance(result, (tuple, list)):
-        return len(result), f"{len(result)} values"
+    if isinstance(result, list):
+        return len(result), f"a list of {len(result)}"
+    if isinstance(result, tuple):
+        return len(result), f"{len(result)} values" if len(result) != 1 else "a tuple of one value"
     if isinstance(result, np.ndarray):
         return -1, f"one array of shape {result.shape}"
     return -1, "nothing (None)" if result is None else f"one value of type {type(result).__name__}"

@@ -35,18 +35,18 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     # An error or an early end of one rank explains why others wait; and their waiting explains a wrong result.
     rank = min(wrong, key=lambda r: (URGENT.index(wrong[r][0]) if wrong[r][0] in URGENT else len(URGENT), r))
     kind, name = wrong[rank]
+    shown = compared(failing, ran)
+    found = known(truth, shown)
     returned = _returned(truth, case, rank, by_rank[rank])
-    if returned:
+    if returned and not found:
         judged.lines = [returned]
         return judged
     outputs = _outputs(truth, failing)
     judged.lines += [*_seen(truth, part, case, by_rank, wrong, rank), *([outputs] if outputs else [])]
-    floats = _floats(truth, case, rank, failing) if _breaks(truth, case, rank, by_rank[rank], name) else []
+    floats = _floats(truth, rank, failing) if _breaks(truth, case, rank, by_rank[rank], name) else []
     judged.lines += floats
     equation = _equation(truth, part, case, rank, by_rank[rank], name) if kind == "value" else ""
     judged.lines += [equation] if equation else []
-    shown = compared(failing, ran)
-    found = known(truth, shown)
     judged.mistakes = [m.name for m in found]
     for m in found:
         judged.lines += ["", m.sentence, *([f"Seen in the wild: {m.seen}."] if m.seen else [])]
@@ -80,9 +80,10 @@ def _breaks(truth: Truth, case: Case, rank: int, outcome: Outcome, name: str) ->
     return bool(arrays and got.shape == want.shape and (np.isfinite(want) & ~np.isfinite(got)).any())
 
 
-def _floats(truth: Truth, case: Case, rank: int, failing: list) -> list[str]:
+def _floats(truth: Truth, rank: int, failing: list) -> list[str]:
     """Where in the learner's file numbers break: what NumPy noted that it does not note of the solution."""
-    usual = {(e["what"], e["in"]) for o in truth.simulated(case, truth.exercise.solution) for e in o.noted}
+    solved = [o for case, _, _ in failing for o in truth.simulated(case, truth.exercise.solution)]
+    usual = {(e["what"], e["in"]) for o in solved for e in o.noted}
     events = [e for _, by_rank, _ in failing for e in by_rank[rank].noted if (e["what"], e["in"]) not in usual]
     exp = next((e for e in events if (e["what"], e["in"]) == ("overflow", "exp")), None)
     ratio = next((e for e in events if (e["what"], e["in"]) == ("invalid value", "divide")), None)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from launch.practice import Reference
@@ -191,7 +192,7 @@ def test_memory_is_that_of_the_function_asked_alone():
     exercise = find("09")
     examiner = Examiner(exercise, Reference())
     part = examiner.parts["mla_absorbed"]
-    case = next(c for c in cases(exercise.parts, 1) if c.part == part.name)
+    case = max((c for c in cases(exercise.parts, 1) if c.part == part.name), key=lambda c: np.prod(c.size))
 
     def both(code, a, at):
         code.mla_expanded(*a.values())
