@@ -25,7 +25,7 @@ from launch.process import launcher  # noqa: E402
 from practice import pages  # noqa: E402
 from practice.check import Verdict, check  # noqa: E402
 from practice.desk.desk import Desk, Refused  # noqa: E402
-from practice.desk.show import DRILL_MINUTES, home, pages_folder, read, show_list  # noqa: E402
+from practice.desk.show import DRILL_MINUTES, home, read, show_list  # noqa: E402
 from practice.exercise import Exercise, NoSuchExercise  # noqa: E402
 from practice.schedule import RATINGS  # noqa: E402
 from practice.workbook import Workbook, WorkbookError  # noqa: E402
@@ -80,12 +80,11 @@ def day(text: str) -> date | None:
 
 
 def options() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    p = _Parser(prog="python -m launch.practice", description=__doc__, formatter_class=raw)
+    p = _Parser(prog="python -m launch.practice", description=__doc__)
     verbs = p.add_subparsers(dest="verb", metavar="VERB")
 
     def verb(name: str, what: str, named: bool = True) -> argparse.ArgumentParser:
-        v = verbs.add_parser(name, help=what, description=what)
+        v = verbs.add_parser(name, help=what, description=what.replace("%%", "%"))
         if named:
             v.add_argument("name", nargs="?", metavar="NAME", help="number or beginning of the name (the current one)")
         return v
@@ -94,6 +93,7 @@ def options() -> argparse.ArgumentParser:
     v.add_argument("--reset", action="store_true", help="begin anew; what stands there is kept in workbook/backup/")
     v = verb("check", "run your file: pass it, or say what is wrong")
     v.add_argument("--verbose", action="store_true", help="all that it prints")
+    v.add_argument("--case", action="store_true", help="keep the failing case: its arrays, and a script that calls your code")
     v.add_argument("--json", action="store_true")
     v.add_argument("--seed", type=seed, help="of the inputs (drawn anew each time)")
     verb("watch", "check at each save; keys: h nudge, l list, n next, q quit, Enter check again")
@@ -111,7 +111,7 @@ def options() -> argparse.ArgumentParser:
     v.add_argument("--due", action="store_true", help="only what is due")
     v.add_argument("--topic", default="", help="only this topic")
     v.add_argument("--json", action="store_true")
-    verb("board", "write practice/STATUS.md", named=False)
+    verb("board", "write STATUS.md and READING.md into the workbook", named=False)
     v = verb("read", "the reading list; with a number what to take from it; with a mark set it", named=False)
     v.add_argument("number", nargs="?", metavar="N", help="number in the list")
     v.add_argument("mark", nargs="?", metavar="MARK", help="done, wip, or - for not read")
@@ -174,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         case "start":
             desk.start(args.name, args.reset)
         case "check":
-            passed, told = desk.check(args.name, args.verbose, args.json)
+            passed, told = desk.check(args.name, args.verbose, args.json, args.case)
             if args.json:
                 print(json.dumps(told, allow_nan=False))
             return 0 if passed else 1
@@ -198,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
         case "list":
             show_list(desk, args)
         case "board":
-            for path in pages.write(desk.progress, desk.book.now(), pages_folder()):
+            for path in pages.write(desk.progress, desk.book.now(), desk.book.folder):
                 print(f"written: {path}")
         case "read":
             read(desk, args.number, args.mark)

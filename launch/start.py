@@ -50,6 +50,7 @@ from threadpoolctl import threadpool_limits  # noqa: E402
 from launch.options import UsageError  # noqa: E402
 from launch.process import traced  # noqa: E402
 from launch.process.ending import Ending  # noqa: E402
+from launch.process.owned import Owned  # noqa: E402
 from parallel.axis import Axis  # noqa: E402
 from parallel.call import Watcher  # noqa: E402
 from parallel.control import Control  # noqa: E402
@@ -211,6 +212,7 @@ def outcome(
     What a user gives is checked on all ranks before anything else is sent; rank 0 prints the first problem. `problem`: of
     options that could not be parsed. `left`: is called when main has been left.
     """
+    comm = Owned.of(comm)
     control, opened = Control(comm), None
     if problem is None:
         try:
@@ -243,7 +245,7 @@ def outcome(
         sys.stdout.flush()
     # No rank leaves with a status while another still prints: launchers end the job at the first that does.
     status = max(control.everyone(status))
-    control.close()
+    comm.close()
     return status
 
 

@@ -14,6 +14,7 @@ from practice import rules
 from practice.examine import Examiner, Judged
 from practice.exercise import Exercise
 from practice.part import cases
+from practice.replay import Failed
 from practice.run import Run, run
 
 
@@ -26,6 +27,8 @@ class Verdict:
     general: list[str] = field(default_factory=list)
     printed: str = ""
     seconds: float = 0.0
+    # The case of the part that is spoken of.
+    failed: Failed | None = None
     # By rank: what the last case of each part counted.
     counts: dict[str, list[dict[str, int]]] = field(default_factory=dict)
     # The same of the solution, once all has passed.
@@ -64,6 +67,9 @@ def check(
     ahead.join()
     verdict.printed = done.printed
     verdict.parts = examiner.judge(chosen, done.outcomes)
+    if examiner.failed:
+        case, by_rank = examiner.failed
+        verdict.failed = Failed(case, by_rank, [r.results for r in examiner.right(case)])
     if done.ended and not any(j.status == "wrong" for j in verdict.parts):
         verdict.general = _stopped(done, exercise)
     last = {}

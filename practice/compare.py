@@ -64,7 +64,7 @@ def same(got: Any, want: Any, allowed: Any) -> bool:
     if isinstance(got, np.ndarray) and isinstance(want, np.ndarray):
         return got.shape == want.shape and not wrong_entries(got, want, 0.0 if allowed is None else allowed).any()
     if isinstance(got, np.ndarray) or isinstance(want, np.ndarray):
-        return np.ndim(got) == np.ndim(want) == 0 and _numbers(got, want) and same(np.asarray(got), np.asarray(want), allowed)
+        return _numbers(got, want) and np.ndim(got) == np.ndim(want) == 0 and same(np.asarray(got), np.asarray(want), allowed)
     return equal(got, want)
 
 

@@ -92,6 +92,12 @@ class Exercise:
     def mistakes(self) -> tuple[Mistake, ...]:
         return tuple(self.check.MISTAKES)
 
+    def returns(self, function: str) -> list[str]:
+        """The names of what a function returns, as its docstring has them after the arrow."""
+        found = (f for f in ast.walk(ast.parse(self.solution)) if isinstance(f, ast.FunctionDef) and f.name == function)
+        _, _, said = (ast.get_docstring(next(found)) or "").rpartition("-> ")
+        return re.findall(r"(?:^|, )(\w+)", re.sub(r"\(.*?\)|:.*", "", said, flags=re.DOTALL))
+
     @property
     def hints(self) -> list[str]:
         """The nudges of hints.md, which a line of --- separates."""

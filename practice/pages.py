@@ -1,4 +1,7 @@
-"""The pages that are kept up to date: STATUS.md, READING.md. Only what stands between two comment marks is written."""
+"""The pages of a workbook, STATUS.md and READING.md. Only what stands between two comment marks is written.
+
+practice/READING.md is the list that all share, without marks: no learner's command writes beside the exercises.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from practice.exercise import NoSuchExercise
+from practice.exercise import Exercise, NoSuchExercise
 from practice.progress import MARKS, Progress
 from practice.workbook import replace
 
@@ -101,6 +104,13 @@ Written by `python -m launch.practice board`. `-` not begun, `WIP` begun, `DONE`
 <!-- reading -->
 {END}
 """
+
+
+def shared_reading(exercises: Sequence[Exercise]) -> str:
+    """practice/READING.md with its table as the exercises have it now."""
+    rows = [(number, title, belong) for number, _, title, belong in reading(Progress(exercises))]
+    columns = [c for c in READING_COLUMNS if c != "Mark"]
+    return between((HERE / "READING.md").read_text(), "table", table(columns, rows))
 
 
 def write(p: Progress, now: datetime, folder: Path) -> list[Path]:

@@ -159,6 +159,8 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
     error: dict[str, Any] = field(default_factory=dict)  # type, message, function, line, text, shapes
     waits: str = ""
+    noted: list[dict[str, Any]] = field(default_factory=list)  # floating-point errors: what, in, line, text
+    returned: dict[str, tuple[int, str]] = field(default_factory=dict)  # by function: how many values, and what in words
 
 
 def float64(a: dict[str, Any]) -> dict[str, Any]:

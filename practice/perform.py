@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import traceback
 import tracemalloc
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -61,28 +64,81 @@ class Rows(np.ndarray):
         return function(*map(plain, args), **kwargs)
 
 
+class Missing(AttributeError):
+    """The learner's file lacks what is asked for; the text says what."""
+
+
+class Noted:
+    """A log of NumPy's floating-point errors: what happened in which function, and at which line of the learner's file."""
+
+    def __init__(self, file: str, source: str) -> None:
+        self.file, self.source, self.events = file, source, []
+
+    def write(self, message: str) -> None:
+        """Called by NumPy: `Warning: overflow encountered in exp`."""
+        what, _, function = message.removeprefix("Warning: ").strip().partition(" encountered in ")
+        frame = sys._getframe(1)
+        while frame and frame.f_code.co_filename != self.file:
+            frame = frame.f_back
+        line = frame.f_lineno if frame else 0
+        event = {"what": what, "in": function, "line": line, "text": _line(self.source, line)}
+        if line and event not in self.events and len(self.events) < 20:
+            self.events.append(event)
+
+
 class Code:
     """The learner's file as `call` sees it: `code.NAME(...)`. It remembers what was called, for what is said of an error.
 
     `code.counts[...]`: a check's own counters. `code.counted(W)`: W, with "rows multiplied" counted.
+    `asked`: the function whose costs are counted; what other functions cost is left out. '': all are counted.
     """
 
-    def __init__(self, space: dict[str, Any]) -> None:
+    def __init__(self, space: dict[str, Any], asked: str = "", axis: Axis | Place | None = None) -> None:
         self.space, self.counts, self.called = space, Counter(), ""
+        # What each function has returned last: how many values (-1: none or one), and what, in words.
+        self.returned: dict[str, tuple[int, str]] = {}
+        self._asked = asked if inspect.isfunction(space.get(asked)) else ""
+        self._counters = [self.counts, *([axis.counts] if isinstance(axis, Axis) else [])]
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self.space:
-            raise AttributeError(f"your file has no {name}: keep the names and arguments of the scaffold")
-        made = self.space[name]
+        made = self.space.get(name)
+        if not callable(made):
+            what = "class" if name[:1].isupper() else "function"
+            near = get_close_matches(name, [n for n, x in self.space.items() if inspect.isfunction(x) or inspect.isclass(x)], 1)
+            more = f" (it has {near[0]})" if near else f" ({name} is {made!r:.40} there)" if name in self.space else ""
+            raise Missing(f"your file has no {what} {name}{more}: it must be named so")
         if not inspect.isfunction(made):
             self.called = name
             return made
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self.called = name
-            return made(*args, **kwargs)
+            with self._counting(name):
+                result = made(*args, **kwargs)
+            self.returned[name] = _returned(result)
+            return result
 
         return call
+
+    @contextmanager
+    def _counting(self, name: str) -> Iterator[None]:
+        """Count what is done within, or leave it out if another function is asked for."""
+        if name != self._asked:
+            before = [Counter(c) for c in self._counters] if self._asked else []
+            try:
+                yield
+            finally:
+                for counter, old in zip(self._counters, before, strict=False):
+                    counter.clear()
+                    counter.update(old)
+            return
+        tracemalloc.reset_peak()
+        held = tracemalloc.get_traced_memory()[0]
+        try:
+            yield
+        finally:
+            if tracemalloc.is_tracing():
+                self.counts["peak bytes"] = max(self.counts["peak bytes"], tracemalloc.get_traced_memory()[1] - held)
 
     def counted(self, W: np.ndarray) -> np.ndarray:
         watched = W.view(Rows)
@@ -90,16 +146,28 @@ class Code:
         return watched
 
 
-def perform(part: Part, case: Case, space: dict[str, Any], axis: Axis | Place, file: str) -> Outcome:
-    """Run `part` of `case` on the functions in `space`, which were made from `file`."""
-    a = {name: frozen(x) for name, x in case.arrays(part).items()}
-    code = Code(space)
+def _returned(result: Any) -> tuple[int, str]:
+    if isinstance(result, list):
+        return len(result), f"a list of {len(result)}"
+    if isinstance(result, tuple):
+        return len(result), f"{len(result)} values" if len(result) != 1 else "a tuple of one value"
+    if isinstance(result, np.ndarray):
+        return -1, f"one array of shape {result.shape}"
+    return -1, "nothing (None)" if result is None else f"one value of type {type(result).__name__}"
+
+
+def perform(
+    part: Part, case: Case, space: dict[str, Any], axis: Axis | Place, file: str, given: dict[str, Any] | None = None
+) -> Outcome:
+    """Run `part` on the functions in `space`, which were made from `file`. given: inputs in place of the case's."""
+    a = {name: frozen(x) for name, x in (given or case.arrays(part)).items()}
+    code, noted = Code(space, part.name, axis), Noted(file, space.get("__source__", ""))
     if isinstance(axis, Axis):
         axis.counts.clear()
     if part.count_memory:
         tracemalloc.start()
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+        with warnings.catch_warnings(), np.errstate(all="log", under="ignore", call=noted):
             warnings.simplefilter("ignore")
             results = part.call(code, a, axis)
         outcome = Outcome("ok", {name: _kept(x) for name, x in results.items()})
@@ -108,9 +176,10 @@ def perform(part: Part, case: Case, space: dict[str, Any], axis: Axis | Place, f
     except BaseException as error:
         outcome = Outcome("error", error=described(error, code, file))
     if part.count_memory:
-        code.counts["peak bytes"] = tracemalloc.get_traced_memory()[1]
+        code.counts.setdefault("peak bytes", tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     outcome.counts = dict(code.counts + (axis.counts if isinstance(axis, Axis) else Counter()))
+    outcome.noted, outcome.returned = noted.events, code.returned
     return outcome
 
 
@@ -152,7 +221,7 @@ def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
     }
     if own:
         frame, line = own[-1]
-        text = _line(file, code.space, line)
+        text = _line(code.space.get("__source__", ""), line)
         arrays = {n: v for n, v in {**frame.f_globals, **frame.f_locals}.items() if isinstance(v, (np.ndarray, np.generic))}
         named = [n for n in dict.fromkeys(re.findall(r"\b[A-Za-z_]\w*", text)) if n in arrays]
         results |= {
@@ -164,6 +233,6 @@ def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
     return results
 
 
-def _line(file: str, space: dict[str, Any], line: int) -> str:
-    lines = space.get("__source__", "").splitlines()
+def _line(source: str, line: int) -> str:
+    lines = source.splitlines()
     return lines[line - 1].strip() if 0 < line <= len(lines) else ""

@@ -108,16 +108,26 @@ class SimulatedAxis(Axis):
         return self._stage.wait(self.rank, to=to, x=x, source=source, what=what)
 
 
-def simulate(part: Part, case: Case, spaces: Sequence[dict[str, Any]], allow: Sequence[str], file: str) -> list[Outcome]:
-    """The Outcome of each rank; `spaces`: the functions, a namespace a rank (so that ranks share no globals)."""
+def simulate(
+    part: Part,
+    case: Case,
+    spaces: Sequence[dict[str, Any]],
+    allow: Sequence[str],
+    file: str,
+    given: dict[str, Any] | None = None,
+) -> list[Outcome]:
+    """The Outcome of each rank; `spaces`: the functions, a namespace a rank (so that ranks share no globals).
+
+    given: inputs in place of the case's.
+    """
     size = len(spaces)
     if size == 1:
-        return [perform(part, case, spaces[0], Place(0, 1), file)]
+        return [perform(part, case, spaces[0], Place(0, 1), file, given)]
     stage = Stage(size)
     outcomes: list[Outcome | None] = [None] * size
 
     def body(rank: int) -> None:
-        outcomes[rank] = perform(part, case, spaces[rank], SimulatedAxis(stage, rank, allow, file), file)
+        outcomes[rank] = perform(part, case, spaces[rank], SimulatedAxis(stage, rank, allow, file), file, given)
 
     stuck = stage.run([lambda rank=rank: body(rank) for rank in range(size)])
     return [o or Outcome("hang", waits=w) for o, w in zip(outcomes, stuck, strict=True)]

@@ -18,7 +18,7 @@ SENTENCES = (
     ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
     ("PermissionError", r"(.*)", r"\1."),
     ("Refused", r"(.*)", r"\1."),
-    ("AttributeError", r"(your file has no .*)", r"\1."),
+    ("Missing", r"(.*)", r"\1."),
     ("OSError", r"File too large", "It prints more than 4 MB."),
     ("MemoryError", r"", "It asks for more memory than this exercise may use."),
     ("SystemExit", r"", "It leaves the program (sys.exit, exit or quit) instead of returning."),
@@ -30,15 +30,31 @@ SENTENCES = (
 )  # fmt: skip
 
 
+# (what, in which function of NumPy) -> what it is, where an answer has NaN or infinities.
+FLOATS = {
+    ("invalid value", "subtract"): "inf - inf",
+    ("invalid value", "divide"): "0/0 or inf/inf",
+    ("invalid value", "multiply"): "0 x inf",
+    ("invalid value", "sqrt"): "the root of a negative number",
+    ("invalid value", "log"): "the logarithm of a negative number",
+    ("divide by zero", "divide"): "a division by 0",
+    ("divide by zero", "log"): "the logarithm of 0",
+}
+
+
 def sentence(error: dict[str, Any]) -> list[str]:
     """One to three lines: where, what, and what it means."""
     kind, message = error["type"], error["message"]
     if error["after"] and kind in ("TypeError", "ValueError", "IndexError", "KeyError", "AttributeError", "UFuncTypeError"):
         if kind == "TypeError" and "positional argument" in message:
             return [f"{error['called']} is called as in the scaffold, but: {message}. Keep its arguments."]
-        if not message.startswith("your file"):
-            return [f"What {error['called']} returns is not what the task asks for ({message})."]
+        lacks = re.fullmatch(r"'([A-Z]\w*)' object has no attribute '(\w+)'", message)
+        if lacks and lacks[1] != "NoneType":
+            return [f"your {lacks[1]} has no {lacks[2]}: it must be named so."]
+        return [f"What {error['called']} returns is not what the task asks for ({message})."]
     meant = next((re.search(p, message).expand(s) for k, p, s in SENTENCES if k == kind and re.search(p, message)), None)
+    if kind == "Missing":
+        return [meant]
     function = "" if error["function"] == "module" else f"{error['function']}, "
     where = f"{function}line {error['line']}: {error['text']}" if error["line"] else error["called"]
     lines = [where] if where else []

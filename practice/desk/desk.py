@@ -20,6 +20,7 @@ from practice.desk import screen
 from practice.desk.screen import COMMAND, short
 from practice.exercise import Exercise, every, find
 from practice.progress import DRILL, GUIDED, REVIEW, Progress, chosen, progress
+from practice.replay import keep
 from practice.workbook import Workbook
 
 # How near a numeric answer must be.
@@ -110,8 +111,13 @@ class Desk:
 
     # --- check
 
-    def check(self, name: str | None, verbose: bool, as_json: bool = False) -> tuple[bool, dict[str, Any]]:
-        """Run the check, print and record its verdict. Returns whether it passed, and the verdict as JSON."""
+    def check(self, name: str | None, verbose: bool, as_json: bool = False, case: bool = False) -> tuple[bool, dict[str, Any]]:
+        """Run the check, print and record its verdict. Returns whether it passed, and the verdict as JSON.
+
+        case: write the arrays of the case that failed, and a script that calls the learner's code on them.
+        """
+        if case:
+            self.not_in_drill("cases")
         e = self.choose(name)
         if not self.book.file(e.name).exists():
             raise Refused(f"there is no {self.path(e)}: {COMMAND} start {e.name[:2]}")
@@ -136,7 +142,10 @@ class Desk:
             self.say(*screen.costs(v), "", f" It passes still; a new attempt:  {COMMAND} start {e.name[:2]}")
         elif not as_json and not v.general and before and before.nudges < len(e.hints):
             self.say("", f" a nudge:  {COMMAND} hint")
-        return v.passed, self._as_json(e, v, number)
+        kept = [str(p) for p in keep(self.book.folder, e, v.failed)] if case and v.failed else []
+        if case and not as_json:
+            self.say("", *screen.case(kept, self.book.folder))
+        return v.passed, self._as_json(e, v, number) | ({"case": kept} if case else {})
 
     def _judged(self, e: Exercise, late: bool = False) -> Verdict:
         """Write the verdict to the log."""

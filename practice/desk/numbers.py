@@ -1,4 +1,4 @@
-"""The generated parts of practice's pages: the numbers of the cheatsheet, the board, the reading list, the table of mutants."""
+"""The generated parts of practice's pages: the numbers of the cheatsheet, the reading list, the table of mutants."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from parallel.ledger import Traffic, wire_bytes
 from plan.dry import DryAxis, dry_weights
 from practice import mutants_found, pages
 from practice.exercise import every
-from practice.progress import progress
-from practice.workbook import Workbook, local_now, replace
+from practice.workbook import replace
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs/practice.md"
@@ -134,5 +133,6 @@ def write() -> list[Path]:
     sheet = pages.HERE / "cheatsheet.md"
     replace(sheet, cheatsheet(sheet.read_text()))
     replace(DOCS, docs(DOCS.read_text()))
-    now = local_now()
-    return [sheet, DOCS, *pages.write(progress(Workbook(ROOT / "workbook").log, every()), now, pages.HERE)]
+    reading = pages.HERE / "READING.md"
+    replace(reading, pages.shared_reading(every()))
+    return [sheet, DOCS, reading]

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 
 from practice import schedule
 from practice.check import Verdict
@@ -202,6 +203,15 @@ def _most(by_rank: Sequence[dict[str, int]]) -> dict[str, int]:
 
 def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{n:,} {what}" for what, n in counts.items()) or "nothing"
+
+
+def case(files: Sequence[str], folder: Path) -> list[str]:
+    """Where the arrays of the failing case are, and how to call one's code on them."""
+    if not files:
+        return [" No case has failed: there are no arrays to look at."]
+    here = Path.cwd()
+    data, script = (str(Path(f).relative_to(here)) if Path(f).is_relative_to(here) else f for f in files)
+    return [f" the case     {data}", f" call it      python {script}"]
 
 
 def passed(e: Exercise, p: Progress, a: Attempt, now: datetime, next_name: str | None) -> list[str]:

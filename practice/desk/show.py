@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from pathlib import Path
 
 from practice import pages
 from practice.desk import screen
@@ -13,12 +11,6 @@ from practice.desk.desk import Desk, Refused
 from practice.progress import MARKS, chosen
 
 DRILL_MINUTES = 25
-
-
-def pages_folder() -> Path:
-    """Where STATUS.md and READING.md are kept: beside the exercises, or in a workbook that is elsewhere."""
-    elsewhere = os.environ.get("RANKWISE_WORKBOOK")
-    return Path(elsewhere).expanduser() if elsewhere else pages.HERE
 
 
 def home(desk: Desk) -> None:
@@ -99,7 +91,7 @@ def read(desk: Desk, number: str | None, mark: str | None) -> None:
         if mark.upper() not in MARKS:
             raise Refused(f"{mark!r} is no mark: use done, wip or -")
         desk.book.add("read", paper=paper.id, mark=mark.upper())
-        pages.write(desk.progress, desk.book.now(), pages_folder())
+        pages.write(desk.progress, desk.book.now(), desk.book.folder)
     row = pages.reading(desk.progress)[paper.number - 1]
     desk.say(f"{paper.number}  {row[1]}  {paper.title}", *(f"   {line}" for line in paper.take.splitlines()))
     desk.say(f"   exercises {row[3]}" if row[3] else "")

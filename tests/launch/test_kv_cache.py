@@ -1,6 +1,5 @@
 """What a cache keeps of a token: the closed form against caches of built models, the published numbers, and the command."""
 
-import json
 import struct
 from dataclasses import replace
 
@@ -16,9 +15,9 @@ from models.config import Latent, cache_entries, gpt2_like, llama_like
 from models.published import PUBLISHED, attention_of, entries_by_rank
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
-from tests.harness import ROOT, mpirun
+from tests.harness import ROOT
+from tests.inside import inside
 
-COMMAND = ("-m", "launch.kv_cache")
 TINY = {
     "mha": gpt2_like(31, 20, 3, 5, 12, 64),
     "gqa": llama_like(31, 36, 2, 9, 3, 14, 64),
@@ -43,12 +42,6 @@ KNOWN = {
 def mesh(comm):
     with Mesh(comm, check=True, tp=comm.size) as mesh:
         yield mesh
-
-
-def result(*args):
-    done = mpirun(0, *COMMAND, "--json", *args)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.mark.mpi
@@ -84,8 +77,8 @@ def test_layers_of_the_published_sizes_keep_as_much(mesh, name):
     assert entries_by_rank(c, mesh.tp.size)[mesh.tp.rank] == c.layers * kept
 
 
-def test_the_published_numbers():
-    got = result()
+def test_the_published_numbers(comm):
+    got = inside(comm, "kv_cache", "--json")
     assert got["ok"]
     assert {m["model"]: m["bytes_per_token"]["bfloat16"] for m in got["models"]} == KNOWN
     assert {m["model"]: m["bytes_per_token"]["float32"] for m in got["models"]} == {k: 2 * n for k, n in KNOWN.items()}
@@ -98,8 +91,8 @@ def test_the_published_numbers():
     assert attention_of(TINY["mqa"]) == "mqa"
 
 
-def test_by_rank():
-    by = {m["model"]: m for m in result("--ranks", "4", "--dtype", "float64")["models"]}
+def test_by_rank(comm):
+    by = {m["model"]: m for m in inside(comm, "kv_cache", "--json", "--ranks", "4", "--dtype", "float64")["models"]}
     smol, llama, deepseek = by["SmolLM2-135M"], by["Llama-3-70B"], by["DeepSeek-V2"]
     # 9 query heads on 4 ranks, 3 to 2 each, read 1, 1, 2 and 1 of 3 key/value heads.
     head = 30 * 2 * 64
@@ -111,27 +104,26 @@ def test_by_rank():
     assert (deepseek["copies"], deepseek["striped_bytes_per_token_per_rank"]["bfloat16"]) == (4, 69_120 / 4)
 
 
-def test_more_ranks_than_heads_and_more_tokens_than_the_context():
-    by = {m["model"]: m for m in result("--ranks", "16", "--tokens", "8192")["models"]}
+def test_more_ranks_than_heads_and_more_tokens_than_the_context(comm):
+    beyond = ("--ranks", "16", "--tokens", "8192")
+    by = {m["model"]: m for m in inside(comm, "kv_cache", "--json", *beyond)["models"]}
     assert by["Llama-3-70B"]["copies"] == 2
     assert by["GPT-2 124M"]["bytes_per_token_per_rank"] is by["SmolLM2-135M"]["copies"] is None
     assert by["Llama-2-7B"]["context_bytes"] is None
     assert by["Llama-3-8B"]["context_bytes"]["bfloat16"] == 2**30
-    done = mpirun(0, *COMMAND, "--ranks", "16", "--tokens", "8192")
-    assert "SmolLM2-135M: its 9 heads cannot be cut over 16 ranks." in done.stdout.splitlines()
-    assert "Llama-2-7B: its context is 4,096 tokens." in done.stdout.splitlines()
+    lines = inside(comm, "kv_cache", *beyond).splitlines()
+    assert "SmolLM2-135M: its 9 heads cannot be cut over 16 ranks." in lines
+    assert "Llama-2-7B: its context is 4,096 tokens." in lines
 
 
-@pytest.mark.parametrize("ranks", [0, 3])
-def test_the_page_has_what_the_command_prints(ranks):
-    done = mpirun(ranks, *COMMAND)
-    assert done.returncode == 0
-    assert f"```\n{done.stdout}```\n" in (ROOT / "docs/kv-cache.md").read_text()
+@pytest.mark.mpi
+def test_the_page_has_what_the_command_prints(comm):
+    assert f"```\n{inside(comm, 'kv_cache')}```\n" in (ROOT / "docs/kv-cache.md").read_text()
 
 
-def test_pictures(tmp_path):
+def test_pictures(comm, tmp_path):
     folder = tmp_path / "new"
-    written = result("--pictures", str(folder))["pictures"]
+    written = inside(comm, "kv_cache", "--json", "--pictures", folder)["pictures"]
     assert sorted(written) == sorted(str(path) for path in folder.iterdir())
     page = (ROOT / "docs/kv-cache.md").read_text()
     for path in folder.iterdir():
@@ -145,7 +137,7 @@ def test_pictures(tmp_path):
         assert (ROOT / "docs" / path.name).is_file()
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.mpi
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -156,8 +148,5 @@ def test_pictures(tmp_path):
         (["--pictures", "README.md"], "cannot write into --pictures README.md: use a folder that may be written"),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(ranks, args, message):
-    done = mpirun(ranks, *COMMAND, *args)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [f"error: {message}"]
-    assert "Traceback" not in done.stderr
+def test_bad_input_is_one_line_and_status_two(comm, args, message):
+    assert inside(comm, "kv_cache", *args, status=2) == f"error: {message}"

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import openai
 import pytest
 
-from tests.harness import command
+from tests.inside import inside
 from tests.launch.serving import Served, events
 
 pytestmark = [
@@ -28,13 +28,13 @@ def server():
     assert json.loads("".join(served.out))["kv_bytes_per_token_per_rank"] == 30720
 
 
-def test_tokens_and_text_are_those_of_launch_generate(server):
+def test_tokens_and_text_are_those_of_launch_generate(comm, server):
     fields = {"max_tokens": 10, "return_token_ids": True, "logprobs": 0}
     for generate, serve in (
         ((), {"temperature": 0}),
         (("--temperature", "0.9", "--top-p", "0.95", "--seed", "3"), {"temperature": 0.9, "top_p": 0.95, "seed": 3}),
     ):
-        alone = command("generate", 2, "--prompt", FRANCE, "--max-new-tokens", "10", "--logprobs", "--json", *generate)
+        alone = inside(comm, "generate", "--prompt", FRANCE, "--max-new-tokens", "10", "--logprobs", "--json", *generate)
         with ThreadPoolExecutor(9) as pool:
             others = [pool.submit(server.complete, f"The number {n} is", max_tokens=4, seed=n) for n in range(8)]
             [choice] = server.complete(FRANCE, **fields, **serve)["choices"]

@@ -2,7 +2,6 @@
 
 import json
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -25,7 +24,9 @@ from models.config import llama_like
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
+from tests.grids import thinned
 from tests.harness import ROOT, command, mpirun
+from tests.inside import inside, ran
 
 LLAMA = str(ROOT / "tests/oracles/families/llama")
 SCALED = workload.scaled()
@@ -212,14 +213,14 @@ def test_requests_come_when_they_come():
 
 # --- the command
 
-run = partial(command, "serving_bench")
 TINY = ("--model", LLAMA, "--requests", "10", "--slots", "3")
 
 
+@pytest.mark.mpi
 @pytest.mark.limit(180)
-def test_both_policies_on_two_ranks(tmp_path):
-    png = tmp_path / "t.png"
-    got = run(2, *TINY, "--json", "--png", str(png))
+def test_both_policies(comm, shared):
+    png = shared / "t.png"
+    got = inside(comm, "serving_bench", *TINY, "--json", "--png", png)
     assert got["ok"]
     assert png.read_bytes().startswith(b"\x89PNG")
     assert got["differences"] == []
@@ -244,14 +245,18 @@ def test_both_policies_on_two_ranks(tmp_path):
     assert got["ratios"]["output_tokens_per_second"] == c["output_tokens_per_second"] / s["output_tokens_per_second"]
 
 
-@pytest.mark.limit(180)
-def test_little_room_drafts_and_arrivals(tmp_path):
-    small = run(0, *TINY, "--kv-blocks", "9", "--max-batch-tokens", "24", "--json", "--png", str(tmp_path / "t.png"))
+def test_little_room(comm, tmp_path):
+    room = ("--kv-blocks", "9", "--max-batch-tokens", "24")
+    small = inside(comm, "serving_bench", *TINY, *room, "--json", "--png", tmp_path / "t.png")
     assert small["ok"]
     assert {c["by"] for c in small["checks"]} == {"scheduler alone"}
     assert all(p["preemptions"] > 0 for p in small["policies"].values())
+
+
+@pytest.mark.mpi(min_size=2, max_size=thinned(4, 2))
+def test_drafts_and_arrivals(comm, shared):
     rate = ("--rate", "40", "--speculate", "--policy", "continuous", "--dtype", "float64")
-    drafted = run(2, *TINY, *rate, "--json", "--png", str(tmp_path / "t.png"))
+    drafted = inside(comm, "serving_bench", *TINY, *rate, "--json", "--png", shared / "t.png")
     assert drafted["checks"] == []
     assert drafted["ratios"] == {}
     (p,) = drafted["policies"].values()
@@ -260,43 +265,40 @@ def test_little_room_drafts_and_arrivals(tmp_path):
     assert p["seconds"] > workload.arrivals(10, 40.0)[-1]
 
 
-def test_people_get_tables_and_a_timeline(tmp_path):
-    done = mpirun(2, "-m", "launch.serving_bench", *TINY, "--png", str(tmp_path / "t.png"))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert "\x1b" not in done.stdout
-    assert "time per output token" in done.stdout
-    assert "░" in done.stdout
-    assert done.stdout.splitlines()[-1] == "all agreed: counts are those of the closed form; both policies gave the same tokens"
+def test_people_get_tables_and_a_timeline(comm, shared):
+    done = ran(comm, "serving_bench", *TINY, "--png", shared / "t.png")
+    assert done.status == 0, done.err
+    assert done.err == ""
+    assert "\x1b" not in done.out
+    assert "time per output token" in done.out
+    assert "░" in done.out
+    assert done.out.splitlines()[-1] == "all agreed: counts are those of the closed form; both policies gave the same tokens"
 
 
-def test_other_tokens_under_one_policy_are_status_one(tmp_path):
-    code = (
-        "import runpy, sys, launch.start, inference.engine as e; true = e.Engine._chosen\n"
-        "def wrong(self, logits, runs):\n"
-        "    made = true(self, logits, runs)\n"
-        "    static = self.control.from_first(type(self.scheduler).__name__ == 'Static')\n"
-        "    return {i: [t._replace(id=(t.id + static) % 17) for t in ts] for i, ts in made.items()}\n"
-        "e.Engine._chosen = wrong\n"
-        f"sys.argv[1:] = {[*TINY, '--png', str(tmp_path / 't.png')]!r}\n"
-        "runpy.run_module('launch.serving_bench', run_name='__main__')"
-    )
-    done = mpirun(2, "-c", code)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].startswith("NOT ALL AGREED: tokens of request 0; tokens of request 1;")
-    assert ": WRONG" in done.stdout
+@pytest.mark.mpi(min_size=3, max_size=thinned(4, 3))
+def test_other_tokens_under_one_policy_are_status_one(comm, shared, monkeypatch):
+    true = Engine._chosen
+
+    def wrong(self, logits, runs):
+        made = true(self, logits, runs)
+        static = self.control.from_first(type(self.scheduler).__name__ == "Static")
+        return {i: [t._replace(id=(t.id + static) % 17) for t in ts] for i, ts in made.items()}
+
+    monkeypatch.setattr(Engine, "_chosen", wrong)
+    out = inside(comm, "serving_bench", *TINY, "--png", shared / "t.png", status=1)
+    assert out.splitlines()[-1].startswith("NOT ALL AGREED: tokens of request 0; tokens of request 1;")
+    assert ": WRONG" in out
 
 
 @pytest.mark.limit(180)
-def test_the_scheduler_alone(tmp_path):
-    got = run(0, "--scheduler-only", "--json", "--png", str(tmp_path / "t.png"))
+def test_the_scheduler_alone(comm, tmp_path):
+    got = inside(comm, "serving_bench", "--scheduler-only", "--json", "--png", tmp_path / "t.png")
     assert got["ok"]
     steps = [(r["slots"], r["static"]["decode_steps"], r["continuous"]["decode_steps"]) for r in got["rows"]]
     assert steps == [(4, 808, 586), (8, 429, 305), (16, 238, 179)]
     assert got["load"] == {"input_tokens": 2109, "output_tokens": 2315}
-    full = run(
-        0, "--scheduler-only", "--full", "--policy", "static", "--slots", "64", "--json", "--png", str(tmp_path / "f.png")
-    )
+    full = ("--scheduler-only", "--full", "--policy", "static", "--slots", "64")
+    full = inside(comm, "serving_bench", *full, "--json", "--png", tmp_path / "f.png")
     assert [r["static"]["decode_steps"] for r in full["rows"]] == [4008]
     assert full["load"] == {"input_tokens": 142_827, "output_tokens": 133_966}
     assert full["blocks"]["count"] == 17422
@@ -304,21 +306,22 @@ def test_the_scheduler_alone(tmp_path):
     assert serving_bench.padding(workload.full().prompts, 8) == pytest.approx(0.402, abs=5e-4)
 
 
+@pytest.mark.mpi
 @pytest.mark.parametrize(
-    ("ranks", "args", "message"),
+    ("args", "message"),
     [
-        (2, (*TINY, "--kv-blocks", "2"), "62 + 11 tokens needs 5 blocks of 16, the pool has 2: shorten it or add some"),
-        (0, (*TINY, "--max-batch-tokens", "2"), "max_batch_tokens 2 must be 3 or more: each of 3 slots may need one"),
-        (0, (*TINY, "--rate", "0"), "0.0 requests per second must be more than 0"),
-        (0, (*TINY, "--full"), "is longer than the context of 512: shorten it by"),
-        (0, (*TINY, "--policy", "dynamic"), "invalid choice: 'dynamic'"),
-        (0, ("--scheduler-only", "--rate", "3"), "without a model and without limits: leave --rate out"),
-        (2, ("--scheduler-only", "--speculate"), "leave --speculate out"),
-        (0, (*TINY, "--png", "/no/such/t.png"), "cannot write --png /no/such/t.png: there is no folder /no"),
+        ((*TINY, "--kv-blocks", "2"), "62 + 11 tokens needs 5 blocks of 16, the pool has 2: shorten it or add some"),
+        ((*TINY, "--max-batch-tokens", "2"), "max_batch_tokens 2 must be 3 or more: each of 3 slots may need one"),
+        ((*TINY, "--rate", "0"), "0.0 requests per second must be more than 0"),
+        ((*TINY, "--full"), "is longer than the context of 512: shorten it by"),
+        ((*TINY, "--policy", "dynamic"), "invalid choice: 'dynamic'"),
+        (("--scheduler-only", "--rate", "3"), "without a model and without limits: leave --rate out"),
+        (("--scheduler-only", "--speculate"), "leave --speculate out"),
+        ((*TINY, "--png", "/no/such/t.png"), "cannot write --png /no/such/t.png: there is no folder /no"),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(ranks, args, message):
-    assert message in run(ranks, *args, status=2)
+def test_bad_input_is_one_line_and_status_two(comm, args, message):
+    assert message in inside(comm, "serving_bench", *args, status=2)
 
 
 @pytest.mark.limit(180)

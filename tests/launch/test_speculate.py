@@ -1,13 +1,13 @@
 """launch.speculate: alpha, costs and factors on tiny models; its prompts with SmolLM2."""
 
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from mpi4py import MPI
 
+import inference.speculation.generator
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampler, Sampling
 from inference.speculation.drafts import Ngram
@@ -23,7 +23,9 @@ from models.tokenizer import open_tokenizer
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.shard import even
-from tests.harness import ROOT, command, mpirun
+from tests.grids import thinned
+from tests.harness import ROOT
+from tests.inside import inside, ran
 
 LLAMA = str(ROOT / "tests/oracles/families/llama")
 on_ranks = pytest.mark.mpi
@@ -132,15 +134,14 @@ def test_a_tie_is_explained_in_float32_alone(dtype):
 # --- the command
 
 
-run = partial(command, "speculate")
-
 TOKENS = ("--model", LLAMA, "--tokens", "1,2,3,4,5,1,2,3,4,5,1,2", "--dtype", "float64", "--max-new-tokens", "20")
 
 
-def test_counts_and_factors_are_what_the_formulas_say(tmp_path):
-    png = tmp_path / "new" / "speculate.png"
-    what = [*TOKENS, "--gammas", "1,4", "--drafts", "ngram,layers=1", "--draft", LLAMA, "--json", "--png", str(png)]
-    got = run(2, *what)
+@pytest.mark.mpi(min_size=2, max_size=thinned(4, 2))
+def test_counts_and_factors_are_what_the_formulas_say(comm, shared):
+    png = shared / "new" / "speculate.png"
+    what = [*TOKENS, "--gammas", "1,4", "--drafts", "ngram,layers=1", "--draft", LLAMA, "--json", "--png", png]
+    got = inside(comm, "speculate", *what)
     assert got["ok"]
     assert got["differences"] == []
     assert png.read_bytes().startswith(b"\x89PNG")
@@ -165,14 +166,15 @@ def test_counts_and_factors_are_what_the_formulas_say(tmp_path):
             # It is the target itself.
             assert r["alpha"] == r["accepted_to_drafted"] == 1
     assert len(got["words"]) == 3
-    alone = run(0, *what)
+    alone = inside(comm, "speculate", *what, ranks=1)
     same = ("alpha", "rounds", "drafted", "accepted")
     assert [[r[k] for k in same] for r in alone["rows"]] == [[r[k] for k in same] for r in got["rows"]]
 
 
-def test_drawn_tokens_and_the_paged_cache(tmp_path):
-    what = [*TOKENS, "--gammas", "3", "--temperature", "0.9", "--json", "--cache", "paged", "--png", str(tmp_path / "s.png")]
-    got = [run(n, *what) for n in (0, 3)]
+@pytest.mark.mpi(min_size=thinned(2, 3), max_size=thinned(4, 3))
+def test_drawn_tokens_and_the_paged_cache(comm, shared):
+    what = [*TOKENS, "--gammas", "3", "--temperature", "0.9", "--json", "--cache", "paged", "--png", shared / "s.png"]
+    got = [inside(comm, "speculate", *what, ranks=n) for n in (1, comm.size)]
     rows = [[(r["draft"], r["accepted"], r["rounds"]) for r in g["rows"]] for g in got]
     assert rows[0] == rows[1]
     alphas = [[r["alpha"] or 0 for r in g["rows"]] for g in got]
@@ -181,46 +183,43 @@ def test_drawn_tokens_and_the_paged_cache(tmp_path):
     assert {r["draft"] for r in got[0]["rows"]} == {"ngram", "layers=1"}
 
 
-def test_people_get_tables_and_words(tmp_path):
-    done = mpirun(2, "-m", "launch.speculate", *TOKENS, "--gammas", "2", "--png", str(tmp_path / "s.png"))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert "in rows of one" in done.stdout
-    assert "A drafted token costs" in done.stdout
-    assert done.stdout.splitlines()[-1] == "all agreed: the greedy tokens are those of plain decoding"
+def test_people_get_tables_and_words(comm, shared):
+    done = ran(comm, "speculate", *TOKENS, "--gammas", "2", "--png", shared / "s.png")
+    assert done.status == 0, done.err
+    assert done.err == ""
+    assert "in rows of one" in done.out
+    assert "A drafted token costs" in done.out
+    assert done.out.splitlines()[-1] == "all agreed: the greedy tokens are those of plain decoding"
 
 
-def test_other_tokens_than_plain_ones_are_status_one(tmp_path):
-    code = (
-        "import runpy, sys, launch.start, inference.speculation.generator as s; true = s.verified; "
-        "s.verified = lambda *a: [(t + 1) % 17 for t in true(*a)]; "
-        f"sys.argv[1:] = {[*TOKENS, '--gammas', '2', '--png', str(tmp_path / 's.png')]!r}; "
-        "runpy.run_module('launch.speculate', run_name='__main__')"
-    )
-    done = mpirun(2, "-c", code)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "NOT ALL AGREED: tokens, ngram, gamma 2" in done.stdout.splitlines()[-1]
-    assert ": WRONG" in done.stdout
+@pytest.mark.mpi(min_size=2, max_size=thinned(4, 2))
+def test_other_tokens_than_plain_ones_are_status_one(comm, shared, monkeypatch):
+    true = inference.speculation.generator.verified
+    monkeypatch.setattr(inference.speculation.generator, "verified", lambda *a: [(t + 1) % 17 for t in true(*a)])
+    out = inside(comm, "speculate", *TOKENS, "--gammas", "2", "--png", shared / "s.png", status=1)
+    assert "NOT ALL AGREED: tokens, ngram, gamma 2" in out.splitlines()[-1]
+    assert ": WRONG" in out
 
 
+@on_ranks
 @pytest.mark.parametrize(
-    ("ranks", "args", "message"),
+    ("args", "message"),
     [
-        (2, (*TOKENS, "--gammas", "0,3"), "'0' is no number of drafted tokens: use some of 1 to 8"),
-        (0, (*TOKENS, "--gammas", "9"), "'9' is no number of drafted tokens"),
-        (0, (*TOKENS, "--drafts", "bigram"), "'bigram' is no draft: use ngram, or layers=K"),
-        (2, (*TOKENS, "--drafts", "ngram,layers=40"), "layers: use layers=1 to"),
-        (0, ("--model", LLAMA), "prompts need a tokenizer"),
-        (0, ("--model", LLAMA, "--prompts", "poem"), "--prompts has no 'poem': use some of story,"),
-        (2, ("--model", LLAMA, "--tokens", "1,17"), "token id 17 is outside of the vocabulary"),
-        (0, ("--model", LLAMA, "--tokens", "1", "--max-new-tokens", "1"), "--max-new-tokens 1 leaves nothing to draft"),
-        (0, ("--model", LLAMA, "--tokens", "1", "--max-new-tokens", "9999"), "does not fit into the model's context"),
-        (2, (*TOKENS, "--png", "/no/such/s.png"), "cannot write --png /no/such/s.png: there is no folder /no"),
-        (0, (*TOKENS, "--draft", str(ROOT / "docs")), "no config.json and no .gguf file"),
+        ((*TOKENS, "--gammas", "0,3"), "'0' is no number of drafted tokens: use some of 1 to 8"),
+        ((*TOKENS, "--gammas", "9"), "'9' is no number of drafted tokens"),
+        ((*TOKENS, "--drafts", "bigram"), "'bigram' is no draft: use ngram, or layers=K"),
+        ((*TOKENS, "--drafts", "ngram,layers=40"), "layers: use layers=1 to"),
+        (("--model", LLAMA), "prompts need a tokenizer"),
+        (("--model", LLAMA, "--prompts", "poem"), "--prompts has no 'poem': use some of story,"),
+        (("--model", LLAMA, "--tokens", "1,17"), "token id 17 is outside of the vocabulary"),
+        (("--model", LLAMA, "--tokens", "1", "--max-new-tokens", "1"), "--max-new-tokens 1 leaves nothing to draft"),
+        (("--model", LLAMA, "--tokens", "1", "--max-new-tokens", "9999"), "does not fit into the model's context"),
+        ((*TOKENS, "--png", "/no/such/s.png"), "cannot write --png /no/such/s.png: there is no folder /no"),
+        ((*TOKENS, "--draft", str(ROOT / "docs")), "no config.json and no .gguf file"),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(ranks, args, message):
-    assert message in run(ranks, *args, status=2)
+def test_bad_input_is_one_line_and_status_two(comm, args, message):
+    assert message in inside(comm, "speculate", *args, status=2)
 
 
 # --- how many to draft
@@ -264,9 +263,9 @@ def test_prompts_in_smollm2s_tokens():
 
 @with_smollm2
 @pytest.mark.limit(240)
-def test_smollm2_repeats_code_that_it_is_asked_to_edit(tmp_path):
+def test_smollm2_repeats_code_that_it_is_asked_to_edit(comm, shared):
     what = ["--prompts", "rename", "--gammas", "6", "--max-new-tokens", "40", "--drafts", "ngram", "--json"]
-    got = run(2, *what, "--png", str(tmp_path / "s.png"), timeout=200)
+    got = inside(comm, "speculate", *what, "--png", shared / "s.png")
     assert got["ok"]
     (row,) = got["rows"]
     assert row["alpha_of_acceptances"] > 0.7

@@ -4,26 +4,26 @@ import json
 
 import pytest
 
-from tests.harness import mpirun
+from tests.grids import thinned
+from tests.harness import command, mpirun
+from tests.inside import inside, ran
 
-TP_MLP = ("-m", "launch.tp_mlp")
+on_ranks = pytest.mark.mpi
 QUICK = ("--data", "none", "--tokens", "5", "--d-model", "6", "--timed", "5,6,10")
+WIDTHS = [("relu", 64), ("gelu", 61), ("silu", 64), ("swiglu", 61)]
 
 
-def report(ranks, *args):
-    done = mpirun(ranks, *TP_MLP, "--json", *args)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("ranks", [0, 1, 2, 3, 4, 6, 8])
-@pytest.mark.parametrize(("activation", "d_ff"), [("relu", 64), ("gelu", 61), ("silu", 64), ("swiglu", 61)])
-def test_every_number_of_ranks_agrees(ranks, activation, d_ff):
+def options(ranks, activation, d_ff):
     bias = ["--no-bias"] if ranks % 2 else []
-    got = report(ranks, *QUICK, "--activation", activation, "--d-ff", str(d_ff), "--dtype", "float64", *bias)
+    return (*QUICK, "--activation", activation, "--d-ff", str(d_ff), "--dtype", "float64", "--json", *bias)
+
+
+def check_report(got, ranks):
     assert got["ok"]
-    assert got["ranks"] == got["mesh"]["tp"] == max(ranks, 1)
-    assert {c["tensor"] for c in got["checks"]} == {"y", "dx", "dW1", "dW2"} | (set() if bias else {"db1", "db2"})
+    assert got["ranks"] == got["mesh"]["tp"] == ranks
+    assert got["config"]["bias"] == (ranks % 2 == 0)
+    biases = {"db1", "db2"} if got["config"]["bias"] else set()
+    assert {c["tensor"] for c in got["checks"]} == {"y", "dx", "dW1", "dW2"} | biases
     assert all(c["ok"] and c["relative_error"] < 1e-12 for c in got["checks"])
     assert [(r["verb"], r["phase"], r["calls"]) for r in got["communication"]] == [
         ("all_reduce", "forward", 1),
@@ -31,44 +31,61 @@ def test_every_number_of_ranks_agrees(ranks, activation, d_ff):
     ]
     for row in got["communication"]:
         assert row["message_bytes"] == row["predicted_message_bytes"] == 5 * 6 * 8
-        assert row["wire_bytes"] == pytest.approx(2 * (got["ranks"] - 1) / got["ranks"] * row["message_bytes"])
+        assert row["wire_bytes"] == pytest.approx(2 * (ranks - 1) / ranks * row["message_bytes"])
     memory = got["memory"]
     for kind in ("weights", "saved"):
-        assert len(memory[f"{kind}_bytes_per_rank"]) == got["ranks"]
+        assert len(memory[f"{kind}_bytes_per_rank"]) == ranks
         assert memory[f"{kind}_bytes_per_rank"] == memory[f"predicted_{kind}_bytes_per_rank"]
     assert got["seconds"].keys() == {"sharded", "unsharded", "matmul_only"}
 
 
-def test_it_learns_to_read_digits_alike_on_any_number_of_ranks():
-    runs = [report(n, "--activation", "swiglu", "--d-ff", "256")["digits"] for n in (1, 3)]
-    for digits in runs:
-        assert digits["test_accuracy"] >= 0.97
-        assert digits["test_accuracy"] == digits["test_accuracy_unsharded"] == runs[0]["test_accuracy"]
-        assert len(digits["loss"]) == len(digits["loss_unsharded"]) == digits["epochs"]
-        assert digits["loss"][-1] < 0.1 * digits["loss"][0]
+@on_ranks
+@pytest.mark.parametrize(("activation", "d_ff"), WIDTHS)
+def test_every_number_of_ranks_agrees(comm, activation, d_ff):
+    check_report(inside(comm, "tp_mlp", *options(comm.size, activation, d_ff)), comm.size)
 
 
-def test_the_same_seed_prints_the_same_numbers_and_another_does_not():
-    numbers = [[c["max_abs_error"] for c in report(2, *QUICK, "--seed", str(seed))["checks"]] for seed in (3, 3, 4)]
+@pytest.mark.parametrize("ranks", thinned([0, 1, 2, 3, 4, 6, 8], [0, 2, 8]))
+@pytest.mark.parametrize(("activation", "d_ff"), thinned(WIDTHS, WIDTHS[-1:]))
+def test_and_so_it_does_in_processes_of_its_own(ranks, activation, d_ff):
+    check_report(command("tp_mlp", ranks, *options(max(ranks, 1), activation, d_ff)), max(ranks, 1))
+
+
+@pytest.mark.mpi(min_size=3, max_size=thinned(4, 3))
+def test_it_learns_to_read_digits_alike_on_any_number_of_ranks(comm):
+    """On three; what is unsharded in it is what a run on one rank trains."""
+    digits = inside(comm, "tp_mlp", "--activation", "swiglu", "--d-ff", "256", "--json")["digits"]
+    assert digits["test_accuracy"] >= 0.97
+    assert digits["test_accuracy"] == digits["test_accuracy_unsharded"]
+    assert len(digits["loss"]) == len(digits["loss_unsharded"]) == digits["epochs"]
+    assert digits["loss"][-1] < 0.1 * digits["loss"][0]
+
+
+@on_ranks
+def test_the_same_seed_prints_the_same_numbers_and_another_does_not(comm):
+    runs = [inside(comm, "tp_mlp", *QUICK, "--seed", seed, "--json") for seed in (3, 3, 4)]
+    numbers = [[c["max_abs_error"] for c in run["checks"]] for run in runs]
     assert numbers[0] == numbers[1] != numbers[2]
 
 
-def test_a_large_layer_is_compared_on_a_grid_that_says_so():
-    got = report(2, "--data", "none", "--tokens", "300", "--d-model", "200", "--d-ff", "301")
+@on_ranks
+def test_a_large_layer_is_compared_on_a_grid_that_says_so(comm):
+    got = inside(comm, "tp_mlp", "--data", "none", "--tokens", "300", "--d-model", "200", "--d-ff", "301", "--json")
     entries = {c["tensor"]: c["entries"] for c in got["checks"]}
     assert entries["y"] == 300 * 200
     assert entries["dW1"] < 200 * 301
 
 
-def test_people_get_tables_and_a_last_line():
-    done = mpirun(3, *TP_MLP, *QUICK, "--d-ff", "10")
-    assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == "all agreed"
-    assert "F 10 (4 or 3 a rank)" in done.stdout
-    assert done.stdout.count("all_reduce") == 2
+@pytest.mark.mpi(min_size=3)
+def test_people_get_tables_and_a_last_line(comm):
+    done = ran(comm, "tp_mlp", *QUICK, "--d-ff", "10", ranks=3)
+    assert done.status == 0
+    assert done.out.splitlines()[-1] == "all agreed"
+    assert "F 10 (4 or 3 a rank)" in done.out
+    assert done.out.count("all_reduce") == 2
 
 
-@pytest.mark.parametrize("ranks", [0, 1, 3])
+@on_ranks
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -81,19 +98,14 @@ def test_people_get_tables_and_a_last_line():
         (["--token", "4"], "unrecognized arguments: --token 4"),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(ranks, args, message):
-    done = mpirun(ranks, *TP_MLP, *args)
-    assert (done.returncode, done.stdout) == (2, "")
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert "Traceback" not in done.stderr
+def test_bad_input_is_one_line_and_status_two(comm, args, message):
+    assert message in inside(comm, "tp_mlp", *args, status=2)
 
 
-def test_more_ranks_than_hidden_units_is_refused():
-    done = mpirun(3, *TP_MLP, "--d-ff", "2")
-    assert done.returncode == 2
-    assert "error: cannot cut --d-ff 2 over 3 ranks: use at most 2 ranks or a larger --d-ff" in done.stderr
+@pytest.mark.mpi(min_size=3)
+def test_more_ranks_than_hidden_units_is_refused(comm):
+    refused = inside(comm, "tp_mlp", "--d-ff", "2", status=2, ranks=3)
+    assert refused == "error: cannot cut --d-ff 2 over 3 ranks: use at most 2 ranks or a larger --d-ff"
 
 
 def test_bench_starts_its_own_ranks():

@@ -48,15 +48,17 @@ def run(mesh, comm, monkeypatch):
 
     def run(*options, sabotage=None):
         args = command.options().parse_args([*SIZES, *options])
-        command.check(args, comm.size)
-        layer = command.build(args, mesh.tp)
-        x, dy = command.inputs(args)
-        turn = command.rotation(args)
+        sizes = command.check(args, comm.size)
+        layer = command.build(args, sizes, mesh.tp)
+        x, dy = command.inputs(sizes.tokens, args.d_model, args.dtype, args.seed)
+        rope = command.rope(args, sizes)
+        turn = None if rope is None else rope.at(np.concatenate([np.arange(n) for n in sizes.lengths]), args.dtype)
         if sabotage:
             turn = sabotage(layer, turn) or turn
         mesh.ledger.rows.clear()
-        ran = step.run(layer, x, dy, mesh, Control(comm), args.lengths, turn)
-        checks = list(command.compared(args, ran.whole | {"x": x}, dy)) if comm.rank == 0 else None
+        ran = step.run(layer, x, dy, mesh, Control(comm), sizes.lengths, turn)
+        asked = command.reference_options(args, sizes.lengths)
+        checks = list(command.compared(asked, args.heads, ran.whole | {"x": x}, dy)) if comm.rank == 0 else None
         return {c.tensor: c for c in comm.bcast(checks)}, ran
 
     return run

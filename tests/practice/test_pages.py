@@ -8,6 +8,7 @@ from practice.desk.numbers import DOCS, ROOT
 from practice.dev import REJECTED_SHARE
 from practice.exercise import every
 from practice.progress import Progress
+from practice.workbook import local_now
 
 SHEET = (ROOT / "practice/cheatsheet.md").read_text()
 STALE = "run `python -m launch.practice dev pages`"
@@ -39,12 +40,14 @@ def test_a_topic_of_the_cheatsheet_can_be_asked_for():
 
 
 def test_every_exercise_is_on_the_board_and_its_papers_in_the_list():
-    board = (ROOT / "practice/STATUS.md").read_text()
-    assert [e.name for e in every() if f"exercises/{e.name} " not in board] == [], STALE
+    board = [file for _, _, file, *_ in pages.board(Progress(every()), local_now())]
+    assert board == [f"exercises/{e.name}" for e in every()]
     reading = (ROOT / "practice/READING.md").read_text()
     blank = [(n, title, belong) for n, _, title, belong in pages.reading(Progress(every()))]
     rows = [line.split("|") for line in reading.splitlines() if line.startswith("|")][2:]
-    assert [(int(r[1]), r[3].strip(), r[4].strip()) for r in rows] == blank, STALE
+    assert [(int(r[1]), r[2].strip(), r[3].strip()) for r in rows] == blank, STALE
+    assert pages.shared_reading(every()) == reading, STALE
+    assert not (ROOT / "practice/STATUS.md").exists(), "the board is a page of the workbook"
 
 
 def test_the_figures_of_the_mutants_are_of_the_exercises_as_they_are():

@@ -50,7 +50,7 @@ WRONG = {
         "rank 0 returned without"),
     "bias": ("20", "(x_Tf @ W_fD)\n    return y_TD + b_D", "(x_Tf @ W_fD + b_D)\n    return y_TD", "3 x bias"),
     "shapes": ("20", "(part_TD)", "(part_TD[tp.rank % 2 :])", "rank 0 has shape"),
-    "nothing": ("01", "return y_TD, (x_TD, a_TF, h_TF)", "y_TD", "returns is not what the task asks for"),
+    "nothing": ("01", "return y_TD, (x_TD, a_TF, h_TF)", "y_TD", "two values, y and saved; it returned nothing (None)"),
 }  # fmt: skip
 
 

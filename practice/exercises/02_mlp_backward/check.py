@@ -45,6 +45,8 @@ MISTAKES = (
     mistake("half_slope", "The derivative of the tanh is missing: GELU' is more than (1 + t) / 2.", (SLOPE, "0.5 * (1 + t_TF)")),
     mistake("no_inner", "The chain rule stops at the tanh: its argument's derivative c (1 + 3 x 0.044715 a^2) is missing.",
             (" * c * (1 + 3 * 0.044715 * a_TF**2)", "")),
+    mistake("no_three", "The slope of the GELU lacks a factor 3: the derivative of 0.044715 a^3 is 3 x 0.044715 a^2.",
+            ("3 * 0.044715", "0.044715")),
     mistake("mean", "Every weight gradient is 1/T of what is right: sum over tokens; the loss divides, if anyone does.",
             ("x_TD.T @ da_TF", "x_TD.T @ da_TF / len(x_TD)"), ("h_TF.T @ dy_TD", "h_TF.T @ dy_TD / len(x_TD)"),
             (".sum(axis=0)", ".mean(axis=0)")),

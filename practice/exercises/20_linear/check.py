@@ -115,7 +115,7 @@ PARTS = (
     part("column_forward", column_forward, want_column_forward, None, silent),
     part("column_backward", column_backward, want_column_backward, column_parts, one_sum),
     part("row_forward", row_forward, want_row_forward, row_parts, one_sum),
-    part("row_backward", row_backward, want_row_backward, None, one_sum),
+    part("row_backward", row_backward, want_row_backward, None, silent),
 )
 
 MISTAKES = (

@@ -70,10 +70,6 @@ def one_sum(a, tp):
     return {"numbers sent": 2 * (tp.size - 1) * a["x"].size // tp.size + 1}
 
 
-def one_sum_each_way(a, tp):
-    return {"numbers sent": 2 * one_sum(a, tp)["numbers sent"]}
-
-
 def random_size(rng):
     T, D, F = rng.choice([4, 5, 7, 8, 11], 3, replace=False)
     return int(T), int(D), int(F)
@@ -83,7 +79,7 @@ def random_size(rng):
 SIZES = ((5, 4, 7), (7, 5, 9), (4, 3, 2))
 PARTS = (
     Part("tp_mlp_forward", SIZES, inputs, forward, want_forward, forward_parts, one_sum, random_size=random_size),
-    Part("tp_mlp_backward", SIZES, inputs, backward, want_backward, backward_parts, one_sum_each_way, random_size=random_size),
+    Part("tp_mlp_backward", SIZES, inputs, backward, want_backward, backward_parts, one_sum, random_size=random_size),
 )
 
 SUM, RESIDUAL, BACK = "tp.all_reduce(h_Tf @ W2_fD)", "x_TD + sum_TD + b2_D", "dy_TD + tp.all_reduce(da_Tf @ W1_Df.T)"
@@ -127,6 +123,8 @@ MISTAKES = (
     mistake("db2_shared", "db2 is divided by tp: each rank holds b2 whole, and its gradient is whole too.",
             ("db2_D = dy_TD.sum(axis=0)", "db2_D = dy_TD.sum(axis=0) / tp.size"), seen="pytorch/torchtitan #4332"),
     mistake("no_slope", "The GELU's derivative is missing: da equals dh.", ("dh_Tf * gelu_slope(a_Tf)", "dh_Tf")),
+    mistake("no_three", "The slope of the GELU lacks a factor 3: the derivative of 0.044715 a^3 is 3 x 0.044715 a^2.",
+            ("3 * 0.044715", "0.044715")),
     mistake("slope_at_h", "The GELU's derivative is taken at h; it belongs at a, the GELU's input.",
             ("gelu_slope(a_Tf)", "gelu_slope(h_Tf)")),
     mistake("two_sums", "This is right, but a second sum is made in backward: weight gradients and db2 need none.",

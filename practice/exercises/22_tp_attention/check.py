@@ -119,12 +119,12 @@ def one_sum(a, tp):
     return {"numbers sent": 2 * (tp.size - 1) * a["x"].size // tp.size + 1}
 
 
-def sums_each_way(a, tp):
+def sum_and_copies(a, tp):
     T, D = a["x"].shape
     _, K, E = a["Wk"].shape
     # The gradients of keys and values may be summed instead of their weights'.
     copies = 2 * K * E * max(T, D)
-    return {"numbers sent": 2 * one_sum(a, tp)["numbers sent"] + 2 * (tp.size - 1) * copies // tp.size + 2}
+    return {"numbers sent": one_sum(a, tp)["numbers sent"] + 2 * (tp.size - 1) * copies // tp.size + 2}
 
 
 # H and K: copies of both heads on rank 1; queries cut unevenly and groups cut in the middle; a rank without heads; one head for all.
@@ -141,7 +141,7 @@ PARTS = (
     Part("own_heads", SIZES, inputs, own_heads, want_own_heads, random_size=random_size, dtypes=("float64",)),
     Part("tp_attention_forward", SIZES, inputs, forward, want_forward, forward_parts, one_sum, random_size=random_size,
          factors=lambda T, D, H, K, E: {"H/K": H / K}),
-    Part("tp_attention_backward", SIZES, inputs, backward, want_backward, backward_parts, sums_each_way,
+    Part("tp_attention_backward", SIZES, inputs, backward, want_backward, backward_parts, sum_and_copies,
          random_size=random_size, factors=lambda T, D, H, K, E: {"H/K": H / K}),
 )  # fmt: skip
 

@@ -1,0 +1,65 @@
+"""Which known mistake, or pair of them, has a learner's outcomes or costs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import replace
+
+from practice.part import Case, Mistake, Outcome
+from practice.truth import Truth
+
+# How long pairs of mistakes may be looked for, in seconds of the examiner's own computing.
+PAIRS = 1.0
+
+
+Shown = list[tuple[Case, list[Outcome]]]
+
+
+def compared(failing: list, ran: list) -> Shown:
+    """What a mistake is compared with: up to three failing cases of different sizes, and two that are right."""
+    shown, sizes = [], set()
+    for case, by_rank, _ in failing:
+        if (case.size, case.dtype) not in sizes and len(shown) < 3 and not case.moved:
+            sizes.add((case.size, case.dtype))
+            shown.append((case, by_rank))
+    wrong = {id(by_rank) for _, by_rank, _ in failing}
+    return shown + [(c, o) for c, o in ran if not c.moved and id(o) not in wrong][:2]
+
+
+def known(truth: Truth, shown: Shown) -> list[Mistake]:
+    """The known mistake, or the pair of them, whose outcomes are the learner's; [] if none is."""
+    bad = [case for case, by_rank in shown if any(truth.problem(case, r, o) for r, o in enumerate(by_rank))]
+    mistakes = truth.exercise.mistakes
+    for m in mistakes:
+        if truth.explains(truth.mistaken((m,)), shown):
+            return [m]
+    # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.
+    touching = [m for m in mistakes if any(truth.touches(m, case) for case in bad)]
+    earlier = itertools.takewhile(lambda p: p.name != bad[0].part, truth.parts.values())
+    before = [replace(bad[0], part=p.name, size=tuple(p.sizes[0]), dtype=p.dtypes[0]) for p in earlier]
+    likely = [m for m in touching if not any(truth.touches(m, case) for case in before)]
+    pairs = dict.fromkeys(p for some in (likely, touching, mistakes) for p in itertools.combinations(some, 2))
+    begun = time.process_time()
+    for pair in itertools.takewhile(lambda _: time.process_time() - begun < PAIRS, pairs):
+        if truth.explains(truth.mistaken(pair), shown):
+            return list(pair)
+    return []
+
+
+def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
+    """The known mistake that costs the same."""
+    shown = [(c, o) for c, o in ran if not c.moved][:3]
+    alike = []
+    for m in truth.exercise.mistakes:
+        ours = [truth.remembered(c, truth.mistaken((m,))) for c, _ in shown]
+        pairs = [(a, b) for o, (_, t) in zip(ours, shown, strict=True) for a, b in zip(o, t, strict=True)]
+        if all(a.kind == "ok" and all(_near(a.counts.get(k, 0), b.counts.get(k, 0), k) for k in counters) for a, b in pairs):
+            alike.append((any(truth.touches(m, case) for case, _ in shown), m))
+    # First come mistakes that, like the learner's, give right answers at a wrong cost.
+    return [m for _, m in sorted(alike, key=lambda a: a[0])][:1]
+
+
+def _near(a: int, b: int, counter: str) -> bool:
+    """Whether costs agree: counts must be equal; memory, which depends on how things are written, about equal."""
+    return a == b if counter != "peak bytes" else abs(a - b) <= 0.3 * max(a, b)

@@ -1,0 +1,198 @@
+"""What the examiner says of a part that is wrong: what is seen, what the answer is made of, which mistake it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from practice import probes, slips, translate
+from practice.compare import wrong_entries
+from practice.known import compared, known
+from practice.part import Case, Outcome, Part, float64
+from practice.truth import Truth
+
+URGENT = ("error", "silent", "hang")
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+NAIVE = "This is the naive softmax, exp over its sum"
+
+
+@dataclass
+class Judged:
+    """A part's verdict. status: ok, wrong, todo (not implemented), unjudged."""
+
+    part: str
+    status: str
+    case: str = ""
+    lines: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+
+
+def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
+    """failing: (case, outcomes by rank, what is wrong by rank), the smallest first. ran: (case, outcomes by rank)."""
+    case, by_rank, wrong = failing[0]
+    judged = Judged(part.name, "wrong", case.label(part))
+    # An error or an early end of one rank explains why others wait; and their waiting explains a wrong result.
+    rank = min(wrong, key=lambda r: (URGENT.index(wrong[r][0]) if wrong[r][0] in URGENT else len(URGENT), r))
+    kind, name = wrong[rank]
+    shown = compared(failing, ran)
+    found = known(truth, shown)
+    returned = _returned(truth, case, rank, by_rank[rank])
+    if returned and not found:
+        judged.lines = [returned]
+        return judged
+    outputs = _outputs(truth, failing)
+    judged.lines += [*_seen(truth, part, case, by_rank, wrong, rank), *([outputs] if outputs else [])]
+    floats = _floats(truth, rank, failing) if _breaks(truth, case, rank, by_rank[rank], name) else []
+    judged.lines += floats
+    equation = _equation(truth, part, case, rank, by_rank[rank], name) if kind == "value" else ""
+    judged.lines += [equation] if equation else []
+    judged.mistakes = [m.name for m in found]
+    for m in found:
+        judged.lines += ["", m.sentence, *([f"Seen in the wild: {m.seen}."] if m.seen else [])]
+    if not found and floats and floats[0].startswith(NAIVE):
+        judged.mistakes = ["naive_softmax"]
+    elif not found and kind in ("value", "shape"):
+        slip = slips.found(truth, shown)
+        said = slip.sentence if slip else _probe(truth, part, case, rank, by_rank[rank], name, ran)
+        judged.mistakes = [slip.name] if slip else []
+        if said or not equation:
+            judged.lines.append(said or "No known mistake gives this.")
+    return judged
+
+
+def _outputs(truth: Truth, failing: list) -> str:
+    """`right: dW2, db2; wrong: dx, dW1, db1` of a part with several results, over all cases that fail."""
+    names = list(truth.right(failing[0][0])[0].results)
+    answered = [(case, r, o) for case, by_rank, _ in failing for r, o in enumerate(by_rank) if o.kind == "ok"]
+    # Names that describe their case are not the same in all.
+    if len(names) < 2 or any(list(truth.right(case)[r].results) != names for case, r, _ in answered):
+        return ""
+    wrong = [n for n in names if any(truth.wrong(case, r, o, n) for case, r, o in answered)]
+    right = [n for n in names if n not in wrong]
+    return f"right: {', '.join(right) or 'none'}; wrong: {', '.join(wrong)}" if wrong else ""
+
+
+def _breaks(truth: Truth, case: Case, rank: int, outcome: Outcome, name: str) -> bool:
+    """Whether the result holds NaN or infinities that do not belong there."""
+    got, want = outcome.results.get(name), truth.right(case)[rank].results.get(name)
+    arrays = all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in (got, want))
+    return bool(arrays and got.shape == want.shape and (np.isfinite(want) & ~np.isfinite(got)).any())
+
+
+def _floats(truth: Truth, rank: int, failing: list) -> list[str]:
+    """Where in the learner's file numbers break: what NumPy noted that it does not note of the solution."""
+    solved = [o for case, _, _ in failing for o in truth.simulated(case, truth.exercise.solution)]
+    usual = {(e["what"], e["in"]) for o in solved for e in o.noted}
+    events = [e for _, by_rank, _ in failing for e in by_rank[rank].noted if (e["what"], e["in"]) not in usual]
+    exp = next((e for e in events if (e["what"], e["in"]) == ("overflow", "exp")), None)
+    ratio = next((e for e in events if (e["what"], e["in"]) == ("invalid value", "divide")), None)
+    if exp and ratio:
+        return [
+            f"{NAIVE}: exp overflows in line {exp['line']}, {exp['text']}",
+            f"inf/inf (or 0/0 where all are far below 0) in line {ratio['line']} is NaN. Subtract each row's maximum first.",
+        ]
+    if exp:
+        return [f"exp overflows in line {exp['line']}, {exp['text']}: subtract each row's maximum first."]
+    lines = [
+        f"{meant} in line {e['line']}, {e['text']}" for e in events if (meant := translate.FLOATS.get((e["what"], e["in"])))
+    ]
+    return list(dict.fromkeys(lines))[:2] or ["NaN comes of inf - inf, 0 x inf or 0/0, or of reading what was never written."]
+
+
+def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: dict, rank: int) -> list[str]:
+    """What is wrong, as it is seen from outside."""
+    kind, name = wrong[rank]
+    outcome, on = by_rank[rank], "" if len(by_rank) == 1 else f" on rank {rank}"
+    if kind == "error":
+        first, *rest = translate.sentence(outcome.error)
+        return [f"{first}{on}" if rest else first, *rest]
+    if kind == "hang":
+        return translate.waits(by_rank)
+    if kind == "silent":
+        return [f"no answer{on}: {outcome.waits}"]
+    got, want = outcome.results.get(name), truth.right(case)[rank].results[name]
+    if kind == "absent":
+        given = "nothing" if got is None else f"{got!r:.60}"
+        return [f"{name}{on}: an array of shape {want.shape} is asked for, {given} was returned"]
+    if kind == "shape":
+        return [f"{name}{on} has shape {np.shape(got)}, should have {want.shape}"]
+    if kind == "dtype":
+        got = np.asarray(got)
+        promoted = "; np.sqrt and np.float64 values promote, math.sqrt and Python numbers do not"
+        more = promoted if case.dtype == "float32" and got.dtype == np.float64 else ""
+        expected = case.dtype if want.dtype.kind == "f" else want.dtype
+        return [f"{name}{on} is {got.dtype}, should be {expected}{more}"]
+    if not isinstance(want, np.ndarray):
+        # All lines of a name but the last describe the case.
+        *case_lines, last = (name + on).split("\n")
+        return [*case_lines, f"{last}:  got {got!r:.300}", f"{' ' * len(last)}   want {want!r:.300}"]
+    got = np.asarray(got)
+    off = wrong_entries(got, want, truth.right(case)[rank].allowed.get(name, 0.0))
+    lines = probes.located(name, on, off, got, want)
+    if len(by_rank) > 1 and len(wrong) < len(by_rank):
+        ranks = ", ".join(str(r) for r in range(len(by_rank)) if r not in wrong)
+        lines.append(f"wrong on ranks {', '.join(map(str, sorted(wrong)))}; right on {ranks}")
+    return lines
+
+
+def _returned(truth: Truth, case: Case, rank: int, outcome: Outcome) -> str:
+    """`f must return two values, y and saved; it returned nothing`, where their number is not the solution's."""
+    solved = truth.simulated(case, truth.exercise.solution)[rank].returned
+    for function, (count, text) in outcome.returned.items():
+        want, what = solved.get(function, (count, ""))
+        # A list of the solution's may have any length: only tuples are values to unpack.
+        if what == f"{want} values" and want > 1 and count != want:
+            names = truth.exercise.returns(function)
+            listed = f", {', '.join(names[:-1])} and {names[-1]}" if len(names) == want else ""
+            return f"{function} must return {NUMBERS.get(want, want)} values{listed}; it returned {text}"
+        if what.startswith("one array") and text.endswith(" values"):
+            return f"{function} must return one array; it returned {text}"
+    return ""
+
+
+def _equation(truth: Truth, part: Part, case: Case, rank: int, outcome: Outcome, name: str) -> str:
+    if part.ingredients is None:
+        return ""
+    a = float64(case.arrays(part))
+    parts = part.ingredients(a, truth.reference, truth.places[rank]).get(name)
+    allowed = truth.right(case)[rank].allowed.get(name)
+    if not parts or allowed is None:
+        return ""
+    return probes.ingredients(name, outcome.results[name], parts, np.broadcast_to(allowed, outcome.results[name].shape))
+
+
+def _probe(truth: Truth, part: Part, case: Case, rank: int, outcome: Outcome, name: str, ran: list) -> str:
+    got, right = outcome.results[name], truth.right(case)[rank]
+    want, allowed = right.results[name], right.allowed.get(name)
+    for said in _dependence(truth, part, rank, ran):
+        return said
+    if not isinstance(want, np.ndarray) or not isinstance(got, np.ndarray) or want.dtype.kind not in "fiu":
+        return ""
+    allowed = np.zeros(1) if allowed is None else allowed
+    if got.shape == want.shape:
+        known = dict(zip(part.size_names, map(float, case.size), strict=True)) | {"ranks": float(len(truth.places))}
+        known |= part.factors(*case.size) if part.factors else {}
+        sentence = probes.factor(name, got, want, np.broadcast_to(allowed, want.shape), known)
+        if sentence:
+            return sentence
+    return probes.order(name, got, want, allowed if got.shape == want.shape else np.max(allowed, initial=0.0))
+
+
+def _dependence(truth: Truth, part: Part, rank: int, ran: list) -> list[str]:
+    for name, result in part.influence:
+        base = next((o for c, o in ran if not c.moved), None)
+        for case, by_rank in ran:
+            if not (case.moved and case.moved[0] == name) or base is None or by_rank[rank].kind != "ok":
+                continue
+            solved = [truth.simulated(replace(case, moved=m), truth.exercise.solution)[rank] for m in (None, case.moved)]
+            try:
+                got, right = (
+                    probes.moved(a.results[result], b.results[result]) for a, b in ((base[rank], by_rank[rank]), solved)
+                )
+            except (KeyError, ValueError, TypeError):
+                continue
+            sentence = probes.dependence(name, case.moved[1], result, got, right)
+            if sentence:
+                return [sentence]
+    return []

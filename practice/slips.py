@@ -1,0 +1,238 @@
+"""Slips that no list has: one constant of the solution is another, an argument is not used, or a sum goes over another axis.
+
+A slip is an edit of the solution, made by machine. It is named only if the edited solution has the learner's outcomes.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from practice.exercise import load
+from practice.part import Case, Outcome
+from practice.simulate import simulate
+from practice.truth import FILE, Truth
+
+# How long slips may be looked for, in seconds of the examiner's own computing.
+SECONDS = 1.0
+SLIP = "_slip"
+SUMS = {"sum": "sum", "mean": "mean", "max": "maximum", "min": "minimum"}
+MATHS = {"math": math, "np": np}
+# Constants of this trade, by which one is often taken for another; the fit starts from the right one and may not reach them.
+USUAL = (1e-5, 1e-6, 1e-8, 1e-12, 1e4, 5e5, 1e6)
+
+
+@dataclass(frozen=True)
+class Slip:
+    name: str
+    sentence: str
+    source: str
+
+
+def found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Slip | None:
+    """The slip whose outcomes are the learner's, or None."""
+    begun = time.process_time()
+    for slip in _slips(truth, shown[0]):
+        if truth.explains(slip.source, shown):
+            return slip
+        if time.process_time() - begun > SECONDS:
+            break
+    return None
+
+
+def _slips(truth: Truth, failed: tuple[Case, list[Outcome]]) -> Iterator[Slip]:
+    case, outcomes = failed
+    tree = ast.parse(truth.exercise.solution)
+    yield from axes(tree)
+    target = _vector(outcomes)
+    if target is None or not np.isfinite(target).all():
+        return
+    given = case.arrays(truth.parts[case.part])
+    for open_source, right, say in (*constants(tree), *arguments(tree, given)):
+        for value in _fitted(truth, case, open_source, right, target):
+            yield Slip("constant", say(value), open_source.replace(SLIP, f"({value!r})"))
+
+
+# --- axes
+
+
+def axes(tree: ast.Module) -> Iterator[Slip]:
+    """Each sum, mean or maximum over another axis: one alone, and all of a function that go over the same."""
+    nodes = list(ast.walk(tree))
+    for function in (n for n in nodes if isinstance(n, ast.FunctionDef)):
+        inside = set(ast.walk(function))
+        sites = [(n, node) for n, node in enumerate(nodes) if node in inside and _axis(node) is not None]
+        groups = [[site] for site in sites]
+        groups += [g for axis in (0, 1, 2, -1) if len(g := [s for s in sites if _axis(s[1]) == axis]) > 1]
+        for group in groups:
+            old = _axis(group[0][1])
+            word = SUMS[group[0][1].func.attr] if len({s[1].func.attr for s in group}) == 1 else "reduction"
+            for new in (0, 1, 2, 3, None):
+                for turned in (False, True):
+                    if new != old and (text := _over(tree, [n for n, _ in group], new, turned)):
+                        place = "all axes" if new is None else f"axis {new}"
+                        sentence = f"A {word} goes over the wrong axis: this is the answer with {place} in place of axis {old}."
+                        yield Slip("axis", sentence, text)
+
+
+def _axis(node: ast.AST) -> int | None:
+    """The axis of a sum, None if the node is none."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SUMS):
+        return None
+    given = next((k.value for k in node.keywords if k.arg == "axis"), None)
+    try:
+        axis = ast.literal_eval(given)
+    except (ValueError, TypeError):
+        return None
+    return axis if type(axis) is int else None
+
+
+def _over(tree: ast.Module, numbers: Sequence[int], new: int | None, turned: bool) -> str:
+    """The source with these sums over axis `new`; `turned`: where the result stood as r[:, None] it is r[None, :]."""
+    twin = copy.deepcopy(tree)
+    nodes = list(ast.walk(twin))
+    sums = [nodes[n] for n in numbers]
+    for node in sums:
+        next(k for k in node.keywords if k.arg == "axis").value = ast.Constant(new)
+    if not turned:
+        return ast.unparse(twin)
+    made = [a for a in nodes if isinstance(a, ast.Assign) and any(s in sums for s in ast.walk(a.value))]
+    names = {t.id for a in made for t in a.targets if isinstance(t, ast.Name)}
+    columns = [
+        n for n in nodes if isinstance(n, ast.Subscript) and isinstance(n.value, ast.Name) and n.value.id in names
+        and isinstance(n.slice, ast.Tuple) and len(n.slice.elts) == 2 and isinstance(n.slice.elts[0], ast.Slice)
+    ]  # fmt: skip
+    for node in columns:
+        node.slice.elts.reverse()
+    return ast.unparse(twin) if columns else ""
+
+
+# --- constants
+
+# (the source with SLIP for a number, the right number, what is said of a number in its place)
+Open = tuple[str, float, object]
+
+
+def constants(tree: ast.Module) -> Iterator[Open]:
+    """Every constant expression that is no whole number, as large as it goes (sqrt(2 / pi)), and every float within one."""
+    whole = [(n, node) for n, node in enumerate(ast.walk(tree)) if _value(node) is not None]
+    inner = {child for _, node in whole for child in ast.walk(node) if child is not node}
+    largest = [(n, node) for n, node in whole if node not in inner and isinstance(_value(node), float)]
+    literals = [(n, node) for n, node in whole if isinstance(node, ast.Constant) and isinstance(node.value, float)]
+    seen = set()
+    for some in (largest, literals):
+        for _, node in some:
+            text = ast.unparse(node)
+            same = [n for n, other in some if ast.unparse(other) == text]
+            for numbers in (same, *([n] for n in same)):
+                if tuple(numbers) not in seen:
+                    seen.add(tuple(numbers))
+                    yield _opened(tree, numbers), float(_value(node)), lambda value, node=node: _said(node, value)
+
+
+def _value(node: ast.AST) -> int | float | None:
+    """The value of an expression made of numbers, math and np alone; None if it is another, or not finite."""
+    if not isinstance(node, (ast.Constant, ast.BinOp, ast.UnaryOp, ast.Call, ast.Attribute)):
+        return None
+    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    if not names <= set(MATHS) or not any(isinstance(n, (ast.Constant, ast.Attribute)) for n in ast.walk(node)):
+        return None
+    try:
+        value = eval(compile(ast.Expression(node), FILE, "eval"), MATHS)
+    except Exception:
+        return None
+    if isinstance(value, np.floating):
+        value = float(value)
+    return value if type(value) in (int, float) and math.isfinite(value) else None
+
+
+def _opened(tree: ast.Module, numbers: Sequence[int]) -> str:
+    twin = copy.deepcopy(tree)
+    nodes = list(ast.walk(twin))
+    places = [nodes[n] for n in numbers]
+
+    class Open(ast.NodeTransformer):
+        def visit(self, node: ast.AST) -> ast.AST:
+            return ast.Name(SLIP, ast.Load()) if node in places else self.generic_visit(node)
+
+    return ast.unparse(ast.fix_missing_locations(Open().visit(twin)))
+
+
+def _said(node: ast.AST, value: float) -> str:
+    text, right = ast.unparse(node).replace("math.", "").replace("np.", ""), _value(node)
+    worth = "" if isinstance(node, ast.Constant) else f" = {right:.6g}"
+    sentence = f"A constant is not right: this is the answer with {value:.12g} in place of {text}{worth}"
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        missing = [f for f in (node.left, node.right) if math.isclose(value * _value(f), right, rel_tol=1e-9)]
+        sentence += f"; the factor {ast.unparse(missing[0])} is missing" if missing else ""
+    return sentence + "."
+
+
+def arguments(tree: ast.Module, given: dict) -> Iterator[Open]:
+    """Every argument that is a float of the case's inputs, as if something else had been given."""
+    for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
+        for name in (a.arg for a in function.args.args if type(given.get(a.arg)) is float):
+            twin = copy.deepcopy(tree)
+            body = next(n for n in ast.walk(twin) if isinstance(n, ast.FunctionDef) and n.name == function.name).body
+            body.insert(0, ast.parse(f"{name} = {SLIP}").body[0])
+            sentence = f"{name} is not used as it is given: this is the answer with {name} = {{:.12g}}, whatever is asked for."
+            yield ast.unparse(twin), given[name], sentence.format
+
+
+# --- the fit
+
+
+def _vector(outcomes: Sequence[Outcome]) -> np.ndarray | None:
+    """All floats of the results, one after another; None where a rank has none."""
+    if any(o.kind != "ok" for o in outcomes):
+        return None
+    floats = [x for o in outcomes for x in o.results.values() if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
+    return np.concatenate([x.ravel() for x in floats]).astype(np.float64) if floats else None
+
+
+def _fitted(truth: Truth, case: Case, source: str, right: float, target: np.ndarray) -> Iterator[float]:
+    """Values of SLIP that may give the target: by Gauss and Newton from the right one, to few digits; then usual ones."""
+    part, allow = truth.parts[case.part], truth.exercise.facts["allow"]
+
+    def run(value: float) -> np.ndarray | None:
+        try:
+            spaces = [load(source, FILE, {SLIP: value}) | {"__source__": source} for _ in truth.places]
+        except Exception:
+            return None
+        y = _vector(simulate(part, case, spaces, allow, FILE))
+        return y if y is not None and y.shape == target.shape and np.isfinite(y).all() else None
+
+    value, y = right, run(right)
+    if y is None:
+        return
+    off = first = float(np.linalg.norm(target - y))
+    for _ in range(12):
+        width = 1e-6 * (abs(value) or 1.0)
+        beside = run(value + width)
+        if beside is None or not (slope := (beside - y) / width).any():
+            break
+        step, before = float(slope @ (target - y) / (slope @ slope)), off
+        # A step that leads too far is taken in part.
+        for share in (1.0, 0.5, 0.2):
+            there = run(value + share * step)
+            if there is not None and np.linalg.norm(target - there) < 0.9 * off:
+                value, y, off = value + share * step, there, float(np.linalg.norm(target - there))
+                break
+        if off == before:
+            break
+    if off < 1e-6 * first:
+        for digits in range(1, 16):
+            rounded = float(f"{value:.{digits}g}")
+            if abs(rounded - value) <= 1e-7 * abs(value):
+                yield rounded
+        return
+    for other in (0.0, 1.0, 10 * right, right / 10, 100 * right, right / 100, *USUAL):
+        y = run(other)
+        if y is not None and np.linalg.norm(target - y) <= 1e-6 * first:
+            yield other

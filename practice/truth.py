@@ -1,0 +1,157 @@
+"""What is right in a case, what is wrong with an outcome, and which changed solution has the same outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+
+from practice.axis import Place
+from practice.compare import longest_sum, same, tolerances
+from practice.exercise import Exercise, load
+from practice.part import Case, Mistake, Outcome, float64
+from practice.simulate import simulate
+
+FILE = "solution.py"
+
+
+@dataclass(frozen=True)
+class Right:
+    """The right answer in one case on one rank, and by how much rounding may move it."""
+
+    results: dict[str, Any]
+    allowed: dict[str, np.ndarray]
+
+
+class Truth:
+    """`reference`: the module of references, handed to check files."""
+
+    def __init__(self, exercise: Exercise, reference: Any) -> None:
+        self.exercise, self.reference = exercise, reference
+        self.parts = {p.name: p for p in exercise.parts}
+        self.places = [Place(r, exercise.ranks) for r in range(exercise.ranks)]
+        self.right = cache(self._right)
+        self.spaces = cache(self._spaces)
+        # The outcomes of a known mistake are asked for again and again.
+        self.remembered = lru_cache(4096)(self.simulated)
+
+    def _spaces(self, source: str, over: bool = False) -> list[dict[str, Any]]:
+        """Namespaces of a source, one a rank; `over`: on top of the solution's."""
+        before = [load(self.exercise.solution, FILE) if over else None for _ in self.places]
+        return [load(source, FILE, b) | {"__source__": source} for b in before]
+
+    def simulated(self, case: Case, source: str, over: bool = False) -> list[Outcome]:
+        part = self.parts[case.part]
+        return simulate(part, case, self.spaces(source, over), self.exercise.facts["allow"], FILE)
+
+    def _right(self, case: Case) -> list[Right]:
+        part = self.parts[case.part]
+        a = float64(case.arrays(part))
+        jitters = [replace(case, dtype="float64", jitter=n) for n in range(5)]
+        moved = [self.simulated(c, self.exercise.solution) for c in jitters]
+        single = [self.simulated(replace(c, dtype="float32"), self.exercise.solution) for c in jitters]
+        answers = []
+        for place in self.places:
+            results = {
+                n: x if not isinstance(x, float) else np.array(x) for n, x in part.want(a, self.reference, place).items()
+            }
+            base = moved[0][place.rank]
+            if base.kind != "ok":
+                raise RuntimeError(f"the solution fails {case}: {base.error or base.waits}")
+            others = [m[place.rank].results for m in moved[1:]]
+            pairs = [(m[place.rank].results, s[place.rank].results) for m, s in zip(moved, single, strict=False)]
+            allowed = tolerances(base.results, others, pairs, longest_sum(a), case.dtype)
+            exact = {n: np.zeros(1) for n in part.exact}
+            answers.append(Right(results, allowed | exact))
+        return answers
+
+    def prepare(self, cases: Sequence[Case]) -> None:
+        """Work out what is right in these cases, before it is asked for."""
+        for case in (c for c in cases if not c.moved):
+            # An error here comes again, and is reported, when the answer is asked for.
+            with suppress(Exception):
+                self.right(case)
+
+    def problem(self, case: Case, rank: int, outcome: Outcome) -> tuple[str, str] | None:
+        """(kind, result) of what is wrong first: error, absent, shape, dtype, nan, value; None if nothing is."""
+        if outcome.kind != "ok":
+            return outcome.kind, ""
+        names = self.right(case)[rank].results
+        return next(((kind, name) for name in names if (kind := self.wrong(case, rank, outcome, name))), None)
+
+    def wrong(self, case: Case, rank: int, outcome: Outcome, name: str) -> str:
+        """What is wrong with one result, '' if nothing is."""
+        part, right = self.parts[case.part], self.right(case)[rank]
+        want, got, allowed = right.results[name], outcome.results.get(name), right.allowed.get(name)
+        if not isinstance(want, np.ndarray):
+            return "" if same(got, want, allowed) else "value"
+        if got is None or isinstance(got, (str, list, dict)):
+            return "absent"
+        if np.shape(got) != want.shape:
+            return "shape"
+        array, made = np.asarray(got), isinstance(got, np.ndarray)
+        if want.dtype.kind in "fiu" and array.dtype.kind not in "fiub":
+            return "dtype"
+        if name not in part.any_dtype and want.dtype.kind == "f" and made:
+            if array.dtype != case.dtype and want.ndim:
+                return "dtype"
+        elif want.dtype.kind in "iu" and array.dtype.kind not in "iu":
+            return "dtype"
+        if want.dtype.kind == "f" and (np.isnan(array) & ~np.isnan(want)).any():
+            return "nan"
+        return "" if same(array, want, allowed) else "value"
+
+    # --- what a changed solution does
+
+    def mistaken(self, mistakes: Sequence[Mistake]) -> str | None:
+        """The solution with these mistakes; None where they do not go together."""
+        source = self.exercise.solution
+        try:
+            for m in mistakes:
+                source = m.apply(source)
+        except ValueError:
+            return None
+        return source
+
+    def touches(self, mistake: Mistake, case: Case) -> bool:
+        return any(self.problem(case, r, o) for r, o in enumerate(self.remembered(case, self.mistaken((mistake,)))))
+
+    def explains(self, source: str | None, shown: Sequence[tuple[Case, list[Outcome]]]) -> bool:
+        """Whether this source has the outcomes that are shown, of which the first is wrong."""
+        if source is None:
+            return False
+        try:
+            alike = all(self.alike(c, self.remembered(c, source), by_rank) for c, by_rank in shown)
+            # A source that gives the right answer in the failed case explains nothing, however near its other answers are.
+            case = shown[0][0]
+            return alike and any(self.problem(case, r, o) for r, o in enumerate(self.remembered(case, source)))
+        except SyntaxError:
+            return False
+
+    def alike(self, case: Case, ours: list[Outcome], theirs: list[Outcome]) -> bool:
+        return all(self._alike_on(case, r, a, b) for r, (a, b) in enumerate(zip(ours, theirs, strict=True)))
+
+    def _alike_on(self, case: Case, rank: int, ours: Outcome, theirs: Outcome) -> bool:
+        if ours.kind != theirs.kind:
+            return False
+        if ours.kind == "hang":
+            return ours.waits.split()[:1] == theirs.waits.split()[:1]
+        if ours.kind == "error":
+            return all(ours.error[k] == theirs.error[k] for k in ("type", "message", "called"))
+        right = self.right(case)[rank]
+        for name in right.results:
+            a, b, allowed = ours.results.get(name), theirs.results.get(name), right.allowed.get(name, 0.0)
+            if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+                if a.dtype != b.dtype:
+                    return False
+                if a.dtype.kind == "f" and a.size:
+                    # A wrong answer may be larger than the right one; then its rounding is larger too.
+                    finite = np.abs(a[np.isfinite(a)])
+                    allowed = float(np.max(allowed)) + 64 * np.finfo(a.dtype).eps * float(finite.max(initial=0.0))
+            if not same(a, b, allowed):
+                return False
+        return True
