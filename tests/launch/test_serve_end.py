@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import command
+from tests.inside import inside
 from tests.launch.serving import Served, events, tiny_model
 from tests.launch.test_serve import COMPLETIONS, LONG, SIZES
 
@@ -111,13 +112,15 @@ def test_a_second_sigterm_and_ctrl_c_end_all_ranks_at_once(folder, number):
         raw.close()
 
 
-def test_what_cannot_be_served_is_one_line_of_error(folder):
+def test_what_cannot_be_served_is_one_line_of_error(comm, folder):
     model = ("--model", str(folder))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for args, said in [
-            ((*model, "--port", port), f"cannot listen at --host 127.0.0.1 --port {port}: Address already in use"),
-            ((*model, "--host", "no.such.host.invalid", "--port", "0"), "cannot listen at --host no.such.host.invalid"),
-            ((*model, "--slots", "9", "--max-batch-tokens", "8"), "--max-batch-tokens 8 is less than --slots 9"),
-        ]:
-            assert said in command("serve", 2, *args, status=2)
+        said = f"error: cannot listen at --host 127.0.0.1 --port {port}: Address already in use: use another"
+        assert command("serve", 2, *model, "--port", port, status=2) == said
+        assert inside(comm, "serve", *model, "--port", port, status=2) == said
+    for args, said in [
+        (("--host", "no.such.host.invalid", "--port", "0"), "cannot listen at --host no.such.host.invalid"),
+        (("--slots", "9", "--max-batch-tokens", "8"), "--max-batch-tokens 8 is less than --slots 9"),
+    ]:
+        assert said in inside(comm, "serve", *model, *args, status=2)

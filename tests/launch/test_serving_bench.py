@@ -216,7 +216,7 @@ def test_requests_come_when_they_come():
 TINY = ("--model", LLAMA, "--requests", "10", "--slots", "3")
 
 
-@pytest.mark.mpi
+@pytest.mark.mpi(min_size=2, max_size=thinned(4, 2))
 @pytest.mark.limit(180)
 def test_both_policies(comm, shared):
     png = shared / "t.png"
