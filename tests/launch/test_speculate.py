@@ -263,9 +263,9 @@ def test_prompts_in_smollm2s_tokens():
 
 @with_smollm2
 @pytest.mark.limit(240)
-def test_smollm2_repeats_code_that_it_is_asked_to_edit(comm, shared):
+def test_smollm2_repeats_code_that_it_is_asked_to_edit(comm, tmp_path, one_thread):
     what = ["--prompts", "rename", "--gammas", "6", "--max-new-tokens", "40", "--drafts", "ngram", "--json"]
-    got = inside(comm, "speculate", *what, "--png", shared / "s.png")
+    got = inside(comm, "speculate", *what, "--png", tmp_path / "s.png")
     assert got["ok"]
     (row,) = got["rows"]
     assert row["alpha_of_acceptances"] > 0.7
