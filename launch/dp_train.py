@@ -31,7 +31,7 @@ from reference.attention import Options
 from reference.compare import Comparison, compare
 from reference.layer import compared
 from reference.rounding import bounds
-from training.text import Part
+from training.text import MicroBatch
 from training.trainer import Plan, Trainer
 
 RATE, VOCABULARY = 1e-2, 61
@@ -62,7 +62,7 @@ class Task(NamedTuple):
     """The model, and the batch that every step takes: one part a sequence."""
 
     config: Config
-    batch: list[Part]
+    batch: list[MicroBatch]
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
@@ -82,19 +82,19 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     return Task(make(*sizes, *kv_heads, args.d_ff, args.sequence_length), batch(args))
 
 
-def batch(args: argparse.Namespace) -> list[Part]:
+def batch(args: argparse.Namespace) -> list[MicroBatch]:
     """One part a sequence, of unequal lengths, so that the ranks' numbers of tokens differ."""
     random = np.random.default_rng(args.seed)
     lengths = [max(1, args.sequence_length - 3 * n % args.sequence_length) for n in range(args.sequences)]
-    return [Part(*random.integers(0, VOCABULARY, (2, n)), [n]) for n in lengths]
+    return [MicroBatch(*random.integers(0, VOCABULARY, (2, n)), [n]) for n in lengths]
 
 
-def joined(parts: Sequence[Part]) -> Part:
+def joined(parts: Sequence[MicroBatch]) -> MicroBatch:
     ids, targets = (np.concatenate(arrays) for arrays in zip(*((p.ids, p.targets) for p in parts), strict=True))
-    return Part(ids, targets, [n for p in parts for n in p.lengths])
+    return MicroBatch(ids, targets, [n for p in parts for n in p.lengths])
 
 
-def share(parts: list[Part], ranks: int, rank: int, micro_batches: int) -> list[Part]:
+def share(parts: list[MicroBatch], ranks: int, rank: int, micro_batches: int) -> list[MicroBatch]:
     """This rank's sequences, in micro-batches."""
     first, last = even(len(parts), ranks, "sequences").bounds[rank]
     cut = even(last - first, micro_batches, "sequences")

@@ -158,7 +158,7 @@ class Run:
         self.identity = {name: self.settled[name] for name in FIXED}
         self.identity["text"] = sha256(self.train.tobytes()).hexdigest()
 
-    def _dealt(self, chosen: np.ndarray) -> list[text.Part]:
+    def _dealt(self, chosen: np.ndarray) -> list[text.MicroBatch]:
         args, dp = self.args, self.mesh.dp
         return text.dealt(self.train, chosen, args.sequence_length, dp.size, dp.rank, args.micro_batches)
 
@@ -185,7 +185,7 @@ class Run:
         self.replicas.check(len(self.losses), lambda: self.copies(parts))
         return loss
 
-    def copies(self, parts: list[text.Part]) -> Iterator[Copy]:
+    def copies(self, parts: list[text.MicroBatch]) -> Iterator[Copy]:
         """What must be the same on several ranks after a step on these micro-batches."""
         yield Copy("the random state of the text's order", self.order.state())
         for n, part in enumerate(parts):

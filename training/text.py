@@ -14,8 +14,11 @@ VOCABULARY = 256
 TRAINED = 0.9
 
 
-class Part(NamedTuple):
-    """Tokens of some sequences, one after another. ids, targets: (T,), the target of a token the one after it."""
+class MicroBatch(NamedTuple):
+    """What a rank computes at once: the tokens of some sequences, one after another.
+
+    ids, targets: (T,); the target of a token is the one after it.
+    """
 
     ids: np.ndarray
     targets: np.ndarray
@@ -48,10 +51,10 @@ def read(path: str | None, sequence_length: int) -> tuple[np.ndarray, np.ndarray
     return train, validation
 
 
-def sequences(data: np.ndarray, chosen: np.ndarray, length: int) -> Part:
+def sequences(data: np.ndarray, chosen: np.ndarray, length: int) -> MicroBatch:
     """The sequences number `chosen` of data: bytes [n length, (n + 1) length), each followed by its target."""
     starts = chosen[:, None] * length + np.arange(length)
-    return Part(data[starts].reshape(-1), data[starts + 1].reshape(-1), [length] * len(chosen))
+    return MicroBatch(data[starts].reshape(-1), data[starts + 1].reshape(-1), [length] * len(chosen))
 
 
 def whole_sequences(data: np.ndarray, length: int) -> int:
@@ -93,7 +96,7 @@ class Order:
         self._at = state["position"]
 
 
-def dealt(data: np.ndarray, chosen: np.ndarray, length: int, ranks: int, rank: int, micro_batches: int) -> list[Part]:
+def dealt(data: np.ndarray, chosen: np.ndarray, length: int, ranks: int, rank: int, micro_batches: int) -> list[MicroBatch]:
     """This dp rank's share of the sequences `chosen`, in micro-batches; shares differ by one where they do not divide."""
     mine = even(len(chosen), ranks, "sequences").take(chosen, 0, rank)
     cut = even(len(mine), micro_batches, "sequences")

@@ -15,7 +15,7 @@ from parallel.data import Flat, GradientSums
 from parallel.ledger import Traffic
 from parallel.mesh import Mesh
 from parallel.replicas import Copy, copies
-from training.text import Part
+from training.text import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Plan:
 
 
 class Trainer:
-    """`step(parts, tokens, lr)` does all of it: forward and backward of each micro-batch, sums over dp, clipping, AdamW."""
+    """`step(...)` does all of it: forward and backward of each micro-batch, sums over dp, clipping, AdamW."""
 
     def __init__(self, model: Transformer, mesh: Mesh, plan: Plan) -> None:
         self.model, self.mesh, self.plan = model, mesh, plan
@@ -41,20 +41,20 @@ class Trainer:
         self._counted = self.flat.counted_once(mesh.tp)
         self.saved_bytes = 0
 
-    def gradients(self, parts: Sequence[Part], tokens: int) -> float:
-        """The gradient of the mean over the `tokens` of all ranks' parts in flat.grad; the mean itself."""
+    def gradients(self, micro_batches: Sequence[MicroBatch], tokens: int) -> float:
+        """The gradient of the mean over the `tokens` of all ranks' micro-batches in flat.grad; the mean itself."""
         self.flat.zero_grad()
         total = 0.0
-        for part in parts:
+        for batch in micro_batches:
             with self.mesh.phase("forward"):
-                logits_Tv, saved = self.model.forward(part.ids, part.lengths)
-                nll_T, saved_loss = self.model.loss.forward(logits_Tv, part.targets)
+                logits_Tv, saved = self.model.forward(batch.ids, batch.lengths)
+                nll_T, saved_loss = self.model.loss.forward(logits_Tv, batch.targets)
             self.saved_bytes = max(self.saved_bytes, nbytes(saved[1:]) + nbytes(saved_loss[:2]))
             total += float(nll_T.sum(dtype=np.float64))
             with self.mesh.phase("backward"):
                 dlogits_Tv = self.model.loss.backward(np.full(len(nll_T), 1 / tokens, nll_T.dtype), saved_loss)
                 # Only the last micro-batch completes a gradient.
-                filled = self.sums.filled if part is parts[-1] else lambda parameters: None
+                filled = self.sums.filled if batch is micro_batches[-1] else lambda parameters: None
                 self.model.backward(dlogits_Tv, saved, filled)
         with self.mesh.phase("backward"):
             self.sums.finish()
@@ -72,17 +72,17 @@ class Trainer:
             self.sums.gather(self.flat.data)
         return norm
 
-    def step(self, parts: Sequence[Part], tokens: int, lr: float) -> float:
+    def step(self, micro_batches: Sequence[MicroBatch], tokens: int, lr: float) -> float:
         """One step on this rank's micro-batches; the mean loss over all `tokens`, in nats."""
-        loss = self.gradients(parts, tokens)
+        loss = self.gradients(micro_batches, tokens)
         self.update(lr)
         return loss
 
-    def loss(self, part: Part) -> float:
-        """The sum of this part's nll, no gradients."""
+    def loss(self, batch: MicroBatch) -> float:
+        """The sum of this micro-batch's nll, no gradients."""
         with self.mesh.phase("validation"):
-            logits_Tv, _ = self.model.forward(part.ids, part.lengths)
-            return float(self.model.loss.forward(logits_Tv, part.targets)[0].sum(dtype=np.float64))
+            logits_Tv, _ = self.model.forward(batch.ids, batch.lengths)
+            return float(self.model.loss.forward(logits_Tv, batch.targets)[0].sum(dtype=np.float64))
 
     def copies(self) -> Iterator[Copy]:
         """What other ranks hold too, in the order of forward: weights, and the optimizer's state unless it is split over dp."""
@@ -95,21 +95,21 @@ class Trainer:
                 for p, index in home.parts:
                     yield from copies(kind + p.name, p.layout, tp, flat.reshape(home.data.shape)[index])
 
-    def traffic(self, parts: Sequence[Part]) -> list[Traffic]:
+    def traffic(self, micro_batches: Sequence[MicroBatch]) -> list[Traffic]:
         """What one step on these micro-batches sends."""
-        sent = [t for part in parts for t in self.model.traffic(len(part.ids))]
+        sent = [t for batch in micro_batches for t in self.model.traffic(len(batch.ids))]
         scalars = [Traffic("all_reduce", "dp", "step", 8), Traffic("all_reduce", "tp", "step", 8)]
         scalars += [Traffic("all_reduce", "dp", "step", 8)] if self.plan.zero else []
         return [*sent, *self.sums.traffic(), *scalars]
 
-    def memory(self, parts: Sequence[Part]) -> dict[str, int]:
+    def memory(self, micro_batches: Sequence[MicroBatch]) -> dict[str, int]:
         """This rank's bytes: counted, and where there is a closed form beside it."""
         return {
             "weights": self.flat.data.nbytes,
             "gradients": self.flat.grad.nbytes,
             "optimizer": self.optimizer.m.nbytes + self.optimizer.v.nbytes,
             "saved": self.saved_bytes,
-            "predicted_saved": max(self.model.saved_bytes(len(part.ids)) for part in parts),
+            "predicted_saved": max(self.model.saved_bytes(len(batch.ids)) for batch in micro_batches),
         }
 
     # --- checkpoints

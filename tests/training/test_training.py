@@ -10,7 +10,7 @@ from models.config import gpt2_like, llama_like
 from parallel.mesh import Mesh
 from parallel.parameter import drawn, given
 from tests.harness import ROOT
-from training.text import Order, Part, dealt
+from training.text import MicroBatch, Order, dealt
 from training.trainer import Plan, Trainer
 
 pytestmark = pytest.mark.mpi
@@ -131,7 +131,7 @@ def test_pytorch_agrees(comm, kind):
     with Mesh(comm, check=True, dp=1, tp=comm.size) as mesh:
         model = build(config, mesh.tp, given(of))
         trainer = Trainer(model, mesh, Plan(clip=0.5))
-        part = Part(of["ids"], of["targets"], lengths)
+        part = MicroBatch(of["ids"], of["targets"], lengths)
         logits, _ = model.forward(part.ids, lengths)
         logits = mesh.tp.all_gather(logits, 1, model.embedding.cut)
         np.testing.assert_allclose(logits, of["logits"], rtol=0, atol=1e-12 * np.abs(of["logits"]).max())
