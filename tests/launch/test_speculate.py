@@ -264,7 +264,7 @@ def test_prompts_in_smollm2s_tokens():
 @with_smollm2
 @pytest.mark.limit(240)
 def test_smollm2_repeats_code_that_it_is_asked_to_edit(comm, tmp_path, one_thread):
-    what = ["--prompts", "rename", "--gammas", "6", "--max-new-tokens", "40", "--drafts", "ngram", "--json"]
+    what = ["--prompts", "rename", "--gammas", "6", "--max-new-tokens", thinned("40", "20"), "--drafts", "ngram", "--json"]
     got = inside(comm, "speculate", *what, "--png", tmp_path / "s.png")
     assert got["ok"]
     (row,) = got["rows"]
