@@ -99,6 +99,8 @@ class Harness:
         os.write(self.stderr, ("\n".join(text) + "\n").encode())
         # The launcher drops what it has not yet passed on when the job is aborted.
         time.sleep(0.3)
+        # An abort waits for the main thread, which may be in a long computation.
+        threading.Timer(1.0, os._exit, (1,)).start()
         MPI.COMM_WORLD.Abort(1)
 
     # --- one outcome a test
