@@ -165,6 +165,9 @@ class Harness:
             pure = [item for item in items if item.get_closest_marker("mpi") is None]
             items[:] = [item for item in items if item.get_closest_marker("mpi") is not None]
             config.hook.pytest_deselected(items=pure)
+        mine = share_of({item.path for item in items}, config.getoption("--share"))
+        config.hook.pytest_deselected(items=[item for item in items if item.path not in mine])
+        items[:] = [item for item in items if item.path in mine]
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         ids = "\n".join(item.nodeid for item in session.items)
@@ -186,6 +189,12 @@ class Harness:
         self.exchange(None)
         if self.rank == 0:
             self.folder.rmdir()
+
+
+def share_of(files: set[Path], share: str) -> list[Path]:
+    """Share "2/3" of the files: every third in the order of their names, from the second on."""
+    number, shares = map(int, share.split("/"))
+    return sorted(files)[number - 1 :: shares]
 
 
 def launcher_free(environ: dict[str, str]) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from tests.harness import mpirun
+from tests.harness import mpirun, share_of
 
 CASES = "tests/cases/case_failures.py"
 # By name: ranks, tests (all if none), options, environment.
@@ -86,3 +87,11 @@ def test_nothing_but_green_is_zero(runs):
     assert status == 0, text
     assert "2 passed" in text
     assert text.count("passed") == 1, "one report, by rank 0"
+
+
+def test_each_file_is_in_one_share():
+    files = {Path(f"tests/test_{n}.py") for n in range(11)}
+    for shares in (1, 2, 3, 12):
+        dealt = [share_of(files, f"{n}/{shares}") for n in range(1, shares + 1)]
+        assert sorted(f for share in dealt for f in share) == sorted(files)
+        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
