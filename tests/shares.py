@@ -1,4 +1,4 @@
-"""The tests at one rank, in shares side by side: `python -m tests.shares 2 [pytest's options]`.
+"""The tests at one rank, in shares side by side: `python -m tests.shares 3 [pytest's options]`.
 
 One rank leaves the other cores idle. The first share prints as it goes, the others when they have ended; the status is the
 worst of all.
