@@ -230,9 +230,10 @@ def _met(s: dict, rank: int) -> str:
 def _computed(node: Node) -> str:
     """What a line reads and makes: `x_TD 48 x 64, W1[:, 256:512] 64 x 256 -> z_Tf 48 x 256`."""
     s = node.step
-    # What is gone into says itself what it sees.
-    entered = any(part.step["kind"] == "enter" for part in node.parts)
-    reads, makes = "" if entered else _things(s["reads"]), _things(s["makes"])
+    # A method that is gone into says itself what it sees.
+    seen = [a.get("shape") for part in node.parts for a in part.step.get("sees", ())]
+    passed_on = all("parameter" not in a and a["shape"] in seen for a in s["reads"])
+    reads, makes = "" if passed_on else _things(s["reads"]), _things(s["makes"])
     return f"{reads} -> {makes}".strip() if makes else reads
 
 
