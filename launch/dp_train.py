@@ -17,6 +17,7 @@ import numpy as np
 from mpi4py import MPI
 
 from launch import report
+from launch.explain import view
 from launch.options import UsageError, add_replicas, amount, parser, positive
 from models.build import build
 from models.config import Config, gpt2_like, llama_like
@@ -55,6 +56,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--overlap", choices=("on", "off"), default="on", help="send gradients while backward goes on")
     p.add_argument("--bucket-mib", type=amount, default=0.01, help="MiB of gradients sent at once")
     add_replicas(p, "steps")
+    view.add_options(p)
     return p
 
 
@@ -66,6 +68,7 @@ class Task(NamedTuple):
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
+    view.check(args, ranks)
     if args.d_model % args.heads:
         raise UsageError(f"--heads {args.heads} does not divide --d-model {args.d_model}: use a divisor of {args.d_model}")
     if args.family == "llama" and args.d_model // args.heads % 2:
@@ -110,6 +113,7 @@ class Steps:
         self.trainer = Trainer(model, mesh, Plan(clip=1.0, zero=args.zero, overlap=overlap, bucket_bytes=bucket))
         self.parts = share(task.batch, mesh.dp.size, mesh.dp.rank, micro_batches)
         tokens = sum(len(p.ids) for p in task.batch)
+        self.step = lambda: self.trainer.step(self.parts, tokens, RATE)
         self.before = self._named("data")
         replicas = Replicas(mesh, control, args.check_replicas)
         self.loss, self.gradients = [], []
@@ -170,7 +174,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         shown = report.progress("the reference, tensor by tensor", True, 2 + 2 * len(ours.before) + len(ours.after))
         about = (reference_loss(task), args.dtype, ours)
         checks = list(shown(chain(against_the_reference(*about), against_one_process(*about, alone))))
-    control.wait()
+    explained = view.explained(args, control, mesh, mesh.tp, ours.trainer.model.parameters, ours.step)
     if not first:
         return 0
     same = [all(np.array_equal(after[n], a) for n, a in ours.after.items()) for after in weights]
@@ -179,14 +183,16 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     wrong += report.of_ranks("memory", [m["saved"] == m["predicted_saved"] for m in memory])
     wrong += [f"weights of rank {r}, unlike rank 0's" for r, loss in enumerate(losses) if loss != ours.loss or not same[r]]
     result = report.header("dp_train", args, mesh) | {
-        "config": {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "trace")},
+        "config": {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "trace", *view.OPTIONS)},
         "tokens_per_rank": list(tokens),
         "loss": ours.loss,
         "checks": [c.as_json() for c in checks],
         "communication": rows,
         "memory": report.by_rank(memory),
+        **({"explain": explained} if explained else {}),
     }
-    return report.publish(args.json, result, lambda: show(result, checks), wrong)
+    shown = lambda: view.show(explained, lambda: show(result, checks))  # noqa: E731
+    return max(report.publish(args.json, result, shown, wrong), view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from mpi4py import MPI
 
 from launch import report
+from launch.explain import view
 from launch.measure import products, step
 from launch.options import UsageError, parser, positive
 from layers.attention import Attention
@@ -79,6 +80,7 @@ def options() -> argparse.ArgumentParser:
     mla.add_argument("--d-rope", type=positive, help="R, width of the rotated key that all heads share (the even of E/2)")
     mla.add_argument("--d-value", type=positive, help="width of a head's values (E)")
     p.add_argument("--layers", type=positive, default=1, help="L, for the table of the KV cache")
+    view.add_options(p)
     return p
 
 
@@ -121,6 +123,7 @@ class Sizes(NamedTuple):
 
 
 def check(args: argparse.Namespace, ranks: int) -> Sizes:
+    view.check(args, ranks)
     H, D = args.heads, args.d_model
     if args.d_head is None and D % H:
         raise UsageError(f"--heads {H} does not divide --d-model {D}: use a divisor of {D}, or give --d-head")
@@ -252,7 +255,8 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
         shown = report.progress("the reference, tensor by tensor", True, 1 + 2 * (1 + len(attention.parameters)))
         asked = reference_options(args, lengths)
         checks = list(shown(compared(asked, args.heads, measured.whole | {"x": x}, dy)))
-    control.wait()
+    again = partial(step.phases, attention, x, dy, mesh, lengths, rotation)
+    explained = view.explained(args, control, mesh, mesh.tp, attention.parameters, again)
     alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
     limit = (products.latent_attention if args.kind == "mla" else products.attention)(attention, x, lengths)
     single = lambda: partial(step.once, build(args, sizes, alone), x, dy, lengths, rotation)  # noqa: E731
@@ -262,15 +266,17 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
     scaling = args.rope_scaling and {"kind": type(args.rope_scaling).__name__.lower(), **asdict(args.rope_scaling)}
     settled = vars(args) | sizes._asdict() | {"rope_scaling": scaling}
     result = report.header("tp_attention", args, mesh) | {
-        "config": {k: v for k, v in settled.items() if k not in ("json", "dtype", "seed", "trace", "sequences")},
+        "config": {k: v for k, v in settled.items() if k not in ("json", "dtype", "seed", "trace", "sequences", *view.OPTIONS)},
         "checks": [c.as_json() for c in checks],
         "communication": measured.communication,
         "memory": measured.memory,
         "kv_cache_per_token": cache(args, sizes, comm.size),
         "seconds": seconds,
+        **({"explain": explained} if explained else {}),
     }
     wrong = [*report.wrong(checks, result), *measured.apart]
-    return report.publish(args.json, result, lambda: show(result, checks), wrong)
+    shown = lambda: view.show(explained, lambda: show(result, checks))  # noqa: E731
+    return max(report.publish(args.json, result, shown, wrong), view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from launch import report
+from launch.explain import view
 from launch.measure import products, step
 from launch.options import UsageError, parser, positive
 from layers.mlp import MLP
@@ -61,6 +62,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="gelu", help="between the two layers")
     p.add_argument("--no-bias", action="store_true", help="leave the biases out")
     p.add_argument("--data", choices=("digits", "none"), default="digits", help="what to train on afterwards")
+    view.add_options(p)
     return p
 
 
@@ -74,6 +76,7 @@ def _sizes(text: str) -> tuple[int, int, int]:
 
 def check(args: argparse.Namespace, ranks: int) -> tuple[Job, Job]:
     """What is compared, and what is timed."""
+    view.check(args, ranks)
     for option, d_ff in (("--d-ff", args.d_ff), ("--timed F", args.timed[2])):
         if ranks > d_ff:
             raise UsageError(f"cannot cut {option} {d_ff} over {ranks} ranks: use at most {d_ff} ranks or a larger {option}")
@@ -124,7 +127,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     measured = step.run(mlp, x, dy, mesh, control)
     first = comm.rank == 0
     checks = compared(job, mlp, measured.whole, x, dy) if first else []
-    control.wait()
+    explained = view.explained(args, control, mesh, mesh.tp, mlp.parameters, lambda: step.phases(mlp, x, dy, mesh))
     alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
     mlp, inputs = larger.build(mesh.tp), larger.inputs()
     single = lambda: partial(step.once, larger.build(alone), *inputs)  # noqa: E731
@@ -141,11 +144,13 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
         "timed": {k: getattr(larger, k) for k in sizes},
         "seconds": seconds,
         **({"digits": learnt} if learnt else {}),
+        **({"explain": explained} if explained else {}),
     }
     wrong = [*report.wrong((*checks, *epochs), result), *measured.apart]
     if learnt and learnt["test_accuracy"] != learnt["test_accuracy_unsharded"]:
         wrong.append("test accuracy")
-    return report.publish(args.json, result, lambda: show(result, checks, epochs), wrong)
+    shown = lambda: view.show(explained, lambda: show(result, checks, epochs))  # noqa: E731
+    return max(report.publish(args.json, result, shown, wrong), view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> None:

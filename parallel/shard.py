@@ -140,6 +140,10 @@ class Layout:
             return self.shape
         return (*self.shape[: self.dim], self.cut.size(rank), *self.shape[self.dim + 1 :])
 
+    def bounds(self, rank: int) -> tuple[tuple[int, int], ...]:
+        """Where this rank's part starts and stops, in each dim."""
+        return tuple(self.cut.bounds[rank] if dim == self.dim else (0, n) for dim, n in enumerate(self.shape))
+
     def take(self, whole: np.ndarray, rank: int) -> np.ndarray:
         """This rank's part of `whole`, contiguous and its own."""
         if whole.shape != self.shape:

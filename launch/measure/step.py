@@ -39,10 +39,7 @@ class Measured:
 
 def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: object) -> Measured:
     """One step on all ranks, gathered and counted."""
-    with mesh.phase("forward"):
-        y, saved = layer.forward(x, *more)
-    with mesh.phase("backward"):
-        dx = layer.backward(dy, saved)
+    y, saved, dx = phases(layer, x, dy, mesh, *more)
     communication = together(control.everyone(mesh.ledger)).report(layer.traffic(len(x)))
     sizes = control.everyone((sum(p.data.nbytes for p in layer.parameters), nbytes(saved), layer.saved_bytes(len(x))))
     held = [sum(message(p.layout.local_shape(rank), x.itemsize) for p in layer.parameters) for rank in range(control.size)]
@@ -59,6 +56,14 @@ def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Contr
         "predicted_saved_bytes_per_rank": [predicted for _, _, predicted in sizes],
     }
     return Measured(whole, communication, memory, sorted({name for names in control.everyone(apart) for name in names}))
+
+
+def phases(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, *more: object) -> tuple[np.ndarray, tuple, np.ndarray]:
+    """One step as the ledger enters it, in its phases: y, what was saved, dx."""
+    with mesh.phase("forward"):
+        y, saved = layer.forward(x, *more)
+    with mesh.phase("backward"):
+        return y, saved, layer.backward(dy, saved)
 
 
 def once(layer: object, x: np.ndarray, dy: np.ndarray, *more: object) -> None:

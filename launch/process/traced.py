@@ -99,13 +99,17 @@ def see(trace: Trace) -> None:
             trace.watch_size(getattr(sys.modules[module], cls), methods, name, size)
 
 
+def is_layer(cls: type) -> bool:
+    """Whether it computes forward and backward, and has weights or sends something."""
+    return {"forward", "backward"} <= vars(cls).keys() and bool({"parameters", "traffic"} & vars(cls).keys())
+
+
 def _layers() -> Iterator[type]:
-    """The classes loaded from layers/ that compute forward and backward, and have weights or send something."""
+    """The layers of those classes that are loaded from layers/."""
     modules: list[ModuleType] = [m for name, m in sorted(sys.modules.items()) if name.startswith("layers.")]
     for module in modules:
         for _, cls in inspect.getmembers(module, inspect.isclass):
-            seen = {"forward", "backward"} <= vars(cls).keys() and {"parameters", "traffic"} & vars(cls).keys()
-            if seen and cls.__module__ == module.__name__:
+            if is_layer(cls) and cls.__module__ == module.__name__:
                 yield cls
 
 

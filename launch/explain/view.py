@@ -1,0 +1,154 @@
+"""One rank's view of a step as plain data: what it holds, the steps that a witness saw, and what they sent together.
+
+    {"rank", "mesh": sizes, "place": on each axis, "holds": [...], "steps": [...], "sent": [...]}
+
+`steps`: as `Witness` says. `sent`: sums over them, as the ledger has them. An entry of `holds` is a parameter: `name`, `part`
+(W1[:, 256:512]), `whole` (its shape), `shape` and `bytes` of the part, `bounds` of each rank: where its part starts and stops,
+in each dim; `also_on`: other ranks that hold any of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from shutil import get_terminal_size
+
+import numpy as np
+
+from launch.explain import text
+from launch.explain.witness import Witness
+from launch.options import UsageError
+from parallel.axis import Axis
+from parallel.control import Control
+from parallel.mesh import Mesh
+from parallel.parameter import Parameter
+
+# What the options are called in a command's arguments.
+OPTIONS = ("explain", "rank", "explain_picture")
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("one rank's view of a step")
+    g.add_argument(
+        "--explain",
+        action="store_true",
+        help="in place of the tables: what the rank holds, and line by line what it computes, on which shapes, "
+        "and which ranks it meets in which verb",
+    )
+    g.add_argument("--rank", type=int, metavar="R", help="the rank that is explained (rank 0)")
+    g.add_argument("--explain-picture", metavar="FILE", type=Path, help="also draw its shards and its step, as a PNG")
+
+
+def check(args: argparse.Namespace, ranks: int) -> None:
+    """Raises UsageError for a rank that there is not, for a picture that cannot be drawn, and for options without --explain."""
+    if not args.explain:
+        for option, given in (("--rank", args.rank), ("--explain-picture", args.explain_picture)):
+            if given is not None:
+                raise UsageError(f"{option} {given} is for --explain: add --explain, or leave it out")
+    if args.rank is not None and not 0 <= args.rank < ranks:
+        there = f"0 to {ranks - 1}" if ranks > 1 else "only 0"
+        raise UsageError(f"--rank {args.rank}: no such rank among {ranks}: use {there}, or start more ranks")
+    if (path := args.explain_picture) is not None:
+        if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+            raise UsageError(f"cannot write --explain-picture {path}: use the name of a file in a folder that may be written")
+        if find_spec("matplotlib") is None:
+            raise UsageError("--explain-picture needs matplotlib, which is not installed: run `pip install matplotlib`")
+
+
+def explained(
+    args: argparse.Namespace,
+    control: Control,
+    mesh: Mesh,
+    cut_over: Axis,
+    parameters: Sequence[Parameter],
+    step: Callable[[], object],
+) -> dict | None:
+    """The view of the rank asked for, on rank 0; None on others, and where none is asked for.
+
+    All ranks call it together: they take one more `step`. `cut_over`: the axis that the parameters' layouts are cut over.
+    """
+    if not args.explain:
+        return None
+    rank = args.rank or 0
+    view = None
+    if control.rank == rank:
+        with Witness(mesh, lambda p: _part(p, cut_over.rank)) as witness:
+            step()
+        place = {name: getattr(mesh, name).rank for name in mesh.sizes}
+        view = {"rank": rank, "mesh": mesh.sizes, "place": place, "holds": [*_holds(mesh, cut_over, parameters, rank)]}
+        view |= {"steps": witness.steps, "sent": sent(witness.steps)}
+    else:
+        step()
+    views = control.to_first(view)
+    return None if views is None else views[rank]
+
+
+def sent(steps: Iterable[dict]) -> list[dict]:
+    """What the verbs among the steps sent, a row for each verb, axis and phase."""
+    rows: dict[tuple[str, str, str], dict] = {}
+    for s in steps:
+        if s["kind"] == "verb":
+            key = {k: s[k] for k in ("verb", "axis", "phase")}
+            row = rows.setdefault(tuple(key.values()), key | {"calls": 0, "message_bytes": 0, "wire_bytes": 0})
+            row["calls"] += 1
+            for count in ("message_bytes", "wire_bytes"):
+                row[count] += s[count]
+    return [*rows.values()]
+
+
+def show(view: dict | None, otherwise: Callable[[], None]) -> None:
+    """Print the view, or where there is none what is printed otherwise."""
+    if view is None:
+        otherwise()
+    else:
+        print(*text.lines(view, max(40, get_terminal_size((80, 24)).columns)), sep="\n")
+
+
+def draw(args: argparse.Namespace, view: dict | None) -> int:
+    """Draw the picture that is asked for, and return the exit status of that: 2 where it cannot be written, told in a line."""
+    if view is None or args.explain_picture is None:
+        return 0
+    from launch.pictures import shards
+
+    try:
+        shards.draw(args.explain_picture, view)
+    except OSError as error:
+        print(f"error: cannot write {args.explain_picture}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _holds(mesh: Mesh, cut_over: Axis, parameters: Iterable[Parameter], rank: int) -> Iterable[dict]:
+    names, sizes = list(mesh.sizes), tuple(mesh.sizes.values())
+    places = [int(np.unravel_index(r, sizes)[names.index(cut_over.name)]) for r in range(prod(sizes))]
+    for p in parameters:
+        bounds = [p.layout.bounds(place) for place in places]
+        also = [r for r, other in enumerate(bounds) if r != rank and _overlap(other, bounds[rank])]
+        yield {
+            "name": p.name,
+            "part": _part(p, places[rank]),
+            "whole": [*p.layout.shape],
+            "shape": [*p.data.shape],
+            "bytes": p.data.nbytes,
+            "bounds": [[[*dim] for dim in held] for held in bounds],
+            "also_on": also,
+        }
+
+
+def _overlap(a: Sequence[tuple[int, int]], b: Sequence[tuple[int, int]]) -> bool:
+    return all(max(x[0], y[0]) < min(x[1], y[1]) for x, y in zip(a, b, strict=True))
+
+
+def _part(p: Parameter, place: int) -> str:
+    """W1[:, 256:512]; the name alone where it is whole."""
+    whole = [(0, n) for n in p.layout.shape]
+    bounds = p.layout.bounds(place)
+    if [*bounds] == whole:
+        return p.name
+    index = (":" if b == w else f"{b[0]}:{b[1]}" for b, w in zip(bounds, whole, strict=True))
+    return f"{p.name}[{', '.join(index)}]"
