@@ -97,6 +97,28 @@ def _text(axis: str, verb: str, what: str, place: str, function: str, ranks: Seq
     return "\t".join(fields).encode()[:_TEXT]
 
 
+def _shared_file(host: MPI.Intracomm, size: int) -> int:
+    """An open file of so many bytes that all ranks of `host` share, and that no folder has."""
+    if not hasattr(os, "memfd_create"):
+        path = None
+        if host.rank == 0:
+            descriptor, path = tempfile.mkstemp(prefix="rankwise-")
+            os.close(descriptor)
+    elif host.rank == 0:
+        # In memory: a temporary folder may be missing, full or read-only.
+        path = f"/proc/{os.getpid()}/fd/{os.memfd_create('rankwise')}"
+    else:
+        path = None
+    path = host.bcast(path)
+    shared = os.open(path, os.O_RDWR)
+    if host.rank == 0:
+        os.truncate(shared, size)
+    host.Barrier()
+    if host.rank == 0 and not path.startswith("/proc/"):
+        os.unlink(path)
+    return shared
+
+
 @cache
 def _attribute() -> int:
     return MPI.Comm.Create_keyval(copy_fn=lambda comm, key, recorder: recorder)
@@ -108,17 +130,8 @@ class Recorder(Watcher):
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.rank, self.size = comm.rank, comm.size
         host = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        path = None
-        if host.rank == 0:
-            descriptor, path = tempfile.mkstemp(prefix="rankwise-")
-            os.truncate(descriptor, _FIRST + _SLOT * self.size)
-            os.close(descriptor)
-        path = host.bcast(path)
         # Kept open: what faulthandler writes goes to a descriptor.
-        self.stack = os.open(path, os.O_RDWR)
-        host.Barrier()
-        if host.rank == 0:
-            os.unlink(path)
+        self.stack = _shared_file(host, _FIRST + _SLOT * self.size)
         host.Free()
         self._memory = mmap.mmap(self.stack, _FIRST + _SLOT * self.size)
         self._base = _FIRST + _SLOT * self.rank
