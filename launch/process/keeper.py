@@ -174,13 +174,13 @@ def _end_all(why: str, status: int) -> NoReturn:
 
 
 def _outlive(started: int) -> None:
-    """End the launcher if it does not end itself. Open MPI's sometimes waits for ever when a rank has left while MPI starts."""
-    if os.fork() == 0:
-        os.setsid()
-        sleep(1.5 * MOMENT)
-        with suppress(OSError):
+    """End Open MPI's launcher if it does not end itself: it sometimes waits for ever when a rank has left while MPI starts."""
+    with suppress(OSError), open(f"/proc/{started}/comm") as file:
+        if file.read().strip() in ("mpirun", "mpiexec", "prterun", "prted") and os.fork() == 0:
+            os.setsid()
+            sleep(1.5 * MOMENT)
             os.kill(started, signal.SIGKILL)
-        os._exit(0)
+            os._exit(0)
 
 
 def _die(number: int) -> NoReturn:
