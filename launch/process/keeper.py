@@ -104,12 +104,15 @@ def refuse(problem: str) -> NoReturn:
     sys.exit(2)
 
 
-def _failed(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+def _failed(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> NoReturn:
     """The excepthook of a rank until MPI runs. Its keeper ends all ranks when it has left with a status."""
     if launcher.rank():
         sleep(AFTER_THE_FIRST)
     sys.stderr.write(led(name(), kind, value, trace) + "\n")
     sys.stderr.flush()
+    expected()
+    # No further: the end of a process that has begun to start MPI would wait for the others.
+    os._exit(1)
 
 
 def _wait(rank: int) -> NoReturn:
