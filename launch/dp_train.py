@@ -170,7 +170,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         shown = report.progress("the reference, tensor by tensor", True, 2 + 2 * len(ours.before) + len(ours.after))
         about = (reference_loss(task), args.dtype, ours)
         checks = list(shown(chain(against_the_reference(*about), against_one_process(*about, alone))))
-    control.wait()
+    control.wait(patient=True)
     if not first:
         return 0
     same = [all(np.array_equal(after[n], a) for n, a in ours.after.items()) for after in weights]

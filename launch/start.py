@@ -46,13 +46,13 @@ from threadpoolctl import threadpool_limits  # noqa: E402
 from launch.options import UsageError  # noqa: E402
 from launch.process import alike, traced  # noqa: E402
 from launch.process.ending import Ending  # noqa: E402
-from launch.process.owned import Owned  # noqa: E402
 from parallel.axis import Axis  # noqa: E402
 from parallel.call import Watcher  # noqa: E402
 from parallel.control import Control  # noqa: E402
 from parallel.guard import Agreement  # noqa: E402
 from parallel.mesh import Mesh  # noqa: E402
 from parallel.ordered import OrderedAxis  # noqa: E402
+from parallel.owned import Owned  # noqa: E402
 from parallel.recorder import LEFT_MAIN  # noqa: E402
 from parallel.watch import fault  # noqa: E402
 from parallel.watch.finite import Finite  # noqa: E402
@@ -184,6 +184,8 @@ def run(options: argparse.ArgumentParser, check: Check, main: Main) -> NoReturn:
         if launcher.size() in (None, 1):
             raise
     comm = begin()
+    if args is not None:
+        _begin().watch(args.timeout)
     status = outcome(args, problem, check, _to_the_end_of_all(main), comm, lambda: _begin().recorder.now(LEFT_MAIN))
     _begin().over()
     MPI.Finalize()
@@ -255,10 +257,9 @@ def first_problem(problems: Sequence[str | None]) -> str | None:
 
 
 def _to_the_end_of_all(main: Main) -> Main:
-    """main, with a watchdog. An exception other than UsageError ends all ranks."""
+    """main, but an exception other than UsageError ends all ranks."""
 
     def watched(args: argparse.Namespace, comm: MPI.Intracomm, opened: object) -> int:
-        _begin().watch(args.timeout)
         try:
             return main(args, comm, opened)
         except UsageError:

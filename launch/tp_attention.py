@@ -252,7 +252,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
         shown = report.progress("the reference, tensor by tensor", True, 1 + 2 * (1 + len(attention.parameters)))
         asked = reference_options(args, lengths)
         checks = list(shown(compared(asked, args.heads, measured.whole | {"x": x}, dy)))
-    control.wait()
+    control.wait(patient=True)
     alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
     limit = (products.latent_attention if args.kind == "mla" else products.attention)(attention, x, lengths)
     single = lambda: partial(step.once, build(args, sizes, alone), x, dy, lengths, rotation)  # noqa: E731

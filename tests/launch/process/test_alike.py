@@ -11,7 +11,7 @@ from launch.process.alike import OWN, Given, difference
 from tests.inside import ran
 
 MLP = ("--tokens", "5", "--d-model", "6", "--d-ff", "13", "--timed", "5,6,13", "--data", "none")
-TRAIN = ("--layers", "1", "--d-model", "16", "--heads", "4", "--d-ff", "22", "--sequence-length", "24", "--steps", "2")
+TRAIN = ("--layers", "1", "--d-model", "16", "--heads", "4", "--d-ff", "22", "--sequence-length", "24", "--batch-tokens", "144")
 
 
 def given(**options) -> Given:
