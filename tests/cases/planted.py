@@ -17,7 +17,6 @@ from parallel.control import Control
 # Waits that are no verbs of a mesh: one rank does not come.
 OUTSIDE = {
     "everyone": lambda comm, control: control.everyone(0),
-    "from_first": lambda comm, control: control.from_first(0),
     "to_first": lambda comm, control: control.to_first(0),
     "asleep": lambda comm, control: control.wait(),
     "duplicating": lambda comm, control: comm.Dup(),

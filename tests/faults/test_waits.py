@@ -32,4 +32,4 @@ def test_a_rank_that_does_not_come_is_named(runs, kind):
     assert done.status not in (None, 0), str(done)
     assert not done.left, str(done)
     assert "rank 1 did not come (asleep or reading): rank" in done.err, str(done)
-    assert f"in {NAMES.get(kind, f'control.{kind}')} at tests/cases/planted.py" in done.err, str(done)
+    assert f"{NAMES.get(kind, f'control.{kind}')} at tests/cases/planted.py" in done.err, str(done)
