@@ -24,7 +24,9 @@ from typing import NoReturn
 from launch.process import launcher
 
 # Seconds for the other ranks to notice and report a death; they end the job themselves then.
-MOMENT = 1.0
+MOMENT = 1.5
+# Seconds for the launcher to end all ranks, before it is made to.
+OBEYED = 1.0
 # Seconds for the launcher to pass on what was printed: it drops the rest when the job is aborted.
 PASSED_ON = 0.2
 # Seconds for rank 0 to fail before another fails in the same way: where all do, one says it.
@@ -168,7 +170,7 @@ def _end_all(why: str, status: int) -> NoReturn:
     # MPICH's launcher, as one of its ranks would ask it; it must not wait for a rank that came to an end before MPI ran.
     with suppress(OSError, ValueError, KeyError):
         os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={status}\n".encode())
-        sleep(MOMENT)
+        sleep(OBEYED)
     # Any launcher ends all when a signal has killed one; Open MPI's also for a status.
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
         _outlive(os.getppid())
@@ -181,7 +183,7 @@ def _outlive(started: int) -> None:
     with suppress(OSError), open(f"/proc/{started}/comm") as file:
         if file.read().strip() in ("mpirun", "mpiexec", "prterun", "prted") and os.fork() == 0:
             os.setsid()
-            sleep(1.5 * MOMENT)
+            sleep(OBEYED)
             os.kill(started, signal.SIGKILL)
             os._exit(0)
 
