@@ -214,7 +214,7 @@ class Engine:
 
     def _send(self, message: _StepMessage | None) -> _StepMessage | None:
         """Rank 0's message on every rank. Ranks that wait for it fall asleep after a while."""
-        self.control.wait(EAGER)
+        self.control.wait(patient=True, eager=EAGER)
         fields = self.control.from_first(None if message is None else tuple(message))
         return None if fields is None else _StepMessage(*fields)
 

@@ -1,5 +1,11 @@
 """What a person types: one module a command, and what every command needs."""
 
+from launch.process import keeper, launcher
+
+# First of all: from here on no death of this rank goes unsaid.
+if launcher.size() is not None:
+    keeper.keep()
+
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +19,7 @@ def _require_environment() -> None:
     why = f"{missing[0]} is not installed for it" if missing else "Python 3.11 or newer is needed"
     environment = Path(__file__).resolve().parent.parent / ".venv"
     how = f"run `source {environment / 'bin/activate'}`" + ("" if environment.is_dir() else " after `make setup`")
-    print(f"error: {sys.executable} cannot run rankwise: {why}: {how}", file=sys.stderr)
-    sys.exit(2)
+    keeper.refuse(f"{sys.executable} cannot run rankwise: {why}: {how}")
 
 
 _require_environment()

@@ -174,6 +174,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         shown = report.progress("the reference, tensor by tensor", True, 2 + 2 * len(ours.before) + len(ours.after))
         about = (reference_loss(task), args.dtype, ours)
         checks = list(shown(chain(against_the_reference(*about), against_one_process(*about, alone))))
+    control.wait(patient=True)
     explained = view.explained(args, control, mesh, mesh.tp, ours.trainer.model.parameters, ours.step)
     if not first:
         return 0

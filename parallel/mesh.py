@@ -45,7 +45,7 @@ class Mesh:
         self.ledger = Ledger()
         recorder = Recorder.of(comm)
         self.watchers = [*([] if recorder is None else [recorder]), *([Agreement()] if check else []), *watchers]
-        with Waiting(recorder, f"laying out {self.sizes}"):
+        with Waiting(recorder, f"laying out {self.sizes}", Recorder.places(comm)):
             require_same_layout(comm, self.sizes)
         grid = np.arange(comm.size).reshape(tuple(axes.values()))
         place = np.unravel_index(comm.rank, grid.shape)

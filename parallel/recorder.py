@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,9 +51,9 @@ _CLAIMED, _FIRST_WORDS = 8, 9
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """A verb in the recorder. `done`: it has been left. `verb`: its name in KEPT. `what`: the call, as people read it.
+    """A verb in the recorder. `done`: it has been left. `verb`: its name in VERBS. `what`: the call, as people read it.
     `ranks`: those of its axis; of a verb between two, the other one. A wait that is no verb of a mesh has `axis` "", and as
-    `verb` the first word of `what`."""
+    `verb` the first word of `what`; `patient`: it may take as long as it likes."""
 
     which: int
     number: int
@@ -64,6 +65,7 @@ class RecordedCall:
     ranks: tuple[int, ...]
     site: str
     function: str
+    patient: bool
 
     def __str__(self) -> str:
         on = f" #{self.number} on {self.axis} ({named(self.ranks)})" if self.axis else ""
@@ -90,11 +92,33 @@ class Slot:
         return next((v for v in reversed(self.verbs) if v.done), None)
 
 
-def _text(axis: str, verb: str, what: str, place: str, function: str, ranks: Sequence[int]) -> bytes:
+def _text(axis: str, verb: str, what: str, place: str, function: str, ranks: Sequence[int], patient: bool = False) -> bytes:
     """What a slot says of a verb. The ranks of an axis, and of its groups, are as far apart as its first two."""
     step = ranks[1] - ranks[0] if len(ranks) > 1 else 1
-    fields = axis, verb, what[:104], place[-56:], function[-40:], f"{ranks[0]}:{ranks[-1] + 1}:{step}"
+    fields = axis, verb, what[:104], place[-56:], function[-40:], f"{ranks[0]}:{ranks[-1] + 1}:{step}", "*" * patient
     return "\t".join(fields).encode()[:_TEXT]
+
+
+def _shared_file(host: MPI.Intracomm, size: int) -> int:
+    """An open file of so many bytes that all ranks of `host` share, and that no folder has."""
+    if not hasattr(os, "memfd_create"):
+        path = None
+        if host.rank == 0:
+            descriptor, path = tempfile.mkstemp(prefix="rankwise-")
+            os.close(descriptor)
+    elif host.rank == 0:
+        # In memory: a temporary folder may be missing, full or read-only.
+        path = f"/proc/{os.getpid()}/fd/{os.memfd_create('rankwise')}"
+    else:
+        path = None
+    path = host.bcast(path)
+    shared = os.open(path, os.O_RDWR)
+    if host.rank == 0:
+        os.truncate(shared, size)
+    host.Barrier()
+    if host.rank == 0 and not path.startswith("/proc/"):
+        os.unlink(path)
+    return shared
 
 
 @cache
@@ -108,23 +132,15 @@ class Recorder(Watcher):
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.rank, self.size = comm.rank, comm.size
         host = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        path = None
-        if host.rank == 0:
-            descriptor, path = tempfile.mkstemp(prefix="rankwise-")
-            os.truncate(descriptor, _FIRST + _SLOT * self.size)
-            os.close(descriptor)
-        path = host.bcast(path)
         # Kept open: what faulthandler writes goes to a descriptor.
-        self.stack = os.open(path, os.O_RDWR)
-        host.Barrier()
-        if host.rank == 0:
-            os.unlink(path)
+        self.stack = _shared_file(host, _FIRST + _SLOT * self.size)
         host.Free()
         self._memory = mmap.mmap(self.stack, _FIRST + _SLOT * self.size)
         self._base = _FIRST + _SLOT * self.rank
         self._verbs = self._base + _HEAD
         os.lseek(self.stack, self._verbs + KEPT * _VERB_SIZE, os.SEEK_SET)
-        self._begun = self._waits = self._doing = 0
+        self._begun = self._doing = 0
+        self._group, self._waits = comm.Get_group(), Counter()
         self._started: dict[Call, int] = {}
         self._claiming = Lock()
         self._texts: dict[str, tuple | bytes] = {}
@@ -138,6 +154,18 @@ class Recorder(Watcher):
     @staticmethod
     def of(comm: MPI.Intracomm) -> Recorder | None:
         return comm.Get_attr(_attribute())
+
+    @classmethod
+    def places(cls, comm: MPI.Intracomm, group: MPI.Group | None = None) -> tuple[int, ...]:
+        """The ranks of `group`, or of `comm`, as its recorder numbers them; () without a recorder."""
+        recorder = cls.of(comm)
+        if recorder is None:
+            return ()
+        ranks = comm.Get_group() if group is None else group
+        found = tuple(ranks.Translate_ranks(list(range(ranks.size)), recorder._group))
+        if group is None:
+            ranks.Free()
+        return found
 
     # --- what this rank does
 
@@ -169,14 +197,14 @@ class Recorder(Watcher):
             _DONE.pack_into(self._memory, self._verbs + which % KEPT * _VERB_SIZE + _DONE_AT, True)
         _NOW_into(self._memory, self._base, self._begun, 0, left, self._doing)
 
-    def enter(self, what: str, place: tuple[str, str]) -> None:
-        """This rank waits for others, but in no verb of a mesh, until `leave`."""
+    def enter(self, what: str, place: tuple[str, str], ranks: Sequence[int], patient: bool) -> None:
+        """This rank waits for these ranks, but in no verb of a mesh, until `leave`."""
         which, now = self._begun, perf_counter()
         self._begun = which + 1
-        text = _text("", what.split(" ")[0], what, *place, range(self.size))
-        _VERB_into(self._memory, self._verbs + which % KEPT * _VERB_SIZE, which, self._waits, now, True, text)
+        text = _text("", what.split(" ")[0], what, *place, ranks, patient)
+        _VERB_into(self._memory, self._verbs + which % KEPT * _VERB_SIZE, which, self._waits[ranks], now, True, text)
         _NOW_into(self._memory, self._base, which + 1, which + 1, now, self._doing)
-        self._waits += 1
+        self._waits[ranks] += 1
 
     def leave(self) -> None:
         _NOW_into(self._memory, self._base, self._begun, 0, perf_counter(), self._doing)
@@ -233,12 +261,12 @@ class Recorder(Watcher):
             which, number, entered, done, text = _VERB.unpack_from(self._memory, base + _HEAD + n % KEPT * _VERB_SIZE)
             done = done and which != waiting - 1
             fields = text.rstrip(b"\0").decode(errors="replace").split("\t")
-            axis, verb, what, place, function, ranks = (fields + [""] * 6)[:6]
+            axis, verb, what, place, function, ranks, patient = (fields + [""] * 7)[:7]
             on = ()
             # Read while its rank writes it, it can be anything.
             with suppress(ValueError, TypeError):
                 on = tuple(range(*map(int, ranks.split(":"))))
-            verbs.append(RecordedCall(which, number, entered, done, verb, what, axis, on, place, function))
+            verbs.append(RecordedCall(which, number, entered, done, verb, what, axis, on, place, function, patient == "*"))
         current = next((v for v in verbs if v.which == waiting - 1), None)
         return Slot(rank, pid, beat, ready, doing, since, verbs, current)
 
@@ -249,15 +277,15 @@ class Recorder(Watcher):
 
 
 class Waiting:
-    """`with Waiting(recorder, what):` this rank waits for all others, but in no verb of a mesh. However long that takes, it
-    raises no alarm. Without a recorder, this does nothing."""
+    """`with Waiting(recorder, what, ranks):` this rank waits for the others of `ranks`, but in no verb of a mesh. Without a
+    recorder, this does nothing. `patient`: however long that takes, it raises no alarm."""
 
-    def __init__(self, recorder: Recorder | None, what: str) -> None:
-        self._recorder, self._what = recorder, what
+    def __init__(self, recorder: Recorder | None, what: str, ranks: tuple[int, ...], patient: bool = False) -> None:
+        self._recorder, self._what, self._ranks, self._patient = recorder, what, ranks, patient
 
     def __enter__(self) -> None:
         if self._recorder is not None:
-            self._recorder.enter(self._what, site())
+            self._recorder.enter(self._what, site(), self._ranks, self._patient)
 
     def __exit__(self, *_: object) -> None:
         if self._recorder is not None:

@@ -47,17 +47,17 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: tuple[Source, list[i
             peer = Peer(source, args.dtype, args.threads * comm.size)
         seconds: dict[str, list[float]] = {"bound": [], "decode": [], **({"torch": []} if args.peer else {})}
         for _ in range(sizes.rounds + 1):
-            control.wait()
+            control.wait(patient=True)
             seconds["bound"].append(read / products.read_bandwidth(comm))
-            control.wait()
+            control.wait(patient=True)
             timings = generator.timings = type(generator.timings)()
             tokens = [s.token for s in generator.tokens(prompt, Sampling(), sizes.tokens)]
             seconds["decode"].append(timings.decode_seconds / timings.decode_tokens)
-            control.wait()
+            control.wait(patient=True)
             if args.peer:
                 seconds["torch"].append(0.0 if peer is None else peer.seconds_per_token(prompt, tokens))
                 # Asleep: while rank 0 measures the peer with all cores, the others must not poll.
-                control.wait()
+                control.wait(patient=True)
     every = control.everyone((seconds, load))
     turns = {name: [max(s) for s in zip(*(e[name][1:] for e, _ in every), strict=True)] for name in seconds}
     ratios = {"decode_to_bound": ratio(turns["bound"], turns["decode"])}

@@ -85,9 +85,9 @@ def in_turn(
     turns = (name for _ in range(rounds + 1) for name in names)
     for name in report.progress("serving", control.rank == 0, (rounds + 1) * len(names))(turns):
         # Asleep: while rank 0 measures the peer with all cores, the others must not poll.
-        control.wait()
+        control.wait(patient=True)
         rates[name].append(ways[name](not rates[name]) if name in ways else 0.0)
-    control.wait()
+    control.wait(patient=True)
     return {name: r[1:] for name, r in rates.items()}
 
 

@@ -158,7 +158,7 @@ class Peer:
 
     def __exit__(self, *_: object) -> None:
         dist.destroy_process_group()
-        self._control.wait()
+        self._control.wait(patient=True)
         if self._tp.rank == 0:
             shutil.rmtree(self._folder)
 

@@ -107,7 +107,7 @@ class TrainPeer:
     def __exit__(self, *_: object) -> None:
         if self._first:
             dist.destroy_process_group()
-            self._control.wait()
+            self._control.wait(patient=True)
             if self._rank == 0:
                 shutil.rmtree(self._folder)
 

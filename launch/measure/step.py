@@ -97,6 +97,6 @@ def seconds(
         alone = unsharded()
         with threadpool_limits(threads.cores(), user_api="blas"):
             medians["unsharded"] = median(timed(alone, MPI.COMM_SELF))
-    control.wait()
+    control.wait(patient=True)
     control.close()
     return medians

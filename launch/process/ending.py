@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
 from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
@@ -21,8 +21,6 @@ from parallel.recorder import ENDED, Recorder
 
 # Not SIGUSR1: Open MPI's mpirun passes that on, and the server is ended by it.
 STACK_SIGNAL = signal.SIGUSR2
-# Seconds for the launcher to pass on what was printed: it drops the rest when the job is aborted.
-PASSED_ON = 0.2
 # Seconds for a rank that knows the cause to print it, before another ends the job.
 EXPLAINED = 1.5
 
@@ -36,48 +34,53 @@ class Ending:
         self.comm = comm
         self.recorder = Recorder(comm)
         self.recorder.attach(comm)
-        self._watchdog: Watchdog | None = None
         sys.excepthook = self.failed
         threading.excepthook = lambda t: self.failed(t.exc_type, t.exc_value, t.exc_traceback)
-        # Python's own handler would run only after the MPI call in which the rank waits.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         faulthandler.register(STACK_SIGNAL, file=self.recorder.stack, all_threads=False)
         # The stack of a crash: another rank prints it, led by this one's number. A rank that is alone prints its own.
         faulthandler.enable(file=self.recorder.stack if comm.size > 1 else 2, all_threads=False)
+        # What is said when there is no memory left to say more.
+        self._starved = f"[{comm.rank}] rank {comm.rank} of {comm.size} failed: MemoryError"
+        # From here on, all ranks end when one is gone.
+        self._watchdog = Watchdog(self.recorder, STACK_SIGNAL, self.tell) if comm.size > 1 else None
+        atexit.register(self.over)
+        keeper.reported()
 
     def watch(self, limit: float) -> None:
-        """From here on, end all ranks when a verb takes more than `limit` seconds (0: never) or a rank is gone."""
-        if self.comm.size > 1:
-            self._watchdog = Watchdog(self.recorder, limit, STACK_SIGNAL, self.tell)
+        """From here on, end all ranks when a verb takes more than `limit` seconds (0: never)."""
+        if self._watchdog is not None:
+            self._watchdog.limit = limit
 
     def over(self) -> None:
         """This rank has come to its end as it should."""
         if self.recorder.alarm and self.comm.size > 1:
             # Too late: the others are already being ended.
             self.quietly()
+        atexit.unregister(self.over)
         self._expected()
         if self._watchdog is not None:
             self._watchdog.stop()
 
     def failed(self, kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> NoReturn:
         """This rank's traceback, each line led by its rank, in one write; then the end of all ranks."""
-        lines = "".join(traceback.format_exception(kind, value, trace)).splitlines()
-        cause = traceback.format_exception_only(kind, value)[-1].splitlines()
-        first = f"rank {self.comm.rank} of {self.comm.size} failed: {cause[0] if cause else kind.__name__}"
         self._expected()
         if not self.recorder.claim():
             self.quietly()
-        self.tell("\n".join(f"[{self.comm.rank}] {line}" for line in (first, *lines)))
+        try:
+            text = keeper.led(f"rank {self.comm.rank} of {self.comm.size}", kind, value, trace)
+        except MemoryError:
+            text = self._starved
+        self.tell(text)
 
     def tell(self, text: str) -> NoReturn:
         """Print why, in one write, and end all ranks. Only for the rank whose claim to do so was the first."""
         self._expected()
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, MemoryError):
             sys.stdout.flush()
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, MemoryError):
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
-        time.sleep(PASSED_ON)
+        time.sleep(keeper.PASSED_ON)
         self._abort()
 
     def quietly(self) -> NoReturn:
@@ -93,7 +96,8 @@ class Ending:
         keeper.expected()
 
     def _abort(self) -> NoReturn:
-        threading.Timer(1.0, os._exit, (1,)).start()
+        # An abort may wait for the main thread, which may be in a long computation. A rank that starves can start no thread.
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
         self.comm.Abort(1)
         os._exit(1)
 

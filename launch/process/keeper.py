@@ -1,8 +1,10 @@
-"""A process between the launcher and a rank, so that a rank's death can be reported before the launcher ends the others.
+"""A process between the launcher and a rank, so that no death of a rank goes unsaid, and none leaves the others waiting.
 
-Launchers kill the ranks that are left as soon as one is gone, without saying where it was. The keeper is what the launcher
-started; the rank is its child. For a moment it holds back the news of a death that the rank could not report (SIGKILL,
-SIGSEGV, os._exit), so that another rank reports it. Standard library only: it forks before NumPy and MPI are loaded.
+Launchers kill the ranks that are left as soon as one is gone, without saying where it was; and before MPI runs they let the
+others wait for one that has left with a status. The keeper is what the launcher started; the rank is its child. Of a death
+that the rank could not report (SIGKILL, SIGSEGV, os._exit) it first holds back the news, so that another rank can say where
+that was. If none does, or none can yet, the keeper says it, and has the launcher end all. Standard library only: it forks
+before anything else is imported.
 """
 
 from __future__ import annotations
@@ -12,15 +14,32 @@ import ctypes
 import mmap
 import os
 import signal
+import sys
 from contextlib import suppress
 from time import sleep
+from traceback import format_exception, format_exception_only
+from types import TracebackType
+from typing import NoReturn
+
+from launch.process import launcher
 
 # Seconds for the other ranks to notice and report a death; they end the job themselves then.
-MOMENT = 1.0
+MOMENT = 1.5
+# Seconds for the launcher to end all ranks, before it is made to.
+OBEYED = 1.0
+# Seconds for the launcher to pass on what was printed: it drops the rest when the job is aborted.
+PASSED_ON = 0.2
+# Seconds for rank 0 to fail before another fails in the same way: where all do, one says it.
+AFTER_THE_FIRST = 0.4
+# Seconds until MPI must run on all ranks.
+START_LIMIT = 60.0
 # Launchers send these to the group of the process that they started: the rank has them already.
 FOR_THE_RANK = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
-_expected: mmap.mmap | None = None
+# What a rank and its keeper share: bytes that are set when the rank's death can be reported by another one, and when it needs
+# no explanation any more.
+_REPORTED, _EXPLAINED = 0, 1
+_shared: mmap.mmap | None = None
 
 
 def keep() -> None:
@@ -28,24 +47,33 @@ def keep() -> None:
 
     A system where a death cannot be seen without being reaped has no keeper.
     """
-    global _expected
+    global _shared
     if not hasattr(os, "waitid"):
         return
-    _expected = mmap.mmap(-1, 1)
+    _shared = mmap.mmap(-1, 2)
     keeper = os.getpid()
     die_with_parent(os.getppid())
     rank = os.fork()
     if rank:
         _wait(rank)
     die_with_parent(keeper)
+    # Python's own handler would run only after the MPI call in which the rank waits.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.excepthook = _failed
     # Not reached by os._exit.
     atexit.register(expected)
 
 
+def reported() -> None:
+    """From now on the other ranks notice the end of this one, and report it."""
+    if _shared is not None:
+        _shared[_REPORTED] = 1
+
+
 def expected() -> None:
     """From now on the end of this rank needs no explanation by another one."""
-    if _expected is not None:
-        _expected[0] = 1
+    if _shared is not None:
+        _shared[_EXPLAINED] = 1
 
 
 def die_with_parent(parent: int) -> None:
@@ -57,16 +85,112 @@ def die_with_parent(parent: int) -> None:
             os._exit(1)
 
 
-def _wait(rank: int) -> None:
+def name() -> str:
+    """This rank among all, as people read it."""
+    return f"rank {launcher.rank()} of {launcher.size()}"
+
+
+def led(first: str, kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> str:
+    """The traceback of this rank's exception, each line led by its rank. `first`: who failed."""
+    cause = format_exception_only(kind, value)[-1].splitlines()
+    lines = "".join(format_exception(kind, value, trace)).splitlines()
+    whole = (f"{first} failed: {cause[0] if cause else kind.__name__}", *lines)
+    return "\n".join(f"[{launcher.rank()}] {line}" for line in whole)
+
+
+def refuse(problem: str) -> NoReturn:
+    """Leave with one line and status 2 before MPI runs. Where all ranks refuse, rank 0 says it."""
+    if launcher.rank():
+        sleep(AFTER_THE_FIRST)
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _failed(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> NoReturn:
+    """The excepthook of a rank until MPI runs. Its keeper ends all ranks when it has left with a status."""
+    if launcher.rank():
+        sleep(AFTER_THE_FIRST)
+    sys.stderr.write(led(name(), kind, value, trace) + "\n")
+    sys.stderr.flush()
+    expected()
+    # No further: the end of a process that has begun to start MPI would wait for the others.
+    os._exit(1)
+
+
+def _wait(rank: int) -> NoReturn:
     asked: list[int] = []
     for number in FOR_THE_RANK:
         signal.signal(number, lambda n, _: asked.append(n))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, lambda *_: _too_late(rank))
+    signal.setitimer(signal.ITIMER_REAL, START_LIMIT)
     os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
-    if not _expected[0] and not asked:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    explained = bool(_shared[_EXPLAINED] or asked)
+    if not explained and _shared[_REPORTED] and launcher.size() > 1:
         sleep(MOMENT)
     _, status = os.waitpid(rank, 0)
-    if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-        os.kill(os.getpid(), os.WTERMSIG(status))
-    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    code = os.waitstatus_to_exitcode(status)
+    if not explained:
+        _end_all(
+            f"{name()} {how(code)}{'' if _shared[_REPORTED] else ' before MPI ran'}", 128 - code if code < 0 else code or 1
+        )
+    if code and not _shared[_REPORTED]:
+        _end_all("", 128 - code if code < 0 else code)
+    if code < 0:
+        _die(-code)
+    os._exit(code)
+
+
+def how(code: int) -> str:
+    """How a process has left, of its exit code; below 0: the signal that killed it."""
+    if code >= 0:
+        return f"has left by os._exit({code}), its own or a library's,"
+    known = -code in {s.value for s in signal.Signals}
+    return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
+
+
+def _too_late(rank: int) -> None:
+    if _shared[_REPORTED]:
+        return
+    stopped = os.waitid(os.P_PID, rank, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    if not stopped:
+        # The keeper of a rank that is stopped says so first.
+        sleep(AFTER_THE_FIRST)
+    why = "it is stopped" if stopped else "another rank did not come"
+    _end_all(f"{name()}: MPI has not started within {START_LIMIT:g} s: {why}", 1)
+
+
+def _end_all(why: str, status: int) -> NoReturn:
+    """Print why, and have the launcher end all ranks with this status."""
+    if why:
+        with suppress(OSError):
+            os.write(2, f"{why}\n".encode())
+    sleep(PASSED_ON)
+    # MPICH's launcher, as one of its ranks would ask it; it must not wait for a rank that came to an end before MPI ran.
+    with suppress(OSError, ValueError, KeyError):
+        os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={status}\n".encode())
+        sleep(OBEYED)
+    # Any launcher ends all when a signal has killed one; Open MPI's also for a status.
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        _outlive(os.getppid())
+        os._exit(status)
+    _die(signal.SIGKILL)
+
+
+def _outlive(started: int) -> None:
+    """End Open MPI's launcher if it does not end itself: it sometimes waits for ever when a rank has left while MPI starts."""
+    with suppress(OSError), open(f"/proc/{started}/comm") as file:
+        if file.read().strip() in ("mpirun", "mpiexec", "prterun", "prted") and os.fork() == 0:
+            os.setsid()
+            sleep(OBEYED)
+            os.kill(started, signal.SIGKILL)
+            os._exit(0)
+
+
+def _die(number: int) -> NoReturn:
+    """End by this signal, as the rank did."""
+    with suppress(OSError):
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(1)

@@ -33,13 +33,14 @@ STOPPED = "stopped (SIGSTOP)"
 
 
 class Watchdog:
-    """Ends all ranks through `end(report)`, which is called on one of them. It does so when this rank has been in a verb for
-    `limit` seconds, or another has been stopped for as long (0: no limit); sooner when ranks wait for one another in a circle;
-    at once when another rank of this host is gone and has not said why. faulthandler must be set to write the stack of a rank
-    that gets `stack_signal` to `recorder.stack`."""
+    """Ends all ranks through `end(report)`, which is called on one of them. It does so when this rank has waited for
+    `limit` seconds, or another has been stopped for as long; sooner when ranks wait for one another in a circle (neither while
+    the limit is 0); at once when another rank of this host is gone and has not said why. faulthandler must be set to write the
+    stack of a rank that gets `stack_signal` to `recorder.stack`."""
 
-    def __init__(self, recorder: Recorder, limit: float, stack_signal: int, end: Callable[[str], None]) -> None:
-        self.recorder, self.limit, self.stack_signal, self.end = recorder, limit, stack_signal, end
+    def __init__(self, recorder: Recorder, stack_signal: int, end: Callable[[str], None]) -> None:
+        self.recorder, self.stack_signal, self.end = recorder, stack_signal, end
+        self.limit = 0.0
         self._waited, self._verb = 0.0, -1
         self._stopped, self._still = [0.0] * recorder.size, 0.0
         self._seen: list[tuple] = []
@@ -75,8 +76,7 @@ class Watchdog:
             self._waited, self._verb = 0.0, -1 if waiting is None else waiting.which
             return False
         self._waited += passed
-        # A wait that is no verb of a mesh may be for one rank's long work.
-        return bool(self.limit and self._waited > self.limit and waiting.axis)
+        return bool(self.limit and self._waited > self.limit and not waiting.patient)
 
     def _others_stand_still(self, passed: float) -> bool:
         slots = [self.recorder.slot(r) for r in range(self.recorder.size)]

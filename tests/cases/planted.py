@@ -12,6 +12,17 @@ import time
 import numpy as np
 
 from launch.options import UsageError, parser
+from parallel.control import Control
+
+# Waits that are no verbs of a mesh: one rank does not come.
+OUTSIDE = {
+    "everyone": lambda comm, control: control.everyone(0),
+    "to_first": lambda comm, control: control.to_first(0),
+    "asleep": lambda comm, control: control.wait(),
+    "duplicating": lambda comm, control: comm.Dup(),
+    "splitting": lambda comm, control: comm.Split(comm.rank % 2),
+    "barrier": lambda comm, control: comm.Barrier(),
+}
 
 
 def options():
@@ -26,7 +37,7 @@ def check(args, ranks):
 
 
 def main(args, comm, opened):
-    tp = start.make_mesh(args, comm, tp=comm.size).tp
+    tp, control = start.make_mesh(args, comm, tp=comm.size).tp, Control(comm)
     if comm.rank == 0:
         print("pids", *comm.gather(os.getpid()), flush=True)
     else:
@@ -55,8 +66,10 @@ def main(args, comm, opened):
             tp.receive((3,), "f4", 0)
         if args.kind == "return":
             return 0
-        if args.kind in ("wait", "late"):
-            time.sleep(30 if args.kind == "wait" else 1.5)
+        if args.kind in ("wait", "late", *OUTSIDE):
+            time.sleep(1.5 if args.kind == "late" else 30)
+    if args.kind in OUTSIDE:
+        OUTSIDE[args.kind](comm, control)
     if args.kind == "long":
         # Computing without verbs, longer than --timeout.
         time.sleep(3.3)

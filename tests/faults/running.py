@@ -62,10 +62,13 @@ def _named(pid: int) -> str:
     return str(pid)
 
 
-def run(ranks: int, args: list[str], fault: str | None = None, limit: float = 30, open_mpi: bool = False) -> Seen:
-    """`mpirun -n ranks python *args` with a fault planted, at most `limit` seconds; nothing of it is left behind."""
+def run(ranks: int, args: list[str], fault: str | None = None, limit: float = 30, open_mpi: bool = False, **more: str) -> Seen:
+    """`mpirun -n ranks python *args` with a fault planted, at most `limit` seconds; nothing of it is left behind.
+
+    `more`: of its environment.
+    """
     mark = uuid.uuid4().hex
-    environ = launcher_free(dict(os.environ)) | AS_ROOT | {MARK: mark}
+    environ = launcher_free(dict(os.environ)) | AS_ROOT | {MARK: mark} | more
     if fault is not None:
         environ["RANKWISE_FAULT"] = fault
     bin_folder = OPEN_MPI if open_mpi else Path(sys.executable).parent

@@ -19,7 +19,7 @@ def slot(rank, *verbs, waiting=None, doing=RUNNING, pid=1):
 
 def at(method, number, ranks, axis="tp"):
     verb, what = method.removeprefix("start_"), f"{method} (2,) float32"
-    return RecordedCall(0, number, 0.0, False, verb, what, axis, tuple(ranks), "here.py:1", "f")
+    return RecordedCall(0, number, 0.0, False, verb, what, axis, tuple(ranks), "here.py:1", "f", False)
 
 
 ALL = range(3)

@@ -1,0 +1,79 @@
+"""A rank that dies before MPI runs, or starves: all are gone, and one line says who and why."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.ahead import ahead
+from tests.faults.running import OPEN_MPI, Seen, run
+from tests.grids import thinned
+
+EARLY = Path(__file__).resolve().parent / "early"
+MLP = ["-m", "launch.tp_mlp", "--tokens", "5", "--d-model", "6", "--d-ff", "13", "--timed", "400,600,1300", "--data", "none"]
+KILLED = r"(?m)^rank {r} of {n} (was killed by SIG\w+|has left)"
+STARVED = r"(?m)^(\[{r}\] )?rank {r} of {n} (failed: |was killed|has left)"
+FAILED = r"(?m)^\[{r}\] rank {r} of {n} failed: ImportError: planted at {what}"
+
+
+def at_random(seed: int) -> tuple[int, int, str, bool]:
+    """(ranks, the rank, what is planted there, under Open MPI): a signal in the first second."""
+    draw = random.Random(seed)
+    ranks = draw.choice((1, 2, 3, 4))
+    rank = draw.randrange(ranks)
+    return ranks, rank, f"signal={draw.choice((9, 11, 6, 15))},after={draw.uniform(0, 1):.3f}", seed % 10 == 0
+
+
+# MiB of addresses, and descriptors: too few for imports, for MPI, for its ending, for a product.
+SCARCE = thinned(
+    [f"memory={n}" for n in (60, 100, 150, 170, 200, 240, 280, 320, 360)] + [f"files={n}" for n in range(8, 36, 2)],
+    ["memory=60", "memory=170", "files=14", "files=24", "files=32"],
+)
+SEEDS = thinned(range(50), range(1, 6))
+RUNS = (
+    {f"seed{seed}": at_random(seed) for seed in SEEDS}
+    | {
+        "at_numpy": (3, 1, "import=numpy", False),
+        "at_the_options": (3, 0, "import=launch.options", False),
+        "at_the_recorder": (2, 1, "import=parallel.recorder", False),
+        "at_numpy_openmpi": (2, 1, "import=numpy", True),
+        "at_numpy_alone": (1, 0, "import=numpy", False),
+    }
+    | {scarce: (2, 1, scarce, False) for scarce in SCARCE}
+)
+
+
+@pytest.fixture(scope="module")
+def runs(request):
+    def work(name: str) -> Seen:
+        ranks, rank, planted, other = RUNS[name]
+        path = os.pathsep.join(filter(None, [str(EARLY), os.environ.get("PYTHONPATH")]))
+        return run(ranks, MLP, limit=20, open_mpi=other, PLANTED=f"rank={rank},{planted}", PYTHONPATH=path)
+
+    with ahead(request, ThreadPoolExecutor(2), work) as begun:
+        yield begun
+
+
+@pytest.mark.limit(120)
+@pytest.mark.parametrize("name", RUNS)
+def test_all_are_gone_and_one_line_says_why(runs, name):
+    ranks, rank, planted, other = RUNS[name]
+    if other and not OPEN_MPI.exists():
+        pytest.skip("Open MPI's environment is not there: `make test-openmpi` makes it")
+    done: Seen = runs[name].result()
+    assert done.status is not None, f"it hangs: {done}"
+    assert not done.left, f"left behind: {done.left}\n{done}"
+    if done.status == 0:
+        # The signal came too late, or there was enough.
+        assert "import" not in planted
+        assert done.err == "", str(done)
+        return
+    form, what = (FAILED, planted.rpartition("=")[2]) if "import" in planted else (KILLED, "")
+    form = STARVED if planted in SCARCE else form
+    pattern = form.format(r=rank, n=ranks, what=re.escape(what))
+    assert len(re.findall(pattern, done.err)) == 1, f"nothing like {pattern!r}, or not once, in\n{done}"
