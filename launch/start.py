@@ -56,6 +56,7 @@ from parallel.owned import Owned  # noqa: E402
 from parallel.recorder import LEFT_MAIN  # noqa: E402
 from parallel.watch import fault  # noqa: E402
 from parallel.watch.finite import Finite  # noqa: E402
+from parallel.watch.messages import Messages  # noqa: E402
 
 _USE_ITS_OWN = f"use its own mpirun, {os.path.join(os.path.dirname(sys.executable), 'mpirun')}"
 
@@ -126,9 +127,13 @@ def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, **axes: int) -> Mes
     watchers: list[Watcher] = []
     if most != 0:
         watchers.append(Agreement(most))
+    if args.check_collectives == "on":
+        watchers.append(Messages())
     if getattr(args, "check_replicas", 0):
         watchers.append(Finite())
     mesh = Mesh(comm, watchers=watchers, axis=OrderedAxis if args.deterministic else Axis, **axes)
+    if isinstance(comm, Owned):
+        comm.closing.append(mesh.close)
     if _fault() is not None:
         try:
             fault.plant(_fault(), mesh, comm.rank)

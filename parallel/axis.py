@@ -15,7 +15,7 @@ from time import perf_counter
 import numpy as np
 from mpi4py import MPI
 
-from parallel.buffer import DTYPES, reduction, require_own, result, sendable
+from parallel.buffer import DTYPES, Held, reduction, require_own, result, sendable
 from parallel.call import Call, Watcher, site
 from parallel.ledger import Ledger, Row
 from parallel.shard import Cut
@@ -29,9 +29,18 @@ class Pending:
     spent in starting, poking and waiting; the rest of the verb's time was hidden behind computation.
     """
 
-    def __init__(self, request: MPI.Request, result: np.ndarray, row: Row, begun: float, axis: Axis, call: Call | None) -> None:
+    def __init__(
+        self,
+        request: MPI.Request,
+        result: np.ndarray,
+        row: Row,
+        begun: float,
+        axis: Axis,
+        call: Call | None,
+        held: Held | None,
+    ) -> None:
         self._request, self._result, self._row = request, result, row
-        self._axis, self._call = axis, call
+        self._axis, self._call, self._held = axis, call, held
         self._begun, self._inside, self._done = begun, perf_counter() - begun, False
 
     def poke(self) -> None:
@@ -45,6 +54,9 @@ class Pending:
                 for watcher in self._axis.watchers:
                     watcher.wait(self._axis, self._call)
             self._timed(lambda: self._request.Wait() or True)
+        if self._held is not None:
+            self._held.release(f"{self._call} at {self._call.site}")
+            self._held = None
         return self._result
 
     def _timed(self, complete: Callable[[], bool]) -> None:
@@ -132,16 +144,19 @@ class Axis:
         if call is not None:
             self._end(call, y, entered, left)
 
-    def _start(self, verb: str, exchange: Callable[[], MPI.Request], x: np.ndarray, y: np.ndarray, *how: Hashable) -> Pending:
+    def _start(
+        self, verb: str, exchange: Callable[[np.ndarray], MPI.Request], x: np.ndarray, y: np.ndarray, *how: Hashable
+    ) -> Pending:
         """Start one collective, which goes on while the rank computes; else as _run."""
         message = x.shape, x.dtype, x.nbytes
         call = self._begin(verb, True, x, message, how, site()) if self.watchers else None
+        held = Held(x, y is x) if any(w.holds_buffers for w in self.watchers) else None
         begun = perf_counter()
-        request = exchange()
+        request = exchange(x if held is None else held.sent)
         if call is not None:
             for watcher in self.watchers:
                 watcher.started(self, call)
-        return Pending(request, y, self.ledger.add(verb, self.name, x.nbytes, self.size, 0.0), begun, self, call)
+        return Pending(request, y, self.ledger.add(verb, self.name, x.nbytes, self.size, 0.0), begun, self, call, held)
 
     def _begin(
         self,
@@ -205,8 +220,7 @@ class Axis:
     def start_all_reduce(self, x: np.ndarray) -> Pending:
         """Sum x over the axis while this rank computes on. In place: x is the result once `wait` returns it."""
         require_own(x)
-        exchange = lambda: self._start_sum(x)  # noqa: E731
-        return self._start("all_reduce", exchange, x, x, "sum")
+        return self._start("all_reduce", self._start_sum, x, x, "sum")
 
     def start_reduce_scatter(self, x: np.ndarray, cut: Cut) -> Pending:
         """This rank's part, along the first dim, of the sum over the axis, while it computes on. x must stay as it is."""
@@ -214,7 +228,7 @@ class Axis:
         self._require_cut(cut, x.shape, 0, cut.length)
         row = x[:1].size
         y = np.empty((cut.size(self.rank), *x.shape[1:]), x.dtype)
-        exchange = lambda: self._start_sum_parts(x, y, [n * row for n in cut.sizes])  # noqa: E731
+        exchange = lambda x: self._start_sum_parts(x, y, [n * row for n in cut.sizes])  # noqa: E731
         return self._start("reduce_scatter", exchange, x, y, 0, cut)
 
     def all_gather(self, x: np.ndarray, dim: int, cut: Cut, out: np.ndarray | None = None) -> np.ndarray:

@@ -47,6 +47,35 @@ def require_own(x: np.ndarray) -> None:
         raise ValueError(f"a verb that is started needs a C-contiguous array, got {x.shape} with strides {x.strides}")
 
 
+class BufferChanged(RuntimeError):
+    """A buffer was written to before its verb was complete."""
+
+
+class Held:
+    """The buffer x of a verb that is started, as it was then. With `in_place`, MPI works on a copy, which x gets at the end:
+    until then nobody may change x."""
+
+    def __init__(self, x: np.ndarray, in_place: bool) -> None:
+        self._x, self._before, self.sent = x, x.copy(), x.copy() if in_place else x
+
+    def release(self, what: object) -> None:
+        """The verb is complete. Raises BufferChanged on this rank if x is not what it was."""
+        if self._x.tobytes() != self._before.tobytes():
+            at = np.unravel_index(np.flatnonzero(_apart(self._x, self._before))[0], self._x.shape)
+            raise BufferChanged(
+                f"{what} was under way when its buffer was changed: [{', '.join(map(str, at))}] was {self._before[at]}, "
+                f"is {self._x[at]}: wait for it first"
+            )
+        if self.sent is not self._x:
+            self._x[...] = self.sent
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether entries differ in any bit."""
+    bytes_each = [np.ascontiguousarray(x).view(np.uint8).reshape(x.size, -1) for x in (a, b)]
+    return (bytes_each[0] != bytes_each[1]).any(axis=1)
+
+
 def result(x: np.ndarray, shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:
     """Where a verb on `x` puts its result: `out`, if it fits, or a new array."""
     if out is None:

@@ -68,8 +68,11 @@ class Watcher:
     """Hears of every call on a mesh that has it in `mesh.watchers`, in the order of that list. `axis`: the one called.
     A subclass overrides what it wants to know.
 
-    A watcher leaves arrays alone, and sends nothing on the axis' own communicator.
+    A watcher leaves arrays alone, and sends nothing on the axis' own communicator. `holds_buffers`: the axis sees to it that
+    the buffers of what is started stay as they are until it is complete.
     """
+
+    holds_buffers = False
 
     def begin(self, axis: Watched, call: Call, x: np.ndarray | None) -> None:
         """Before MPI is entered. `x`: what this rank sends, in any memory order; None where it sends nothing (receive, and

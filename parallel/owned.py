@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mpi4py import MPI
 
 from parallel.recorder import Recorder, Waiting
@@ -14,18 +16,20 @@ class Owned(MPI.Intracomm):
     """
 
     made: list[MPI.Intracomm]
+    # What is to be closed before.
+    closing: list[Callable[[], None]]
 
     @classmethod
     def of(cls, comm: MPI.Intracomm) -> Owned:
         """A duplicate of `comm`. All ranks call it together."""
         with waiting(comm, "Dup"):
             own = cls(comm.Dup())
-        own.made = [own]
+        own.made, own.closing = [own], []
         return own
 
     def _kept(self, comm: MPI.Intracomm) -> Owned:
         own = type(self)(comm)
-        own.made = self.made
+        own.made, own.closing = self.made, self.closing
         self.made.append(own)
         return own
 
@@ -47,6 +51,8 @@ class Owned(MPI.Intracomm):
 
     def close(self) -> None:
         """All ranks call it together, and have made what they share in the same order."""
+        for close in reversed(self.closing):
+            close()
         for comm in reversed(self.made):
             if comm != MPI.COMM_NULL:
                 comm.Free()

@@ -3,6 +3,7 @@
 import launch.start as start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import os
+from pathlib import Path
 
 import pytest
 from pytest_mpi import MPIPlugin
@@ -39,3 +40,9 @@ def comm():
     own = start.begin().Dup()
     yield own
     own.Free()
+
+
+@pytest.fixture
+def shared(comm, tmp_path):
+    """A folder that is the same on every rank: rank 0's."""
+    return Path(comm.bcast(str(tmp_path)))

@@ -36,9 +36,11 @@ def lasting(value: object) -> object:
 
 @pytest.mark.mpi(min_size=2, max_size=2)
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_guard_says_nothing_and_changes_nothing(name, comm, tmp_path):
-    (tmp_path / "text.txt").write_bytes((ROOT / "README.md").read_bytes()[:3000])
-    words = [*COMMANDS[name].format(tmp=tmp_path, n=comm.size).split(), "--dtype", "float64", "--json"]
+def test_the_guard_says_nothing_and_changes_nothing(name, comm, shared):
+    if comm.rank == 0:
+        (shared / "text.txt").write_bytes((ROOT / "README.md").read_bytes()[:3000])
+    comm.Barrier()
+    words = [*COMMANDS[name].format(tmp=shared, n=comm.size).split(), "--dtype", "float64", "--json"]
     replicas = ("--check-replicas", "1") if name in WATCHED else ()
     off, on = (ran(comm, name, *words, *guard) for guard in (OFF, (*ON, *replicas)))
     assert [(done.status, done.err) for done in (off, on)] == [(0, "")] * 2

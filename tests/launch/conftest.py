@@ -1,13 +1,5 @@
-from pathlib import Path
-
 import pytest
 from threadpoolctl import threadpool_limits
-
-
-@pytest.fixture
-def shared(comm, tmp_path):
-    """A folder that is the same on every rank: rank 0's."""
-    return Path(comm.bcast(str(tmp_path)))
 
 
 @pytest.fixture

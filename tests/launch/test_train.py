@@ -29,8 +29,11 @@ on_ranks = pytest.mark.mpi
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """A text whose validation part is short, so that validating takes no time."""
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_bytes((ROOT / "README.md").read_bytes()[:6000])
+    world = start.begin()
+    path = world.bcast(tmp_path_factory.mktemp("text") / "text.txt")
+    if world.rank == 0:
+        path.write_bytes((ROOT / "README.md").read_bytes()[:6000])
+    world.Barrier()
     return path
 
 
