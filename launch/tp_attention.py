@@ -208,8 +208,11 @@ def reference_options(args: argparse.Namespace, lengths: list[int]) -> reference
     return reference.Options(lengths, not args.bidirectional, rotation, EPS, EPS)
 
 
-def compared(asked: reference.Options, H: int, whole: dict[str, np.ndarray], dy: np.ndarray) -> Iterator[Comparison]:
-    """Every tensor beside the reference. `whole` holds x and the weights by name, y, and gradients led by d."""
+def compared(
+    asked: reference.Options, H: int, whole: dict[str, np.ndarray], dy: np.ndarray, share: tuple[int, int] = (0, 1)
+) -> Iterator[Comparison]:
+    """Every tensor beside the reference, or this share of them. `whole` holds x and the weights by name, y, and gradients led
+    by d."""
     heads = range(H)
 
     def loss(W: dict[str, np.ndarray], name: str, index: tuple[int, ...] | None) -> complex:
@@ -223,7 +226,7 @@ def compared(asked: reference.Options, H: int, whole: dict[str, np.ndarray], dy:
         each = max(seconds) if "sequences" in moved else sum(seconds)
         return int(BUDGET / (each * len(moved.get("heads", heads))))
 
-    yield from layer.compared([lambda W, h=h: reference.attention(W, asked, [h]) for h in heads], loss, whole, dy, most)
+    yield from layer.compared([lambda W, h=h: reference.attention(W, asked, [h]) for h in heads], loss, whole, dy, most, share)
 
 
 def cache(args: argparse.Namespace, sizes: Sizes, ranks: int) -> list[dict]:

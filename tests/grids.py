@@ -1,9 +1,23 @@
 """Grids of cases: few of them in every run, those that differ; all of them in `make test-all`."""
 
 import os
+from collections.abc import Iterable
+from itertools import product
+
+from mpi4py import MPI
 
 FULL = os.environ.get("TESTS") == "all"
 
 
 def thinned(every, few):
     return every if FULL else few
+
+
+def every_other(*columns: Iterable) -> list[tuple]:
+    """Every second entry of the product of some columns; the others are run on one rank more, and on one less.
+
+    Each value of a column meets each of any other, on some number of ranks."""
+    columns = [list(column) for column in columns]
+    every = list(product(*columns))
+    places = product(*(range(len(column)) for column in columns))
+    return thinned(every, [entry for entry, at in zip(every, places, strict=True) if (sum(at) + MPI.COMM_WORLD.size) % 2 == 0])

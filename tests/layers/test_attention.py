@@ -16,12 +16,14 @@ from parallel.ledger import agrees
 from parallel.mesh import Mesh
 from parallel.parameter import drawn, given
 from reference import attention as reference
+from tests.apart import shared
+from tests.grids import every_other
 from tests.layers.deaf import Deaf
 
 pytestmark = pytest.mark.mpi
 
 LENGTHS = "1,7,20"
-# 9 heads are dealt out unevenly over 2 and 4 ranks, and 3 kv_heads are then held by several.
+# 9 heads are every_other out unevenly over 2 and 4 ranks, and 3 kv_heads are then held by several.
 SIZES = ("--heads", "9", "--d-model", "27", "--d-head", "6", "--sequences", LENGTHS)
 CASES = {
     "mha": ("--kind", "mha"),
@@ -42,11 +44,11 @@ def mesh(comm):
 
 @pytest.fixture
 def run(mesh, comm, monkeypatch):
-    """run(*options, sabotage): the step of launch.tp_attention, its comparisons by tensor, on every rank."""
+    """run(*options, sabotage, check): the step of launch.tp_attention, its comparisons by tensor, on every rank."""
     # Fewer entries one by one; the direction through all of them stays.
     monkeypatch.setattr(command, "BUDGET", 0.03)
 
-    def run(*options, sabotage=None):
+    def run(*options, sabotage=None, check=True):
         args = command.options().parse_args([*SIZES, *options])
         sizes = command.check(args, comm.size)
         layer = command.build(args, sizes, mesh.tp)
@@ -58,14 +60,13 @@ def run(mesh, comm, monkeypatch):
         mesh.ledger.rows.clear()
         ran = step.run(layer, x, dy, mesh, Control(comm), sizes.lengths, turn)
         asked = command.reference_options(args, sizes.lengths)
-        checks = list(command.compared(asked, args.heads, ran.whole | {"x": x}, dy)) if comm.rank == 0 else None
-        return {c.tensor: c for c in comm.bcast(checks)}, ran
+        compared = lambda share: command.compared(asked, args.heads, ran.whole | {"x": x}, dy, share)  # noqa: E731
+        return shared(comm, compared) if check else None, ran
 
     return run
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "dtype"), every_other(CASES, ["float32", "float64"]))
 def test_every_tensor_equals_the_reference_and_bytes_are_as_predicted(run, case, dtype):
     checks, ran = run(*CASES[case], "--dtype", dtype)
     assert not [c.worst for c in checks.values() if not c.ok]
@@ -81,7 +82,7 @@ def test_every_tensor_equals_the_reference_and_bytes_are_as_predicted(run, case,
 
 
 def test_gradients_of_replicated_heads_are_summed_by_those_who_hold_them(run, mesh):
-    _, ran = run(*CASES["gqa"])
+    _, ran = run(*CASES["gqa"], check=False)
     groups = {r["axis"]: r["message_bytes"] for r in ran.communication if r["axis"] != "tp"}
     assert list(groups) == {2: ["tp[0..1]"], 4: ["tp[1..2]", "tp[2..3]"]}.get(mesh.tp.size, [])
     # one key and one value head of width 6, for 27 inputs and a bias, in float32
@@ -90,7 +91,9 @@ def test_gradients_of_replicated_heads_are_summed_by_those_who_hold_them(run, me
 
 @pytest.mark.parametrize(("kv_heads", "kind"), [("9", "mha"), ("1", "mqa")])
 def test_grouped_query_attention_has_both_others_as_its_ends(run, kv_heads, kind):
-    (_, grouped), (_, plain) = run("--kind", "gqa", "--kv-heads", kv_heads), run("--kind", kind)
+    (_, grouped), (_, plain) = (
+        run(*options, check=False) for options in (("--kind", "gqa", "--kv-heads", kv_heads), ("--kind", kind))
+    )
     assert grouped.whole.keys() == plain.whole.keys()
     for name in plain.whole:
         np.testing.assert_array_equal(grouped.whole[name], plain.whole[name])

@@ -15,6 +15,8 @@ from parallel.shard import even
 from reference import transformer as reference
 from reference.attention import Options
 from reference.layer import compared
+from tests.apart import shared
+from tests.grids import every_other
 from tests.layers.deaf import Deaf
 
 pytestmark = pytest.mark.mpi
@@ -65,7 +67,7 @@ def run(mesh, comm, kind, dtype="float64", recompute=False, sabotage=None, sprea
     return whole | {"y": np.array(nll.mean())}, model, report
 
 
-def against_the_reference(kind, whole, entries=4):
+def against_the_reference(comm, kind, whole, entries=4):
     config = CONFIGS[kind]
     ids, targets = batch(config.vocabulary)
     rope = None if config.rope is None else {"pairing": "half"}
@@ -73,15 +75,14 @@ def against_the_reference(kind, whole, entries=4):
     def loss(W):
         return reference.cross_entropy(reference.logits(W, ids, Options(LENGTHS, True, rope), config.eps), targets)
 
-    checks = compared([loss], lambda W, name, index: loss(W), whole, np.array(1.0), lambda name: entries)
-    return {c.tensor: c for c in checks}
+    of = ([loss], lambda W, name, index: loss(W), whole, np.array(1.0), lambda name: entries)
+    return shared(comm, lambda share: compared(*of, share))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("kind", "dtype"), every_other(CONFIGS, ["float32", "float64"]))
 def test_loss_and_all_gradients_are_those_of_the_reference(mesh, comm, kind, dtype):
     whole, _, report = run(mesh, comm, kind, dtype)
-    checks = comm.bcast(against_the_reference(kind, whole) if comm.rank == 0 else None)
+    checks = against_the_reference(comm, kind, whole)
     assert len(checks) == 1 + 2 * (len(whole) // 2)
     assert not [c.worst for c in checks.values() if not c.ok]
     if dtype == "float64":
@@ -150,7 +151,7 @@ def rows_off_by_one(model):
 )
 def test_sabotage_is_seen(mesh, comm, sabotage, kind, red):
     whole, _, _ = run(mesh, comm, kind, sabotage=sabotage)
-    checks = comm.bcast(against_the_reference(kind, whole) if comm.rank == 0 else None)
+    checks = against_the_reference(comm, kind, whole)
     wrong = {n for n, c in checks.items() if not c.ok}
     if sabotage is softmax_over_this_ranks_columns and mesh.tp.size == 1:
         assert not wrong

@@ -19,6 +19,8 @@ from reference import transformer as reference
 from reference.attention import Options
 from reference.layer import compared
 from reference.transformer import Routing
+from tests.apart import shared
+from tests.grids import every_other
 from tests.layers.deaf import Deaf
 
 # All different, and no width divided by the ranks.
@@ -70,23 +72,22 @@ def run(mesh, comm, kind, dtype="float64", sabotage=None):
     return ran.whole | {"x": x} | fixed | {f"d{n}": np.zeros_like(b) for n, b in fixed.items()}, dy
 
 
-def tensors(kind, whole, dy):
+def tensors(comm, kind, whole, dy):
     """Comparisons of everything with the reference."""
     _, active, _, routing = KINDS[kind]
 
     def forward(W):
         return reference.mlp(W, W["x"], routing_of(active, routing))
 
-    checks = compared([forward], lambda W, name, index: np.sum(dy * forward(W)), whole, dy, lambda name: 12)
-    return {c.tensor: c for c in checks}
+    of = ([forward], lambda W, name, index: np.sum(dy * forward(W)), whole, dy, lambda name: 12)
+    return shared(comm, lambda share: compared(*of, share))
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "dtype"), every_other(KINDS, ["float32", "float64"]))
 def test_every_tensor_equals_the_reference_and_bytes_are_as_predicted(mesh, comm, kind, dtype):
     whole, dy = run(mesh, comm, kind, dtype)
-    checks = comm.bcast(tensors(kind, whole, dy) if comm.rank == 0 else None)
+    checks = tensors(comm, kind, whole, dy)
     count, _, shared, routing = KINDS[kind]
     names = {"x", "Wr", "W1", "W2"} | ({"shared.W1", "shared.W2"} if shared else set())
     names |= {"br"} if "correction" in routing else set()
@@ -121,8 +122,9 @@ def test_a_language_model_with_a_dense_and_a_routed_block(mesh, comm):
         z = reference.logits(W | {"blocks.1.br": br}, ids, o, config.eps, Routing(2, "sigmoid", scale=1.3))
         return reference.cross_entropy(z, targets)
 
-    checks = compared([loss], lambda W, name, index: loss(W), whole, np.array(1.0), lambda name: 2)
-    assert not comm.bcast([c.worst for c in checks if not c.ok] if comm.rank == 0 else None)
+    of = ([loss], lambda W, name, index: loss(W), whole, np.array(1.0), lambda name: 2)
+    checks = shared(comm, lambda share: compared(*of, share))
+    assert not [c.worst for c in checks.values() if not c.ok]
 
 
 @pytest.mark.mpi
@@ -308,7 +310,7 @@ SABOTAGES = {
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda f: f.__name__)
 def test_sabotage_is_seen(mesh, comm, sabotage):
     whole, dy = run(mesh, comm, "deepseek-v3", sabotage=sabotage)
-    checks = comm.bcast(tensors("deepseek-v3", whole, dy) if comm.rank == 0 else None)
+    checks = tensors(comm, "deepseek-v3", whole, dy)
     wrong = {n for n, c in checks.items() if not c.ok}
     if sabotage in (router_gradient_not_summed, shared_added_on_every_rank) and mesh.tp.size == 1:
         assert not wrong

@@ -19,6 +19,8 @@ from reference.attention import Options
 from reference.compare import compare
 from reference.layer import compared
 from reference.rounding import bounds
+from tests.apart import shared
+from tests.grids import every_other
 from tests.harness import ROOT
 
 pytestmark = pytest.mark.mpi
@@ -80,14 +82,15 @@ def run(mesh, comm, kind, weights, x, dy, lengths, sabotage=None):
     return ran.whole | {"x": x}, block
 
 
-def tensors(kind, whole, lengths, dy):
+def tensors(comm, kind, whole, lengths, dy):
     """Comparisons of everything with the reference's block."""
     o = Options(lengths, True, ROPE[kind])
 
     def forward(W):
         return reference.block(W, o, EPS[kind])
 
-    return {c.tensor: c for c in compared([forward], lambda W, name, index: np.sum(dy * forward(W)), whole, dy, lambda name: 8)}
+    of = ([forward], lambda W, name, index: np.sum(dy * forward(W)), whole, dy, lambda name: 8)
+    return shared(comm, lambda share: compared(*of, share))
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -109,15 +112,14 @@ def test_outputs_and_all_gradients_are_those_of_pytorch(mesh, comm, kind):
         assert c.relative_error < 1e-12
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize(("kind", "dtype"), every_other(BLOCKS, ["float32", "float64"]))
 def test_every_tensor_equals_the_reference(mesh, comm, kind, dtype):
     if kind != "llama" and mesh.tp.size > 3:
         pytest.skip("these blocks have 3 heads")
     lengths = [1, 3, 9]
     x, dy = np.random.default_rng(0).standard_normal((2, sum(lengths), D)).astype(dtype)
     whole, _ = run(mesh, comm, kind, drawn(1, dtype, 0.1), x, dy, lengths)
-    checks = comm.bcast(tensors(kind, whole, lengths, dy) if comm.rank == 0 else None)
+    checks = tensors(comm, kind, whole, lengths, dy)
     assert not [c.worst for c in checks.values() if not c.ok]
     if dtype == "float64":
         assert max(c.relative_error for c in checks.values()) < 1e-12
@@ -152,7 +154,7 @@ def test_sabotage_is_seen(mesh, comm, sabotage, red):
     kind, lengths = "llama", [1, 3, 9]
     x, dy = np.random.default_rng(0).standard_normal((2, sum(lengths), D))
     whole, _ = run(mesh, comm, kind, drawn(1, "float64", 0.1), x, dy, lengths, sabotage)
-    checks = comm.bcast(tensors(kind, whole, lengths, dy) if comm.rank == 0 else None)
+    checks = tensors(comm, kind, whole, lengths, dy)
     assert red <= {n for n, c in checks.items() if not c.ok}
 
 

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from launch import start
 from layers.optimizer import warmup_cosine
 from models.build import build
 from models.config import gpt2_like, llama_like
 from parallel.mesh import Mesh
 from parallel.parameter import drawn, given
+from tests.apart import on_first
+from tests.grids import every_other
 from tests.harness import ROOT
 from training.text import MicroBatch, Order, dealt
 from training.trainer import Plan, Trainer
@@ -37,7 +40,7 @@ def trained(mesh, kind, micro_batches=1, recompute=False, plan=None, steps=STEPS
 def alone():
     """The same on one process, no options."""
     mesh = Mesh(MPI.COMM_SELF, dp=1, tp=1)
-    return {kind: trained(mesh, kind)[:2] for kind in CONFIGS}
+    return on_first(start.begin(), lambda: {kind: trained(mesh, kind)[:2] for kind in CONFIGS})
 
 
 # Every pair of options, off and on.
@@ -45,18 +48,17 @@ OPTIONS = [(False, False, 1), (True, False, 3), (False, True, 3), (True, True, 1
 
 
 @pytest.mark.limit(120)
-@pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize(("zero", "recompute", "micro_batches"), OPTIONS)
-def test_twenty_steps_are_the_same_on_every_mesh(comm, alone, kind, zero, recompute, micro_batches):
+@pytest.mark.parametrize(("kind", "options", "axes"), every_other(CONFIGS, OPTIONS, MESHES[start.begin().size]))
+def test_twenty_steps_are_the_same_on_every_mesh(comm, alone, kind, options, axes):
     losses, weights = alone[kind]
-    for dp, tp in MESHES[comm.size]:
-        with Mesh(comm, check=True, dp=dp, tp=tp) as mesh:
-            # 13 sequences over 4 ranks: unequal parts, in up to 3 micro-batches.
-            plan = Plan(clip=0.8, zero=zero, overlap=zero != recompute, bucket_bytes=5000)
-            got, after, _ = trained(mesh, kind, micro_batches, recompute, plan)
-            np.testing.assert_allclose(got, losses, rtol=0, atol=1e-10)
-            for name, a in weights.items():
-                np.testing.assert_allclose(after[name], a, rtol=0, atol=1e-10, err_msg=name)
+    zero, recompute, micro_batches = options
+    with Mesh(comm, check=True, dp=axes[0], tp=axes[1]) as mesh:
+        # 13 sequences over 4 ranks: unequal parts, in up to 3 micro-batches.
+        plan = Plan(clip=0.8, zero=zero, overlap=zero != recompute, bucket_bytes=5000)
+        got, after, _ = trained(mesh, kind, micro_batches, recompute, plan)
+        np.testing.assert_allclose(got, losses, rtol=0, atol=1e-10)
+        for name, a in weights.items():
+            np.testing.assert_allclose(after[name], a, rtol=0, atol=1e-10, err_msg=name)
 
 
 def test_zero_keeps_a_share_of_the_state_and_recomputation_less_for_backward(comm):
