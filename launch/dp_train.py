@@ -192,17 +192,19 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "memory": report.by_rank(memory),
         **({"explain": explained} if explained else {}),
     }
+    first_step = [c for c in checks if c.phase != "step"]
     shown = lambda: view.show(explained, lambda: show(result, checks))  # noqa: E731
-    return max(report.publish(args.json, result, shown, wrong), view.draw(args, explained))
+    return max(report.publish(args.json, result, shown, wrong, checks=first_step), view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison]) -> None:
     """The report for people."""
     c = result["config"]
-    print(
+    report.say(
         f"Data parallelism on dp={result['ranks']}: a {c['family']}-like model, {c['layers']} layer(s), D {c['d_model']}, "
         f"V {VOCABULARY}; a step's tokens by rank: {', '.join(map(str, result['tokens_per_rank']))}; {result['dtype']}, "
-        f"seed {result['seed']}\n"
+        f"seed {result['seed']}",
+        "",
     )
     report.table("Loss, the mean over the tokens of all ranks", ("step", "nats a token"),
                  [(n + 1, f"{loss:.6f}") for n, loss in enumerate(result["loss"])])  # fmt: skip

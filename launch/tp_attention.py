@@ -277,7 +277,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
     }
     wrong = [*report.wrong(checks, result), *measured.apart]
     shown = lambda: view.show(explained, lambda: show(result, checks))  # noqa: E731
-    return max(report.publish(args.json, result, shown, wrong), view.draw(args, explained))
+    return max(report.publish(args.json, result, shown, wrong, checks=checks), view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison]) -> None:
@@ -289,12 +289,13 @@ def show(result: dict, checks: list[Comparison]) -> None:
     mla = c["kind"] == "mla"
     widths = f"C {c['d_latent']}, R {c['d_rope']}" if mla else f"K {c['kv_heads']} kv_heads, E {c['d_head']}"
     lengths = ", ".join(map(str, c["lengths"][:8])) + (", ..." if len(c["lengths"]) > 8 else "")
-    print(
+    report.say(
         f"Tensor-parallel attention ({c['kind']}) on tp={ranks}: T {c['tokens']} tokens in sequences of {lengths}; "
         f"D {c['d_model']}, H {c['heads']} heads, {widths}; rope {c['rope']}, "
-        f"{'bidirectional' if c['bidirectional'] else 'causal'}, {result['dtype']}, seed {result['seed']}"
+        f"{'bidirectional' if c['bidirectional'] else 'causal'}, {result['dtype']}, seed {result['seed']}",
+        f"Heads by rank: {dealt}" + ("" if mla else f"; key/value heads: {read}"),
+        "",
     )
-    print(f"Heads by rank: {dealt}" + ("" if mla else f"; key/value heads: {read}") + "\n")
     report.comparisons("Sharded result against the reference: a grid of entries, and along a direction through all", checks)
     report.communication(result["communication"])
     report.memory(result["memory"])

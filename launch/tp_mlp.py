@@ -151,7 +151,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     if learnt and learnt["test_accuracy"] != learnt["test_accuracy_unsharded"]:
         wrong.append("test accuracy")
     shown = lambda: view.show(explained, lambda: show(result, checks, epochs))  # noqa: E731
-    return max(report.publish(args.json, result, shown, wrong), view.draw(args, explained))
+    return max(report.publish(args.json, result, shown, wrong, checks=checks), view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> None:
@@ -159,10 +159,11 @@ def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> No
     ranks, c = result["ranks"], result["config"]
     cut = even(c["d_ff"], ranks).sizes
     widths = f"{cut[0]}" if len(set(cut)) == 1 else f"{cut[0]} or {cut[-1]}"
-    print(
+    report.say(
         f"Tensor-parallel MLP on tp={ranks}: T {c['tokens']} tokens, D {c['d_model']}, F {c['d_ff']} "
         f"({widths} a rank), {c['activation']}, {'biases' if c['bias'] else 'no bias'}, {result['dtype']}, "
-        f"seed {result['seed']}\n"
+        f"seed {result['seed']}",
+        "",
     )
     report.comparisons("Sharded result against the whole-array reference, entry by entry", checks)
     report.communication(result["communication"])
@@ -181,9 +182,10 @@ def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> No
                 if n in (0, 1, 3, 7, len(epochs) - 1) or not c.ok or c is worst
             ],
         )
-        print(
+        report.say(
             f"held-out images read right: {learnt['test_accuracy']:.2%}, "
-            f"{learnt['test_accuracy_unsharded']:.2%} unsharded ({learnt['epochs']} epochs)\n"
+            f"{learnt['test_accuracy_unsharded']:.2%} unsharded ({learnt['epochs']} epochs)",
+            "",
         )
 
 
