@@ -162,9 +162,10 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
 def show(result: dict) -> None:
     """The report for people."""
     axes = ", ".join(f"{name}={n}" for name, n in result["mesh"].items())
-    print(
+    report.say(
         f"{result['family']} model {result['model']} on {axes}, {result['dtype']}: {result['sequences']} sequence(s) of "
-        f"{result['tokens']} tokens\n"
+        f"{result['tokens']} tokens",
+        "",
     )
     rows = [("loss, nats a token", f"{result['loss']:.6f}")]
     rows += [("perplexity", f"{result['perplexity']:.4f}")] if result["perplexity"] is not None else []

@@ -326,13 +326,13 @@ def show(result: dict, schedules: dict) -> None:
         [(p["policy"], *(f"{1e3 * t:.1f}" if (t := p["decode_step_seconds"].get(n)) else "-" for n in rows)) for p in policies],
     )
     occupancy.show(schedules)
-    print(f"The picture is {result['png']}")
+    report.say(f"The picture is {result['png']}")
     for d in result["differences"]:
-        print(f"request {d['request']}: {explained(d)}")
+        report.say(f"request {d['request']}: {explained(d)}")
     if result["ratios"]:
         r = result["ratios"]
         rate, steps = r["output_tokens_per_second"], r["steps"]
-        print(f"continuous gives {rate:.2f} times the output tokens/s of static, with {steps:.2f} times fewer steps")
+        report.say(f"continuous gives {rate:.2f} times the output tokens/s of static, with {steps:.2f} times fewer steps")
 
 
 def show_steps(result: dict, policies: tuple[str, ...], schedules: dict) -> None:
@@ -354,14 +354,13 @@ def show_steps(result: dict, policies: tuple[str, ...], schedules: dict) -> None
             for r in result["rows"]
         ],
     )
-    print(
-        "at least: all tokens but first ones, over the slots; padding: of prompts in batches of so many, padded to the longest"
-    )
-    print(
-        f"blocks of {blocks['of']}: {blocks['count']:,} for {blocks['tokens']:,} tokens, {blocks['waste']:.2%} of them empty\n"
+    report.say(
+        "at least: all tokens but first ones, over the slots; padding: of prompts in batches of so many, padded to the longest",
+        f"blocks of {blocks['of']}: {blocks['count']:,} for {blocks['tokens']:,} tokens, {blocks['waste']:.2%} of them empty",
+        "",
     )
     occupancy.show(schedules)
-    print(f"The picture is {result['png']}")
+    report.say(f"The picture is {result['png']}")
 
 
 if __name__ == "__main__":

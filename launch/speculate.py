@@ -279,15 +279,18 @@ def show(result: dict) -> None:
                 *("theorem 3.8", "with costs", "as drafted", "measured", "operations"),
             ),
             [(r["prompt"], r["gamma"], *(number(r[cell]) for cell in cells)) for r in result["rows"] if r["draft"] == kind],
+            keys=2,
         )
-    print(
-        "alpha: 1 - total variation, over the target's own text; by acceptances: accepted over tested, up to the first rejected"
+    report.say(
+        "alpha: 1 - total variation, over the target's own text; by acceptances: accepted of those tested, to the first rejected",
+        "as drafted: predicted for what was drafted round by round, where a draft does not always propose gamma tokens",
+        "",
+        "\n\n".join(result["words"]),
+        "",
+        f"The picture is {result['png']}",
     )
-    print("as drafted: predicted for what was drafted round by round, where a draft does not always propose gamma tokens\n")
-    print(*result["words"], sep="\n\n")
-    print(f"\nThe picture is {result['png']}")
     for d in result["differences"]:
-        print(f"{d['prompt']}, {d['draft']}, gamma {d['gamma']}: {explained(d)}")
+        report.say(f"{d['prompt']}, {d['draft']}, gamma {d['gamma']}: {explained(d)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from math import log, prod
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from mpi4py import MPI
 
 from launch import report
+from launch.lines import width
 from launch.measure import products
 from launch.options import COMMON, UsageError, add_replicas, amount, axis_sizes, natural, parser, positive, settled
 from launch.pictures import curve
@@ -300,26 +302,29 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
 def show(result: dict, losses: list[float]) -> None:
     """The report for people. `losses`: of all steps, those before this start of the run among them."""
     axes, c = ", ".join(f"{name}={n}" for name, n in result["mesh"].items()), result["config"]
-    print(
+    report.say(
         f"{c['family']}-like model of {result['parameters']:,} parameters on {axes}: {c['layers']} layers, D {c['d_model']}, "
         f"{c['heads']} heads, F {c['d_ff']}, sequences of {c['sequence_length']}; {c['batch_tokens']} tokens a step, "
-        f"{result['dtype']}, seed {result['seed']}\n"
+        f"{result['dtype']}, seed {result['seed']}",
+        "",
     )
     rows = sorted({1, *(len(losses) * n // 8 for n in range(1, 9))} - {0})
     report.table("Loss", ("step", "nats a byte", "bits a byte"),
                  [(n, f"{losses[n - 1]:.4f}", f"{losses[n - 1] / log(2):.4f}") for n in rows])  # fmt: skip
     report.communication(result["communication"], f"{len(result['loss'])} steps, validation and sample on rank 0")
     report.memory(result["memory"])
-    print(f"validation: {result['validation_bits_per_byte']:.4f} bits a byte, over the last tenth of the text")
+    report.say(f"validation: {result['validation_bits_per_byte']:.4f} bits a byte, over the last tenth of the text")
     if result["loss"]:
-        print(
+        report.say(
             f"{result['tokens_per_second']:,.0f} tokens/s; {result['model_flops_per_second'] / 1e9:.1f} of "
             f"{result['matmul_flops_per_second'] / 1e9:.1f} Gflop/s that matrix products alone reach here: "
             f"{result['utilisation']:.0%}"
         )
-    print(f"curve: {', '.join(result['files'])}")
+    report.say(f"curve: {', '.join(result['files'])}")
     if result["sample"]:
-        print(f"\nA sample, after 'The ':\n{textwrap.indent(result['sample'], '  | ', lambda line: True)}\n")
+        wrap = partial(textwrap.wrap, width=width() - 4, replace_whitespace=False, drop_whitespace=False)
+        lines = [part for line in result["sample"].splitlines() for part in wrap(line) or [""]]
+        print("", "A sample, after 'The ':", *(f"  | {line}" for line in lines), "", sep="\n")
 
 
 if __name__ == "__main__":
