@@ -282,7 +282,7 @@ def show(result: dict) -> None:
             keys=2,
         )
     report.say(
-        "alpha: 1 - total variation, over the target's own text; by acceptances: accepted of those tested, to the first rejected",
+        "alpha: 1 - total variation, over the target's own text; by acceptances: accepted of tested, up to the first rejected",
         "as drafted: predicted for what was drafted round by round, where a draft does not always propose gamma tokens",
         "",
         "\n\n".join(result["words"]),
