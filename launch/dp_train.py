@@ -41,7 +41,14 @@ SPREAD = 0.1
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("dp_train", "Train a small model data-parallel, and compare with a reference and with one process.")
+    p = parser(
+        "dp_train",
+        "Train a small model data-parallel, and compare with a reference and with one process.",
+        (
+            "mpirun -n 4 python -m launch.dp_train",
+            "mpirun -n 3 python -m launch.dp_train --zero --micro-batches 2",
+        ),
+    )
     p.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what the model is like")
     p.add_argument("--layers", type=positive, default=1, help="blocks")
     p.add_argument("--d-model", type=positive, default=24, help="D")

@@ -34,9 +34,18 @@ from parallel.replicas import Copy, Replicas, copies
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("generate", "Continue a prompt with a pretrained model, tensor-parallel.")
+    p = parser(
+        "generate",
+        "Continue a prompt with a pretrained model, tensor-parallel.",
+        (
+            'mpirun -n 2 python -m launch.generate --prompt "The capital of France is"',
+            'mpirun -n 3 python -m launch.generate --chat "Why is the sky blue?" --top-p 0.9',
+            'mpirun -n 2 python -m launch.generate --prompt "1, 2, 3," --speculate ngram',
+        ),
+        needs="(--prompt TEXT | ...)",
+    )
     pretrained.add_model(p)
-    what = p.add_mutually_exclusive_group(required=True)
+    what = p.add_argument_group("what to continue, one of these").add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="text to continue")
     what.add_argument("--tokens", type=pretrained.token_ids, help="token ids to continue: 1,2,3")
     what.add_argument("--chat", metavar="TEXT", help="what a user says, to be answered by the model's chat template")
@@ -51,7 +60,7 @@ def options() -> argparse.ArgumentParser:
     s.add_argument("--logprobs", action="store_true", help="each token's log-probability")
     c = p.add_argument_group("KV cache")
     c.add_argument("--cache", choices=tuple(CACHES), default="contiguous", help="how the cache is kept")
-    c.add_argument("--prefill-chunk", type=positive, help="tokens of the prompt at a time (all)")
+    c.add_argument("--prefill-chunk", type=positive, help="tokens of the prompt at a time (default: all)")
     c.add_argument(
         "--mla-cache", choices=("replicated", "striped"), default="replicated", help="latents on every rank, or dealt out"
     )
@@ -62,7 +71,9 @@ def options() -> argparse.ArgumentParser:
     )
     d.add_argument("--draft", metavar="PATH", type=Path, help="draft with another model of the same vocabulary")
     d.add_argument("--draft-whole", action="store_true", help="run the --draft model whole on every rank, not cut over them")
-    d.add_argument("--gamma", type=_gamma, default=None, help="tokens to draft, 1 to 8; auto for as many as pay (auto)")
+    d.add_argument(
+        "--gamma", type=_gamma, default=None, help="tokens to draft, 1 to 8; auto for as many as pay (default: auto)"
+    )
     return p
 
 

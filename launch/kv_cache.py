@@ -22,7 +22,12 @@ from models.published import BF16, PUBLISHED, attention_of, entries_by_rank
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("kv_cache", "What a KV cache keeps of a token, in published models. Needs no ranks.")
+    p = parser(
+        "kv_cache",
+        "What a KV cache keeps of a token, in published models. Needs no ranks.",
+        ("python -m launch.kv_cache", "python -m launch.kv_cache --ranks 8 --tokens 131072"),
+        without=("seed", "ranks"),
+    )
     p.add_argument("--ranks", type=positive, default=4, help="over how many tensor-parallel ranks to cut the heads")
     p.add_argument("--tokens", type=positive, default=4096, help="of the whole context in the last column")
     p.add_argument("--pictures", metavar="DIR", type=Path, help="also write the pictures of docs/kv-cache.md into DIR")

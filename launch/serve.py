@@ -44,6 +44,11 @@ def options() -> argparse.ArgumentParser:
         "SIGTERM to mpirun or to rank 0 finishes what runs, and ends all ranks with status 0; a second one ends them at once, "
         "and so does Ctrl-C. Open MPI's mpirun kills its ranks on SIGTERM: send it SIGUSR1, or SIGTERM to rank 0, whose pid "
         "the first line names, or start without mpirun.",
+        (
+            "mpirun -n 2 python -m launch.serve",
+            "python -m launch.serve --port 0 --speculate ngram",
+        ),
+        without=("seed",),
     )
     pretrained.add_model(p)
     h = p.add_argument_group("HTTP")

@@ -49,22 +49,37 @@ BUDGET, HEAD, ROW, SCORE, READ, PRODUCT = 0.5, 3e-4, 2.5e-5, 6e-8, 4e-9, 1e-9
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("tp_attention", "Run tensor-parallel attention, forward and backward, and compare it with a reference.")
+    p = parser(
+        "tp_attention",
+        "Run tensor-parallel attention, forward and backward, and compare it with a reference.",
+        (
+            "mpirun -n 4 python -m launch.tp_attention --heads 9 --d-model 144",
+            "mpirun -n 2 python -m launch.tp_attention --sequences 1,7,64,129",
+            "mpirun -n 3 python -m launch.tp_attention --kind mla --rope interleaved",
+        ),
+    )
     p.add_argument("--kind", choices=KINDS, default="gqa", help="multi-head, grouped-query, multi-query or latent")
     p.add_argument(
-        "--sequences", type=_counts, nargs="+", default=[[4]], help="how many sequences, or their lengths: 1,7,64,129"
+        "--sequences",
+        type=_counts,
+        nargs="+",
+        default=[[4]],
+        help="how many sequences, or their lengths: 1,7,64,129 (default: 4)",
     )
-    p.add_argument("--tokens", type=positive, help="T, of all sequences together (96, or the sum of the lengths)")
+    p.add_argument("--tokens", type=positive, help="T, of all sequences together (default: 96, or the sum of the lengths)")
     p.add_argument("--d-model", type=positive, default=64, help="D, width of input and output")
     p.add_argument("--heads", type=positive, default=8, help="H, query heads, dealt out over the ranks, evenly or not")
-    p.add_argument("--kv-heads", type=positive, help="K, a divisor of H (for gqa, the largest up to H/2)")
-    p.add_argument("--d-head", type=positive, help="E, width of a head (D/H)")
+    p.add_argument("--kv-heads", type=positive, help="K, a divisor of H (default for gqa: the largest up to H/2)")
+    p.add_argument("--d-head", type=positive, help="E, width of a head (default: D/H)")
     p.add_argument(
         "--rope", choices=("none", "half", "interleaved"), default="half", help="rotary positions, and their pairing"
     )
     p.add_argument("--rope-base", type=float, default=10000.0, help="its base")
     p.add_argument(
-        "--rope-scaling", type=_scaling, default=None, help="linear, llama3 or yarn, as in yarn:factor=40,original=4096"
+        "--rope-scaling",
+        type=_scaling,
+        default=None,
+        help="linear, llama3 or yarn, as in yarn:factor=40,original=4096 (default: none)",
     )
     p.add_argument(
         "--bidirectional", action="store_true", help="every token reads its whole sequence, not only what is before it"
@@ -74,11 +89,13 @@ def options() -> argparse.ArgumentParser:
     )
     p.add_argument("--qk-norm", action="store_true", help="RMS norm of each head's queries and keys, as Qwen3 (not mla)")
     mla = p.add_argument_group("sizes of --kind mla")
-    mla.add_argument("--d-latent", type=positive, help="C, width of the latent (4E)")
-    mla.add_argument("--d-query-latent", type=positive, help="width of the queries' latent (none)")
-    mla.add_argument("--d-nope", type=positive, help="width of a head's queries and keys without position (E)")
-    mla.add_argument("--d-rope", type=positive, help="R, width of the rotated key that all heads share (the even of E/2)")
-    mla.add_argument("--d-value", type=positive, help="width of a head's values (E)")
+    mla.add_argument("--d-latent", type=positive, help="C, width of the latent (default: 4E)")
+    mla.add_argument("--d-query-latent", type=positive, help="width of the queries' latent (default: they have none)")
+    mla.add_argument("--d-nope", type=positive, help="width of a head's queries and keys without position (default: E)")
+    mla.add_argument(
+        "--d-rope", type=positive, help="R, width of the rotated key that all heads share (default: the even of E/2)"
+    )
+    mla.add_argument("--d-value", type=positive, help="width of a head's values (default: E)")
     p.add_argument("--layers", type=positive, default=1, help="L, for the table of the KV cache")
     view.add_options(p)
     return p

@@ -54,7 +54,15 @@ class Job(NamedTuple):
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("tp_mlp", "Run a tensor-parallel two-layer MLP, forward and backward, and compare it with a reference.")
+    p = parser(
+        "tp_mlp",
+        "Run a tensor-parallel two-layer MLP, forward and backward, and compare it with a reference.",
+        (
+            "mpirun -n 4 python -m launch.tp_mlp",
+            "mpirun -n 3 python -m launch.tp_mlp --activation swiglu --d-ff 1001",
+            "mpirun -n 2 python -m launch.tp_mlp --data none --trace t.json",
+        ),
+    )
     p.add_argument("--tokens", type=positive, default=48, help="T, rows of the input")
     p.add_argument("--d-model", type=positive, default=64, help="D, width of input and output")
     p.add_argument("--d-ff", type=positive, default=1024, help="F, hidden width, cut over the ranks, evenly or not")

@@ -43,10 +43,21 @@ def _window(text: str) -> tuple[float, float]:
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("trace", "Read what a command wrote with --trace: a strip a rank, shares of time, stragglers, dear verbs.")
+    p = parser(
+        "trace",
+        "Read what a command wrote with --trace: a strip a rank, shares of time, stragglers, dear verbs.",
+        (
+            "mpirun -n 4 python -m launch.tp_mlp --trace t.json",
+            "python -m launch.trace t.json",
+            "python -m launch.trace t.json --window 10:25.5",
+            "python -m launch.trace --compare t.json other.json",
+        ),
+        needs="(FILE | --compare A B)",
+        without=("dtype", "seed", "ranks"),
+    )
     p.add_argument("file", metavar="FILE", type=Path, nargs="?", help="the trace")
     p.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="instead of FILE: two traces side by side")
-    p.add_argument("--window", type=_window, metavar="FROM:TO", help="only this time, in milliseconds (all)")
+    p.add_argument("--window", type=_window, metavar="FROM:TO", help="only this time, in milliseconds (default: all of it)")
     p.add_argument("--png", metavar="OUT", type=Path, help="draw it")
     return p
 

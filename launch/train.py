@@ -46,16 +46,24 @@ PROMPT, TEMPERATURE = b"The ", 0.5
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("train", "Train a byte-level language model, data- and tensor-parallel.")
-    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in dp=2,tp=2 (all along dp)")
-    p.add_argument("--text", metavar="FILE", help="what to learn from (the documentation that comes with Python)")
+    p = parser(
+        "train",
+        "Train a byte-level language model, data- and tensor-parallel.",
+        (
+            "mpirun -n 4 python -m launch.train --mesh dp=2,tp=2",
+            "mpirun -n 4 python -m launch.train --checkpoint kept --save-every 100",
+            "mpirun -n 2 python -m launch.train --checkpoint kept --resume",
+        ),
+    )
+    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in dp=2,tp=2 (default: all along dp)")
+    p.add_argument("--text", metavar="FILE", help="what to learn from (default: the documentation that comes with Python)")
     m = p.add_argument_group("model")
     m.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what it is like")
     m.add_argument("--layers", type=positive, default=3, help="blocks")
     m.add_argument("--d-model", type=positive, default=128, help="D")
     m.add_argument("--heads", type=positive, default=4, help="query heads, a divisor of D")
-    m.add_argument("--kv-heads", type=positive, help="key/value heads, a divisor of the heads (all of them)")
-    m.add_argument("--d-ff", type=positive, help="hidden width of the MLPs (4 D; 8/3 D where gated)")
+    m.add_argument("--kv-heads", type=positive, help="key/value heads, a divisor of the heads (default: all of them)")
+    m.add_argument("--d-ff", type=positive, help="hidden width of the MLPs (default: 4 D; 8/3 D where gated)")
     m.add_argument("--tied", action="store_true", help="one table for embedding and output")
     t = p.add_argument_group("training")
     t.add_argument("--sequence-length", type=positive, default=128, help="S, tokens of a sequence")
@@ -73,7 +81,7 @@ def options() -> argparse.ArgumentParser:
     add_replicas(t, "steps")
     k = p.add_argument_group("what is kept")
     k.add_argument("--checkpoint", metavar="DIR", type=Path, help="where to save")
-    k.add_argument("--save-every", type=natural, default=0, help="steps between checkpoints (only the last)")
+    k.add_argument("--save-every", type=natural, default=0, help="steps between checkpoints; 0: only the last")
     k.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, on whatever mesh")
     k.add_argument("--output", metavar="DIR", type=Path, default=Path("out"), help="where loss.csv and loss.png go")
     k.add_argument("--sample", type=natural, default=300, help="bytes of text to write at the end")
