@@ -61,6 +61,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--kind", choices=KINDS, default="gqa", help="multi-head, grouped-query, multi-query or latent")
     p.add_argument(
         "--sequences",
+        metavar="N,N",
         type=_counts,
         nargs="+",
         default=[[4]],
@@ -74,9 +75,10 @@ def options() -> argparse.ArgumentParser:
     p.add_argument(
         "--rope", choices=("none", "half", "interleaved"), default="half", help="rotary positions, and their pairing"
     )
-    p.add_argument("--rope-base", type=float, default=10000.0, help="its base")
+    p.add_argument("--rope-base", metavar="X", type=float, default=10000.0, help="its base")
     p.add_argument(
         "--rope-scaling",
+        metavar="KIND",
         type=_scaling,
         default=None,
         help="linear, llama3 or yarn, as in yarn:factor=40,original=4096 (default: none)",

@@ -43,8 +43,8 @@ def options() -> argparse.ArgumentParser:
         "what",
         metavar="WHAT",
         choices=tuple(SUBJECTS),
-        help="mlp, attention (causal, over one sequence): a layer; train: a training step; decode, speculate, serving: SmolLM2, "
-        "or --model; trace: what a trace costs",
+        help="a layer: mlp, or attention, causal, over one sequence; a training step: train; SmolLM2, or --model: decode, "
+        "speculate, serving; and what a trace costs: trace",
     )
     p.add_argument(
         "--tokens", type=positive, help="T (default: 2048; train 4096; new ones: decode 64, speculate 128, serving 32)"
