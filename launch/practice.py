@@ -25,6 +25,7 @@ from launch.help import Parser, epilog  # noqa: E402
 from launch.process import launcher  # noqa: E402
 from practice import pages  # noqa: E402
 from practice.check import Verdict, check  # noqa: E402
+from practice.desk import screen  # noqa: E402
 from practice.desk.desk import Desk, Refused  # noqa: E402
 from practice.desk.show import DRILL_MINUTES, home, read, show_list  # noqa: E402
 from practice.exercise import Exercise, NoSuchExercise  # noqa: E402
@@ -213,7 +214,7 @@ def run(args: argparse.Namespace) -> int:
             read(desk, args.number, args.mark)
         case "cheat":
             desk.not_in_drill("cheatsheet")
-            print(pages.cheatsheet(args.topic))
+            print(screen.page(pages.cheatsheet(args.topic)))
         case "brief":
             desk.brief(args.name)
         case "interview":

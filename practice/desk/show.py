@@ -73,6 +73,8 @@ def show_list(desk: Desk, args: argparse.Namespace) -> None:
                 )
                 for r in rows
             ],
+            fold="exercise",
+            drop=("ranks", "topic", "attempts"),
         )
     )
 
@@ -82,7 +84,7 @@ def read(desk: Desk, number: str | None, mark: str | None) -> None:
     papers = pages.papers()
     if number is None:
         columns = [c.lower() for c in pages.READING_COLUMNS]
-        print(screen.table(columns, pages.reading(desk.progress)))
+        print(screen.table(columns, pages.reading(desk.progress), fold="paper"))
         return
     paper = next((x for x in papers if str(x.number) == number or x.id == number), None)
     if paper is None:
