@@ -55,7 +55,7 @@ def options() -> argparse.ArgumentParser:
         "stands, with SmolLM2 on 2 ranks, about three minutes: fewer --gammas, --prompts or --max-new-tokens take less.",
         (
             "mpirun -n 2 python -m launch.speculate",
-            "mpirun -n 2 python -m launch.speculate --drafts ngram --gammas 2,4 --prompts list",
+            "mpirun -n 2 python -m launch.speculate --drafts ngram --gammas 2,4",
         ),
     )
     pretrained.add_model(p)

@@ -1,4 +1,4 @@
-"""What the desk leaves alone and what it hands out: tracked files, `--help` of every verb, the arrays of a failing case."""
+"""What the desk leaves alone and what it hands out: tracked files, the arrays of a failing case."""
 
 import argparse
 import hashlib
@@ -18,21 +18,6 @@ from tests.harness import ROOT, launcher_free
 from tests.practice.test_cli import BIAS, NO_B2, book, drill, solve, typed  # noqa: F401  fixtures
 
 VERBS = next(a for a in command.options()._actions if isinstance(a, argparse._SubParsersAction)).choices
-
-# --- help
-
-
-@pytest.mark.parametrize("verb", [None, *VERBS])
-def test_every_verb_answers_help_at_80_columns(verb, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as ended:
-        command.main([*([verb] if verb else []), "--help"])
-    out, err = capsys.readouterr()
-    assert (ended.value.code, err) == (0, "")
-    assert out.startswith("usage: ")
-    assert max(map(len, out.splitlines())) <= 80
-    assert "%%" not in out
-
 
 # --- tracked files
 
