@@ -24,7 +24,6 @@ from inference.policies import POLICIES
 from inference.server.answer import Model
 from inference.server.server import Server
 from launch import pretrained, report
-from launch.lines import size
 from launch.options import UsageError, amount, parser, positive
 from models.build import build
 from models.source import Source
@@ -209,9 +208,9 @@ def show(result: dict) -> None:
         ("decode tokens run, drafts accepted", f"{counts['decode_tokens']:,}, {counts['accepted_tokens']:,}"),
         ("steps, preemptions", f"{counts['steps']:,}, {counts['preemptions']:,}"),
         ("HTTP responses", ", ".join(f"{n} x {status}" for status, n in result["responses"].items()) or "none"),
-        ("most memory, by rank", ", ".join(map(size, result["memory"]["peak_bytes_per_rank"]))),
     ]
     report.table(f"Served {result['served_model']} for {result['seconds']:.0f} s", ("", ""), rows)
+    report.memory(result["memory"])
 
 
 if __name__ == "__main__":
