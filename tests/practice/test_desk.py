@@ -19,6 +19,22 @@ from tests.practice.test_cli import BIAS, NO_B2, book, drill, solve, typed  # no
 
 VERBS = next(a for a in command.options()._actions if isinstance(a, argparse._SubParsersAction)).choices
 
+# --- what fits
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_lists_and_pages_fit_the_terminal(width, book, typed, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("COLUMNS", str(width))
+    for begun in (False, True):
+        if begun:
+            typed("start")
+            solve(book, "01")
+            typed("check")
+        for words in ([], ["list"], ["read"], ["cheat"], ["read", "11"]):
+            assert [line for line in typed(*words).splitlines() if len(line) > width] == [], words
+    assert "topic" in typed("list") or width == 80
+
+
 # --- tracked files
 
 # What a learner types, each verb at least once. `watch` checks as `check` does; `dev` is for authors, who change the exercises.
