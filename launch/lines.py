@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 NARROWEST, UNKNOWN = 40, 80
-# Between two columns of a table.
-GAP = 3
+# Between two columns of a table, and where it has no room.
+GAP, NARROW = 3, 2
 # A cell of several words is folded to this and no narrower: 5 tokens, 38.2 of 40.1.
 FOLDED = 20
 BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -67,8 +67,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     still have no room follow below, beside the first `keys` columns again."""
     cells = [[str(cell) for cell in row] for row in rows]
     print(fold(title))
-    for chosen, widths in _parts(columns, cells, keys):
-        t = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for chosen, widths, gap in _parts(columns, cells, keys):
+        # Between two columns the box has one blank.
+        t = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, gap - 2))
         for i, wide in zip(chosen, widths, strict=True):
             t.add_column(columns[i], justify="left" if i == 0 else "right", width=wide, overflow="fold")
         for row in cells:
@@ -79,8 +80,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         print(*(line.rstrip() for line in text.get().splitlines()), "", sep="\n")
 
 
-def _parts(columns: Sequence[str], cells: Sequence[Sequence[str]], keys: int) -> list[tuple[list[int], list[int]]]:
-    """Which columns stand beside one another, and how wide each is."""
+def _parts(columns: Sequence[str], cells: Sequence[Sequence[str]], keys: int) -> list[tuple[list[int], list[int], int]]:
+    """Which columns stand beside one another, how wide each is, and the gap between them."""
     natural, headed, least = [], [], []
     for i, heading in enumerate(columns):
         mine = [row[i] for row in cells]
@@ -88,28 +89,29 @@ def _parts(columns: Sequence[str], cells: Sequence[Sequence[str]], keys: int) ->
         natural.append(max(whole, len(heading)))
         headed.append(max(whole, word))
         least.append(max(min(whole, FOLDED), word, *map(_word, mine)))
+    gap = GAP if _across(least, range(len(columns)), GAP) <= width() else NARROW
     parts, chosen = [], list(range(min(keys, len(columns))))
     for i in range(keys, len(columns)):
-        if len(chosen) > keys and _across(least, [*chosen, i]) > width():
+        if len(chosen) > keys and _across(least, [*chosen, i], gap) > width():
             parts.append(chosen)
             chosen = list(range(keys))
         chosen.append(i)
-    return [(part, _widths(part, natural, headed, least)) for part in [*parts, chosen]]
+    return [(part, _widths(part, gap, natural, headed, least), gap) for part in [*parts, chosen]]
 
 
 def _word(text: str) -> int:
     return max(map(len, text.split()), default=0)
 
 
-def _across(widths: Sequence[int], chosen: Sequence[int]) -> int:
-    return sum(widths[i] for i in chosen) + GAP * (len(chosen) - 1)
+def _across(widths: Sequence[int], chosen: Sequence[int], gap: int) -> int:
+    return sum(widths[i] for i in chosen) + gap * (len(chosen) - 1)
 
 
-def _widths(chosen: Sequence[int], natural: list[int], headed: list[int], least: list[int]) -> list[int]:
+def _widths(chosen: Sequence[int], gap: int, natural: list[int], headed: list[int], least: list[int]) -> list[int]:
     """As wide as the columns would be, less what is too much: first of headings, then of cells, the widest first."""
     widths = {i: natural[i] for i in chosen}
     for floor in (headed, least):
-        while _across(widths, chosen) > width():
+        while _across(widths, chosen, gap) > width():
             widest = max(chosen, key=lambda i: widths[i] - floor[i])
             if widths[widest] == floor[widest]:
                 break

@@ -188,6 +188,7 @@ def show(trace: dict, line: Timeline) -> None:
                 )
                 for v in trace["verbs"][:DEAREST]
             ],
+            keys=3,
         )
     if trace["overlap"]:
         o = trace["overlap"]

@@ -158,7 +158,7 @@ def test_a_table_folds_its_headings_then_its_cells_and_goes_on_below(columns, ca
     assert [line[:20].strip() for line in printed(46, headings, [row])[3:5]] == ["some of several", "words here"]
     numbers = [f"{n}.25" for n in range(100, 120)]
     below = printed(80, ("prompt", "gamma", *numbers), [("story", 4, *numbers)], keys=2)
-    assert sum(line.startswith("prompt   gamma") for line in below) == sum(line.startswith("story") for line in below) == 3
+    assert [line.split()[:2] for line in below].count(["prompt", "gamma"]) == 3
     assert [n for line in below if line.startswith("story") for n in line.split()[2:]] == numbers
 
 
