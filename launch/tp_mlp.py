@@ -61,6 +61,7 @@ def options() -> argparse.ArgumentParser:
             "mpirun -n 4 python -m launch.tp_mlp",
             "mpirun -n 3 python -m launch.tp_mlp --activation swiglu --d-ff 1001",
             "mpirun -n 2 python -m launch.tp_mlp --data none --trace t.json",
+            "mpirun -n 4 python -m launch.tp_mlp --explain --rank 1",
         ),
     )
     p.add_argument("--tokens", type=positive, default=48, help="T, rows of the input")

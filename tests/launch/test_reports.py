@@ -48,6 +48,7 @@ REPORTS = [
     ("tp_mlp", "--d-ff", "32", "--timed", "5,6,32"),
     ("tp_mlp", *QUICK, "--no-bias", "--trace", "a.json"),
     ("tp_mlp", *QUICK, "--trace", "b.json"),
+    ("tp_mlp", *QUICK, "--explain"),
     ("trace", "a.json"),
     ("trace", "--compare", "a.json", "b.json"),
     ("tp_attention", *HEADS, "--sequences", "1,2,3,4,1,2,1,2,3"),
