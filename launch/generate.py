@@ -20,6 +20,7 @@ from inference.speculation.gain import Account
 from inference.speculation.generator import Speculative
 from inference.speculation.rule import MOST
 from launch import pretrained, report
+from launch.lines import BYTES, column, size
 from launch.measure import products
 from launch.options import UsageError, add_replicas, amount, natural, parser, positive
 from layers.transformer import Transformer
@@ -33,9 +34,18 @@ from parallel.replicas import Copy, Replicas, copies
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("generate", "Continue a prompt with a pretrained model, tensor-parallel.")
+    p = parser(
+        "generate",
+        "Continue a prompt with a pretrained model, tensor-parallel.",
+        (
+            'mpirun -n 2 python -m launch.generate --prompt "The capital of France is"',
+            'mpirun -n 3 python -m launch.generate --chat "Who are you?" --top-p 0.9',
+            'mpirun -n 2 python -m launch.generate --prompt "1, 2, 3," --speculate ngram',
+        ),
+        needs="(--prompt TEXT | ...)",
+    )
     pretrained.add_model(p)
-    what = p.add_mutually_exclusive_group(required=True)
+    what = p.add_argument_group("what to continue, one of these").add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="text to continue")
     what.add_argument("--tokens", type=pretrained.token_ids, help="token ids to continue: 1,2,3")
     what.add_argument("--chat", metavar="TEXT", help="what a user says, to be answered by the model's chat template")
@@ -50,7 +60,7 @@ def options() -> argparse.ArgumentParser:
     s.add_argument("--logprobs", action="store_true", help="each token's log-probability")
     c = p.add_argument_group("KV cache")
     c.add_argument("--cache", choices=tuple(CACHES), default="contiguous", help="how the cache is kept")
-    c.add_argument("--prefill-chunk", type=positive, help="tokens of the prompt at a time (all)")
+    c.add_argument("--prefill-chunk", type=positive, help="tokens of the prompt at a time (default: all)")
     c.add_argument(
         "--mla-cache", choices=("replicated", "striped"), default="replicated", help="latents on every rank, or dealt out"
     )
@@ -61,7 +71,9 @@ def options() -> argparse.ArgumentParser:
     )
     d.add_argument("--draft", metavar="PATH", type=Path, help="draft with another model of the same vocabulary")
     d.add_argument("--draft-whole", action="store_true", help="run the --draft model whole on every rank, not cut over them")
-    d.add_argument("--gamma", type=_gamma, default=None, help="tokens to draft, 1 to 8; auto for as many as pay (auto)")
+    d.add_argument(
+        "--gamma", type=_gamma, default=None, help="tokens to draft, 1 to 8; auto for as many as pay (default: auto)"
+    )
     return p
 
 
@@ -284,22 +296,26 @@ def show(args: argparse.Namespace, result: dict) -> None:
         rows.append(("decode", f"{len(result['tokens'])} tokens", f"{result['decode_tokens_per_second']:.1f} tokens/s"))
         bound = f"{result['bandwidth_bound_tokens_per_second']:.1f} tokens/s"
         rows.append(("  bound by memory's bandwidth", f"{share:.0%} of", bound))
-        rows.append(("sent by a rank, a token", report.size(result["mpi_bytes_per_token"]), ""))
-        rows.append(("  gathered logits alone would be", report.size(result["gather_bytes_per_token"]), ""))
+        rows.append(("sent by a rank, a token", size(result["mpi_bytes_per_token"]), ""))
+        rows.append(("  gathered logits alone would be", size(result["gather_bytes_per_token"]), ""))
     if result["speculation"] is not None:
         s = result["speculation"]
         alpha = "" if s["alpha"] is None else f"alpha {s['alpha']:.2f}"
         rows.append((f"speculation ({args.speculate or 'model'})", f"{s['accepted']} of {s['drafted']} drafts", alpha))
         rows.append(("  tokens a round of the target", f"{s['tokens_per_round'] or 0:.2f}", f"{s['rounds']} rounds"))
     kept = (result["kv_bytes_per_token_per_rank"], result["kv_bytes_per_token_per_rank_counted"])
-    rows.append(("KV cache of a token, on a rank", report.size(kept[0]), f"counted {report.size(kept[1])}"))
+    rows.append(("KV cache of a token, on a rank", size(kept[0]), f"counted {size(kept[1])}"))
     rows.append(("loading", f"{result['load_seconds']:.2f} s", ""))
     axes = f"tp={result['ranks']}, {result['dtype']}, {args.cache} cache; ended by {result['finish_reason']}"
     report.table(f"{result['family']} on {axes}", ("", "", ""), rows)
     if result["latent_layouts"]:
-        report.table("The latent cache in its two layouts", ("", "kept by a rank, a token", "sent by a rank, a token"),
-                     [(r["layout"], report.size(r["kv_bytes_per_token_per_rank"]), report.size(r["mpi_bytes_per_token"]))
-                      for r in result["latent_layouts"]])  # fmt: skip
+        layouts = result["latent_layouts"]
+        kept, sent = (
+            column(f"{done} by a rank, a token", [r[f"{what}_per_token{whose}"] for r in layouts], BYTES)
+            for done, what, whose in (("kept", "kv_bytes", "_per_rank"), ("sent", "mpi_bytes", ""))
+        )
+        names = [r["layout"] for r in layouts]
+        report.table("The latent cache in its two layouts", ("", kept[0], sent[0]), zip(names, kept[1], sent[1], strict=True))
     if args.logprobs:
         report.table("Log-probabilities", ("token", "log p"),
                      [(t, f"{p:.4f}") for t, p in zip(result["tokens"], result["logprobs"], strict=True)])  # fmt: skip

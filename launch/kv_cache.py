@@ -14,6 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from launch import report
+from launch.lines import BYTES, column
 from launch.options import UsageError, parser, positive
 from launch.pictures.cache import pictures
 from models.config import Config, cache_entries
@@ -21,7 +22,12 @@ from models.published import BF16, PUBLISHED, attention_of, entries_by_rank
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("kv_cache", "What a KV cache keeps of a token, in published models. Needs no ranks.")
+    p = parser(
+        "kv_cache",
+        "What a KV cache keeps of a token, in published models. Needs no ranks.",
+        ("python -m launch.kv_cache", "python -m launch.kv_cache --ranks 8 --tokens 131072"),
+        without=("seed", "ranks"),
+    )
     p.add_argument("--ranks", type=positive, default=4, help="over how many tensor-parallel ranks to cut the heads")
     p.add_argument("--tokens", type=positive, default=4096, help="of the whole context in the last column")
     p.add_argument("--pictures", metavar="DIR", type=Path, help="also write the pictures of docs/kv-cache.md into DIR")
@@ -86,27 +92,27 @@ def show(args: argparse.Namespace, result: dict) -> None:
         a, b = r["of_a_layer"].values()
         yield f"{a} + {b}" if r["attention"] == "mla" else f"2 x {a} x {b}"
         yield from (f"{n:,}" for n in (r["elements_per_token"], *r["bytes_per_token"].values()))
-        by_rank, striped, context = r["bytes_per_token_per_rank"], r["striped_bytes_per_token_per_rank"], r["context_bytes"]
+        by_rank, striped = r["bytes_per_token_per_rank"], r["striped_bytes_per_token_per_rank"]
         yield f"{max(n['bfloat16'] for n in by_rank):,}" if by_rank else "-"
         yield f"{r['copies']:.2f}" if by_rank else "-"
         yield f"{striped['bfloat16']:,.0f}" if striped else ""
-        yield report.size(context["bfloat16"]) if context else "-"
 
+    contexts = [r["context_bytes"] and r["context_bytes"]["bfloat16"] for r in result["models"]]
+    whole, of_context = column(f"{args.tokens:,} tokens", contexts, BYTES)
     on_a_rank = f"a rank of {args.ranks}" if args.ranks > 1 else "one rank"
     report.table(
         "What a KV cache keeps of a token (bytes of bf16 where nothing else is said)",
-        ("model", "kind", "layers", "a layer", "elements", "bf16", args.dtype, on_a_rank, "copies", "striped",
-         f"{args.tokens:,} tokens"),
-        [list(cells(r)) for r in result["models"]],
-    )  # fmt: skip
-    print(f"{on_a_rank}: the one that keeps most; copies: what all {args.ranks} keep together, in whole caches.")
+        ("model", "kind", "layers", "a layer", "elements", "bf16", args.dtype, on_a_rank, "copies", "striped", whole),
+        [[*cells(r), size] for r, size in zip(result["models"], of_context, strict=True)],
+    )
+    report.say(f"{on_a_rank}: the one that keeps most; copies: what all {args.ranks} keep together, in whole caches.")
     for name, c in PUBLISHED.items():
         if args.ranks > c.heads:
-            print(f"{name}: its {c.heads} heads cannot be cut over {args.ranks} ranks.")
+            report.say(f"{name}: its {c.heads} heads cannot be cut over {args.ranks} ranks.")
         if args.tokens > c.context:
-            print(f"{name}: its context is {c.context:,} tokens.")
+            report.say(f"{name}: its context is {c.context:,} tokens.")
     for path in result["pictures"]:
-        print(f"wrote {path}")
+        report.say(f"wrote {path}")
 
 
 if __name__ == "__main__":

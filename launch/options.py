@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from typing import NoReturn
 
-from launch.process import launcher, traced
+from launch.help import Parser, epilog
+from launch.process import traced
 
 # Options of every command that change no number, or that its JSON has in a place of its own.
 COMMON = ("json", "dtype", "seed", "trace", "check_collectives", "timeout")
@@ -16,15 +17,11 @@ class UsageError(ValueError):
     """Options or input that cannot be used; the text names the value and what would be right. Exit status 2."""
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """Raises what is wrong as one line, so that one rank prints it."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
-
-    def print_help(self, file: object = None) -> None:
-        if launcher.rank() == 0:
-            super().print_help(file)
 
 
 def _whole(least: int, what: str) -> Callable[[str], int]:
@@ -35,6 +32,7 @@ def _whole(least: int, what: str) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a {what}: use a whole number of {least} or more")
         return int(text)
 
+    read.metavar = "N"
     return read
 
 
@@ -52,6 +50,9 @@ def amount(text: str) -> float:
     return value
 
 
+amount.metavar = "X"
+
+
 def axis_sizes(text: str) -> dict[str, int]:
     """An argparse type: ranks along axes, dp=2,tp=2."""
     sizes: dict[str, int] = {}
@@ -61,6 +62,9 @@ def axis_sizes(text: str) -> dict[str, int]:
             raise argparse.ArgumentTypeError(f"{part!r} is no axis of a mesh: use for instance dp=2,tp=2")
         sizes[name] = int(ranks)
     return sizes
+
+
+axis_sizes.metavar = "dp=N,tp=N"
 
 
 def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp") -> dict[str, int]:
@@ -78,20 +82,35 @@ def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp") -> dict[
     return sizes
 
 
-def parser(name: str, description: str, check_collectives: str = "auto") -> argparse.ArgumentParser:
+def parser(
+    name: str,
+    description: str,
+    examples: Sequence[str] = (),
+    needs: str = "",
+    without: Container[str] = (),
+    check_collectives: str = "auto",
+) -> argparse.ArgumentParser:
     """The parser of `python -m launch.NAME`, with the options that mean the same in every command.
 
-    `check_collectives`: the default of that option.
+    `needs`: what must be given, as the line of usage has it. `without`: what the command has no use for: "dtype", "seed", and
+    "ranks" if it communicates nothing. `check_collectives`: the default of that option.
     """
+    alone = "ranks" in without
     p = _Parser(
         prog=f"python -m launch.{name}",
+        usage=f"{'' if alone else 'mpirun -n N '}python -m launch.{name} [options] {needs}".rstrip(),
         description=description,
+        epilog=epilog(examples),
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and activations")
-    p.add_argument("--seed", type=_seed, default=0, help="of weights and inputs")
+    if "dtype" not in without:
+        p.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and activations")
+    if "seed" not in without:
+        p.add_argument("--seed", type=_seed, default=0, help="of weights and inputs")
     p.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    if alone:
+        p.set_defaults(trace=None, timeout=0.0)
+        return p
     traced.add_option(p)
     w = p.add_argument_group("when ranks disagree")
     w.add_argument(
@@ -116,7 +135,6 @@ def add_replicas(p: argparse.ArgumentParser, what: str) -> None:
     """The option of commands that repeat something: `what`."""
     p.add_argument(
         "--check-replicas",
-        metavar="N",
         type=natural,
         default=0,
         help=f"every N {what} see that what several ranks hold is the same, and always that no NaN is sent; 0: never",

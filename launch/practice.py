@@ -21,9 +21,11 @@ from typing import NoReturn
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+from launch.help import Parser, epilog  # noqa: E402
 from launch.process import launcher  # noqa: E402
 from practice import pages  # noqa: E402
 from practice.check import Verdict, check  # noqa: E402
+from practice.desk import screen  # noqa: E402
 from practice.desk.desk import Desk, Refused  # noqa: E402
 from practice.desk.show import DRILL_MINUTES, home, read, show_list  # noqa: E402
 from practice.exercise import Exercise, NoSuchExercise  # noqa: E402
@@ -31,6 +33,9 @@ from practice.schedule import RATINGS  # noqa: E402
 from practice.workbook import Workbook, WorkbookError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+STATUSES = ("fine", "a check has not passed, or an answer was wrong", "what cannot be done now: a line says what can be")
 
 
 class Reference:
@@ -51,7 +56,7 @@ def command(ranks: int, job: str) -> list[str]:
     return [str(beside) if beside.exists() else shutil.which("mpirun") or "mpirun", "-n", str(ranks), *own]
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """One line for what is wrong, as all commands have it."""
 
     def error(self, message: str) -> NoReturn:
@@ -80,29 +85,34 @@ def day(text: str) -> date | None:
 
 
 def options() -> argparse.ArgumentParser:
-    p = _Parser(prog="python -m launch.practice", description=__doc__)
-    verbs = p.add_subparsers(dest="verb", metavar="VERB")
+    p = _Parser(
+        prog="python -m launch.practice",
+        usage="python -m launch.practice [VERB [NAME] [options]]",
+        description=__doc__,
+        epilog=epilog(("python -m launch.practice start 20", "python -m launch.practice check"), STATUSES),
+    )
+    verbs = p.add_subparsers(dest="verb", metavar="VERB", prog=p.prog)
 
     def verb(name: str, what: str, named: bool = True) -> argparse.ArgumentParser:
-        v = verbs.add_parser(name, help=what, description=what.replace("%%", "%"))
+        v = verbs.add_parser(name, help=what, description=what, epilog=epilog((), STATUSES))
         if named:
-            v.add_argument("name", nargs="?", metavar="NAME", help="number or beginning of the name (the current one)")
+            v.add_argument("name", nargs="?", metavar="NAME", help="number or beginning of the name (default: the current one)")
         return v
 
-    v = verb("start", "write the scaffold of an exercise (the next one) into the workbook; never over your work")
+    v = verb("start", "write the scaffold of an exercise, without NAME the next one, into the workbook; never over your work")
     v.add_argument("--reset", action="store_true", help="begin anew; what stands there is kept in workbook/backup/")
     v = verb("check", "run your file: pass it, or say what is wrong")
     v.add_argument("--verbose", action="store_true", help="all that it prints")
     v.add_argument("--case", action="store_true", help="keep the failing case: its arrays, and a script that calls your code")
-    v.add_argument("--json", action="store_true")
-    v.add_argument("--seed", type=seed, help="of the inputs (drawn anew each time)")
+    v.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    v.add_argument("--seed", type=seed, help="of the inputs (default: drawn anew each time)")
     verb("watch", "check at each save; keys: h nudge, l list, n next, q quit, Enter check again")
     verb("hint", "the next of three nudges, marked in the attempt")
     v = verb("solution", "the solution; before a pass it asks first, and the attempt counts as Again")
     v.add_argument("--yes", action="store_true", help="without asking")
     verb("ask", "numeric questions on an exercise; an answer within 2 percent is right")
     v = verb("drill", "what is due, with a clock and no help; the examiner speaks at the end. `drill stop` ends it")
-    v.add_argument("--minutes", type=minutes, default=DRILL_MINUTES, help=f"length ({DRILL_MINUTES})")
+    v.add_argument("--minutes", type=minutes, default=DRILL_MINUTES, help="length")
     v.add_argument("--topic", default="", help="of this topic only")
     v.add_argument("--no-hints", action="store_true", help="as every drill is")
     v = verb("rate", "correct the rating of the last attempt")
@@ -110,7 +120,7 @@ def options() -> argparse.ArgumentParser:
     v = verb("list", "all exercises: status, attempts, best time, what is due", named=False)
     v.add_argument("--due", action="store_true", help="only what is due")
     v.add_argument("--topic", default="", help="only this topic")
-    v.add_argument("--json", action="store_true")
+    v.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     verb("board", "write STATUS.md and READING.md into the workbook", named=False)
     v = verb("read", "the reading list; with a number what to take from it; with a mark set it", named=False)
     v.add_argument("number", nargs="?", metavar="N", help="number in the list")
@@ -122,7 +132,7 @@ def options() -> argparse.ArgumentParser:
     v.add_argument("date", type=day, help="as 2026-12-20, or none")
     v = verb("dev", "for authors of exercises", named=False)
     v.add_argument("what", choices=("check", "say", "run", "pages"), help="pages: bring all generated pages up to date")
-    v.add_argument("name", nargs="*", help="exercises (all)")
+    v.add_argument("name", nargs="*", help="exercises (default: all)")
     v.add_argument("--file", type=Path, help="run: the file to run in place of the solution")
     v.add_argument("--quick", action="store_true", help="check: without mutants")
     return p
@@ -204,7 +214,7 @@ def run(args: argparse.Namespace) -> int:
             read(desk, args.number, args.mark)
         case "cheat":
             desk.not_in_drill("cheatsheet")
-            print(pages.cheatsheet(args.topic))
+            print(screen.page(pages.cheatsheet(args.topic)))
         case "brief":
             desk.brief(args.name)
         case "interview":

@@ -25,7 +25,7 @@ from parallel.atomic import write_atomically
 
 
 def add_model(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--model", metavar="PATH", type=Path, help="folder or .gguf file (SmolLM2-135M-Instruct)")
+    p.add_argument("--model", metavar="PATH", type=Path, help="folder or .gguf file (default: SmolLM2-135M-Instruct)")
 
 
 def token_ids(text: str) -> list[int]:
@@ -34,6 +34,9 @@ def token_ids(text: str) -> list[int]:
     if not all(part.strip().isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of token ids: use for instance 1,2,3")
     return [int(part) for part in parts]
+
+
+token_ids.metavar = "IDS"
 
 
 def opened(path: Path | None, tp: int) -> Source:

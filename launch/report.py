@@ -7,14 +7,13 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from math import prod
+from math import inf, prod
 from time import perf_counter
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
-from rich.table import Table
 
+from launch.lines import BYTES, SECONDS, column, say, table
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
 from reference.compare import Comparison
@@ -25,7 +24,8 @@ def header(command: str, args: argparse.Namespace | None = None, mesh: Mesh | No
     begun = {"command": command, "ok": True}
     if mesh is None:
         return begun
-    return begun | {"ranks": prod(mesh.sizes.values()), "mesh": mesh.sizes, "dtype": args.dtype, "seed": args.seed}
+    offered = {name: getattr(args, name) for name in ("dtype", "seed") if name in args}
+    return begun | {"ranks": prod(mesh.sizes.values()), "mesh": mesh.sizes} | offered
 
 
 def publish(
@@ -35,22 +35,47 @@ def publish(
     wrong: Sequence[str] = (),
     agreed: str | None = "all agreed",
     between: str = ", ",
+    checks: Sequence[Comparison] = (),
 ) -> int:
     """Settle `ok`, print the JSON, or what `show` prints and a last line, and return the exit status.
 
     `wrong`: what does not agree, listed with `between` between. `agreed`: the last line if all does; None where nothing is
-    compared.
+    compared. `checks`: against the reference; where there are some, a summary of them leads the report.
     """
     result["ok"] = not wrong
     if as_json:
         print(json.dumps(result, allow_nan=False))
     else:
+        if checks:
+            say(summary(checks, result["communication"], wrong), "")
         show()
         if wrong:
-            print(f"NOT ALL AGREED: {between.join(wrong)}")
+            say(f"NOT ALL AGREED: {between.join(wrong)}")
         elif agreed is not None:
-            print(agreed)
+            say(agreed)
     return 1 if wrong else 0
+
+
+def summary(checks: Sequence[Comparison], rows: Sequence[dict], wrong: Sequence[str] = ()) -> str:
+    """The report in a line: what disagrees, if anything does; the tensors beside the reference; what was sent."""
+    verdict = f"NOT OK: {', '.join(wrong)}; " if wrong else "ok: "
+    tensors: dict[str, bool] = {}
+    for c in checks:
+        # Some are compared by entries and again along a direction through all.
+        name = c.tensor.removesuffix(", all")
+        tensors[name] = tensors.get(name, True) and c.ok
+    worst = 100 * max(map(_used, checks))
+    calls, sent = (sum(r[k] for r in rows) for k in ("calls", "message_bytes"))
+    return (
+        f"{verdict}{sum(tensors.values())} of {len(tensors)} tensors agree with the reference, "
+        f"worst {worst:,.{1 if worst >= 0.05 else 3}f} % of tolerance; "
+        f"{calls:,} collective{'s' * (calls != 1)}, {sent:,} bytes, {'' if agrees(rows) else 'NOT '}as predicted"
+    )
+
+
+def _used(c: Comparison) -> float:
+    """How much of its tolerance an error is."""
+    return c.max_abs_error / c.tolerance if c.tolerance else 0.0 if c.ok else inf
 
 
 def of_ranks(what: str, agree: Iterable[bool]) -> list[str]:
@@ -72,29 +97,6 @@ def wrong(checks: Sequence[Comparison], result: dict) -> list[str]:
     return [*tensors, *sent, *kinds]
 
 
-def size(n: float) -> str:
-    """Bytes for people: 1.5 MiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(n) < 1024:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1024
-    return f"{n:.2f} GiB"
-
-
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table, numbers to the right, as wide as it needs to be."""
-    t = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for i, column in enumerate(columns):
-        t.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        t.add_row(*(str(cell) for cell in row))
-    # Never wrapped or cut: a report that goes to a file or through a pipe keeps its columns.
-    console = Console(highlight=False, width=1000)
-    with console.capture() as text:
-        console.print(t)
-    print(title, *(line.rstrip() for line in text.get().splitlines()), "", sep="\n")
-
-
 def comparisons(title: str, checks: Sequence[Comparison]) -> None:
     table(
         title,
@@ -107,54 +109,77 @@ def comparisons(title: str, checks: Sequence[Comparison]) -> None:
     )
     for c in checks:
         if not c.ok:
-            print(f"WRONG: {c.worst}")
+            say(f"WRONG: {c.worst}")
 
 
 def communication(rows: Sequence[dict], what: str = "one step") -> None:
-    times = {"ms": "seconds"} | ({"hidden ms": "hidden_seconds"} if any(r["hidden_seconds"] for r in rows) else {})
+    """`rows`: as `Ledger.report` has them; None is predicted of what has no closed form."""
+    kinds = {"message bytes": "message_bytes", "predicted": "predicted_message_bytes", "wire bytes": "wire_bytes"}
+    predicted = any(r["predicted_message_bytes"] is not None for r in rows)
+    if not predicted:
+        del kinds["predicted"]
+    times = {"": "seconds"} | ({"hidden": "hidden_seconds"} if any(r["hidden_seconds"] for r in rows) else {})
+    columns = [column(name, [r[k] for r in rows], SECONDS, 2) for name, k in times.items()]
     table(
-        f"Communication of {what}, counted beside predicted (wire: sent by one rank on a ring)",
-        ("verb", "axis", "phase", "calls", "message bytes", "predicted", "wire bytes", *times),
+        f"Communication of {what}{', counted beside predicted' * predicted} (wire: of a rank, on a ring)",
+        ("verb", "axis", "phase", "calls", *kinds, *(heading for heading, _ in columns)),
         [
             (
                 *(r[k] for k in ("verb", "axis", "phase", "calls")),
-                *("-" if r[k] is None else f"{r[k]:,.0f}" for k in ("message_bytes", "predicted_message_bytes", "wire_bytes")),
-                *(f"{1e3 * r[k]:.2f}" for k in times.values()),
+                *("-" if r[k] is None else f"{r[k]:,.0f}" for k in kinds.values()),
+                *(cells[n] for _, cells in columns),
             )
-            for r in rows
+            for n, r in enumerate(rows)
         ],
+        keys=3,
     )
 
 
 # What a rank holds, as commands name it in JSON (..._bytes_per_rank) and to people.
 MEMORY = {
     "weights": "weights",
-    "predicted_weights": "  predicted",
+    "predicted_weights": "predicted",
     "gradients": "gradients",
     "optimizer": "optimizer's state",
     "saved": "saved for backward",
-    "predicted_saved": "  predicted",
+    "predicted_saved": "predicted",
     "peak": "most held at once, by the system's count",
 }
 
 
 def memory(counted: dict[str, list[int]]) -> None:
-    rows = [(label, counted[f"{kind}_bytes_per_rank"]) for kind, label in MEMORY.items() if f"{kind}_bytes_per_rank" in counted]
+    kinds = [kind for kind in MEMORY if f"{kind}_bytes_per_rank" in counted]
+    by_rank = list(zip(*(counted[f"{kind}_bytes_per_rank"] for kind in kinds), strict=True))
+    alike = runs(by_rank)
+    columns = [column(MEMORY[kind], [by_rank[r[0]][n] for r in alike], BYTES) for n, kind in enumerate(kinds)]
+    predicted = any(kind.startswith("predicted") for kind in kinds)
     table(
-        "Memory by rank, counted beside predicted",
-        ("", *(f"rank {r}" for r in range(len(rows[0][1])))),
-        [(label, *(size(n) for n in by_rank)) for label, by_rank in rows],
+        f"Memory by rank{', counted beside predicted' * predicted}",
+        ("rank", *(heading for heading, _ in columns)),
+        [(said(ranks), *(cells[n] for _, cells in columns)) for n, ranks in enumerate(alike)],
     )
+
+
+def runs(by_rank: Sequence[object]) -> list[range]:
+    """The ranks, those together that follow one another and have the same."""
+    starts = [rank for rank, it in enumerate(by_rank) if rank == 0 or it != by_rank[rank - 1]]
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(by_rank)], strict=True)]
+
+
+def said(ranks: range) -> str:
+    """Ranks as a row is headed by them: 3, or 4 to 15, each."""
+    return f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}, each"
 
 
 def seconds(medians: dict[str, float], repeats: int, ranks: int, of: str = "") -> None:
     """`of`: what was run, where that is not what the report is about."""
     rows = {f"sharded over {ranks} rank{'s' if ranks > 1 else ''}": "sharded", "its matrix products alone": "matmul_only"}
     rows["unsharded, one process"] = "unsharded"
+    heading, cells = column("", [medians[k] for k in rows.values()], SECONDS, 2)
     table(
-        f"Seconds of forward and backward{of}, median of {repeats}",
-        ("", "ms", "of the products"),
-        [(row, f"{1e3 * medians[k]:.2f}", f"{medians[k] / medians['matmul_only']:.2f}") for row, k in rows.items()],
+        f"Time of forward and backward{of}, median of {repeats}",
+        ("", heading, "of the products"),
+        [(row, cell, f"{medians[k] / medians['matmul_only']:.2f}") for (row, k), cell in zip(rows.items(), cells, strict=True)],
     )
 
 

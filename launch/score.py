@@ -28,11 +28,20 @@ BUCKET = 4 * 2**20
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("score", "Score tokens with a pretrained model, and write its logits and gradients.")
+    p = parser(
+        "score",
+        "Score tokens with a pretrained model, and write its logits and gradients.",
+        (
+            'mpirun -n 2 python -m launch.score --text "Is this likely?"',
+            'mpirun -n 2 python -m launch.score --text "Is it?" --gradients g.npz',
+        ),
+        needs="(--text TEXT | ...)",
+        without=("seed",),
+    )
     pretrained.add_model(p)
-    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in tp=2,dp=2 (all along tp)")
-    what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--text", help="what to score, by the model's tokenizer")
+    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in tp=2,dp=2 (default: all along tp)")
+    what = p.add_argument_group("what to score, one of these").add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", metavar="TEXT", help="what to score, by the model's tokenizer")
     what.add_argument("--text-file", metavar="FILE", type=Path, help="the same from a file")
     what.add_argument("--tokens", type=pretrained.token_ids, help="token ids: 1,2,3")
     what.add_argument("--tokens-file", metavar="F.npy", type=Path, help="token ids, (tokens,) or (sequences, tokens)")
@@ -162,9 +171,10 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
 def show(result: dict) -> None:
     """The report for people."""
     axes = ", ".join(f"{name}={n}" for name, n in result["mesh"].items())
-    print(
+    report.say(
         f"{result['family']} model {result['model']} on {axes}, {result['dtype']}: {result['sequences']} sequence(s) of "
-        f"{result['tokens']} tokens\n"
+        f"{result['tokens']} tokens",
+        "",
     )
     rows = [("loss, nats a token", f"{result['loss']:.6f}")]
     rows += [("perplexity", f"{result['perplexity']:.4f}")] if result["perplexity"] is not None else []

@@ -43,6 +43,11 @@ def options() -> argparse.ArgumentParser:
         "SIGTERM to mpirun or to rank 0 finishes what runs, and ends all ranks with status 0; a second one ends them at once, "
         "and so does Ctrl-C. Open MPI's mpirun kills its ranks on SIGTERM: send it SIGUSR1, or SIGTERM to rank 0, whose pid "
         "the first line names, or start without mpirun.",
+        (
+            "mpirun -n 2 python -m launch.serve",
+            "python -m launch.serve --port 0 --speculate ngram",
+        ),
+        without=("seed",),
     )
     pretrained.add_model(p)
     h = p.add_argument_group("HTTP")
@@ -203,9 +208,9 @@ def show(result: dict) -> None:
         ("decode tokens run, drafts accepted", f"{counts['decode_tokens']:,}, {counts['accepted_tokens']:,}"),
         ("steps, preemptions", f"{counts['steps']:,}, {counts['preemptions']:,}"),
         ("HTTP responses", ", ".join(f"{n} x {status}" for status, n in result["responses"].items()) or "none"),
-        ("most memory, by rank", ", ".join(report.size(n) for n in result["memory"]["peak_bytes_per_rank"])),
     ]
     report.table(f"Served {result['served_model']} for {result['seconds']:.0f} s", ("", ""), rows)
+    report.memory(result["memory"])
 
 
 if __name__ == "__main__":

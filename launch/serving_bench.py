@@ -42,19 +42,28 @@ def options() -> argparse.ArgumentParser:
         "serving_bench",
         "What dynamic batch scheduling is worth: static against continuous batches of one workload, greedy and without end "
         "tokens. As it stands, with SmolLM2 on 2 ranks, about a minute.",
+        (
+            "mpirun -n 2 python -m launch.serving_bench",
+            "mpirun -n 2 python -m launch.serving_bench --rate 4 --slots 16",
+            "python -m launch.serving_bench --scheduler-only",
+        ),
         check_collectives="off",
     )
     pretrained.add_model(p)
-    p.add_argument("--requests", type=positive, help="how many (64; --full 256)")
+    p.add_argument("--requests", type=positive, help="how many (default: 64; --full 256)")
     p.add_argument("--full", action="store_true", help="nano-vllm's own lengths, 100 to 1024 tokens in and out, not 8 to 64")
     p.add_argument("--policy", choices=("both", *ORDER), default="both", help="what to run")
-    p.add_argument("--rate", type=amount, metavar="R", help="requests a second, a Poisson process (all are there at once)")
-    p.add_argument("--slots", type=positive, help="the most requests in a step (8; --scheduler-only 4 to 16, --full to 64)")
-    p.add_argument("--kv-blocks", type=positive, help="blocks of 16 tokens for keys and values (enough for all slots)")
-    p.add_argument("--max-batch-tokens", type=positive, help="the most tokens in a step (512)")
+    p.add_argument(
+        "--rate", type=amount, metavar="R", help="requests a second, a Poisson process (default: all are there at once)"
+    )
+    p.add_argument(
+        "--slots", type=positive, help="the most requests in a step (default: 8; --scheduler-only 4 to 16, --full to 64)"
+    )
+    p.add_argument("--kv-blocks", type=positive, help="blocks of 16 tokens for keys and values (default: enough for all slots)")
+    p.add_argument("--max-batch-tokens", type=positive, help="the most tokens in a step (default: 512)")
     p.add_argument("--speculate", action="store_true", help="draft by prompt lookup, request by request, where it pays")
     p.add_argument("--scheduler-only", action="store_true", help="count steps without a model: prompts and decodes apart")
-    p.add_argument("--png", metavar="FILE", type=Path, help="the timeline as a picture (out/serving-timeline.png)")
+    p.add_argument("--png", metavar="FILE", type=Path, help="the timeline as a picture (default: out/serving-timeline.png)")
     return p
 
 
@@ -326,13 +335,13 @@ def show(result: dict, schedules: dict) -> None:
         [(p["policy"], *(f"{1e3 * t:.1f}" if (t := p["decode_step_seconds"].get(n)) else "-" for n in rows)) for p in policies],
     )
     occupancy.show(schedules)
-    print(f"The picture is {result['png']}")
+    report.say(f"The picture is {result['png']}")
     for d in result["differences"]:
-        print(f"request {d['request']}: {explained(d)}")
+        report.say(f"request {d['request']}: {explained(d)}")
     if result["ratios"]:
         r = result["ratios"]
         rate, steps = r["output_tokens_per_second"], r["steps"]
-        print(f"continuous gives {rate:.2f} times the output tokens/s of static, with {steps:.2f} times fewer steps")
+        report.say(f"continuous gives {rate:.2f} times the output tokens/s of static, with {steps:.2f} times fewer steps")
 
 
 def show_steps(result: dict, policies: tuple[str, ...], schedules: dict) -> None:
@@ -354,14 +363,13 @@ def show_steps(result: dict, policies: tuple[str, ...], schedules: dict) -> None
             for r in result["rows"]
         ],
     )
-    print(
-        "at least: all tokens but first ones, over the slots; padding: of prompts in batches of so many, padded to the longest"
-    )
-    print(
-        f"blocks of {blocks['of']}: {blocks['count']:,} for {blocks['tokens']:,} tokens, {blocks['waste']:.2%} of them empty\n"
+    report.say(
+        "at least: all tokens but first ones, over the slots; padding: of prompts in batches of so many, padded to the longest",
+        f"blocks of {blocks['of']}: {blocks['count']:,} for {blocks['tokens']:,} tokens, {blocks['waste']:.2%} of them empty",
+        "",
     )
     occupancy.show(schedules)
-    print(f"The picture is {result['png']}")
+    report.say(f"The picture is {result['png']}")
 
 
 if __name__ == "__main__":

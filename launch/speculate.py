@@ -53,6 +53,10 @@ def options() -> argparse.ArgumentParser:
         "speculate",
         "Is speculative decoding worth it here? Runs real prompts plainly and with each draft and gamma, in turn. As it "
         "stands, with SmolLM2 on 2 ranks, about three minutes: fewer --gammas, --prompts or --max-new-tokens take less.",
+        (
+            "mpirun -n 2 python -m launch.speculate",
+            "mpirun -n 2 python -m launch.speculate --drafts ngram --gammas 2,4",
+        ),
     )
     pretrained.add_model(p)
     p.add_argument("--draft", metavar="PATH", type=Path, help="draft with this other model of the same vocabulary")
@@ -60,13 +64,16 @@ def options() -> argparse.ArgumentParser:
         "--drafts",
         type=_drafts,
         metavar="ngram,layers=K",
-        help="ways to draft (ngram and a third of the layers; beside --draft none)",
+        help="ways to draft (default: ngram and a third of the layers; beside --draft none)",
     )
-    p.add_argument("--gammas", type=_gammas, default="1,2,3,4,5,6,7,8", help="numbers of tokens to draft")
+    p.add_argument("--gammas", metavar="N,N", type=_gammas, default="1,2,3,4,5,6,7,8", help="numbers of tokens to draft")
     what = p.add_mutually_exclusive_group()
-    what.add_argument("--prompts", default=",".join(DEFAULT_PROMPTS), help=f"of {', '.join(PROMPTS)}; or all")
+    what.add_argument("--prompts", metavar="NAMES", default=",".join(DEFAULT_PROMPTS), help=f"of {', '.join(PROMPTS)}; or all")
     what.add_argument(
-        "--tokens", type=pretrained.token_ids, help="token ids instead of prompts, for models without a tokenizer"
+        "--tokens",
+        metavar="IDS",
+        type=pretrained.token_ids,
+        help="token ids instead of prompts, for models without a tokenizer",
     )
     p.add_argument("--max-new-tokens", type=positive, default=32, help="the most tokens to add to a prompt, 2 or more")
     p.add_argument("--temperature", type=amount, default=0.0, help="0 is greedy, and is checked against plain decoding")
@@ -279,15 +286,18 @@ def show(result: dict) -> None:
                 *("theorem 3.8", "with costs", "as drafted", "measured", "operations"),
             ),
             [(r["prompt"], r["gamma"], *(number(r[cell]) for cell in cells)) for r in result["rows"] if r["draft"] == kind],
+            keys=2,
         )
-    print(
-        "alpha: 1 - total variation, over the target's own text; by acceptances: accepted over tested, up to the first rejected"
+    report.say(
+        "alpha: 1 - total variation, over the target's own text; by acceptances: accepted of tested, up to the first rejected",
+        "as drafted: predicted for what was drafted round by round, where a draft does not always propose gamma tokens",
+        "",
+        "\n\n".join(result["words"]),
+        "",
+        f"The picture is {result['png']}",
     )
-    print("as drafted: predicted for what was drafted round by round, where a draft does not always propose gamma tokens\n")
-    print(*result["words"], sep="\n\n")
-    print(f"\nThe picture is {result['png']}")
     for d in result["differences"]:
-        print(f"{d['prompt']}, {d['draft']}, gamma {d['gamma']}: {explained(d)}")
+        report.say(f"{d['prompt']}, {d['draft']}, gamma {d['gamma']}: {explained(d)}")
 
 
 if __name__ == "__main__":

@@ -49,22 +49,39 @@ BUDGET, HEAD, ROW, SCORE, READ, PRODUCT = 0.5, 3e-4, 2.5e-5, 6e-8, 4e-9, 1e-9
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("tp_attention", "Run tensor-parallel attention, forward and backward, and compare it with a reference.")
+    p = parser(
+        "tp_attention",
+        "Run tensor-parallel attention, forward and backward, and compare it with a reference.",
+        (
+            "mpirun -n 4 python -m launch.tp_attention --heads 9 --d-model 144",
+            "mpirun -n 2 python -m launch.tp_attention --sequences 1,7,64,129",
+            "mpirun -n 3 python -m launch.tp_attention --kind mla --rope interleaved",
+        ),
+    )
     p.add_argument("--kind", choices=KINDS, default="gqa", help="multi-head, grouped-query, multi-query or latent")
     p.add_argument(
-        "--sequences", type=_counts, nargs="+", default=[[4]], help="how many sequences, or their lengths: 1,7,64,129"
+        "--sequences",
+        metavar="N,N",
+        type=_counts,
+        nargs="+",
+        default=[[4]],
+        help="how many sequences, or their lengths: 1,7,64,129 (default: 4)",
     )
-    p.add_argument("--tokens", type=positive, help="T, of all sequences together (96, or the sum of the lengths)")
+    p.add_argument("--tokens", type=positive, help="T, of all sequences together (default: 96, or the sum of the lengths)")
     p.add_argument("--d-model", type=positive, default=64, help="D, width of input and output")
     p.add_argument("--heads", type=positive, default=8, help="H, query heads, dealt out over the ranks, evenly or not")
-    p.add_argument("--kv-heads", type=positive, help="K, a divisor of H (for gqa, the largest up to H/2)")
-    p.add_argument("--d-head", type=positive, help="E, width of a head (D/H)")
+    p.add_argument("--kv-heads", type=positive, help="K, a divisor of H (default for gqa: the largest up to H/2)")
+    p.add_argument("--d-head", type=positive, help="E, width of a head (default: D/H)")
     p.add_argument(
         "--rope", choices=("none", "half", "interleaved"), default="half", help="rotary positions, and their pairing"
     )
-    p.add_argument("--rope-base", type=float, default=10000.0, help="its base")
+    p.add_argument("--rope-base", metavar="X", type=float, default=10000.0, help="its base")
     p.add_argument(
-        "--rope-scaling", type=_scaling, default=None, help="linear, llama3 or yarn, as in yarn:factor=40,original=4096"
+        "--rope-scaling",
+        metavar="KIND",
+        type=_scaling,
+        default=None,
+        help="linear, llama3 or yarn, as in yarn:factor=40,original=4096 (default: none)",
     )
     p.add_argument(
         "--bidirectional", action="store_true", help="every token reads its whole sequence, not only what is before it"
@@ -74,11 +91,13 @@ def options() -> argparse.ArgumentParser:
     )
     p.add_argument("--qk-norm", action="store_true", help="RMS norm of each head's queries and keys, as Qwen3 (not mla)")
     mla = p.add_argument_group("sizes of --kind mla")
-    mla.add_argument("--d-latent", type=positive, help="C, width of the latent (4E)")
-    mla.add_argument("--d-query-latent", type=positive, help="width of the queries' latent (none)")
-    mla.add_argument("--d-nope", type=positive, help="width of a head's queries and keys without position (E)")
-    mla.add_argument("--d-rope", type=positive, help="R, width of the rotated key that all heads share (the even of E/2)")
-    mla.add_argument("--d-value", type=positive, help="width of a head's values (E)")
+    mla.add_argument("--d-latent", type=positive, help="C, width of the latent (default: 4E)")
+    mla.add_argument("--d-query-latent", type=positive, help="width of the queries' latent (default: they have none)")
+    mla.add_argument("--d-nope", type=positive, help="width of a head's queries and keys without position (default: E)")
+    mla.add_argument(
+        "--d-rope", type=positive, help="R, width of the rotated key that all heads share (default: the even of E/2)"
+    )
+    mla.add_argument("--d-value", type=positive, help="width of a head's values (default: E)")
     p.add_argument("--layers", type=positive, default=1, help="L, for the table of the KV cache")
     view.add_options(p)
     return p
@@ -280,7 +299,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
     }
     wrong = [*report.wrong(checks, result), *measured.apart]
     shown = lambda: view.show(explained, lambda: show(result, checks))  # noqa: E731
-    return max(report.publish(args.json, result, shown, wrong), view.draw(args, explained))
+    return max(report.publish(args.json, result, shown, wrong, checks=checks), view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison]) -> None:
@@ -292,12 +311,13 @@ def show(result: dict, checks: list[Comparison]) -> None:
     mla = c["kind"] == "mla"
     widths = f"C {c['d_latent']}, R {c['d_rope']}" if mla else f"K {c['kv_heads']} kv_heads, E {c['d_head']}"
     lengths = ", ".join(map(str, c["lengths"][:8])) + (", ..." if len(c["lengths"]) > 8 else "")
-    print(
+    report.say(
         f"Tensor-parallel attention ({c['kind']}) on tp={ranks}: T {c['tokens']} tokens in sequences of {lengths}; "
         f"D {c['d_model']}, H {c['heads']} heads, {widths}; rope {c['rope']}, "
-        f"{'bidirectional' if c['bidirectional'] else 'causal'}, {result['dtype']}, seed {result['seed']}"
+        f"{'bidirectional' if c['bidirectional'] else 'causal'}, {result['dtype']}, seed {result['seed']}",
+        f"Heads by rank: {dealt}" + ("" if mla else f"; key/value heads: {read}"),
+        "",
     )
-    print(f"Heads by rank: {dealt}" + ("" if mla else f"; key/value heads: {read}") + "\n")
     report.comparisons("Sharded result against the reference: a grid of entries, and along a direction through all", checks)
     report.communication(result["communication"])
     report.memory(result["memory"])

@@ -54,7 +54,16 @@ class Job(NamedTuple):
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("tp_mlp", "Run a tensor-parallel two-layer MLP, forward and backward, and compare it with a reference.")
+    p = parser(
+        "tp_mlp",
+        "Run a tensor-parallel two-layer MLP, forward and backward, and compare it with a reference.",
+        (
+            "mpirun -n 4 python -m launch.tp_mlp",
+            "mpirun -n 3 python -m launch.tp_mlp --activation swiglu --d-ff 1001",
+            "mpirun -n 2 python -m launch.tp_mlp --data none --trace t.json",
+            "mpirun -n 4 python -m launch.tp_mlp --explain --rank 1",
+        ),
+    )
     p.add_argument("--tokens", type=positive, default=48, help="T, rows of the input")
     p.add_argument("--d-model", type=positive, default=64, help="D, width of input and output")
     p.add_argument("--d-ff", type=positive, default=1024, help="F, hidden width, cut over the ranks, evenly or not")
@@ -151,7 +160,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     if learnt and learnt["test_accuracy"] != learnt["test_accuracy_unsharded"]:
         wrong.append("test accuracy")
     shown = lambda: view.show(explained, lambda: show(result, checks, epochs))  # noqa: E731
-    return max(report.publish(args.json, result, shown, wrong), view.draw(args, explained))
+    return max(report.publish(args.json, result, shown, wrong, checks=checks), view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> None:
@@ -159,10 +168,11 @@ def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> No
     ranks, c = result["ranks"], result["config"]
     cut = even(c["d_ff"], ranks).sizes
     widths = f"{cut[0]}" if len(set(cut)) == 1 else f"{cut[0]} or {cut[-1]}"
-    print(
+    report.say(
         f"Tensor-parallel MLP on tp={ranks}: T {c['tokens']} tokens, D {c['d_model']}, F {c['d_ff']} "
         f"({widths} a rank), {c['activation']}, {'biases' if c['bias'] else 'no bias'}, {result['dtype']}, "
-        f"seed {result['seed']}\n"
+        f"seed {result['seed']}",
+        "",
     )
     report.comparisons("Sharded result against the whole-array reference, entry by entry", checks)
     report.communication(result["communication"])
@@ -181,9 +191,10 @@ def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> No
                 if n in (0, 1, 3, 7, len(epochs) - 1) or not c.ok or c is worst
             ],
         )
-        print(
+        report.say(
             f"held-out images read right: {learnt['test_accuracy']:.2%}, "
-            f"{learnt['test_accuracy_unsharded']:.2%} unsharded ({learnt['epochs']} epochs)\n"
+            f"{learnt['test_accuracy_unsharded']:.2%} unsharded ({learnt['epochs']} epochs)",
+            "",
         )
 
 

@@ -6,7 +6,6 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 
 import argparse
 import os
-import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from mpi4py import MPI
 
 from launch import report
+from launch.lines import BYTES, SECONDS, column, width
 from launch.measure import timeline
 from launch.measure.timeline import COMPUTING, CONTROL, OUTSIDE, TRANSFERRING, WAITING, Timeline, TraceError
 from launch.options import UsageError, parser
@@ -27,7 +27,6 @@ SAID = {
     CONTROL: "control message",
     OUTSIDE: "none of these",
 }
-NARROWEST = 20
 DEAREST = 10
 
 
@@ -44,10 +43,21 @@ def _window(text: str) -> tuple[float, float]:
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("trace", "Read what a command wrote with --trace: a strip a rank, shares of time, stragglers, dear verbs.")
+    p = parser(
+        "trace",
+        "Read what a command wrote with --trace: a strip a rank, shares of time, stragglers, dear verbs.",
+        (
+            "mpirun -n 4 python -m launch.tp_mlp --trace t.json",
+            "python -m launch.trace t.json",
+            "python -m launch.trace t.json --window 10:25.5",
+            "python -m launch.trace --compare t.json other.json",
+        ),
+        needs="(FILE | --compare A B)",
+        without=("dtype", "seed", "ranks"),
+    )
     p.add_argument("file", metavar="FILE", type=Path, nargs="?", help="the trace")
     p.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="instead of FILE: two traces side by side")
-    p.add_argument("--window", type=_window, metavar="FROM:TO", help="only this time, in milliseconds (all)")
+    p.add_argument("--window", type=_window, metavar="FROM:TO", help="only this time, in milliseconds (default: all of it)")
     p.add_argument("--png", metavar="OUT", type=Path, help="draw it")
     return p
 
@@ -139,26 +149,24 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, lines: list[Timeline]) -
 def show(trace: dict, line: Timeline) -> None:
     """`trace`: its summary."""
     whole = line.seconds
-    print(
+    report.say(
         f"{trace['traced']}\n{trace['ranks']} ranks, {1e3 * whole:.1f} ms; "
         f"clocks agree to {trace['clock_uncertainty_us']:.1f} us"
     )
     for rank, cause in trace["failed"].items():
-        print(f"rank {rank} alone, until it failed: {cause}")
+        report.say(f"rank {rank} alone, until it failed: {cause}")
     if trace["dropped"]:
-        print(f"{trace['dropped']:,} spans came after the most that a trace keeps, and are not here")
+        report.say(f"{trace['dropped']:,} spans came after the most that a trace keeps, and are not here")
     show_strips(line)
+    ranks = trace["seconds_by_rank"]
+    others = column("others waited for it", [r["kept_others_waiting"] for r in ranks], SECONDS)
+    memory = column("most memory", [r["most_memory_bytes"] for r in ranks], BYTES)
     report.table(
-        "Where the time went",
-        ("rank", "computing", "waiting", "transferring", "control", "outside", "others waited for it", "most memory"),
+        "Where the time went, in % of it",
+        ("rank", "computing", "waiting", "transferring", "control", "outside", others[0], memory[0]),
         [
-            (
-                r["rank"],
-                *(f"{100 * r[k] / whole:.1f} %" for k in ("computing", WAITING, TRANSFERRING, CONTROL, OUTSIDE)),
-                f"{1e3 * r['kept_others_waiting']:.1f} ms",
-                "-" if r["most_memory_bytes"] is None else report.size(r["most_memory_bytes"]),
-            )
-            for r in trace["seconds_by_rank"]
+            (r["rank"], *(f"{100 * r[k] / whole:.1f}" for k in ("computing", WAITING, TRANSFERRING, CONTROL, OUTSIDE)), *last)
+            for r, *last in zip(ranks, others[1], memory[1], strict=True)
         ],
     )
     if trace["steps"]:
@@ -180,14 +188,15 @@ def show(trace: dict, line: Timeline) -> None:
                 )
                 for v in trace["verbs"][:DEAREST]
             ],
+            keys=3,
         )
     if trace["overlap"]:
         o = trace["overlap"]
-        print(
+        report.say(
             f"{o['calls']} verbs were started and went on beside computation: {1e3 * o['seconds']:.1f} ms on their way, "
             f"{1e3 * o['exposed']:.1f} ms waited for, {o['hidden']:.0%} hidden"
         )
-    print(_straggler(trace))
+    report.say(_straggler(trace))
 
 
 def _straggler(trace: dict) -> str:
@@ -204,7 +213,7 @@ def _straggler(trace: dict) -> str:
 
 def show_strips(line: Timeline) -> None:
     label = len(f"rank {max(line.ranks)} ")
-    columns = max(NARROWEST, shutil.get_terminal_size((100, 24)).columns - label - 1)
+    columns = width() - label - 1
     used: dict[str, None] = {}
     print()
     for n, rank in line.ranks.items():
@@ -213,18 +222,19 @@ def show_strips(line: Timeline) -> None:
         print(f"{f'rank {n}':<{label}}{''.join(LETTERS[s] for s in states)}")
     left, right = f"{1e3 * line.begun:.1f} ms", f"{1e3 * line.ended:.1f} ms"
     print(f"{'':<{label}}{left}{right:>{columns - len(left)}}")
-    print(f"{'':<{label}}{', '.join(f'{LETTERS[s]} {SAID.get(s, s)}' for s in timeline.STATES if s in used)}\n")
+    key = ", ".join(f"{LETTERS[s]} {SAID.get(s, s)}" for s in timeline.STATES if s in used)
+    report.say(" " * label + key, "", indent=" " * label)
 
 
 def show_compared(a: dict, b: dict) -> None:
-    print(f"A  {a['traced']}\nB  {b['traced']}\n")
+    report.say(f"A  {a['traced']}\nB  {b['traced']}\n")
     report.table(
         "Side by side: ms, the ranks' mean",
         ("", "A", "B", "B - A", "B / A"),
         [(name, *_ms(x, y)) for name, x, y in compared(a, b)],
     )
     for name, trace in (("A", a), ("B", b)):
-        print(f"{name}: {_straggler(trace)}")
+        report.say(f"{name}: {_straggler(trace)}")
 
 
 def compared(a: dict, b: dict) -> list[tuple[str, float, float]]:

@@ -11,6 +11,7 @@ import argparse
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from math import log, prod
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from mpi4py import MPI
 
 from launch import report
+from launch.lines import width
 from launch.measure import products
 from launch.options import COMMON, UsageError, add_replicas, amount, axis_sizes, natural, parser, positive, settled
 from launch.pictures import curve
@@ -44,16 +46,24 @@ PROMPT, TEMPERATURE = b"The ", 0.5
 
 
 def options() -> argparse.ArgumentParser:
-    p = parser("train", "Train a byte-level language model, data- and tensor-parallel.")
-    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in dp=2,tp=2 (all along dp)")
-    p.add_argument("--text", metavar="FILE", help="what to learn from (the documentation that comes with Python)")
+    p = parser(
+        "train",
+        "Train a byte-level language model, data- and tensor-parallel.",
+        (
+            "mpirun -n 4 python -m launch.train --mesh dp=2,tp=2",
+            "mpirun -n 4 python -m launch.train --checkpoint kept --save-every 100",
+            "mpirun -n 2 python -m launch.train --checkpoint kept --resume",
+        ),
+    )
+    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in dp=2,tp=2 (default: all along dp)")
+    p.add_argument("--text", metavar="FILE", help="what to learn from (default: the documentation that comes with Python)")
     m = p.add_argument_group("model")
     m.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what it is like")
     m.add_argument("--layers", type=positive, default=3, help="blocks")
     m.add_argument("--d-model", type=positive, default=128, help="D")
     m.add_argument("--heads", type=positive, default=4, help="query heads, a divisor of D")
-    m.add_argument("--kv-heads", type=positive, help="key/value heads, a divisor of the heads (all of them)")
-    m.add_argument("--d-ff", type=positive, help="hidden width of the MLPs (4 D; 8/3 D where gated)")
+    m.add_argument("--kv-heads", type=positive, help="key/value heads, a divisor of the heads (default: all of them)")
+    m.add_argument("--d-ff", type=positive, help="hidden width of the MLPs (default: 4 D; 8/3 D where gated)")
     m.add_argument("--tied", action="store_true", help="one table for embedding and output")
     t = p.add_argument_group("training")
     t.add_argument("--sequence-length", type=positive, default=128, help="S, tokens of a sequence")
@@ -71,7 +81,7 @@ def options() -> argparse.ArgumentParser:
     add_replicas(t, "steps")
     k = p.add_argument_group("what is kept")
     k.add_argument("--checkpoint", metavar="DIR", type=Path, help="where to save")
-    k.add_argument("--save-every", type=natural, default=0, help="steps between checkpoints (only the last)")
+    k.add_argument("--save-every", type=natural, default=0, help="steps between checkpoints; 0: only the last")
     k.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, on whatever mesh")
     k.add_argument("--output", metavar="DIR", type=Path, default=Path("out"), help="where loss.csv and loss.png go")
     k.add_argument("--sample", type=natural, default=300, help="bytes of text to write at the end")
@@ -300,26 +310,29 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
 def show(result: dict, losses: list[float]) -> None:
     """The report for people. `losses`: of all steps, those before this start of the run among them."""
     axes, c = ", ".join(f"{name}={n}" for name, n in result["mesh"].items()), result["config"]
-    print(
+    report.say(
         f"{c['family']}-like model of {result['parameters']:,} parameters on {axes}: {c['layers']} layers, D {c['d_model']}, "
         f"{c['heads']} heads, F {c['d_ff']}, sequences of {c['sequence_length']}; {c['batch_tokens']} tokens a step, "
-        f"{result['dtype']}, seed {result['seed']}\n"
+        f"{result['dtype']}, seed {result['seed']}",
+        "",
     )
     rows = sorted({1, *(len(losses) * n // 8 for n in range(1, 9))} - {0})
     report.table("Loss", ("step", "nats a byte", "bits a byte"),
                  [(n, f"{losses[n - 1]:.4f}", f"{losses[n - 1] / log(2):.4f}") for n in rows])  # fmt: skip
     report.communication(result["communication"], f"{len(result['loss'])} steps, validation and sample on rank 0")
     report.memory(result["memory"])
-    print(f"validation: {result['validation_bits_per_byte']:.4f} bits a byte, over the last tenth of the text")
+    report.say(f"validation: {result['validation_bits_per_byte']:.4f} bits a byte, over the last tenth of the text")
     if result["loss"]:
-        print(
+        report.say(
             f"{result['tokens_per_second']:,.0f} tokens/s; {result['model_flops_per_second'] / 1e9:.1f} of "
             f"{result['matmul_flops_per_second'] / 1e9:.1f} Gflop/s that matrix products alone reach here: "
             f"{result['utilisation']:.0%}"
         )
-    print(f"curve: {', '.join(result['files'])}")
+    report.say(f"curve: {', '.join(result['files'])}")
     if result["sample"]:
-        print(f"\nA sample, after 'The ':\n{textwrap.indent(result['sample'], '  | ', lambda line: True)}\n")
+        wrap = partial(textwrap.wrap, width=width() - 4, replace_whitespace=False, drop_whitespace=False)
+        lines = [part for line in result["sample"].splitlines() for part in wrap(line) or [""]]
+        print("", "A sample, after 'The ':", *(f"  | {line}" for line in lines), "", sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from tests.harness import ROOT, Harness, OneLine
 
 # The commands that tests start would be compiled at each start where the environment forbids bytecode beside the sources.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Reports are as wide in every terminal.
+os.environ["COLUMNS"] = "80"
 os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".pytest_cache" / "bytecode"))
 
 

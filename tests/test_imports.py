@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 OUTSIDE = {"parallel": {"numpy", "mpi4py"}, "layers": {"numpy", "mpi4py"}, "reference": {"numpy"}}
 # What lies in launch/ itself and is no command.
-NO_COMMANDS = {"launch", "launch.start", "launch.options", "launch.report", "launch.pretrained"}
+NO_COMMANDS = {f"launch.{name}" for name in ("start", "options", "help", "report", "lines", "pretrained")} | {"launch"}
 
 
 def module_of(path):

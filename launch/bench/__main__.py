@@ -31,24 +31,38 @@ def options() -> argparse.ArgumentParser:
     p = parser(
         "bench",
         "Measure a step against its matrix products alone, and against a peer. 2 ranks unless under mpirun.",
+        (
+            "python -m launch.bench mlp",
+            "mpirun -n 4 python -m launch.bench attention --heads 32 --tokens 4096",
+            "python -m launch.bench mlp --memory",
+        ),
+        needs="WHAT",
         check_collectives="off",
     )
     p.add_argument(
-        "what", choices=tuple(SUBJECTS), help="the layer to measure (attention: causal, over one sequence), or a training step"
+        "what",
+        metavar="WHAT",
+        choices=tuple(SUBJECTS),
+        help="a layer: mlp, or attention, causal, over one sequence; a training step: train; SmolLM2, or --model: decode, "
+        "speculate, serving; and what a trace costs: trace",
     )
-    p.add_argument("--tokens", type=positive, help="T (2048; train 4096; new ones: decode 64, speculate 128, serving 32)")
-    p.add_argument("--d-model", type=positive, help="D (1024; train 512)")
-    p.add_argument("--d-ff", type=positive, help="mlp, train: F, cut over the ranks (4096; train 2048)")
+    p.add_argument(
+        "--tokens", type=positive, help="T (default: 2048; train 4096; new ones: decode 64, speculate 128, serving 32)"
+    )
+    p.add_argument("--d-model", type=positive, help="D (default: 1024; train 512)")
+    p.add_argument("--d-ff", type=positive, help="mlp, train: F, cut over the ranks (default: 4096; train 2048)")
     p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="gelu", help="mlp: between the two layers")
-    p.add_argument("--heads", type=positive, help="attention, train: H, cut over the ranks; a divisor of D (16; train 8)")
-    p.add_argument("--kv-heads", type=positive, help="attention: K, a divisor of H (H)")
+    p.add_argument(
+        "--heads", type=positive, help="attention, train: H, cut over the ranks; a divisor of D (default: 16; train 8)"
+    )
+    p.add_argument("--kv-heads", type=positive, help="attention: K, a divisor of H (default: H)")
     p.add_argument("--layers", type=positive, default=4, help="train: blocks")
     p.add_argument("--sequence-length", type=positive, default=256, help="train: tokens of a sequence")
     p.add_argument("--no-bias", action="store_true", help="mlp, attention: leave the biases out")
     p.add_argument(
         "--rounds",
         type=positive,
-        help="turns that each gets; medians are reported (11; train, speculate 5, decode 7, serving 3)",
+        help="turns that each gets; medians are reported (default: 11; train, speculate 5, decode 7, serving 3)",
     )
     p.add_argument("--threads", type=positive, default=1, help="BLAS threads of each rank")
     p.add_argument("--peer", choices=("torch",), help="time the same layer in this library too, on the same ranks")

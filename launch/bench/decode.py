@@ -89,6 +89,6 @@ def show(result: dict) -> None:
             for name, s in result["seconds"].items()
         ],
     )
-    print(f"loading took {result['load_seconds']:.2f} s")
+    report.say(f"loading took {result['load_seconds']:.2f} s")
     if "decode_to_torch" in result["ratios"]:
-        print(f"rankwise is {result['ratios']['decode_to_torch']:.2f} times as fast as Transformers on the same cores")
+        report.say(f"rankwise is {result['ratios']['decode_to_torch']:.2f} times as fast as Transformers on the same cores")

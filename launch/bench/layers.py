@@ -17,6 +17,7 @@ from launch import report
 from launch.bench import turns
 from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
+from launch.lines import BYTES, column
 from launch.measure import products, step
 from layers.attention import Attention
 from layers.mlp import MLP
@@ -103,11 +104,14 @@ def show_speed(result: dict) -> None:
 
 
 def show_memory(result: dict) -> None:
+    rows = result["memory"]
+    columns = [
+        column("peak", [m["peak_bytes"] for m in rows], BYTES),
+        column("a token", [m["peak_bytes"] / m["tokens"] for m in rows], BYTES),
+        column("saved for backward", [m["saved"] for m in rows], BYTES),
+    ]
     report.table(
         f"{title(result)}: what a step holds at once on rank 0, beside weights and input",
-        ("tokens", "peak", "a token", "saved for backward"),
-        [
-            (f"{m['tokens']:,}", *map(report.size, (m["peak_bytes"], m["peak_bytes"] / m["tokens"], m["saved"])))
-            for m in result["memory"]
-        ],
+        ("tokens", *(heading for heading, _ in columns)),
+        [(f"{m['tokens']:,}", *cells) for m, *cells in zip(rows, *(cells for _, cells in columns), strict=True)],
     )

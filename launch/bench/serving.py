@@ -161,12 +161,12 @@ def show(result: dict) -> None:
         ],
     )
     r = result["ratios"]
-    print(f"continuous batches give {r['continuous_to_static']:.2f} times the tokens/s of static ones")
-    print(
+    report.say(f"continuous batches give {r['continuous_to_static']:.2f} times the tokens/s of static ones")
+    report.say(
         f"decoding 8 requests at once gives {r['batch_8_to_batch_1']:.2f} times the tokens/s of one ({c['tokens']} tokens each)"
     )
     for name in rates:
         if name.startswith("torch"):
-            print(f"rankwise is {r[f'continuous_to_{name}']:.2f} times as fast as {LABELS[name]}, on the same cores")
+            report.say(f"rankwise is {r[f'continuous_to_{name}']:.2f} times as fast as {LABELS[name]}, on the same cores")
     for name, why in result["peer_did_not_run"].items():
-        print(f"{LABELS[name]} did not run: {why}")
+        report.say(f"{LABELS[name]} did not run: {why}")

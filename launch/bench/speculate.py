@@ -110,4 +110,4 @@ def show(result: dict) -> None:
     )
     for repeats, what in ((True, "where the text repeats"), (False, "on prose")):
         ratios = [r for p, r in result["ratios"].items() if spread[p]["repeats"] == repeats]
-        print(f"{what}, drafts by prompt lookup make decoding {min(ratios):.2f} to {max(ratios):.2f} times as fast")
+        report.say(f"{what}, drafts by prompt lookup make decoding {min(ratios):.2f} to {max(ratios):.2f} times as fast")

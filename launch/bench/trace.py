@@ -106,7 +106,7 @@ def show(result: dict) -> None:
             ),
         ],
     )
-    print(
+    report.say(
         f"worked out: {result['calls_a_step']:.0f} calls of {1e6 * result['call_seconds']:.2f} us and "
         f"{result['verbs_a_step']:.0f} verbs of {1e6 * result['verb_seconds']:.2f} us more are "
         f"{100 * result['worked_out']:.2f} % of a step; at most {100 * result['most']:.0f} % are promised"

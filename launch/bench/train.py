@@ -14,6 +14,7 @@ from launch import start
 from launch.bench import turns
 from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
+from launch.lines import say
 from launch.measure import products
 from layers.attention import Attention
 from models.build import build
@@ -103,4 +104,4 @@ def show(result: dict) -> None:
         result,
         "to products (or copy)",
     )
-    print(f"AdamW moves {result['ratios']['adamw_bandwidth_to_copy']:.2f} times the bytes a second that a copy does")
+    say(f"AdamW moves {result['ratios']['adamw_bandwidth_to_copy']:.2f} times the bytes a second that a copy does")

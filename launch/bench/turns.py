@@ -52,4 +52,4 @@ def show(title: str, labels: dict[str, str], result: dict, compared: str = "to p
     )
     for name, r in result["ratios"].items():
         if name.startswith("torch"):
-            print(f"rankwise is {r:.2f} times as fast as {labels[name.removesuffix('_to_sharded')]}")
+            report.say(f"rankwise is {r:.2f} times as fast as {labels[name.removesuffix('_to_sharded')]}")

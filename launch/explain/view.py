@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from shutil import get_terminal_size
 
 import numpy as np
 
 from launch.explain import text
 from launch.explain.witness import Witness
+from launch.lines import width
 from launch.options import UsageError
 from parallel.axis import Axis
 from parallel.control import Control
@@ -40,7 +40,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
         help="in place of the tables: what the rank holds, and line by line what it computes, on which shapes, "
         "and which ranks it meets in which verb",
     )
-    g.add_argument("--rank", type=int, metavar="R", help="the rank that is explained (rank 0)")
+    g.add_argument("--rank", type=int, metavar="R", help="the rank that is explained (default: 0)")
     g.add_argument("--explain-picture", metavar="FILE", type=Path, help="also draw its shards and its step, as a PNG")
 
 
@@ -106,7 +106,7 @@ def show(view: dict | None, otherwise: Callable[[], None]) -> None:
     if view is None:
         otherwise()
     else:
-        print(*text.lines(view, max(40, get_terminal_size((80, 24)).columns)), sep="\n")
+        print(*text.lines(view, width()), sep="\n")
 
 
 def draw(args: argparse.Namespace, view: dict | None) -> int:

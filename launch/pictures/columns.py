@@ -5,10 +5,10 @@ Every rectangle has the proportions of its array, and the cuts are those that `l
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.help import Parser
 from parallel.shard import even
 
 if TYPE_CHECKING:
@@ -116,10 +116,15 @@ def _notes(axes: Axes, top: float, bottom: float) -> None:
         axes.text(left + width / 2, bottom - 1.45, text, ha="center", va="center", color=INK, fontsize=10.5)
 
 
+def options() -> Parser:
+    p = Parser(prog="python -m launch.pictures.columns", description="Draw column and row parallel.")
+    p.add_argument("file", nargs="?", type=Path, default=Path("docs/column-row.png"), help="where")
+    p.add_argument("--ranks", type=int, default=2, choices=range(1, len(RANKS) + 1), help="of the tp axis")
+    return p
+
+
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m launch.pictures.columns", description="Draw column and row parallel.")
-    p.add_argument("file", nargs="?", type=Path, default=Path("docs/column-row.png"), help="where (docs/column-row.png)")
-    p.add_argument("--ranks", type=int, default=2, choices=range(1, len(RANKS) + 1), help="of the tp axis (2)")
+    p = options()
     args = p.parse_args()
     try:
         draw(args.file, args.ranks)

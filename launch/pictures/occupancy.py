@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from launch.lines import fold, width
 from launch.measure.serving import Column
 
 
@@ -33,7 +34,7 @@ STATES = (
 FREE, HELD, DECODE, LAST, PREFILL, PREEMPTED = range(len(STATES))
 # In a legend.
 ORDER = (PREFILL, DECODE, LAST, PREEMPTED, HELD, FREE)
-# Characters of a line: so many without a terminal, at most so many in one.
+# The most characters of a line.
 WIDE = 112
 
 
@@ -78,18 +79,19 @@ def lines(codes: np.ndarray, every: int) -> Iterator[Text]:
 
 def show(schedules: dict[str, np.ndarray]) -> None:
     """Print schedules by title, one above another on the same scale; in colour if standard output is a terminal."""
-    console = Console(highlight=False, soft_wrap=True)
-    wide = min(console.width, WIDE) if console.is_terminal else WIDE
+    console = Console(highlight=False, soft_wrap=True, width=width())
+    wide = min(width(), WIDE)
     longest = max(codes.shape[1] for codes in schedules.values())
     every = -(-longest // (wide - 2))
     for title, codes in schedules.items():
-        console.print(title)
+        console.print(fold(title))
         for line in lines(codes, every):
             console.print(line)
     key = Text("  ")
     for code in _seen(schedules):
         key.append(STATES[code].mark, "" if code == FREE else STATES[code].colour).append(f" {STATES[code].name}   ")
-    console.print(key.append(f"(rows: slots; a character: {every} step{'s' if every > 1 else ''})"))
+    key.append(f"(rows: slots; a character: {every} step{'s' if every > 1 else ''})")
+    console.print(key, soft_wrap=False)
     console.print()
 
 

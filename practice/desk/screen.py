@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -74,8 +75,8 @@ def first(exercises: Sequence[Exercise]) -> list[str]:
         '  2  fill in what says "yours"              any editor',
         f"  3  {COMMAND} check        says what is wrong, or passes it",
         "",
-        "Later:  hint (3 nudges, small to large)   drill (clock, no help)   list (what is due)",
-        "Your work and its history stay in workbook/ (ignored by git, one file: progress.json).",
+        "Later: hint (three nudges), drill (clock, no help), list (what is due)",
+        "Your work stays in workbook/, with its history, progress.json; git ignores it.",
     ]
 
 
@@ -255,12 +256,42 @@ def drill_end(p: Progress, now: datetime, results: Sequence[tuple[str, int, int,
     return lines
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Aligned columns, numbers to the right."""
-    cells = [[str(c) for c in row] for row in rows]
+def width() -> int:
+    """Columns of a table or a page: COLUMNS, else the terminal's, else 80."""
+    return max(40, shutil.get_terminal_size((WIDTH, 24)).columns)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], fold: str, drop: Sequence[str] = ()) -> str:
+    """Aligned columns, numbers to the right. Where they are too wide, those of `drop` are left out, one after the other, and
+    then the cells of the column `fold` are folded."""
+    columns, cells = list(columns), [[str(c) for c in row] for row in rows]
     widths = [max(len(r[i]) for r in [columns, *cells]) for i in range(len(columns))]
+    for name in drop:
+        if sum(widths) + 2 * (len(widths) - 1) > width():
+            i = columns.index(name)
+            del columns[i], widths[i]
+            cells = [row[:i] + row[i + 1 :] for row in cells]
+    i = columns.index(fold)
+    widths[i] = min(widths[i], max(20, width() - sum(widths) + widths[i] - 2 * (len(widths) - 1)))
     right = [i > 0 and all(re.fullmatch(r"[\d:., ]+( min)?|-", r[i]) for r in cells) for i in range(len(columns))]
-    lines = [
-        [f"{c:>{w}}" if r else f"{c:<{w}}" for c, w, r in zip(row, widths, right, strict=True)] for row in [columns, *cells]
-    ]
+    lines = []
+    for row in [columns, *cells]:
+        # A cell that is folded has its other lines below it, where the row has nothing else.
+        first, *more = textwrap.wrap(row[i], widths[i]) or [""]
+        for line in [[*row[:i], first, *row[i + 1 :]], *([""] * i + [part] + [""] * (len(row) - i - 1) for part in more)]:
+            lines.append([f"{c:>{w}}" if r else f"{c:<{w}}" for c, w, r in zip(line, widths, right, strict=True)])
     return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def page(text: str) -> str:
+    """Markdown as a terminal shows it: paragraphs filled, lines of code that are too wide folded."""
+    lines, prose, code = [], [], False
+    for line in [*text.split("\n"), ""]:
+        code ^= line.startswith("```")
+        if line and not code and not re.match(r"\||#|```", line):
+            prose.append(line)
+            continue
+        lines += textwrap.wrap(" ".join(prose), width(), break_on_hyphens=False)
+        prose = []
+        lines += [line] if len(line) <= width() else textwrap.wrap(line, width(), subsequent_indent="    ")
+    return "\n".join(lines[:-1])

@@ -73,6 +73,8 @@ def show_list(desk: Desk, args: argparse.Namespace) -> None:
                 )
                 for r in rows
             ],
+            fold="exercise",
+            drop=("ranks", "topic", "attempts"),
         )
     )
 
@@ -82,7 +84,7 @@ def read(desk: Desk, number: str | None, mark: str | None) -> None:
     papers = pages.papers()
     if number is None:
         columns = [c.lower() for c in pages.READING_COLUMNS]
-        print(screen.table(columns, pages.reading(desk.progress)))
+        print(screen.table(columns, pages.reading(desk.progress), fold="paper"))
         return
     paper = next((x for x in papers if str(x.number) == number or x.id == number), None)
     if paper is None:
@@ -93,5 +95,6 @@ def read(desk: Desk, number: str | None, mark: str | None) -> None:
         desk.book.add("read", paper=paper.id, mark=mark.upper())
         pages.write(desk.progress, desk.book.now(), desk.book.folder)
     row = pages.reading(desk.progress)[paper.number - 1]
-    desk.say(f"{paper.number}  {row[1]}  {paper.title}", *(f"   {line}" for line in paper.take.splitlines()))
+    desk.say(*screen.wrapped(f"{paper.number}  {row[1]}  {paper.title}", 0))
+    desk.say(*(part for line in paper.take.splitlines() for part in screen.wrapped(line, 3)))
     desk.say(f"   exercises {row[3]}" if row[3] else "")

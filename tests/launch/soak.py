@@ -171,8 +171,8 @@ def main() -> int:
     )
     report.table(
         "Memory by rank",
-        ("", *(f"rank {r}" for r in range(args.ranks))),
-        [(when, *(report.size(n) for n in by_rank)) for when, by_rank in memory.items()],
+        ("rank", *(f"{when} MiB" for when in memory)),
+        [(rank, *(f"{n / 2**20:,.1f}" for n in held)) for rank, held in enumerate(zip(*memory.values(), strict=True))],
     )
     print(f"WRONG: {', '.join(wrong)}" if wrong else "all well-behaved requests complete, no block leaked")
     return 1 if wrong else 0

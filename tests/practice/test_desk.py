@@ -1,4 +1,4 @@
-"""What the desk leaves alone and what it hands out: tracked files, `--help` of every verb, the arrays of a failing case."""
+"""What the desk leaves alone and what it hands out: tracked files, the arrays of a failing case."""
 
 import argparse
 import hashlib
@@ -19,19 +19,20 @@ from tests.practice.test_cli import BIAS, NO_B2, book, drill, solve, typed  # no
 
 VERBS = next(a for a in command.options()._actions if isinstance(a, argparse._SubParsersAction)).choices
 
-# --- help
+# --- what fits
 
 
-@pytest.mark.parametrize("verb", [None, *VERBS])
-def test_every_verb_answers_help_at_80_columns(verb, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as ended:
-        command.main([*([verb] if verb else []), "--help"])
-    out, err = capsys.readouterr()
-    assert (ended.value.code, err) == (0, "")
-    assert out.startswith("usage: ")
-    assert max(map(len, out.splitlines())) <= 80
-    assert "%%" not in out
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_lists_and_pages_fit_the_terminal(width, book, typed, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("COLUMNS", str(width))
+    for begun in (False, True):
+        if begun:
+            typed("start")
+            solve(book, "01")
+            typed("check")
+        for words in ([], ["list"], ["read"], ["cheat"], ["read", "11"]):
+            assert [line for line in typed(*words).splitlines() if len(line) > width] == [], words
+    assert "topic" in typed("list") or width == 80
 
 
 # --- tracked files
