@@ -5,31 +5,58 @@ let about = null, steps = [], drawn = null, stopping = null;
 
 // --- the batch
 
-const feed = new EventSource("steps");
-feed.addEventListener("about", (event) => {
-  about = JSON.parse(event.data);
-  steps = [];
-  $("what").textContent = `${about.model} on ${about.ranks} rank${about.ranks === 1 ? "" : "s"}, ${about.slots} slots, ` +
-    `${about.policy} batching${about.speculate === "off" ? "" : ", speculation by " + about.speculate}`;
-  document.title = `rankwise: ${about.model}`;
-  $("slots").textContent = `running of ${about.slots}`;
-  $("modes").hidden = !(about.chat && about.text);
-  if (!about.chat) document.querySelector("[value=complete]").checked = true;
-  if (!about.text && !/^[\d\s,]*$/.test($("prompt").value)) $("prompt").value = "1, 2, 3";
-});
-feed.addEventListener("steps", (event) => {
-  for (const step of JSON.parse(event.data)) {
-    const last = steps.at(-1);
-    if (step.step !== null) steps.push(step);
-    // Requests that went after the last step.
-    else if (last) steps[steps.length - 1] = { ...step, step: last.step, ms: last.ms, runs: last.runs, preempted: last.preempted,
-      ended: { ...last.ended, ...step.ended } };
+// What the feed tells, by kind.
+const heard = {
+  about(told) {
+    about = told;
+    steps = [];
+    $("what").textContent = `${about.model} on ${about.ranks} rank${about.ranks === 1 ? "" : "s"}, ${about.slots} slots, ` +
+      `${about.policy} batching${about.speculate === "off" ? "" : ", speculation by " + about.speculate}`;
+    document.title = `rankwise: ${about.model}`;
+    $("slots").textContent = `running of ${about.slots}`;
+    $("modes").hidden = !(about.chat && about.text);
+    if (!about.chat) document.querySelector("[value=complete]").checked = true;
+    if (!about.text && !/^[\d\s,]*$/.test($("prompt").value)) $("prompt").value = "1, 2, 3";
+  },
+  steps(told) {
+    for (const step of told) {
+      const last = steps.at(-1);
+      if (step.step !== null) steps.push(step);
+      // Requests that went after the last step.
+      else if (last) steps[steps.length - 1] = { ...step, step: last.step, ms: last.ms, runs: last.runs,
+        preempted: last.preempted, ended: { ...last.ended, ...step.ended } };
+    }
+    steps.splice(0, Math.max(0, steps.length - KEPT));
+    count();
+    requestAnimationFrame(draw);
+  },
+};
+
+// Not by EventSource: it cannot send a key.
+async function watch() {
+  for (;;) {
+    try {
+      const response = await fetch("steps", { headers: keyed() });
+      if (response.status === 401) {
+        await askForKey();
+        continue;
+      }
+      if (response.ok) for await (const { event, data } of events(response.body)) heard[event](data);
+    } catch {
+      // The same as the end of the feed.
+    }
+    $("what").textContent = "the server is away; trying again…";
+    await new Promise((later) => setTimeout(later, 1000));
   }
-  steps.splice(0, Math.max(0, steps.length - KEPT));
-  count();
-  requestAnimationFrame(draw);
-});
-feed.addEventListener("error", () => { $("what").textContent = "the server is away; trying again…"; });
+}
+
+const keyed = () => (sessionStorage.key ? { authorization: `Bearer ${sessionStorage.key}` } : {});
+
+async function askForKey() {
+  $("door").showModal();
+  await new Promise((given) => $("door").addEventListener("close", given, { once: true }));
+  sessionStorage.key = $("key").value;
+}
 
 function count() {
   const last = steps.at(-1);
@@ -204,12 +231,12 @@ async function ask(prompt, most, n, tally, put) {
   if (chatting()) wanted.messages = [{ role: "user", content: prompt }];
   else wanted.prompt = about.text ? prompt : prompt.split(/[\s,]+/).filter(Boolean).map(Number);
   const response = await fetch(chatting() ? "v1/chat/completions" : "v1/completions", {
-    method: "POST", body: JSON.stringify(wanted), headers: { "content-type": "application/json" }, signal: stopping.signal });
+    method: "POST", body: JSON.stringify(wanted), headers: { "content-type": "application/json", ...keyed() }, signal: stopping.signal });
   if (!response.ok) throw new Error((await response.json()).error.message);
-  for await (const event of events(response.body)) {
-    if (event.error) throw new Error(event.error.message);
-    tally.prompt += event.usage?.prompt_tokens ?? 0;
-    for (const choice of event.choices) {
+  for await (const { data } of events(response.body)) {
+    if (data.error) throw new Error(data.error.message);
+    tally.prompt += data.usage?.prompt_tokens ?? 0;
+    for (const choice of data.choices) {
       const ids = choice.token_ids ?? [];
       if (ids.length) tally.first ??= performance.now();
       tally.tokens += ids.length;
@@ -229,7 +256,8 @@ async function* events(body) {
     const parts = held.split("\n\n");
     held = parts.pop();
     for (const part of parts) {
-      if (part.startsWith("data: ") && part !== "data: [DONE]") yield JSON.parse(part.slice(6));
+      const [, event, data] = /^(?:event: (\w+)\n)?data: (.*)$/.exec(part);
+      if (data !== "[DONE]") yield { event, data: JSON.parse(data) };
     }
   }
 }
@@ -313,3 +341,4 @@ $("fill").addEventListener("click", () => { if (about && $("form").reportValidit
 $("stop").addEventListener("click", () => stopping?.abort());
 legend();
 draw();
+watch();

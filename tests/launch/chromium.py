@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from fcntl import F_DUPFD, fcntl
 from pathlib import Path
 
 from launch.process.keeper import die_with_parent
@@ -25,9 +26,9 @@ class Page:
 
         def connected() -> None:
             # Chromium reads from descriptor 3 and writes to 4, which may be these pipes' own.
-            os.dup2(theirs_out, spare := os.dup(theirs_out))
-            os.dup2(theirs_in, 3)
-            os.dup2(spare, 4)
+            there = [fcntl(pipe, F_DUPFD, 10) for pipe in (theirs_in, theirs_out)]
+            for to, pipe in enumerate(there, 3):
+                os.dup2(pipe, to)
 
         options = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={folder}")
         self._process = subprocess.Popen(

@@ -29,7 +29,7 @@ def server(tmp_path_factory):
 def feed(server):
     """Steps as the page gets them: a function that waits for more, and returns all that have come."""
     with server.connection() as raw:
-        raw.sendall(b"GET /steps HTTP/1.1\r\nHost: x\r\n\r\n")
+        raw.sendall(b"GET /steps HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read = b""
 
         def steps():

@@ -237,7 +237,7 @@ def test_errors_have_openai_s_shape(server, method, path, body, status, code, sa
 
 def test_a_body_without_a_length_is_not_read_to_its_end(server):
     with server.connection() as raw:
-        raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
         for _ in range(24):
             raw.sendall(chunk)
@@ -284,14 +284,14 @@ def test_a_client_that_goes_away_frees_its_blocks(server, stream):
 RUBBISH = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
     b"GET\r\n\r\n",
-    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{",
     b"POST /v1/completions HTTP/1.1\r\nX: " + b"y" * 100_000,
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     request(b'{"prompt": "a"}') * 3,
     request({"prompt": [2] * 40, "max_tokens": 400, "ignore_eos": True})[:-3],
     b"\r\n" * 500,
-    b"GET /%ff%00 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /%ff%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
 ]
 
 
