@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from models.open import open_model
-from models.tokenizer import open_tokenizer
+from models.tokenizer_file import open_tokenizer
 from tests.launch.serving import FAMILIES, Served, events, request, tiny_model
 
 EXPECTED = np.load(FAMILIES / "llama/expected.npz")
