@@ -50,12 +50,14 @@ async function watch() {
   }
 }
 
-const keyed = () => (sessionStorage.key ? { authorization: `Bearer ${sessionStorage.key}` } : {});
+// Kept for as long as this tab is open.
+const KEY = "api-key", keyed = () => (sessionStorage.getItem(KEY) ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
 
 async function askForKey() {
+  if (sessionStorage.getItem(KEY)) $("ask").textContent = "That is none of this server's API keys";
   $("door").showModal();
   await new Promise((given) => $("door").addEventListener("close", given, { once: true }));
-  sessionStorage.key = $("key").value;
+  sessionStorage.setItem(KEY, $("key").value);
 }
 
 function count() {

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from tests.inside import inside
+from tests.launch import chromium
 from tests.launch.serving import Served, tiny_model
 
 
@@ -36,6 +37,22 @@ def test_keys_are_asked_for(server):
             client.models.list()
         client.api_key = "third"
         assert [m.id for m in client.models.list()] == [server.name]
+
+
+@pytest.mark.skipif(chromium.FOUND is None, reason="no Chromium on the path")
+def test_the_page_asks_for_a_key_and_keeps_it(server, tmp_path):
+    page = chromium.Page(server.url, 390, tmp_path)
+    try:
+        page.until("$('door').open")
+        page.type("fourth\n", "key")
+        page.until("$('door').open && $('ask').textContent.startsWith('That is none')")
+        page.type("second\n", "key")
+        page.until("about !== null")
+        page.go(server.url)
+        page.until("about !== null")
+        assert not page.js("$('door').open")
+    finally:
+        page.close()
 
 
 def test_what_another_key_has_asked_is_not_told(server):
