@@ -28,17 +28,24 @@ def needed(tokens: int) -> int:
     return -(-tokens // BLOCK)
 
 
+def part_of(tokens: Sequence[int], first: int, owner: str = "") -> tuple[int | str, ...]:
+    """What a full block is known by: its tokens, from `first` on. At the beginning of a text, also whose it is: nobody finds
+    what another owner has computed."""
+    part = tuple(tokens[first : first + BLOCK])
+    return (owner, *part) if owner and not first else part
+
+
 class Link:
     """The tokens of a full block, and the link of the block before it. Two links are the same only if they are one object."""
 
     __slots__ = ("before", "hash", "tokens")
 
-    def __init__(self, before: Link | None, tokens: tuple[int, ...]) -> None:
+    def __init__(self, before: Link | None, tokens: tuple[int | str, ...]) -> None:
         self.before, self.tokens = before, tokens
         self.hash = chain(before, tokens)
 
 
-def chain(before: Link | None, tokens: tuple[int, ...]) -> int:
+def chain(before: Link | None, tokens: tuple[int | str, ...]) -> int:
     """The hash of a block's tokens and, through that of the link before, of all tokens before them. It is the same in every
     process: Python salts the hashes of strings only."""
     return hash((before.hash if before is not None else 0, tokens))
@@ -125,13 +132,13 @@ class BlockPool:
         while len(table) > needed(tokens):
             self.drop(table.pop())
 
-    def find(self, tokens: Sequence[int]) -> list[int]:
-        """The published blocks that hold the longest beginning of `tokens`. An equal hash proves nothing: the block must hold
-        the same tokens, and follow the link of the block before it."""
+    def find(self, tokens: Sequence[int], owner: str = "") -> list[int]:
+        """The published blocks of this owner that hold the longest beginning of `tokens`. An equal hash proves nothing: the
+        block must hold the same tokens, and follow the link of the block before it."""
         table: list[int] = []
         link = None
         for first in range(0, len(tokens) - BLOCK + 1, BLOCK):
-            part = tuple(tokens[first : first + BLOCK])
+            part = part_of(tokens, first, owner)
             block = self._published.get(chain(link, part))
             if block is None or self._links[block].before is not link or self._links[block].tokens != part:
                 break
@@ -139,14 +146,14 @@ class BlockPool:
             table.append(block)
         return table
 
-    def open(self, tokens: Sequence[int], reserve: int = 0, reuse: bool = True) -> Opened | None:
+    def open(self, tokens: Sequence[int], reserve: int = 0, reuse: bool = True, owner: str = "") -> Opened | None:
         """A table for all of `tokens`, which leaves at least `reserve` blocks free; None, and nothing changed, if there are not
-        enough. `reuse`: begin with published blocks.
+        enough. `reuse`: begin with published blocks, of this owner.
 
         The last token at least is left to compute, since its logits are wanted. Where published blocks hold all tokens, the
         last block is copied and not shared, since that token is written again.
         """
-        shared = self.find(tokens) if reuse else []
+        shared = self.find(tokens, owner) if reuse else []
         for block in shared:
             self.use(block)
         whole = bool(shared) and len(shared) * BLOCK == len(tokens)
@@ -167,7 +174,7 @@ class BlockPool:
         self.drop(source)
         return Opened(table, len(shared), link, computed, (source, table[-1]))
 
-    def publish(self, block: int, before: Link | None, tokens: tuple[int, ...]) -> tuple[int, Link]:
+    def publish(self, block: int, before: Link | None, tokens: tuple[int | str, ...]) -> tuple[int, Link]:
         """Make a full, computed block known: its number from now on and its link.
 
         If another block holds the same after the same, the user of this one is moved to that one and this one is dropped.

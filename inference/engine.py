@@ -42,7 +42,8 @@ EAGER = 0.002
 
 class Ask(NamedTuple):
     """What a client wants. `stream`: a draw depends on the seed, the position and this number, such as which of n answers it
-    is. `top_logprobs`: None for no log-probabilities; k for each token's own and those of the k likeliest."""
+    is. `top_logprobs`: None for no log-probabilities; k for each token's own and those of the k likeliest.
+    `owner`: only requests of the same one share blocks."""
 
     prompt: list[int]
     max_tokens: int
@@ -51,6 +52,7 @@ class Ask(NamedTuple):
     ends: frozenset[int] = frozenset()
     top_logprobs: int | None = None
     priority: int = 0
+    owner: str = ""
 
 
 class Token(NamedTuple):
@@ -145,7 +147,7 @@ class Engine:
             raise ValueError(f"token id {wrong[0]} is outside of the vocabulary: use 0 to {size - 1}")
         if ask.top_logprobs is not None and not 0 <= ask.top_logprobs <= size:
             raise ValueError(f"top_logprobs {ask.top_logprobs} is no number of tokens: use 0 to {size}")
-        self.scheduler.add(id, ask.prompt, ask.max_tokens, ends=ask.ends, priority=ask.priority)
+        self.scheduler.add(id, ask.prompt, ask.max_tokens, ends=ask.ends, priority=ask.priority, owner=ask.owner)
         self._asked[id] = ask
 
     def finish(self, id: int, reason: str = "stop") -> bool:

@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from inference.blocks import BLOCK, BlockPool, Link, needed
+from inference.blocks import BLOCK, BlockPool, Link, needed, part_of
 
 
 class QueueFull(RuntimeError):
@@ -40,6 +40,7 @@ class Request:
     max_tokens: int
     ends: frozenset[int]
     reuse: bool
+    owner: str
     order: tuple[int, int]
     computed: int = 0
     goal: int = 0
@@ -171,9 +172,11 @@ class Scheduler:
         ends: Collection[int] = (),
         priority: int = 0,
         reuse: bool = True,
+        owner: str = "",
     ) -> None:
         """A request for up to `max_tokens` tokens, fewer if one of `ends` comes. `reuse` False: all of its tokens are computed,
-        though others have computed them (the log-probabilities of a prompt need all its logits).
+        though others have computed them (the log-probabilities of a prompt need all its logits). Only requests of the same
+        `owner` share blocks.
 
         Raises ValueError for a request that cannot be served however long it waits, and QueueFull if the queue is full.
         """
@@ -192,7 +195,7 @@ class Scheduler:
             raise QueueFull(f"{len(self.waiting)} requests wait, of at most {self.queue_limit}: try again later")
         self._added += 1
         order, reuse = (self.counts.steps + self.aging * priority, self._added), reuse and self.prefix_caching
-        request = Request(id, len(prompt), list(prompt), max_tokens, frozenset(ends), reuse, order)
+        request = Request(id, len(prompt), list(prompt), max_tokens, frozenset(ends), reuse, owner, order)
         self.requests[id] = request
         insort(self.waiting, request, key=lambda r: r.order)
 
@@ -288,7 +291,7 @@ class Scheduler:
         """Admit the first of the queue, with blocks for all its tokens. None if they are not there: then nobody overtakes
         it."""
         request = self.waiting[0]
-        opened = self.pool.open(request.tokens, len(self.running), request.reuse)
+        opened = self.pool.open(request.tokens, len(self.running), request.reuse, request.owner)
         if opened is None:
             return None
         del self.waiting[0]
@@ -352,7 +355,7 @@ class Scheduler:
         """Publish the full blocks all of whose tokens are computed, and not merely guessed."""
         while self.prefix_caching and (request.published + 1) * BLOCK <= request.computed:
             n = request.published
-            tokens = tuple(request.tokens[n * BLOCK : (n + 1) * BLOCK])
+            tokens = part_of(request.tokens, n * BLOCK, request.owner)
             request.table[n], request.link = self.pool.publish(request.table[n], request.link, tokens)
             request.published += 1
 

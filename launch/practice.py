@@ -227,4 +227,7 @@ if __name__ == "__main__":
     # A kill, or a terminal that is closed, ends the learner's processes too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    if sys.stdin is not None:
+        # An answer that is no text is a wrong answer.
+        sys.stdin.reconfigure(errors="replace")
     sys.exit(main())

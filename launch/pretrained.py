@@ -20,7 +20,8 @@ from models.default import default_model
 from models.open import open_model
 from models.piece import ModelError
 from models.source import Source
-from models.tokenizer import Tokenizer, open_tokenizer
+from models.tokenizer import Tokenizer
+from models.tokenizer_file import open_tokenizer
 from parallel.atomic import write_atomically
 
 
@@ -65,7 +66,10 @@ def tokenizer(source: Source) -> Tokenizer | None:
 def encoded(text: str, source: Source, known: Tokenizer | None) -> list[int]:
     if known is None:
         raise UsageError(f"--model {source.path} has no tokenizer: give token ids with --tokens")
-    return known.encode(text)
+    try:
+        return known.encode(text)
+    except ValueError as error:
+        raise UsageError(f"{error}: use text in UTF-8") from None
 
 
 def sequences(args: argparse.Namespace, source: Source, known: Tokenizer | None) -> np.ndarray:
@@ -88,13 +92,18 @@ def sequences(args: argparse.Namespace, source: Source, known: Tokenizer | None)
 
 def _ids_of_file(path: Path) -> np.ndarray:
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--tokens-file {path}: {error}: use an .npy file of integers") from None
+        # A map: a header may claim more than the file and the memory have.
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy's reader has no error of its own
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"--tokens-file {path}: {why[:200]}: use an .npy file of integers") from None
     if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or not ids.size:
         shape = f"{ids.dtype} of shape {ids.shape}" if isinstance(ids, np.ndarray) else type(ids).__name__
         raise UsageError(f"--tokens-file {path} holds {shape}: use integers of shape (tokens,) or (sequences, tokens)")
-    return np.atleast_2d(ids).astype(np.int64)
+    try:
+        return np.atleast_2d(ids).astype(np.int64)
+    except MemoryError:
+        raise UsageError(f"--tokens-file {path} holds {ids.size:,} tokens, more than memory does: use fewer") from None
 
 
 def check_ids(ids: np.ndarray | Sequence[int], config: Config, length: int) -> None:

@@ -10,7 +10,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from inference.engine import Engine
 from inference.generate import make_cache
 from inference.policies import POLICIES
 from inference.server.answer import Model
+from inference.server.entrance import room
 from inference.server.server import Server
 from launch import pretrained, report
 from launch.options import UsageError, amount, parser, positive
@@ -51,8 +53,21 @@ def options() -> argparse.ArgumentParser:
     )
     pretrained.add_model(p)
     h = p.add_argument_group("HTTP")
-    h.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all, there is no authentication")
+    h.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all")
     h.add_argument("--port", type=_port, default=8000, help="port to listen at; 0 for a free one")
+    h.add_argument(
+        "--api-key",
+        action="append",
+        metavar="KEY",
+        help="answer only requests with this key, or with a key of the file that is named as @FILE; may be given again",
+    )
+    h.add_argument("--insecure", action="store_true", help="let whoever reaches a --host beyond this machine ask without a key")
+    h.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help="a name that clients or a proxy call this server by, besides localhost and addresses; may be given again",
+    )
     h.add_argument("--queue-limit", type=positive, default=256, help="requests that may wait; more get a 429")
     h.add_argument("--drain-seconds", type=amount, default=30.0, help="how long requests may take to finish on SIGTERM")
     h.add_argument("--verbose", action="store_true", help="one line a request on standard error")
@@ -72,11 +87,13 @@ def _port(text: str) -> int:
 
 
 class Task(NamedTuple):
-    """The model, and on rank 0 the socket at which clients are queued."""
+    """The model, and on rank 0 the socket at which clients are queued, the API keys, and how many connections it may have."""
 
     source: Source
     tokenizer: Tokenizer | None
     listening: socket.socket | None
+    keys: list[str]
+    connections: int
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
@@ -87,15 +104,41 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
         )
     source = pretrained.opened(args.model, ranks)
     tokenizer = pretrained.tokenizer(source)
+    if start.begin().rank:
+        return Task(source, tokenizer, None, [], 0)
+    keys, connections = keys_of(args.api_key or ()), room()
+    if not connections:
+        raise UsageError("this process may open too few files to take a connection: raise `ulimit -n` by 100")
     # Last: it may fail because of another process, though the options are fine.
-    return Task(source, tokenizer, listening(args.host, args.port) if start.begin().rank == 0 else None)
+    return Task(source, tokenizer, listening(args.host, args.port, bool(keys) or args.insecure), keys, connections)
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket at which clients are queued from now on. Raises UsageError where it cannot be made."""
+def keys_of(given: Sequence[str]) -> list[str]:
+    """API keys, themselves or by line of the files that are named as @FILE. Raises UsageError for what can be none."""
+    keys = []
+    for text in given:
+        if text.startswith("@"):
+            try:
+                keys += [line.strip() for line in Path(text[1:]).read_text(encoding="utf-8").splitlines() if line.strip()]
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"--api-key {text}: {error}: use a file with a key a line") from None
+        else:
+            keys.append(text)
+    if (given and not keys) or not all(re.fullmatch("[!-~]+", key) for key in keys):
+        raise UsageError("--api-key has none, or one that no header can carry: use letters, digits and signs without spaces")
+    return keys
+
+
+def listening(host: str, port: int, public: bool = False) -> socket.socket:
+    """A socket at which clients are queued from now on. `public`: it may be at an address that others than this machine reach.
+    Raises UsageError where it cannot be made."""
     made = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        if not public and not ip_address(address[0].partition("%")[0]).is_loopback:
+            raise UsageError(
+                f"--host {host} is open to others and there is no --api-key: give one, or --insecure to let all ask"
+            )
         made = socket.socket(family, kind, protocol)
         # A port that was just closed can be used at once, one that is in use cannot.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -170,7 +213,8 @@ def served(args: argparse.Namespace, task: Task, mesh: Mesh, engine: Engine, con
         "chat": tokenizer is not None and tokenizer.chats,
         "text": tokenizer is not None,
     }
-    server = Server(engine, Model(name, tokenizer, context), about, args.drain_seconds, args.verbose)
+    model, names = Model(name, tokenizer, context), [args.host, socket.gethostname(), *(args.allow_host or ())]
+    server = Server(engine, model, about, args.drain_seconds, args.verbose, task.keys, names, task.connections)
     begun = perf_counter()
     server.run(task.listening, ready(about, task.listening, task.source.config.context))
     seconds = perf_counter() - begun

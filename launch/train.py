@@ -211,14 +211,21 @@ class Run:
     def resume(self) -> None:
         """Go on from the newest checkpoint. Raises CheckpointError on all ranks if it is damaged, or of another run."""
         checkpoint = Checkpoint(latest(self.args.checkpoint), self.control)
-        was = checkpoint.state.get("run", {})
+        was = checkpoint.state.get("run")
+        if not isinstance(was, dict):
+            raise CheckpointError(f"{checkpoint.path}: its state is not that of a training run")
         for name, here in self.identity.items():
             if was.get(name) != here:
                 what = "was made from another text" if name == "text" else f"has {name} {was.get(name)}, this run {here}"
                 raise CheckpointError(f"{self.args.checkpoint}: the checkpoint {what}: use the same, or another folder")
         self.trainer.load(checkpoint)
-        self.order.resume(checkpoint.state["order"])
-        self.losses = list(checkpoint.state["losses"])
+        try:
+            self.order.resume(checkpoint.state["order"])
+            self.losses = [float(loss) for loss in checkpoint.state["losses"]]
+            if len(self.losses) != checkpoint.step:
+                raise ValueError(f"{len(self.losses)} losses")
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise CheckpointError(f"{checkpoint.path}: its state is not that of a training run: {error!r}") from None
 
     def _validation(self) -> tuple[int, list[np.ndarray]]:
         """How many sequences the validation text has, and this dp rank's, a batch at a time."""

@@ -90,7 +90,9 @@ def rope(
     if kind == "linear":
         scaling = Linear(r.number("factor", least=1.0))
     elif kind == "llama3":
-        factors = [r.number(k) for k in ("factor", "low_freq_factor", "high_freq_factor")]
+        factors = [r.number(k, least=1e-6) for k in ("factor", "low_freq_factor", "high_freq_factor")]
+        if factors[1] >= factors[2]:
+            raise r.refuse("low_freq_factor", f"use less than high_freq_factor, {factors[2]:g}")
         scaling = Llama3(*factors, original)
     elif kind == "yarn":
         scaling = _yarn(r, context, original, softmax)

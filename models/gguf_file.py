@@ -76,7 +76,7 @@ class GGUF:
             raise
         except OSError as e:
             raise ModelError(f"{file}: {e.strerror}") from None
-        except (struct.error, ValueError, KeyError, OverflowError) as e:
+        except (struct.error, ValueError, KeyError, OverflowError, RecursionError) as e:
             raise ModelError(f"{file}: not a whole GGUF file: its header is cut short or damaged ({e})") from None
 
     def _read_header(self, header: _Header) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from models.piece import ModelError
 from models.roles import pieces
 from models.settings import Settings
 from models.source import Source
+from parallel.json_text import parsed
 
 # The dtypes in which weights are stored. A bfloat16 is the upper half of a float32.
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -41,7 +41,7 @@ class Safetensors:
                 raise ModelError(f"{file}: not a whole safetensors file: {e}") from None
             with open(file, "rb") as f:
                 length = int.from_bytes(f.read(8), "little")
-                header = json.loads(f.read(length))
+                header = parsed(f.read(length))
             header.pop("__metadata__", None)
             for name, entry in header.items():
                 if name in self._at:
@@ -65,9 +65,9 @@ class Safetensors:
         return None if dtype in _DTYPES else f"{dtype}, use one of {', '.join(_DTYPES)}"
 
 
-def _read_json(file: Path) -> dict:
+def read_json(file: Path) -> dict:
     try:
-        values = json.loads(file.read_text("utf-8"))
+        values = parsed(file.read_text("utf-8"))
     except OSError as e:
         raise ModelError(f"{file}: {e.strerror}") from None
     except ValueError as e:
@@ -82,9 +82,12 @@ def _files(folder: Path) -> Safetensors:
         if not (folder / WHOLE).exists():
             raise ModelError(f"{folder}: neither {WHOLE} nor {INDEX}: save the weights as safetensors")
         return Safetensors([folder / WHOLE])
-    where = _read_json(folder / INDEX).get("weight_map")
+    where = read_json(folder / INDEX).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
         raise ModelError(f"{folder / INDEX}: weight_map is not the tensors' files by their names")
+    outside = [file for file in where.values() if Path(file).name != file or file in ("", "..")]
+    if outside:
+        raise ModelError(f"{folder / INDEX}: weight_map names {outside[0]!r}: use files in its own folder")
     tensors = Safetensors([folder / file for file in sorted(set(where.values()))])
     for name, file in where.items():
         if name not in tensors.shapes:
@@ -94,7 +97,7 @@ def _files(folder: Path) -> Safetensors:
 
 def open_folder(folder: Path) -> Source:
     """The model in a folder with config.json. Reads headers only; its tensors are yet to be checked."""
-    s = Settings(_read_json(folder / "config.json"), str(folder / "config.json"))
+    s = Settings(read_json(folder / "config.json"), str(folder / "config.json"))
     model_type = s.get("model_type")
     # In a list, as what the file says may be of a type that a dict cannot look up.
     if model_type not in list(MODEL_TYPES):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sys import float_info
+
 from models.piece import ModelError
 
 
@@ -32,7 +34,11 @@ class Settings:
         value = self.get(key, default)
         if value is None and default is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= (value if most is None else most):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not least <= value <= (float_info.max if most is None else most)
+        ):
             raise self.refuse(key, f"use a whole number, {least} {'or more' if most is None else f'to {most}'}")
         return value
 
@@ -41,7 +47,7 @@ class Settings:
         value = self.get(key, default)
         if value is None and default is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= float_info.max:
             raise self.refuse(key, f"use a number, {least:g} or more")
         return float(value)
 

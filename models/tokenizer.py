@@ -8,45 +8,12 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers import AddedToken, decoders
 
 from models.piece import ModelError
 
-# Patterns that cut text into words before merging, by GGUF's `tokenizer.ggml.pre`. Each pattern cuts what the one before has
-# left. The patterns are those of the models' own tokenizer.json, as in llama.cpp's list (llama-vocab.cpp).
-_SUFFIXES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = (rf"{_SUFFIXES}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",)
-_QWEN2 = (rf"{_SUFFIXES}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",)
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
-_DEEPSEEK3 = (
-    r"\p{N}{1,3}",
-    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-    r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
-PRE = {
-    "default": (r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe"), _LLAMA3),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
-    "tekken": _TEKKEN,
-    "deepseek-v3": _DEEPSEEK3,
-}
-# These take a word that is a token whole, whatever the merges would make of it. Their texts begin with bos unless the file
-# says otherwise.
-_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"}
-# GGUF's types of extraordinary tokens: control tokens steer the model, and user-defined ones are one token wherever they stand.
-_CONTROL, _USER_DEFINED = 3, 4
 # These control tokens end a turn or a text, even if a file names another one as its eos.
 _ENDS = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>"}
 _ENDS |= {"<\uff5cend\u2581of\u2581sentence\uff5c>"}  # DeepSeek's
@@ -112,10 +79,10 @@ class Tokenizer:
         backend = self._special if special else self._plain
         try:
             ids = backend.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None) if isinstance(text, str) else None
+        except Exception as error:  # the library raises nothing narrower
+            at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
             if at is None:
-                raise
+                raise ValueError(f"the tokenizer fails at this text: {error}") from None
             raise ValueError(f"text is not Unicode: character {at} is half a surrogate pair, {text[at]!r}") from None
         lead = self.add_bos if bos is None else bos
         return [self.bos_id, *ids] if lead and self.bos_id is not None else ids
@@ -223,101 +190,6 @@ class Stream:
         sure = len(text) - next(begun, 0)
         self._held = text[sure:]
         return text[:sure]
-
-
-def open_tokenizer(path: Path, metadata: dict[str, object]) -> Tokenizer | None:
-    """The tokenizer of the model at `path`, from a GGUF file's `metadata` or a folder's tokenizer.json; None if there is none.
-
-    Raises ModelError for a tokenizer that is broken or of a kind that we do not have.
-    """
-    if "tokenizer.ggml.model" in metadata:
-        return _from_gguf(path, metadata)
-    if (path / "tokenizer.json").is_file():
-        return _from_folder(path)
-    return None
-
-
-def _from_gguf(path: Path, metadata: dict[str, object]) -> Tokenizer:
-    """Byte-level BPE from a GGUF file's keys (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
-    given = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if key.startswith("tokenizer.ggml.")}
-    instead = "use the model's Hugging Face folder with its tokenizer.json"
-    if given["model"] != "gpt2":
-        raise ModelError(f"{path}: tokenizer.ggml.model {given['model']!r} is not byte-level BPE, 'gpt2': {instead}")
-    pre = given.get("pre", "default")
-    if pre not in PRE:
-        raise ModelError(f"{path}: tokenizer.ggml.pre {pre!r} is none of {', '.join(PRE)}: {instead}")
-    for key in ("tokens", "merges"):
-        if key not in given:
-            raise ModelError(f"{path}: the tokenizer has no tokenizer.ggml.{key}: {instead}")
-    tokens: list[str] = list(given["tokens"])
-    types = list(given.get("token_type", [1] * len(tokens)))
-    merges = [tuple(merge.split(" ")) for merge in given["merges"]]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens) or len(types) != len(tokens):
-        raise ModelError(f"{path}: {len(tokens)} tokens, of which {len(vocabulary)} differ, and {len(types)} token types")
-    ids = {key: given[f"{key}_token_id"] for key in ("bos", "eos", "eot", "eom") if f"{key}_token_id" in given}
-    for key, i in ids.items():
-        if not 0 <= i < len(tokens):
-            raise ModelError(f"{path}: tokenizer.ggml.{key}_token_id is {i}, there are {len(tokens)} tokens")
-    try:
-        backend = tokenizers.Tokenizer(BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _WHOLE_WORDS))
-    except Exception as e:  # the library raises nothing narrower
-        raise ModelError(f"{path}: the tokenizer's merges do not fit its tokens: {e}") from None
-    if PRE[pre] is _QWEN2:
-        backend.normalizer = normalizers.NFC()
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE[pre]]
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    backend.decoder = decoders.ByteLevel()
-    for kind in (_CONTROL, _USER_DEFINED):
-        added = [
-            AddedToken(t, normalized=False, special=kind == _CONTROL) for t, of in zip(tokens, types, strict=True) if of == kind
-        ]
-        backend.add_tokens(added)
-    add_bos = bool(given.get("add_bos_token", pre in _WHOLE_WORDS))
-    template = metadata.get("tokenizer.chat_template")
-    return Tokenizer(backend, ids.pop("bos", None), ids.values(), add_bos, template)
-
-
-def _from_folder(folder: Path) -> Tokenizer:
-    """tokenizer.json, with what the files beside it say of bos, eos and the chat template."""
-    file = folder / "tokenizer.json"
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as e:  # the library raises nothing narrower
-        raise ModelError(f"{file}: not a tokenizer: {e}") from None
-    said, config, generation = (_json(folder / f"{name}.json") for name in ("tokenizer_config", "config", "generation_config"))
-    bos = _id(backend, said.get("bos_token"), config.get("bos_token_id"))
-    eos = [_id(backend, said.get("eos_token"), None)]
-    for i in (config.get("eos_token_id"), generation.get("eos_token_id")):
-        eos += i if isinstance(i, list) else [i]
-    add_bos = said.get("add_bos_token")
-    if add_bos is None:
-        # Then only the post-processor knows, which puts tokens round a text.
-        add_bos = backend.encode("", add_special_tokens=True).ids[:1] == [bos]
-    template = said.get("chat_template")
-    if isinstance(template, list):
-        template = next((t["template"] for t in template if t["name"] == "default"), None)
-    if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text("utf-8")
-    try:
-        return Tokenizer(backend, bos, [i for i in eos if i is not None], add_bos, template)
-    except ModelError as e:
-        raise ModelError(f"{file}: {e}") from None
-
-
-def _json(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except ValueError as e:
-        raise ModelError(f"{file}: not JSON: {e}") from None
-
-
-def _id(backend: tokenizers.Tokenizer, token: str | dict | None, otherwise: int | None) -> int | None:
-    """The id of a token that is given by its text, or by a dict with its text; `otherwise` if it is not given."""
-    text = token["content"] if isinstance(token, dict) else token
-    return otherwise if text is None else backend.token_to_id(text)
 
 
 def _spelling(decoder: decoders.Decoder | None) -> tuple[bool, bool]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from operator import index
@@ -28,7 +27,8 @@ import numpy as np
 
 from parallel.atomic import flush_folder
 from parallel.control import Control
-from parallel.shard import Cut, Layout
+from parallel.manifest import MANIFEST, read, require_covered, require_own, sealed, step_of
+from parallel.shard import Layout
 from parallel.shard_file import (
     DTYPES,
     FORMAT,
@@ -43,10 +43,6 @@ from parallel.shard_file import (
 )
 
 __all__ = ["Checkpoint", "CheckpointError", "Piece", "latest", "pieces", "save"]
-
-MANIFEST = "manifest.json"
-# The manifest's last entry: the SHA-256 of all bytes before it.
-SEAL = b',\n "sha256": '
 
 
 def _on_all(control: Control, what: str, work: Callable[[], object]) -> list:
@@ -138,17 +134,8 @@ def _tensors(entries: list[dict]) -> dict[str, dict]:
             both = f"{t['dtype']} {t['shape']} in {t['pieces'][0]['file']}, {e['dtype']} {e['shape']} in {e['piece']['file']}"
             raise CheckpointError(f"{e['name']} must be one array, it is {both}")
         t["pieces"].append(e["piece"])
-    _require_covered(tensors)
+    require_covered(tensors)
     return tensors
-
-
-def _require_covered(tensors: dict[str, dict]) -> None:
-    for name, t in tensors.items():
-        dims = sorted({p["dim"] for p in t["pieces"]})
-        bounds = tuple(sorted((p["start"], p["stop"]) for p in t["pieces"]))
-        if len(dims) > 1 or not Cut(t["shape"][dims[0]], bounds).is_partition:
-            there = ", ".join(f"{p['key']} in {p['file']}" for p in t["pieces"])
-            raise CheckpointError(f"{name} {t['shape']} must be there exactly once, cut along one dim; there is {there}")
 
 
 def _make_room(path: Path, partial: Path) -> None:
@@ -167,24 +154,19 @@ def _make_room(path: Path, partial: Path) -> None:
 
 
 def _commit(manifest: dict, partial: Path, path: Path) -> None:
-    body = json.dumps(manifest, indent=1).removesuffix("\n}").encode()
-    write_flushed(partial / MANIFEST, [body, SEAL, _seal(body)])
+    write_flushed(partial / MANIFEST, sealed(manifest))
     flush_folder(partial)
     partial.rename(path)
     flush_folder(path.parent)
 
 
 def _remove_older(path: Path, keep: int) -> None:
-    older = [p for p in _steps(path.parent) if _step(p) < _step(path)]
+    older = [p for p in _steps(path.parent) if step_of(p) < step_of(path)]
     for old in older[: max(0, len(older) - keep + 1)]:
         # Under its own name it would look complete while it is being removed.
         gone = old.rename(old.with_name(f".{old.name}.removed"))
         flush_folder(path.parent)
         shutil.rmtree(gone)
-
-
-def _seal(body: bytes) -> bytes:
-    return f'"{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
 
 
 # --- reading
@@ -197,13 +179,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("step-*") if _step(p) is not None and p.is_dir()), key=_step)
-
-
-def _step(path: Path) -> int | None:
-    """The step that a folder is named for, if any."""
-    match = re.fullmatch(r"step-(\d{8,})", path.name)
-    return int(match[1]) if match else None
+    return sorted((p for p in folder.glob("step-*") if step_of(p) is not None and p.is_dir()), key=step_of)
 
 
 class Checkpoint:
@@ -215,7 +191,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, control: Control) -> None:
         self.path = Path(path)
-        manifest = _on_first(control, f"{path}", _manifest, self.path)
+        manifest = _on_first(control, f"{path}", read, self.path)
         self.step: int = manifest["step"]
         self.state: dict = manifest["state"]
         self._tensors: dict[str, dict] = manifest["tensors"]
@@ -233,6 +209,7 @@ class Checkpoint:
         keys = _listed(p["key"] for p in held)
         if not path.is_file():
             return f"{file} is missing: {keys} should be in it"
+        require_own(path)
         size = path.stat().st_size
         with open(path, "rb") as f:
             if size == should["size"] and hashlib.file_digest(f, "sha256").hexdigest() == should["sha256"]:
@@ -292,26 +269,6 @@ class Checkpoint:
 def _within(box: list[tuple[int, int]], part: list[tuple[int, int]]) -> tuple[slice, ...]:
     """The index that takes what lies at `part` from an array that lies at `box`."""
     return tuple(slice(start - origin, stop - origin) for (origin, _), (start, stop) in zip(box, part, strict=True))
-
-
-def _manifest(path: Path) -> dict:
-    """The manifest of the checkpoint at `path`. Raises CheckpointError when it is not sound in itself."""
-    if not (path / MANIFEST).is_file():
-        raise CheckpointError(f"{MANIFEST} is missing: this is no complete checkpoint")
-    body, _, seal = (path / MANIFEST).read_bytes().rpartition(SEAL)
-    if seal != _seal(body):
-        raise CheckpointError(f"{MANIFEST} is not what was saved: the SHA-256 at its end is not that of what precedes")
-    manifest = json.loads(body + b"}")
-    kind = manifest.get("format"), manifest.get("version")
-    if kind != (FORMAT, VERSION):
-        raise CheckpointError(f"{MANIFEST} is of {kind[0]}, version {kind[1]}: this program reads {FORMAT}, version {VERSION}")
-    if _step(path) not in (None, manifest["step"]):
-        raise CheckpointError(f"{MANIFEST} is of step {manifest['step']}, its folder of step {_step(path)}")
-    foreign = sorted({p.name for p in path.glob("*.safetensors")} - manifest["files"].keys())
-    if foreign:
-        raise CheckpointError(f"{', '.join(foreign)} is not in {MANIFEST}: it belongs to another checkpoint")
-    _require_covered(manifest["tensors"])
-    return manifest
 
 
 def _listed(names: Iterable[str]) -> str:

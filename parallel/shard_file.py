@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from parallel.atomic import flush_file
+from parallel.json_text import parsed
 from parallel.shard import Layout
 
 FORMAT, VERSION = "rankwise checkpoint", 1
@@ -64,14 +65,21 @@ class Piece:
     @property
     def key(self) -> str:
         """Its name in the file."""
-        if (self.start, self.stop) == (0, self.shape[self.dim]):
-            return self.name
-        return f"{self.name}[{':, ' * self.dim}{self.start}:{self.stop}]"
+        return key_of(self.name, self.shape, self.dim, self.start, self.stop)
 
     @property
     def code(self) -> str:
         """Its dtype, as safetensors calls it."""
         return CODES[self.data.dtype.newbyteorder("<")]
+
+
+def key_of(name: str, shape: Sequence[int], dim: int, start: int, stop: int) -> str:
+    """What a piece is called in its file."""
+    return name if (start, stop) == (0, shape[dim]) else f"{name}[{':, ' * dim}{start}:{stop}]"
+
+
+def file_name(rank: int, ranks: int) -> str:
+    return f"rank-{rank:04d}-of-{ranks:04d}.safetensors"
 
 
 def pieces(name: str, layout: Layout, rank: int, data: np.ndarray) -> list[Piece]:
@@ -95,7 +103,7 @@ class ShardFile:
     """The file of one rank."""
 
     def __init__(self, step: int, rank: int, ranks: int) -> None:
-        self.file = f"rank-{rank:04d}-of-{ranks:04d}.safetensors"
+        self.file = file_name(rank, ranks)
         self._metadata = metadata(step, rank, ranks)
         self._header, self._held = b"", []
 
@@ -158,6 +166,6 @@ def origin_of(path: Path) -> dict[str, str] | None:
     try:
         with open(path, "rb") as f:
             length = int.from_bytes(f.read(8), "little")
-            return dict(json.loads(f.read(min(length, path.stat().st_size)))["__metadata__"])
+            return dict(parsed(f.read(min(length, path.stat().st_size)))["__metadata__"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

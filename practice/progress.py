@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -17,6 +17,65 @@ from practice.workbook import Event
 PAUSE = timedelta(minutes=10)
 GUIDED, REVIEW, DRILL = "guided", "review", "drill"
 MARKS = ("-", "WIP", "DONE")
+
+
+def _when(text: str) -> datetime:
+    """A time without an offset is local."""
+    return datetime.fromisoformat(text).astimezone()
+
+
+def _time(value: object) -> bool:
+    # The first and the last year overflow where they are moved to another zone.
+    return isinstance(value, str) and 1970 < datetime.fromisoformat(value).year < 9000
+
+
+def _date(value: object) -> bool:
+    return value is None or (isinstance(value, str) and bool(date.fromisoformat(value)))
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 10**6
+
+
+# By what happened: the facts that an event must have, and those that it may have.
+FACTS: dict[str, tuple[dict[str, Callable], dict[str, Callable]]] = {
+    "start": ({"exercise": _text, "mode": (GUIDED, REVIEW, DRILL).__contains__}, {}),
+    "open": ({"exercise": _text}, {}),
+    "check": (
+        {"exercise": _text, "passed": _flag},
+        {"late": _flag, "saved": _time, "mistakes": _texts, "lines": _texts, "part": _text, "right": _count, "of": _count},
+    ),
+    "hint": ({"exercise": _text, "number": _count}, {}),
+    "solution": ({"exercise": _text}, {}),
+    "drill": ({"minutes": _count, "exercises": _texts}, {}),
+    "drill_end": ({}, {"untouched": _texts}),
+    "rate": ({"exercise": _text, "rating": tuple(schedule.RATINGS).__contains__}, {}),
+    "ask": ({"exercise": _text, "question": _count, "right": _flag}, {}),
+    "read": ({"paper": _text, "mark": MARKS.__contains__}, {}),
+    "interview": ({"date": _date}, {}),
+}
+
+
+def sound(event: Event) -> bool:
+    """Whether it is an event of a known kind, and its facts are what that kind's are."""
+    with suppress(ValueError):
+        if isinstance(event, dict) and _text(event.get("what")) and event["what"] in FACTS and _time(event.get("at")):
+            must, may = FACTS[event["what"]]
+            there = {name: good(event[name]) for name, good in (must | may).items() if name in event}
+            return must.keys() <= there.keys() and all(there.values())
+    return False
 
 
 @dataclass
@@ -128,7 +187,7 @@ class Progress:
 
     def made_before(self, name: str, mistake: str, before: datetime) -> datetime | None:
         """When this mistake was last made in an earlier attempt."""
-        times = (datetime.fromisoformat(c["at"]) for c in self.checks.get(name, ()) if mistake in c.get("mistakes", ()))
+        times = (_when(c["at"]) for c in self.checks.get(name, ()) if mistake in c.get("mistakes", ()))
         return max((t for t in times if t < before), default=None)
 
     def streak(self, today: date) -> int:
@@ -145,12 +204,12 @@ class Progress:
     # --- one event
 
     def take(self, event: Event) -> None:
-        at, what, name = datetime.fromisoformat(event["at"]).astimezone(), event["what"], event.get("exercise")
-        taken = getattr(self, f"_{what}", None)
-        if taken and (name is None or name in self.minutes):
-            # An event without its facts (somebody has edited the file) is ignored, like an unknown one.
-            with suppress(KeyError, TypeError, ValueError):
-                taken(event, at, name)
+        # What somebody has edited until it is no event any more is ignored, like an event of an unknown kind.
+        if not sound(event):
+            return
+        at, name = _when(event["at"]), event.get("exercise")
+        if name is None or name in self.minutes:
+            getattr(self, f"_{event['what']}")(event, at, name)
 
     def _start(self, event: Event, at: datetime, name: str) -> None:
         going = self.open(name)
@@ -172,7 +231,7 @@ class Progress:
         if attempt is None:
             return
         if event.get("saved"):
-            attempt.touch(min(at, datetime.fromisoformat(event["saved"])))
+            attempt.touch(min(at, _when(event["saved"])))
         attempt.touch(at)
         attempt.checks += not event.get("late", False)
         attempt.late = event.get("late", False) and event["passed"]

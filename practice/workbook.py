@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.atomic import write_atomically
+from parallel.json_text import parsed
 
 VERSION = 1
 Event = dict[str, Any]
@@ -53,7 +54,7 @@ class Workbook:
         except (OSError, UnicodeDecodeError) as error:
             return self._set_aside(str(error))
         try:
-            kept = json.loads(text)
+            kept = parsed(text)
             version, log = kept["version"], kept.get("log")
             if isinstance(version, int) and version > VERSION:
                 raise WorkbookError(
@@ -62,6 +63,8 @@ class Workbook:
                 )
             for event in log:
                 datetime.fromisoformat(event["at"]), event["what"]
+            # It will be written again: half a surrogate pair, which JSON may spell, is no UTF-8.
+            json.dumps(log, ensure_ascii=False).encode()
         except WorkbookError:
             raise
         except (ValueError, TypeError, KeyError) as error:

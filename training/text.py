@@ -93,7 +93,9 @@ class Order:
         inner = {k: as_array(v) for k, v in state["random"]["state"].items()}
         self._random.bit_generator.state = state["random"] | {"state": inner, "buffer": as_array(state["random"]["buffer"])}
         self._shuffle()
-        self._at = state["position"]
+        if not 0 <= state["position"] <= self.count:
+            raise ValueError(f"position {state['position']} is beyond {self.count} sequences")
+        self._at = int(state["position"])
 
 
 def dealt(data: np.ndarray, chosen: np.ndarray, length: int, ranks: int, rank: int, micro_batches: int) -> list[MicroBatch]:

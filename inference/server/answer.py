@@ -96,7 +96,7 @@ class Answering:
         call = parsed(decoded(body), chat, name)
         beside = len(body) > LONG_BODY
         prompts = await asyncio.to_thread(call.encoded, tokenizer) if beside else call.encoded(tokenizer)
-        asks, inbox = call.asks(prompts, context, self.model.ends), Inbox()
+        asks, inbox = call.asks(prompts, context, self.model.ends, scope["state"]["owner"]), Inbox()
         jobs = [Job(ask, Writer(tokenizer, call.stop, ask.ends), partial(inbox.put, n), arrived) for n, ask in enumerate(asks)]
         self._calls[inbox] = scope["state"]["abort"]
         self._idle.clear()

@@ -20,12 +20,30 @@ LINGER_BYTES, LINGER_SECONDS = 2**24, 1.0
 
 
 class Connection(H11Protocol):
-    """Cuts itself if no request comes in time. scope["state"]["abort"] lets the application cut it, too."""
+    """Cuts itself if no request comes in time. scope["state"]["abort"] lets the application cut it, too.
+
+    `since`: when it began to wait for the request that it has or waits for, by the loop's clock.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}
+        self.since = self.loop.time()
         self._look(object())
+
+    def on_response_complete(self) -> None:
+        self.since = self.loop.time()
+        super().on_response_complete()
+
+    @property
+    def watches(self) -> bool:
+        """Whether its client only looks on, as scope["state"]["watches"] says: it comes again if it is cut."""
+        return self.cycle is not None and not self.cycle.response_complete and "watches" in self.cycle.scope["state"]
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being answered: no request has come, or not all of it, or its client only looks on."""
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body or self.watches
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._next_look.cancel()

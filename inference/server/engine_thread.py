@@ -18,6 +18,9 @@ from inference.engine import Ask, Engine, Report
 from inference.server.metrics import Metrics
 from inference.server.writer import Delta, Writer
 
+# Requests that wait, in what the page is told of a step.
+QUEUE_SHOWN = 32
+
 
 @dataclass(eq=False)
 class Job:
@@ -36,7 +39,8 @@ class Job:
 
 
 class EngineThread(threading.Thread):
-    """`watch` is called on the event loop with the outline of each step, see `_outline`."""
+    """`watch` is called on the event loop with the outline of each step, see `_outline`; also of requests that
+    went away, where no step tells of them."""
 
     def __init__(
         self, engine: Engine, metrics: Metrics, loop: asyncio.AbstractEventLoop, watch: Callable[[dict], None]
@@ -72,6 +76,9 @@ class EngineThread(threading.Thread):
             report = self.engine.step()
             if report is not None:
                 self._report(report)
+            elif self._gone:
+                # No step will say so.
+                self._tell([], self._outline(None, {}))
         self.engine.stop()
 
     def _obeyed(self, wait: bool) -> bool:
@@ -115,8 +122,7 @@ class EngineThread(threading.Thread):
             job = self._jobs[id]
             # A preempted request is admitted again, and then finds its own tokens.
             job.cached = computed if job.cached is None else job.cached
-        written, ended = [], dict.fromkeys(self._gone, "cancelled")
-        self._gone = []
+        written, ended = [], {}
         for id, tokens, reason in report.deliveries:
             job = self._jobs[id]
             delta = job.writer.write(tokens, reason)
@@ -128,8 +134,10 @@ class EngineThread(threading.Thread):
                 ended[id] = delta.reason
                 del self._jobs[id]
             written.append((job, delta))
-        self.metrics.state = state = self.engine.scheduler.metrics()
-        self.loop.call_soon_threadsafe(self._deliver, written, _outline(report, ended, state))
+        self._tell(written, self._outline(report, ended))
+
+    def _tell(self, written: Sequence[tuple[Job, Delta]], outline: dict) -> None:
+        self.loop.call_soon_threadsafe(self._deliver, written, outline)
 
     def _time(self, job: Job, tokens: int, now: float) -> None:
         """Note the time to a first token, or that between tokens: those of one step share it evenly."""
@@ -141,6 +149,29 @@ class EngineThread(threading.Thread):
             self.metrics.inter_token.observe((now - job.last) / tokens, tokens)
         job.tokens += tokens
         job.last = now
+
+    def _outline(self, report: Report | None, ended: dict[int, str]) -> dict:
+        """A step as the page shows it, and how things stand after it. `runs`: id, whether prefill, tokens run, drafts among
+        these, and tokens that came; `queue`: the first ids that wait. None: requests have gone, and there was no step."""
+        self.metrics.state = state = self.engine.scheduler.metrics()
+        step = {"step": None, "ms": 0, "runs": [], "preempted": []}
+        if report is not None:
+            came = {d.id: len(d.tokens) for d in report.deliveries}
+            step = {
+                "step": report.step.number,
+                "ms": round(1e3 * (report.ended - report.began), 2),
+                "runs": [[r.id, int(r.prefill), len(r.tokens), r.drafts, came.get(r.id, 0)] for r in report.step.runs],
+                "preempted": report.step.preempted,
+            }
+        ended |= dict.fromkeys(self._gone, "cancelled")
+        self._gone = []
+        return step | {
+            "ended": ended,
+            "waiting": state["waiting"],
+            "running": state["running"],
+            "queue": [r.id for r in self.engine.scheduler.waiting[:QUEUE_SHOWN]],
+            "blocks": [state["blocks_used"], state["blocks_kept"], state["blocks_free"]],
+        }
 
     def _deliver(self, written: Sequence[tuple[Job, Delta]], outline: dict) -> None:
         for job, delta in written:
@@ -155,18 +186,3 @@ def _settle(answer: asyncio.Future[None], error: Exception | None) -> None:
         answer.set_result(None)
     else:
         answer.set_exception(error)
-
-
-def _outline(report: Report, ended: dict[int, str], state: dict) -> dict:
-    """A step as the page shows it. `runs`: id, whether prefill, tokens run, drafts among these, and tokens that came."""
-    came = {d.id: len(d.tokens) for d in report.deliveries}
-    return {
-        "step": report.step.number,
-        "ms": round(1e3 * (report.ended - report.began), 2),
-        "runs": [[r.id, int(r.prefill), len(r.tokens), r.drafts, came.get(r.id, 0)] for r in report.step.runs],
-        "preempted": report.step.preempted,
-        "ended": ended,
-        "waiting": state["waiting"],
-        "running": state["running"],
-        "blocks": [state["blocks_used"], state["blocks_kept"], state["blocks_free"]],
-    }

@@ -257,7 +257,7 @@ class Call:
             wrong("prompt", "prompt is empty: give at least one token")
         return ids
 
-    def asks(self, prompts: Sequence[list[int]], context: int, ends: frozenset[int]) -> list[Ask]:
+    def asks(self, prompts: Sequence[list[int]], context: int, ends: frozenset[int], owner: str = "") -> list[Ask]:
         """One for each answer: `n` of the first prompt, then of the next. What a prompt gets does not depend on the others."""
         return [
             Ask(
@@ -268,6 +268,7 @@ class Call:
                 ends=frozenset() if self.ignore_eos else ends,
                 top_logprobs=self.top_logprobs,
                 priority=self.priority,
+                owner=owner,
             )
             for prompt in prompts
             for stream in range(self.n)

@@ -1,30 +1,66 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
-const KEPT = 600, ROW = 22, GAP = 4, LEFT = 46, CELL = 7, STRIP = 54, ROWS = 20, LEAST = 16;
-let about = null, steps = [], drawn = null, asked = null;
+const KEPT = 600, ROW = 22, GAP = 4, LEFT = 46, CELL = 7, STRIP = 50, ROWS = 20, LEAST = 16;
+let about = null, steps = [], drawn = null, stopping = null;
 
 // --- the batch
 
-const feed = new EventSource("steps");
-feed.addEventListener("about", (event) => {
-  about = JSON.parse(event.data);
-  steps = [];
-  $("what").textContent = `${about.model} on ${about.ranks} rank${about.ranks === 1 ? "" : "s"}, ${about.slots} slots, ` +
-    `${about.policy} batching${about.speculate === "off" ? "" : ", speculation by " + about.speculate}`;
-  document.title = `rankwise: ${about.model}`;
-  $("modes").hidden = !(about.chat && about.text);
-  if (!about.chat) document.querySelector("[value=complete]").checked = true;
-  if (!about.text && !/^[\d\s,]*$/.test($("prompt").value)) $("prompt").value = "1, 2, 3";
-});
-feed.addEventListener("steps", (event) => {
-  steps.push(...JSON.parse(event.data));
-  steps.splice(0, steps.length - KEPT);
-  tell();
-  requestAnimationFrame(draw);
-});
-feed.addEventListener("error", () => { $("what").textContent = "the server is away; trying again…"; });
+// What the feed tells, by kind.
+const heard = {
+  about(told) {
+    about = told;
+    steps = [];
+    $("what").textContent = `${about.model} on ${about.ranks} rank${about.ranks === 1 ? "" : "s"}, ${about.slots} slots, ` +
+      `${about.policy} batching${about.speculate === "off" ? "" : ", speculation by " + about.speculate}`;
+    document.title = `rankwise: ${about.model}`;
+    $("slots").textContent = `running of ${about.slots}`;
+    $("modes").hidden = !(about.chat && about.text);
+    if (!about.chat) document.querySelector("[value=complete]").checked = true;
+    if (!about.text && !/^[\d\s,]*$/.test($("prompt").value)) $("prompt").value = "1, 2, 3";
+  },
+  steps(told) {
+    for (const step of told) {
+      const last = steps.at(-1);
+      if (step.step !== null) steps.push(step);
+      // Requests that went after the last step.
+      else if (last) steps[steps.length - 1] = { ...step, step: last.step, ms: last.ms, runs: last.runs,
+        preempted: last.preempted, ended: { ...last.ended, ...step.ended } };
+    }
+    steps.splice(0, Math.max(0, steps.length - KEPT));
+    count();
+    requestAnimationFrame(draw);
+  },
+};
 
-function tell() {
+// Not by EventSource: it cannot send a key.
+async function watch() {
+  for (;;) {
+    try {
+      const response = await fetch("steps", { headers: keyed() });
+      if (response.status === 401) {
+        await askForKey();
+        continue;
+      }
+      if (response.ok) for await (const { event, data } of events(response.body)) heard[event](data);
+    } catch {
+      // The same as the end of the feed.
+    }
+    $("what").textContent = "the server is away; trying again…";
+    await new Promise((later) => setTimeout(later, 1000));
+  }
+}
+
+// Kept for as long as this tab is open.
+const KEY = "api-key", keyed = () => (sessionStorage.getItem(KEY) ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
+
+async function askForKey() {
+  if (sessionStorage.getItem(KEY)) $("ask").textContent = "That is none of this server's API keys";
+  $("door").showModal();
+  await new Promise((given) => $("door").addEventListener("close", given, { once: true }));
+  sessionStorage.setItem(KEY, $("key").value);
+}
+
+function count() {
   const last = steps.at(-1);
   if (!last) return;
   const [used, kept, free] = last.blocks;
@@ -39,34 +75,29 @@ function tell() {
   $("rate").textContent = last.running ? (1000 * tokens / ms).toFixed(0) : "0";
 }
 
-// Steps as columns that fit, and of each request there the cell at each: [kind, run] or null.
+// Steps as columns that fit, and of each request there the cell at each: [kind, run] or null. `last`: its last column.
 function rowsOf(columns) {
   const rows = new Map();
-  const row = (id) => rows.get(id) ?? rows.set(id, { id, cells: [], first: Infinity, last: -1, ended: null, away: false }).get(id);
+  const put = (id, x, kind, run) => {
+    const r = rows.get(id) ?? rows.set(id, { id, cells: [], last: x, ended: null }).get(id);
+    r.cells[x] ??= [kind, run];
+    r.last = x;
+  };
   columns.forEach((step, x) => {
-    for (const run of step.runs) {
-      const r = row(run[0]);
-      r.cells[x] = [run[1] ? "prefill" : run[4] > 1 ? "drafted" : "decode", run];
-      r.first = Math.min(r.first, x);
-      r.last = x;
-      r.away = false;
-    }
-    for (const id of step.preempted) {
-      const r = row(id);
-      r.cells[x] = ["preempted", null];
-      r.first = Math.min(r.first, x);
-      r.last = x;
-      r.away = true;
-    }
-    for (const r of rows.values()) {
-      if (r.away && !r.cells[x]) r.cells[x] = ["idle", null];
-      if (r.away) r.last = x;
-    }
+    for (const run of step.runs) put(run[0], x, run[1] ? "prefill" : run[4] > 1 ? "drafted" : "decode", run);
+    for (const id of step.preempted) put(id, x, "preempted", null);
+    for (const id of step.queue) put(id, x, "idle", null);
     for (const [id, reason] of Object.entries(step.ended)) {
       if (rows.has(+id)) rows.get(+id).ended = reason;
     }
   });
   return [...rows.values()].sort((a, b) => a.id - b.id);
+}
+
+// Of too many rows, those that run and that wait first, then the latest of those that have ended.
+function chosen(all, most) {
+  const live = all.filter((r) => !r.ended).slice(0, most), ended = all.filter((r) => r.ended);
+  return [...ended.slice(ended.length - Math.min(ended.length, most - live.length)), ...live].sort((a, b) => a.id - b.id);
 }
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -116,9 +147,9 @@ function scaled(canvas, width, height) {
 function draw() {
   const canvas = $("batch"), width = $("frame").clientWidth;
   const columns = steps.slice(-Math.max(1, Math.floor((width - LEFT - 10) / CELL)));
-  const all = rowsOf(columns), rows = all.slice(-ROWS), hidden = all.length - rows.length;
+  const all = rowsOf(columns), rows = chosen(all, Math.max(ROWS, 12 + (about?.slots ?? 0)));
   const lines = Math.max(LEAST, rows.length), bottom = lines * ROW;
-  const g = scaled(canvas, width, bottom + STRIP + 24);
+  const g = scaled(canvas, width, bottom + STRIP);
   $("empty").hidden = rows.length > 0;
   g.font = "12px system-ui, 'DejaVu Sans', sans-serif";
   g.textBaseline = "middle";
@@ -135,19 +166,16 @@ function draw() {
     if (r.ended) cell(g, r.ended === "cancelled" ? "gone" : "ended", LEFT + (r.last + 1) * CELL, y, CELL, h, null);
   });
   strip(g, columns, bottom + 10, width);
-  if (hidden) {
-    g.fillStyle = colour("soft");
-    g.textAlign = "right";
-    g.fillText(`${hidden} earlier ones not shown`, width, bottom + STRIP + 15);
-  }
   drawn = { columns, rows };
-  const last = columns.at(-1);
+  const last = columns.at(-1), hidden = all.length - rows.length;
+  $("caption").textContent = !last ? "" : `Steps ${columns[0].step} to ${last.step}. Below them the KV blocks in use, and (paler) ` +
+    `kept for their prefix.${hidden ? ` ${hidden} more request${hidden === 1 ? " is" : "s are"} not shown.` : ""}`;
   canvas.setAttribute("aria-label", last ? `Step ${last.step}: ${last.running} requests run, ${last.waiting} wait` : "No request yet");
 }
 
 // The share of the KV blocks in use, and kept for their prefix, under the steps.
 function strip(g, columns, top, width) {
-  const height = STRIP - 14;
+  const height = STRIP - 10;
   g.fillStyle = colour("faint");
   g.fillRect(LEFT, top, width - LEFT, height);
   columns.forEach((step, x) => {
@@ -161,10 +189,6 @@ function strip(g, columns, top, width) {
   g.fillStyle = colour("soft");
   g.textAlign = "right";
   g.fillText("KV", LEFT - 10, top + height / 2);
-  g.textAlign = "left";
-  const first = columns[0], last = columns.at(-1);
-  const text = last ? `steps ${first.step} to ${last.step}; below them the KV blocks in use, and (paler) kept for their prefix` : "";
-  g.fillText(text, LEFT, top + height + 14);
 }
 
 function point(event) {
@@ -178,7 +202,7 @@ function point(event) {
   if (found) {
     const run = found[1], kind = found[0];
     text = `#${row.id}: ` + (kind === "prefill" ? `${run[2]} tokens of its prompt` : kind === "preempted" ? "lost its blocks" :
-      kind === "idle" ? "waits for blocks" : run[3] ? `1 token and ${run[4] - 1} of ${run[3]} drafts` : "1 token") + `; ${text}`;
+      kind === "idle" ? "waits" : run[3] ? `1 token and ${run[4] - 1} of ${run[3]} drafts` : "1 token") + `; ${text}`;
   }
   tip.textContent = text;
   tip.style.left = `${Math.max(0, Math.min(x + 12, box.width - tip.offsetWidth - 4))}px`;
@@ -199,15 +223,29 @@ function legend() {
 
 // --- a prompt
 
-function call(prompt, most, chat, stream) {
-  const wanted = { model: about.model, max_tokens: most, temperature: Number($("temperature").value), stream };
+const chatting = () => about.chat && about.text && document.querySelector("[name=mode]:checked").value === "chat";
+
+// The n answers to a prompt, streamed: `put` gets each text and the number of its answer. `tally` counts what has come.
+async function ask(prompt, most, n, tally, put) {
+  const wanted = { model: about.model, max_tokens: most, temperature: Number($("temperature").value), n, stream: true,
+    stream_options: { include_usage: true }, return_token_ids: true };
   if ($("seed").value !== "") wanted.seed = Number($("seed").value);
-  if (stream) wanted.stream_options = { include_usage: true };
-  if (chat) wanted.messages = [{ role: "user", content: prompt }];
+  if (chatting()) wanted.messages = [{ role: "user", content: prompt }];
   else wanted.prompt = about.text ? prompt : prompt.split(/[\s,]+/).filter(Boolean).map(Number);
-  if (!about.text) wanted.return_token_ids = true;
-  const path = chat ? "v1/chat/completions" : "v1/completions";
-  return fetch(path, { method: "POST", body: JSON.stringify(wanted), headers: { "content-type": "application/json" }, signal: asked.signal });
+  const response = await fetch(chatting() ? "v1/chat/completions" : "v1/completions", {
+    method: "POST", body: JSON.stringify(wanted), headers: { "content-type": "application/json", ...keyed() }, signal: stopping.signal });
+  if (!response.ok) throw new Error((await response.json()).error.message);
+  for await (const { data } of events(response.body)) {
+    if (data.error) throw new Error(data.error.message);
+    tally.prompt += data.usage?.prompt_tokens ?? 0;
+    for (const choice of data.choices) {
+      const ids = choice.token_ids ?? [];
+      if (ids.length) tally.first ??= performance.now();
+      tally.tokens += ids.length;
+      tally.reason = choice.finish_reason ?? tally.reason;
+      put(about.text ? choice.text ?? choice.delta.content ?? "" : ids.map((id) => `${id} `).join(""), choice.index);
+    }
+  }
 }
 
 async function* events(body) {
@@ -220,91 +258,89 @@ async function* events(body) {
     const parts = held.split("\n\n");
     held = parts.pop();
     for (const part of parts) {
-      if (part.startsWith("data: ") && part !== "data: [DONE]") yield JSON.parse(part.slice(6));
+      const [, event, data] = /^(?:event: (\w+)\n)?data: (.*)$/.exec(part);
+      if (data !== "[DONE]") yield { event, data: JSON.parse(data) };
     }
   }
 }
 
 function busy(yes) {
   $("send").disabled = $("fill").disabled = yes;
+  $("answer").classList.toggle("live", yes);
   $("stop").disabled = !yes;
-  if (yes) asked = new AbortController();
 }
 
-function failed(error) {
-  if (error.name === "AbortError") return;
-  $("answer").classList.add("failed");
-  $("answer").textContent = error.message;
-}
-
-async function send() {
-  const answer = $("answer"), began = performance.now();
-  const chat = about.chat && document.querySelector("[name=mode]:checked").value === "chat";
-  answer.textContent = $("told").textContent = "";
-  answer.classList.remove("failed");
-  busy(true);
-  try {
-    const response = await call($("prompt").value, Number($("most").value), chat, true);
-    if (!response.ok) throw new Error((await response.json()).error.message);
-    let first = null, usage = null, reason = null;
-    for await (const event of events(response.body)) {
-      if (event.error) throw new Error(event.error.message);
-      usage = event.usage ?? usage;
-      const choice = event.choices[0];
-      if (!choice) continue;
-      const text = about.text ? (choice.delta ? choice.delta.content ?? "" : choice.text) : choice.token_ids.join(" ") + " ";
-      if (text && first === null) first = performance.now();
-      reason = choice.finish_reason ?? reason;
-      answer.append(text);
-      answer.scrollTop = answer.scrollHeight;
-    }
-    const seconds = (performance.now() - (first ?? began)) / 1000, tokens = usage.completion_tokens;
-    $("told").textContent = `${usage.prompt_tokens} tokens in, ${tokens} out (${reason}); first after ` +
-      `${Math.round((first ?? began) - began)} ms` + (tokens > 1 ? `, then ${((tokens - 1) / seconds).toFixed(1)} tokens/s` : "");
-  } catch (error) {
-    failed(error);
-  }
-  busy(false);
-}
-
-const TOPICS = ["Tell me about the sea.", "Write a haiku about rain.", "What is a prime number?", "Name three rivers in Europe.",
-  "How do bees make honey?", "Explain what a matrix is to a child.", "Why do leaves fall in autumn?", "What is the capital of Peru?",
-  "Give me a recipe for pancakes.", "How far away is the moon?", "Who was Ada Lovelace?", "What makes bread rise?"];
-
-async function fill() {
-  $("answer").textContent = $("told").textContent = "";
+// Run `job` from a click to its end or to Stop, and tell what came of it: `words` says it of a tally that is whole.
+async function asking(job, words) {
+  const tally = { prompt: 0, tokens: 0, first: null, reason: null }, began = performance.now();
+  $("answer").textContent = "";
   $("answer").classList.remove("failed");
+  tell("");
+  stopping = new AbortController();
   busy(true);
-  const jobs = TOPICS.map(async (topic, n) => {
-    const prompt = about.text ? topic : Array.from({ length: 6 + 3 * n }, (_, k) => (k * 7 + n) % 16).join(", ");
-    const response = await call(prompt, 24 + (n * 37) % 72, about.chat && about.text, false);
-    const answered = await response.json();
-    if (!response.ok) throw new Error(answered.error.message);
-    const choice = answered.choices[0], said = about.text ? choice.message?.content ?? choice.text : choice.token_ids.join(" ");
-    const line = document.createElement("p"), asked = document.createElement("b");
-    asked.textContent = prompt;
-    line.append(asked, "\n" + said.trim().split("\n")[0]);
-    $("answer").append(line);
-    $("answer").scrollTop = $("answer").scrollHeight;
-    return answered.usage.completion_tokens;
-  });
-  const began = performance.now();
+  let stopped = false;
   try {
-    const tokens = (await Promise.all(jobs)).reduce((a, b) => a + b);
-    const seconds = (performance.now() - began) / 1000;
-    $("told").textContent = `${TOPICS.length} answers of ${tokens} tokens in ${seconds.toFixed(1)} s: ${(tokens / seconds).toFixed(0)} tokens/s`;
+    await job(tally);
   } catch (error) {
-    asked.abort();
-    failed(error);
+    stopped = stopping.signal.aborted;
+    stopping.abort();
+    if (!stopped) {
+      $("answer").classList.add("failed");
+      $("answer").textContent = error.message;
+    }
   }
   busy(false);
+  const seconds = (performance.now() - tally.first) / 1000;
+  if (stopped && !tally.tokens) tell("Stopped before the first token.");
+  else if (tally.tokens) {
+    tell(`${stopped ? `Stopped: ${tally.tokens} tokens out` : words(tally)}; first after ${((tally.first - began) / 1000).toFixed(2)} s` +
+      (tally.tokens > 1 ? `, then ${((tally.tokens - 1) / seconds).toFixed(1)} tokens/s` : ""));
+  }
+}
+
+function tell(text, wrong = false) {
+  $("told").textContent = text;
+  $("told").classList.toggle("failed", wrong);
+}
+
+function send() {
+  const prompt = $("prompt").value, answer = $("answer");
+  if (!prompt.trim()) {
+    tell("The prompt is empty: type one first.", true);
+    $("prompt").focus();
+    return;
+  }
+  asking((tally) => ask(prompt, Number($("most").value), 1, tally, (text) => {
+    answer.append(text);
+    answer.scrollTop = answer.scrollHeight;
+  }), (tally) => `${tally.prompt} tokens in, ${tally.tokens} out (${tally.reason})`);
+}
+
+// Three answers to each of four prompts: a browser opens six connections to a host, and the feed is one of them.
+const EACH = 3, TOPICS = [["Tell me about the sea.", 96], ["Write a haiku about rain.", 40], ["What is a prime number?", 64],
+  ["Name three rivers in Europe.", 24]];
+
+function fill() {
+  if (matchMedia("(max-width: 960px)").matches) $("watch").scrollIntoView({ behavior: "smooth" });
+  asking((tally) => Promise.all(TOPICS.map(([topic, most], n) => {
+    const prompt = about.text ? topic : Array.from({ length: 6 + 3 * n }, (_, k) => (k * 7 + n) % 16).join(", ");
+    const asked = document.createElement("p");
+    asked.append(Object.assign(document.createElement("b"), { textContent: prompt }));
+    const lines = Array.from({ length: EACH }, () => asked.appendChild(document.createElement("span")));
+    $("answer").append(asked);
+    return ask(prompt, most, EACH, tally, (text, index) => { lines[index].textContent = (lines[index].textContent + text).trimStart(); });
+  })), (tally) => `${EACH * TOPICS.length} answers, ${tally.prompt} tokens in, ${tally.tokens} out`);
 }
 
 $("form").addEventListener("submit", (event) => { event.preventDefault(); if (about && !$("send").disabled) send(); });
 $("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
+  // Not while an input method has a word under way.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  $("form").requestSubmit();
 });
-$("fill").addEventListener("click", () => { if (about) fill(); });
-$("stop").addEventListener("click", () => asked?.abort());
+$("fill").addEventListener("click", () => { if (about && $("form").reportValidity()) fill(); });
+$("stop").addEventListener("click", () => stopping?.abort());
 legend();
 draw();
+watch();

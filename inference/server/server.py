@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ from inference.engine import Engine
 from inference.server.answer import Answering, Model, as_json, begin_events
 from inference.server.connection import Connection, Gone, patient, watched
 from inference.server.engine_thread import EngineThread
+from inference.server.entrance import Entrance
+from inference.server.gate import Gate
 from inference.server.inbox import Feed
 from inference.server.metrics import CONTENT_TYPE, Metrics
 from inference.server.openai_request import Refused, missing
@@ -61,7 +63,7 @@ class _Asgi:
 
 
 class Server:
-    """`about`: what the page shows of the model and the engine.
+    """`about`: what the page shows of the model and the engine. `keys`, `names`: see Gate. `most`: connections at a time.
 
     A signal of DRAIN begins to drain: new requests get a 503, and those that run have `drain_seconds` to finish. A second one,
     later, has its usual effect: it ends the process at once.
@@ -74,8 +76,12 @@ class Server:
         about: Mapping[str, object],
         drain_seconds: float = 30.0,
         verbose: bool = False,
+        keys: Sequence[str] = (),
+        names: Collection[str] = (),
+        most: int = 1000,
     ) -> None:
         self.engine, self.model, self.about = engine, model, dict(about)
+        self.keys, self.names, self.most = keys, names, most
         self.drain_seconds, self.verbose, self.started = drain_seconds, verbose, int(time())
         self.metrics, self.feed = Metrics(engine.scheduler.metrics()), Feed()
         self._draining = asyncio.Event()
@@ -95,7 +101,7 @@ class Server:
         # It would warn of each request that is no HTTP.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         config = uvicorn.Config(
-            self._counted(self._app()),
+            self._counted(),
             http=Connection,
             ws="none",
             lifespan="off",
@@ -105,13 +111,19 @@ class Server:
             timeout_keep_alive=15,
             timeout_graceful_shutdown=1,
         )
+        # Without sockets: what asyncio's own servers do without descriptors is to try without end, and to log each time.
         server = _Quiet(config)
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        serving = asyncio.create_task(server.serve(sockets=[]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
+        state = server.server_state
+        entrance = Entrance(listening, partial(Connection, config, state, {}), state.connections, self.most, _say)
+        taking = asyncio.create_task(entrance.take())
         ready()
         drained = asyncio.create_task(self._drained())
-        await asyncio.wait({serving, drained}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({serving, drained, taking}, return_when=asyncio.FIRST_COMPLETED)
+        taking.cancel()
+        listening.close()
         server.should_exit = True
         await serving
         await drained
@@ -153,8 +165,9 @@ class Server:
         handlers = {Refused: _refusal, HTTPException: _http_error, Exception: _failure}
         return Starlette(routes=routes, exception_handlers=handlers)
 
-    def _counted(self, app: ASGIApp) -> ASGIApp:
+    def _counted(self) -> ASGIApp:
         """Numbers requests, counts the responses, and logs them if asked to."""
+        app = Gate(self._app(), self.keys, self.names)
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
             begun, status, id = perf_counter(), 0, secrets.token_hex(8)
@@ -169,6 +182,8 @@ class Server:
 
             try:
                 await app(scope, receive, noted)
+            except Refused as refused:
+                await as_json(refused.body, refused.status, refused.headers)(scope, receive, noted)
             finally:
                 if self.verbose:
                     client = (scope["client"] or ["-"])[0]
@@ -205,6 +220,7 @@ class Server:
     async def _steps(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Server-sent events: `about` first, then steps as they come, several in one event if they come fast."""
         send = patient(scope, send)
+        scope["state"]["watches"] = True
         try:
             await begin_events(send)
             await _event(send, "about", self.about)

@@ -6,7 +6,6 @@ phase), waiting for others in a verb, transferring in one, in a control message,
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from parallel.json_text import parsed
 from parallel.watch.trace_file import FORMAT
 
 WAITING, TRANSFERRING, CONTROL, OUTSIDE = "waiting", "transferring", "control", "outside"
@@ -101,7 +101,7 @@ class Timeline:
 def read(path: Path) -> Timeline:
     """Raises TraceError."""
     try:
-        whole = json.loads(path.read_text())
+        whole = parsed(path.read_text())
     except OSError as error:
         raise TraceError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:

@@ -260,7 +260,7 @@ class Desk:
             self.say("", "My code:", "```python", file.read_text(errors="replace").rstrip(), "```")
         if last and not last["passed"]:
             where = f"{last['part']}, case {last['case']}" if last.get("part") else "The run"
-            self.say("", f"{where}, as my examiner sees it:", *last["lines"])
+            self.say("", f"{where}, as my examiner sees it:", *last.get("lines", ()))
 
     def ask(self, name: str | None) -> bool:
         """Numeric questions; an answer within 2 % is right. Returns whether all were."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -46,9 +47,9 @@ def tiny_model(folder: Path, name: str = "llama") -> Path:
 
 class Served:
     """`mpirun -n RANKS python -m launch.serve --port 0 ARGS` (ranks 0: without mpirun), once it answers. `url`, its address;
-    `pid`, that of rank 0; `process`, what was started."""
+    `pid`, that of rank 0; `process`, what was started. `descriptors`: the most that a process may have."""
 
-    def __init__(self, ranks: int, *args: str, patience: float = 60.0) -> None:
+    def __init__(self, ranks: int, *args: str, patience: float = 60.0, descriptors: int | None = None) -> None:
         launcher = [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks)] if ranks else []
         self.process = subprocess.Popen(
             [*launcher, sys.executable, "-m", "launch.serve", "--port", "0", *args],
@@ -59,7 +60,7 @@ class Served:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=partial(die_with_parent, os.getpid()),
+            preexec_fn=partial(_begin, os.getpid(), descriptors),
         )
         # A server that hangs before it says where it is.
         watch = threading.Timer(patience, self.kill)
@@ -173,6 +174,12 @@ class Served:
         return raw
 
 
+def _begin(parent: int, descriptors: int | None) -> None:
+    die_with_parent(parent)
+    if descriptors is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -183,7 +190,7 @@ def idle(m: dict[str, float]) -> bool:
 
 def request(body: object, path: str = "/v1/completions") -> bytes:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     return head.encode() + data
 
 

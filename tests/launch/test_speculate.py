@@ -19,7 +19,7 @@ from models.build import build
 from models.config import llama_like
 from models.default import default_model
 from models.open import open_model
-from models.tokenizer import open_tokenizer
+from models.tokenizer_file import open_tokenizer
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.shard import even

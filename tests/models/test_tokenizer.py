@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.tokenizer import PRE, open_tokenizer
+from models.tokenizer_file import PRE, open_tokenizer
 from tests.models.vocabulary import END, SMOL, START, STOP, TEXTS, THINK, TOKENS, WORD, byte_level, folder, keys, small, written
 
 

@@ -1,13 +1,18 @@
 """Tokenizers as Hugging Face folders and GGUF files store them, and files that cannot be used."""
 
+import json
+import random
+from pathlib import Path
+
 import pytest
 import tokenizers
 from tokenizers import decoders, normalizers, processors
 from tokenizers.models import BPE
 
 from models.piece import ModelError
-from models.tokenizer import open_tokenizer
-from tests.models.vocabulary import END, SMOL, STOP, TEXTS, THINK, TOKENS, WORD, byte_level, folder, small
+from models.tokenizer_file import open_tokenizer
+from tests.models.vocabulary import END, SMOL, STOP, TEXTS, THINK, TOKENS, WORD, byte_level, folder, keys, small
+from tests.mutated import mutated
 
 
 def test_a_folder_gives_what_the_gguf_gives(tmp_path):
@@ -107,13 +112,60 @@ def test_folders_that_cannot_be_used(tmp_path):
         ({"tokens": [*TOKENS[:-1], "h"]}, f"{len(TOKENS)} tokens, of which {len(TOKENS) - 1} differ, and {len(TOKENS)} token"),
         ({"token_type": [1]}, f"{len(TOKENS)} tokens, of which {len(TOKENS)} differ, and 1 token types"),
         ({"merges": ["h y"]}, "the tokenizer's merges do not fit its tokens: "),
-        ({"merges": ["hy"]}, "the tokenizer's merges do not fit its tokens: "),
+        ({"merges": ["hy"]}, "tokenizer.ggml.merges is ..hy.., not a list of pairs of texts"),
+        ({"merges": [3]}, "tokenizer.ggml.merges is .3., not a list of pairs of texts"),
+        ({"model": 3}, "tokenizer.ggml.model is 3, not a text"),
+        ({"pre": ["smollm"]}, "tokenizer.ggml.pre is ..smollm.., not a text"),
+        ({"tokens": 3}, "tokenizer.ggml.tokens is 3, not a list of texts"),
+        ({"tokens": [*range(300)]}, r"tokenizer.ggml.tokens is .0, 1, .*\.\.\., not a list of texts"),
+        ({"token_type": 1.5}, "tokenizer.ggml.token_type is 1.5, not a list of whole numbers"),
+        ({"token_type": [True] * len(TOKENS)}, "not a list of whole numbers"),
+        ({"bos_token_id": "0"}, "tokenizer.ggml.bos_token_id is '0', not a whole number"),
+        ({"eos_token_id": 1.0}, "tokenizer.ggml.eos_token_id is 1.0, not a whole number"),
+        ({"add_bos_token": 7}, "tokenizer.ggml.add_bos_token is 7, not true or false"),
         ({"eos_token_id": 10**6}, f"tokenizer.ggml.eos_token_id is 1000000, there are {len(TOKENS)} tokens"),
     ],
 )
 def test_gguf_that_cannot_be_used(changes, error):
     with pytest.raises(ModelError, match=error):
         small(**changes)
+
+
+def test_a_gguf_template_that_is_no_text():
+    with pytest.raises(ModelError, match=r"tokenizer.chat_template is 3, not a text"):
+        open_tokenizer(Path("small.gguf"), keys() | {"tokenizer.chat_template": 3})
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config", "config", "generation_config", "tokenizer"])
+def test_a_folder_is_sound_or_refused(tmp_path, name):
+    """What a file of it says, changed in a few places: refused in a line, or a tokenizer that works."""
+    files = {
+        "config": {"bos_token_id": END, "eos_token_id": WORD},
+        "generation_config": {"eos_token_id": [THINK, 5]},
+        "tokenizer_config": {
+            "bos_token": "<|endoftext|>",
+            "eos_token": {"content": "<|im_end|>"},
+            "add_bos_token": False,
+            "chat_template": [{"name": "default", "template": SMOL}],
+        },
+    }
+    folder(tmp_path, byte_level(), **files)
+    file, draw, refusals = tmp_path / f"{name}.json", random.Random(0), 0
+    right = json.loads(file.read_text())
+    wrong = [json.dumps(mutated(right, draw)) for _ in range(150)] + ["[" * 10**5 + "]" * 10**5, "[]", "null", ""]
+    for text in wrong:
+        file.write_text(text)
+        try:
+            tokenizer = open_tokenizer(tmp_path, {})
+        except ModelError as error:
+            refusals += 1
+            said = str(error)
+        else:
+            said = ""
+            assert all(type(i) is int for i in tokenizer.eos_ids)
+            assert tokenizer.chats in (True, False)
+        assert "\n" not in said
+    assert refusals > 10
 
 
 def test_no_tokenizer(tmp_path):

@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from models.tokenizer import open_tokenizer
+from models.tokenizer_file import open_tokenizer
 
 SMOL = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"

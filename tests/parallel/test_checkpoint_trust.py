@@ -1,5 +1,6 @@
 """Checkpoints that cannot be trusted: a flipped bit, a missing file, one of another checkpoint, another manifest."""
 
+import random
 import re
 import shutil
 
@@ -7,7 +8,11 @@ import numpy as np
 import pytest
 
 from parallel import checkpoint as module
-from parallel.checkpoint import MANIFEST, Checkpoint, Piece, latest, save
+from parallel.checkpoint import Checkpoint, CheckpointError, Piece, latest, save
+from parallel.manifest import MANIFEST, sealed
+from parallel.shard import Layout
+from parallel.shard_file import DTYPES
+from tests.mutated import mutated
 from tests.parallel.checkpoints import Alone, flip, manifest_of, on_rank_0, refused, require_whole, write
 
 FLIPS = 200
@@ -121,7 +126,63 @@ def test_a_manifest_of_another_program_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_manifest_that_does_not_cover_its_arrays_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_require_covered", lambda tensors: None)
+    monkeypatch.setattr(module, "require_covered", lambda tensors: None)
     path = save(tmp_path, 1, [Piece("W1", (4, 6), 1, 2, np.zeros((4, 4)))], {}, Alone)
     monkeypatch.undo()
     assert "W1 [4, 6] must be there exactly once, cut along one dim; there is W1[:, 2:6] in rank-0000" in refused(path, Alone)
+
+
+# --- sealed, as anybody can seal one
+
+
+def reseal(path, manifest):
+    manifest.pop("sha256", None)
+    (path / MANIFEST).write_bytes(b"".join(sealed(manifest)))
+
+
+def own(manifest):
+    (file,) = manifest["files"]
+    return file
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "sub/rank-0000-of-0001.safetensors", "other.safetensors", ""])
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path, name):
+    path = write(tmp_path, 1, Alone)
+    manifest = manifest_of(path)
+    file = own(manifest)
+    shutil.copy(path / file, path.parent / "outside")
+    manifest["files"] = {name: manifest["files"][file]}
+    for tensor in manifest["tensors"].values():
+        for piece in tensor["pieces"]:
+            piece["file"] = name
+    reseal(path, manifest)
+    assert f"{MANIFEST} names {name!r} for rank 0: the file should be {file}, in its own folder" in refused(path, Alone)
+
+
+@pytest.mark.parametrize("which", [MANIFEST, "rank-0000-of-0001.safetensors"])
+def test_a_link_is_refused_though_what_it_leads_to_is_right(tmp_path, which):
+    path = write(tmp_path, 1, Alone)
+    (path / which).rename(path.parent / "elsewhere")
+    (path / which).symlink_to(path.parent / "elsewhere")
+    assert f"{which} is a link, which leads out of the checkpoint" in refused(path, Alone)
+
+
+def test_a_manifest_is_sound_or_refused(tmp_path):
+    """Sealed manifests with a few entries changed: refused in a line that says so, or all arrays can be read."""
+    path = write(tmp_path, 1, Alone)
+    manifest, draw = manifest_of(path), random.Random(0)
+    del manifest["sha256"]
+    refusals = 0
+    for _ in range(400):
+        reseal(path, mutated(manifest, draw))
+        said = ""
+        try:
+            checkpoint = Checkpoint(path, Alone)
+            for name in checkpoint.names:
+                checkpoint.read(name, Layout(checkpoint.shape(name)), 0, DTYPES[checkpoint._tensors[name]["dtype"]])
+        except CheckpointError as error:
+            said = str(error)
+        # Python's own errors would mean that something was used before it was checked.
+        assert not re.search("(Type|Key|Index|Attribute|Value|Overflow)Error", said), said
+        refusals += bool(said)
+    assert 200 < refusals < 400

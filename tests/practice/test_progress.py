@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from datetime import date, datetime, timedelta
@@ -14,6 +15,7 @@ from practice.progress import DRILL, GUIDED, chosen, progress
 from practice.schedule import AGAIN, EASY, GOOD, HARD
 from practice.workbook import Workbook, WorkbookError
 from tests.harness import ROOT
+from tests.mutated import mutated
 
 NOON = datetime.fromisoformat("2026-11-23T12:00:00+01:00")
 FIRST, SECOND = "01_mlp_forward", "20_linear"
@@ -309,3 +311,60 @@ def test_prerequisites_come_before_and_exist():
         assert all(a < e.name for a in e.facts["after"])
         assert e.facts["minutes"] > 0
         assert find(e.name).name in names
+
+
+# --- a log that somebody has edited
+
+
+def at(minute, what, **facts):
+    return {"at": f"2026-03-01T10:{minute:02}:00+01:00", "what": what, **facts}
+
+
+LOG = [
+    at(0, "start", exercise=FIRST, mode=GUIDED),
+    at(1, "check", exercise=FIRST, passed=False, mistakes=["a"], saved="2026-03-01T10:01:00+01:00", lines=["x"]),
+    at(2, "hint", exercise=FIRST, number=1),
+    at(3, "check", exercise=FIRST, passed=True, right=1, of=1),
+    at(4, "rate", exercise=FIRST, rating=GOOD),
+    at(5, "ask", exercise=FIRST, question=0, right=True),
+    at(6, "read", paper="megatron", mark="WIP"),
+    at(7, "interview", date="2026-12-01"),
+    at(8, "drill", minutes=30, exercises=[FIRST, SECOND]),
+    at(9, "start", exercise=SECOND, mode=DRILL),
+    at(10, "drill_end", untouched=[]),
+]
+BROKEN = {
+    "deep": "[" * 10**5 + "]" * 10**5,
+    "an exercise that is a list": [at(0, "open", exercise=[FIRST])],
+    "minutes that are a text": [at(0, "drill", minutes="30", exercises=[FIRST])],
+    "half a surrogate pair": [at(0, "read", paper="\ud800", mark="WIP")],
+    "a time without its offset": [LOG[0], {**LOG[3], "saved": "2026-03-01T10:00:00"}],
+    "the first year": [{**LOG[0], "at": "0001-01-01T00:00:00"}],
+}
+
+
+def used(folder, clock, text):
+    """All that the commands ask of a log, and one event more."""
+    folder.mkdir(exist_ok=True)
+    (folder / "progress.json").write_text(text)
+    book = Workbook(folder, now=clock, say=lambda line: None)
+    p = derived(book)
+    for e in p.exercises:
+        p.status(e.name), p.best(e.name), p.last(e.name), p.made_before(e.name, "a", NOON)
+    p.due(NOON), p.next_new(), p.streak(NOON.date()), chosen(p, NOON, 30)
+    assert p.drill is None or p.drill.until
+    book.add("open", exercise=FIRST)
+    assert derived(book).current == FIRST
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_log_that_somebody_has_broken_is_kept_or_passed_over(tmp_path, clock, name):
+    broken = BROKEN[name]
+    used(tmp_path, clock, broken if isinstance(broken, str) else json.dumps({"version": 1, "log": broken}))
+
+
+def test_a_log_with_any_entry_changed_can_be_used(tmp_path, clock):
+    draw = random.Random(0)
+    for _ in range(300):
+        used(tmp_path, clock, json.dumps({"version": 1, "log": mutated(LOG, draw)}))
+    assert len(derived(Workbook(tmp_path)).exercises) == len(every())

@@ -16,7 +16,7 @@ from inference.server.openai_reply import Reply, Usage
 from inference.server.openai_request import FIELDS, NEUTRAL, Refused, decoded, parsed
 from inference.server.writer import Delta, Writer
 from models.open import open_model
-from models.tokenizer import open_tokenizer
+from models.tokenizer_file import open_tokenizer
 from tests.launch.serving import tiny_model
 
 

@@ -121,6 +121,7 @@ def test_two_traces_lie_side_by_side(tmp_path, capsys):
     [
         (None, "cannot read"),
         ("{", "is not JSON"),
+        ("[" * 10**5, "is not JSON"),
         ("[]", "is no 'rankwise trace 1'"),
         ('{"traceEvents": []}', "is no 'rankwise trace 1'"),
         ('{"otherData": {"format": "rankwise trace 1"}, "traceEvents": []}', "has no spans"),

@@ -1,0 +1,197 @@
+"""Tokenizers as they are stored: in a GGUF file's keys, or as a folder's tokenizer.json and the files beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from models.huggingface import read_json
+from models.piece import ModelError
+from models.tokenizer import Tokenizer
+
+# Patterns that cut text into words before merging, by GGUF's `tokenizer.ggml.pre`. Each pattern cuts what the one before has
+# left. The patterns are those of the models' own tokenizer.json, as in llama.cpp's list (llama-vocab.cpp).
+_SUFFIXES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = (rf"{_SUFFIXES}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",)
+_QWEN2 = (rf"{_SUFFIXES}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+PRE = {
+    "default": (r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
+    "gpt-2": (_GPT2,),
+    "smollm": (r"\p{N}", _GPT2),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "smaug-bpe"), _LLAMA3),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
+    "tekken": _TEKKEN,
+    "deepseek-v3": _DEEPSEEK3,
+}
+# These take a word that is a token whole, whatever the merges would make of it. Their texts begin with bos unless the file
+# says otherwise.
+_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"}
+# GGUF's types of extraordinary tokens: control tokens steer the model, and user-defined ones are one token wherever they stand.
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+def open_tokenizer(path: Path, metadata: dict[str, object]) -> Tokenizer | None:
+    """The tokenizer of the model at `path`, from a GGUF file's `metadata` or a folder's tokenizer.json; None if there is none.
+
+    Raises ModelError for a tokenizer that is broken or of a kind that we do not have.
+    """
+    if "tokenizer.ggml.model" in metadata:
+        return _from_gguf(path, metadata)
+    if (path / "tokenizer.json").is_file():
+        return _from_folder(path)
+    return None
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are(kind: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(kind, value))
+
+
+def _is_text(value: object) -> bool:
+    # JSON may spell half a surrogate pair.
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+# What GGUF's keys of a tokenizer must be; the tokenizers library panics at some of what they are not.
+_GGUF_TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
+    **dict.fromkeys(("model", "pre"), ("a text", _is_text)),
+    "tokens": ("a list of texts", _are(_is_text)),
+    "merges": ("a list of pairs of texts", _are(lambda merge: _is_text(merge) and merge.count(" ") == 1)),
+    "token_type": ("a list of whole numbers", _are(_is_whole)),
+    **dict.fromkeys((f"{key}_token_id" for key in ("bos", "eos", "eot", "eom")), ("a whole number", _is_whole)),
+    "add_bos_token": ("true or false", lambda value: isinstance(value, bool)),
+}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _from_gguf(path: Path, metadata: dict[str, object]) -> Tokenizer:
+    """Byte-level BPE from a GGUF file's keys (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
+    given = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if key.startswith("tokenizer.ggml.")}
+    instead = "use the model's Hugging Face folder with its tokenizer.json"
+    for key, (what, right) in _GGUF_TYPES.items():
+        if key in given and not right(given[key]):
+            raise ModelError(f"{path}: tokenizer.ggml.{key} is {_shown(given[key])}, not {what}: {instead}")
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise ModelError(f"{path}: tokenizer.chat_template is {_shown(template)}, not a text: {instead}")
+    if given["model"] != "gpt2":
+        raise ModelError(f"{path}: tokenizer.ggml.model {given['model']!r} is not byte-level BPE, 'gpt2': {instead}")
+    pre = given.get("pre", "default")
+    if pre not in PRE:
+        raise ModelError(f"{path}: tokenizer.ggml.pre {pre!r} is none of {', '.join(PRE)}: {instead}")
+    for key in ("tokens", "merges"):
+        if key not in given:
+            raise ModelError(f"{path}: the tokenizer has no tokenizer.ggml.{key}: {instead}")
+    tokens: list[str] = given["tokens"]
+    types = given.get("token_type", [1] * len(tokens))
+    merges = [tuple(merge.split(" ")) for merge in given["merges"]]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens) or len(types) != len(tokens):
+        raise ModelError(f"{path}: {len(tokens)} tokens, of which {len(vocabulary)} differ, and {len(types)} token types")
+    ids = {key: given[f"{key}_token_id"] for key in ("bos", "eos", "eot", "eom") if f"{key}_token_id" in given}
+    for key, i in ids.items():
+        if not 0 <= i < len(tokens):
+            raise ModelError(f"{path}: tokenizer.ggml.{key}_token_id is {i}, there are {len(tokens)} tokens")
+    try:
+        backend = tokenizers.Tokenizer(BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _WHOLE_WORDS))
+    except Exception as e:  # the library raises nothing narrower
+        raise ModelError(f"{path}: the tokenizer's merges do not fit its tokens: {e}") from None
+    if PRE[pre] is _QWEN2:
+        backend.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE[pre]]
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    for kind in (_CONTROL, _USER_DEFINED):
+        added = [
+            AddedToken(t, normalized=False, special=kind == _CONTROL) for t, of in zip(tokens, types, strict=True) if of == kind
+        ]
+        backend.add_tokens(added)
+    add_bos = bool(given.get("add_bos_token", pre in _WHOLE_WORDS))
+    return Tokenizer(backend, ids.pop("bos", None), ids.values(), add_bos, template)
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    """tokenizer.json, with what the files beside it say of bos, eos and the chat template."""
+    file = folder / "tokenizer.json"
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as e:  # the library raises nothing narrower
+        raise ModelError(f"{file}: not a tokenizer: {e}") from None
+    said, config, generation = (_beside(folder, name) for name in ("tokenizer_config", "config", "generation_config"))
+    bos = _id(backend, said.get("bos_token"), config.get("bos_token_id"))
+    eos = [_id(backend, said.get("eos_token"), None)]
+    for i in (config.get("eos_token_id"), generation.get("eos_token_id")):
+        eos += i if isinstance(i, list) else [i]
+    add_bos = said.get("add_bos_token")
+    if add_bos is None:
+        # Then only the post-processor knows, which puts tokens round a text.
+        add_bos = backend.encode("", add_special_tokens=True).ids[:1] == [bos]
+    template = said.get("chat_template")
+    if isinstance(template, list):
+        template = next((t["template"] for t in template if t["name"] == "default"), None)
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text("utf-8")
+    try:
+        return Tokenizer(backend, bos, [i for i in eos if i is not None], add_bos, template)
+    except ModelError as e:
+        raise ModelError(f"{file}: {e}") from None
+
+
+def _is_token(value: object) -> bool:
+    return _is_text(value["content"] if isinstance(value, dict) and "content" in value else value)
+
+
+def _is_template(value: object) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("name")) and _is_text(value.get("template"))
+
+
+# What the files beside tokenizer.json must say, where they say anything.
+_IDS = "a whole number or a list of them", lambda value: _is_whole(value) or _are(_is_whole)(value)
+_TYPES = {
+    "bos_token": ("a text or an object with its content", _is_token),
+    "eos_token": ("a text or an object with its content", _is_token),
+    "add_bos_token": ("true or false", lambda value: isinstance(value, bool)),
+    "chat_template": ("a text or a list of them with names", lambda value: _is_text(value) or _are(_is_template)(value)),
+    "bos_token_id": ("a whole number", _is_whole),
+    "eos_token_id": _IDS,
+}
+
+
+def _beside(folder: Path, name: str) -> dict:
+    """What a file beside tokenizer.json says; {} without one."""
+    file = folder / f"{name}.json"
+    values = read_json(file) if file.is_file() else {}
+    for key, (what, right) in _TYPES.items():
+        if values.get(key) is not None and not right(values[key]):
+            raise ModelError(f"{file}: {key} is {_shown(values[key])}, not {what}")
+    return values
+
+
+def _id(backend: tokenizers.Tokenizer, token: str | dict | None, otherwise: int | None) -> int | None:
+    """The id of a token that is given by its text, or by a dict with its text; `otherwise` if it is not given."""
+    text = token["content"] if isinstance(token, dict) else token
+    return otherwise if text is None else backend.token_to_id(text)
