@@ -256,9 +256,9 @@ def outcome(
 
 
 def first_problem(problems: Sequence[str | None]) -> str | None:
-    """Of what every rank has found: the first, led by its rank where not all have found one."""
+    """Of what every rank has found: the first, led by its rank where it is not rank 0, which alone looks at some things."""
     rank, problem = next(((r, p) for r, p in enumerate(problems) if p is not None), (0, None))
-    return problem if problem is None or None not in problems else f"rank {rank}: {problem}"
+    return f"rank {rank}: {problem}" if rank else problem
 
 
 def _to_the_end_of_all(main: Main) -> Main:

@@ -44,9 +44,7 @@ def speculator(mesh, kind, cache, draft, gamma, striped=False):
     return Speculative(model, mesh, make_cache(model, cache, striped), draft, gamma)
 
 
-@pytest.mark.parametrize(
-    ("kind", "cache", "striped", "draft", "gammas"), thinned(EVERY, FEW)
-)
+@pytest.mark.parametrize(("kind", "cache", "striped", "draft", "gammas"), thinned(EVERY, FEW))
 def test_greedy_tokens_are_the_plain_ones(comm, mesh, kind, cache, striped, draft, gammas):
     plain = on_first(comm, lambda: [g.token for g in lone(kind, layers=3).tokens(PROMPT, Sampling(), 25)])
     for gamma in gammas:
