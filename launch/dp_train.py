@@ -182,7 +182,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         about = (reference_loss(task), args.dtype, ours)
         checks = list(shown(chain(against_the_reference(*about), against_one_process(*about, alone))))
     control.wait(patient=True)
-    explained = view.explained(args, control, mesh, mesh.tp, ours.trainer.model.parameters, ours.step)
+    explained = view.explained(args, control, mesh, ours.trainer.model.parameters, ours.step)
     if not first:
         return 0
     same = [all(np.array_equal(after[n], a) for n, a in ours.after.items()) for after in weights]

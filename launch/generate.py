@@ -187,7 +187,7 @@ def held(generator: Generator, tokens: list[int]) -> Iterator[Copy]:
     """What must be the same on several ranks."""
     yield Copy("the sequence of tokens", tokens)
     for p in generator.model.parameters:
-        yield from copies(p.name, p.layout, generator.mesh.tp, p.data)
+        yield from copies(p.name, p.layout, generator.mesh.place, p.data)
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:

@@ -123,12 +123,12 @@ class Scored:
             model.backward(model.loss.backward(dnll_T, self.saved_loss), self.saved, sums.filled)
             sums.finish()
         with self.mesh.phase("score"):
-            whole = {p.name: p.whole(self.mesh.tp, p.grad) for p in model.parameters}
+            whole = {p.name: p.whole(self.mesh, p.grad) for p in model.parameters}
         self.predicted += [t for t in self.traffic if t.phase == "backward"] + sums.traffic()
         self.predicted += [
-            Traffic("all_gather", "tp", "score", message((prod(p.layout.shape) // cut.length, sum(cut.sizes)), dtype.itemsize))
+            Traffic("all_gather", axis, "score", message((prod(p.layout.shape) // cut.length, sum(cut.sizes)), dtype.itemsize))
             for p in model.parameters
-            if (cut := p.layout.cut) is not None
+            for axis, (_, cut) in p.layout.cuts.items()
         ]
         return whole
 

@@ -279,7 +279,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
         checks = list(shown(compared(asked, args.heads, measured.whole | {"x": x}, dy)))
     control.wait(patient=True)
     again = partial(step.phases, attention, x, dy, mesh, lengths, rotation)
-    explained = view.explained(args, control, mesh, mesh.tp, attention.parameters, again)
+    explained = view.explained(args, control, mesh, attention.parameters, again)
     alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
     limit = (products.latent_attention if args.kind == "mla" else products.attention)(attention, x, lengths)
     single = lambda: partial(step.once, build(args, sizes, alone), x, dy, lengths, rotation)  # noqa: E731

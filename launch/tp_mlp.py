@@ -94,20 +94,20 @@ def check(args: argparse.Namespace, ranks: int) -> tuple[Job, Job]:
     return compared, timed
 
 
-def compared(job: Job, mlp: MLP, whole: dict[str, np.ndarray], x: np.ndarray, dy: np.ndarray) -> list[Comparison]:
+def compared(job: Job, mesh: Mesh, mlp: MLP, whole: dict[str, np.ndarray], x: np.ndarray, dy: np.ndarray) -> list[Comparison]:
     """Every tensor beside the reference: `whole` holds weights by name, and y, dx and gradients led by d."""
     layers = (x, whole["W1"], whole.get("b1"), whole["W2"], whole.get("b2"), job.activation)
     at = reference.grid(job.tokens, job.d_model, job.d_ff, job.d_model)
     wanted = {"dx" if n == "x" else f"d{n}": g for n, g in reference.gradients(*layers, dy, at).items()}
     sums = reference.sums(*layers, dy, np.finfo(job.dtype).eps / 2)
-    layouts = {f"d{p.name}": p.layout for p in mlp.parameters}
+    layouts = {f"d{p.name}": p.layout for p in mlp.parameters if p.layout.cuts}
     gates = () if whole["W1"].ndim == 2 else (np.arange(2),)
     grids = {"dx": (at["T"], at["D"]), "dW1": (at["D"], *gates, at["F"]), "db1": (*gates, at["F"])}
     grids |= {"dW2": (at["F"], at["O"]), "db2": (at["O"],)}
     checks = [compare("y", "forward", whole["y"], reference.forward(*layers), tolerance(job.dtype, *sums["y"]))]
     for name, want in wanted.items():
         allowed = tolerance(job.dtype, *sums[name[1:]])
-        owner = layouts[name].owner if name in layouts else lambda index: None
+        owner = (lambda index, of=layouts[name]: mesh.rank_at(of.owner(index))) if name in layouts else lambda index: None
         checks.append(compare(name, "backward", whole[name], want, allowed, grids[name], owner))
     return checks
 
@@ -135,9 +135,9 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     mlp, (x, dy) = job.build(mesh.tp), job.inputs()
     measured = step.run(mlp, x, dy, mesh, control)
     first = comm.rank == 0
-    checks = compared(job, mlp, measured.whole, x, dy) if first else []
+    checks = compared(job, mesh, mlp, measured.whole, x, dy) if first else []
     control.wait(patient=True)
-    explained = view.explained(args, control, mesh, mesh.tp, mlp.parameters, lambda: step.phases(mlp, x, dy, mesh))
+    explained = view.explained(args, control, mesh, mlp.parameters, lambda: step.phases(mlp, x, dy, mesh))
     alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
     mlp, inputs = larger.build(mesh.tp), larger.inputs()
     single = lambda: partial(step.once, larger.build(alone), *inputs)  # noqa: E731

@@ -83,10 +83,10 @@ class Attention:
         self.kv_cut = covering(cut, heads // kv_heads)
         self.h, self.k, self.E = cut.size(tp.rank), self.kv_cut.size(tp.rank), E
         cuts = {"q": cut, "k": self.kv_cut, "v": self.kv_cut}
-        W = {f"W{c}": Layout((d_model, of.length, E), 1, of) for c, of in cuts.items()}
-        b = {f"b{c}": Layout((of.length, E), 0, of) for c, of in cuts.items()}
-        self.W_DnE = weights.matrices(W, 1, tp.rank, d_model)
-        self.b_nE = weights.biases(b, 0, tp.rank) if bias else None
+        W = {f"W{c}": Layout((d_model, of.length, E), {tp.name: (1, of)}) for c, of in cuts.items()}
+        b = {f"b{c}": Layout((of.length, E), {tp.name: (0, of)}) for c, of in cuts.items()}
+        self.W_DnE = weights.matrices(W, 1, tp.place, d_model)
+        self.b_nE = weights.biases(b, 0, tp.place) if bias else None
         self.norms = [] if qk_norm is None else [weights.norm(name, E) for name in ("wqn", "wkn")]
         self.out = RowParallelLinear(tp, weights, "o", (heads, E), d_model, cut, bias_out)
         self.runs: list[Run] = []

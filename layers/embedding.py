@@ -41,7 +41,7 @@ class VocabParallelEmbedding:
 
     def __init__(self, tp: Axis, weights: Weights, vocabulary: int, d_model: int) -> None:
         self.tp, self.cut = tp, even(vocabulary, tp.size, "rows of the vocabulary")
-        self.table_vD = weights.table("Wte", Layout((vocabulary, d_model), 0, self.cut), tp.rank, STD)
+        self.table_vD = weights.table("Wte", Layout((vocabulary, d_model), {tp.name: (0, self.cut)}), tp.place, STD)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -71,7 +71,7 @@ class LearnedPositions:
     """x + Wpe[positions], a table that is whole on every rank (GPT-2). Saved for backward: the positions."""
 
     def __init__(self, weights: Weights, context: int, d_model: int) -> None:
-        self.table_PD = weights.table("Wpe", Layout((context, d_model)), 0, STD)
+        self.table_PD = weights.table("Wpe", Layout((context, d_model)), {}, STD)
 
     @property
     def parameters(self) -> list[Parameter]:

@@ -66,10 +66,10 @@ class LatentAttention:
         self.cut, self.h = cut, cut.size(tp.rank)
 
         def whole(name: str, width: int) -> Parameter:
-            return weights.matrix(name, Layout((d_model, width)), tp.rank, d_model)
+            return weights.matrix(name, Layout((d_model, width)), {}, d_model)
 
         def by_heads(name: str, d_in: int, width: int) -> Parameter:
-            return weights.matrix(name, Layout((d_in, heads, width), 1, cut), tp.rank, d_in)
+            return weights.matrix(name, Layout((d_in, heads, width), {tp.name: (1, cut)}), tp.place, d_in)
 
         self.Wdkv_DC, self.Wkr_DR = whole("Wdkv", d_latent), whole("Wkr", d_rope)
         self.norm = RMSNorm(weights, "ckv", d_latent, eps)

@@ -34,9 +34,9 @@ class ColumnParallelLinear:
         self, tp: Axis, weights: Weights, name: str, d_in: int, d_out: tuple[int, ...], cut: Cut, bias: bool = True
     ) -> None:
         self.tp, self.d_in = tp, d_in
-        W, b = Layout((d_in, *d_out), len(d_out), cut), Layout(d_out, len(d_out) - 1, cut)
-        self.W_Io = weights.matrix(f"W{name}", W, tp.rank, d_in)
-        self.b_o = weights.bias(f"b{name}", b, tp.rank) if bias else None
+        W, b = Layout((d_in, *d_out), {tp.name: (len(d_out), cut)}), Layout(d_out, {tp.name: (len(d_out) - 1, cut)})
+        self.W_Io = weights.matrix(f"W{name}", W, tp.place, d_in)
+        self.b_o = weights.bias(f"b{name}", b, tp.place) if bias else None
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -86,9 +86,9 @@ class RowParallelLinear:
         self, tp: Axis, weights: Weights, name: str, d_in: tuple[int, ...], d_out: int, cut: Cut, bias: bool = True
     ) -> None:
         self.tp, self.d_out = tp, d_out
-        W, b = Layout((*d_in, d_out), 0, cut), Layout((d_out,))
-        self.W_iO = weights.matrix(f"W{name}", W, tp.rank, prod(d_in), residual=True)
-        self.b_O = weights.bias(f"b{name}", b, tp.rank) if bias else None
+        W, b = Layout((*d_in, d_out), {tp.name: (0, cut)}), Layout((d_out,))
+        self.W_iO = weights.matrix(f"W{name}", W, tp.place, prod(d_in), residual=True)
+        self.b_O = weights.bias(f"b{name}", b, tp.place) if bias else None
 
     @property
     def parameters(self) -> list[Parameter]:

@@ -38,9 +38,9 @@ class SharedExpert:
 
     def __init__(self, tp: Axis, weights: Weights, d_model: int, d_shared: int) -> None:
         cut = even(d_shared, tp.size, "hidden units of the shared expert (d_shared)")
-        W1, W2 = Layout((d_model, 2, d_shared), 2, cut), Layout((d_shared, d_model), 0, cut)
-        self.W1_D2s = weights.matrix("W1", W1, tp.rank, d_model)
-        self.W2_sD = weights.matrix("W2", W2, tp.rank, d_shared, residual=True)
+        W1, W2 = Layout((d_model, 2, d_shared), {tp.name: (2, cut)}), Layout((d_shared, d_model), {tp.name: (0, cut)})
+        self.W1_D2s = weights.matrix("W1", W1, tp.place, d_model)
+        self.W2_sD = weights.matrix("W2", W2, tp.place, d_shared, residual=True)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -116,11 +116,11 @@ class MoE:
             weights, d_model, count, active, scoring, normed, scale, correction, groups, active_groups, group_top
         )
         cut = even(d_ff, tp.size, "hidden units of an expert (d_ff)")
-        W1, W2 = Layout((count, d_model, 2, d_ff), 3, cut), Layout((count, d_ff, d_model), 1, cut)
+        W1, W2 = Layout((count, d_model, 2, d_ff), {tp.name: (3, cut)}), Layout((count, d_ff, d_model), {tp.name: (1, cut)})
         # Each beside none but itself: a gradient is made expert by expert, in memory that is kept.
         share = Fraction(active, count)
-        self.W1_XD2f = weights.matrices({"W1": W1}, 0, tp.rank, d_model, read=share)
-        self.W2_XfD = weights.matrices({"W2": W2}, 0, tp.rank, d_ff, read=share, residual=True)
+        self.W1_XD2f = weights.matrices({"W1": W1}, 0, tp.place, d_model, read=share)
+        self.W2_XfD = weights.matrices({"W2": W2}, 0, tp.place, d_ff, read=share, residual=True)
         self.shared = SharedExpert(tp, weights.within("shared."), d_model, d_shared) if d_shared else None
 
     @property

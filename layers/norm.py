@@ -86,7 +86,7 @@ class LayerNorm:
 
     def __init__(self, weights: Weights, name: str, width: int, eps: float = 1e-5) -> None:
         self.eps = eps
-        self.w_D, self.b_D = weights.norm(f"w{name}", width), weights.bias(f"b{name}", Layout((width,)), 0)
+        self.w_D, self.b_D = weights.norm(f"w{name}", width), weights.bias(f"b{name}", Layout((width,)), {})
 
     @property
     def parameters(self) -> list[Parameter]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from math import cos, pi, sqrt
 
@@ -134,10 +134,12 @@ def squared_norm(flat: Flat, owned: Sequence[slice], counted: np.ndarray) -> flo
     return total
 
 
-def global_norm(flat: Flat, owned: Sequence[slice], counted: np.ndarray, tp: Axis, dp: Axis, split: bool) -> float:
-    """The norm of the whole gradient: shards summed over tp, replicated parameters counted once; over dp where it is split."""
-    total = tp.all_reduce(np.array([squared_norm(flat, owned, counted)]))
-    return sqrt((dp.all_reduce(total) if split else total).item())
+def global_norm(flat: Flat, owned: Sequence[slice], counted: np.ndarray, over: Iterable[Axis]) -> float:
+    """The norm of the whole gradient: this rank's entries that are counted, summed over these axes."""
+    total = np.array([squared_norm(flat, owned, counted)])
+    for axis in over:
+        total = axis.all_reduce(total)
+    return sqrt(total.item())
 
 
 def warmup_cosine(step: int, steps: int, peak: float, warmup: int, last: float = 0.1) -> float:

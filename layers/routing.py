@@ -57,8 +57,8 @@ class Router:
             raise ValueError(f"cannot choose {active} of {most} experts ({active_groups} of {groups} groups): use 1 to {most}")
         self.count, self.active, self.sigmoid, self.normed, self.scale = count, active, scoring == "sigmoid", normed, scale
         self.groups, self.active_groups, self.group_top = groups, active_groups, group_top
-        self.Wr_DX = weights.matrix("Wr", Layout((d_model, count)), 0, d_model)
-        self.br_X = weights.bias("br", Layout((count,)), 0) if correction else None
+        self.Wr_DX = weights.matrix("Wr", Layout((d_model, count)), {}, d_model)
+        self.br_X = weights.bias("br", Layout((count,)), {}) if correction else None
 
     def forward(self, x_TD: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple]:
         """x (T, D) -> c (T, A) and g (T, A), best first, and what is saved."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-
-from parallel.shard import Layout
 
 # So many entries are read at a time: 1 MiB of float32 stays in the cache while it is read, decoded and turned round.
 BLOCK = 256 * 1024
@@ -68,17 +66,16 @@ class Piece:
     def size(self) -> int:
         return prod(prod(joined) for joined in self.dims)
 
-    def read(self, tensors: Tensors, part: np.ndarray, layout: Layout, rank: int) -> None:
-        """Fill what this piece holds of `part`, a rank's part of an array of ours, block by block."""
+    def read(self, tensors: Tensors, part: np.ndarray, box: Sequence[tuple[int, int]]) -> None:
+        """Fill what this piece holds of `part`, which lies at `box` of an array of ours, block by block."""
         at = [*self.at, *[slice(None)] * (part.ndim - len(self.at))]
         begin = [0] * len(self.order)
-        if layout.cut is not None:
-            start, stop = layout.cut.bounds[rank]
-            index = at[layout.dim]
+        for dim, (start, stop) in enumerate(box):
+            index = at[dim]
             if isinstance(index, slice):
-                begin[self.order[sum(isinstance(a, slice) for a in at[: layout.dim])]] = start
+                begin[self.order[sum(isinstance(a, slice) for a in at[:dim])]] = start
             elif start <= index < stop:
-                at[layout.dim] = index - start
+                at[dim] = index - start
             else:
                 return
         target = part[tuple(at)].transpose(np.argsort(self.order))

@@ -12,7 +12,7 @@ import numpy as np
 from models.config import Config
 from models.piece import ModelError, Piece, Tensors
 from parallel.parameter import Weights
-from parallel.shard import Layout
+from parallel.shard import Layout, Place
 
 
 @dataclass
@@ -41,10 +41,10 @@ class Source:
     def weights(self, dtype: np.dtype | str) -> Weights:
         """Weights for `build`: of each array, this rank's part is read from the files, and no more."""
 
-        def read(name: str, layout: Layout, rank: int, mean: float, std: float, out: np.ndarray) -> None:
+        def read(name: str, layout: Layout, place: Place, mean: float, std: float, out: np.ndarray) -> None:
             self._require(name, layout.shape)
             for piece in self.pieces[name]:
-                piece.read(self.tensors, out, layout, rank)
+                piece.read(self.tensors, out, layout.bounds(place))
 
         return Weights(lambda name, shape: np.empty(shape, dtype), read)
 

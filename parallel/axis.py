@@ -93,6 +93,11 @@ class Axis:
         self._collectives = self._messages = 0
         self._groups: dict[range, Axis] = {}
 
+    @property
+    def place(self) -> dict[str, int]:
+        """This rank's place, as a Layout asks for it."""
+        return {self.name: self.rank}
+
     def group(self, ranks: range) -> Axis:
         """The axis of some ranks that follow one another on this one. Each of them calls this; the first call makes it.
 

@@ -2,7 +2,7 @@
 
     save(folder, step, mine, state, control)               # mine: the pieces of whole arrays that this rank writes
     checkpoint = Checkpoint(latest(folder), control)       # on any number of ranks
-    part = checkpoint.read(name, layout, rank, dtype)
+    part = checkpoint.read(name, layout, place, dtype)
 
     folder/step-00000123/rank-0000-of-0002.safetensors     # one ordinary safetensors file a rank
                          rank-0001-of-0002.safetensors
@@ -28,11 +28,12 @@ import numpy as np
 from parallel.atomic import flush_folder
 from parallel.control import Control
 from parallel.manifest import MANIFEST, read, require_covered, require_own, sealed, step_of
-from parallel.shard import Layout
+from parallel.shard import Layout, Place
 from parallel.shard_file import (
     DTYPES,
     FORMAT,
     VERSION,
+    Box,
     CheckpointError,
     Piece,
     ShardFile,
@@ -240,8 +241,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} has no tensor {name!r}: it has {_listed(self.names)}")
         return self._tensors[name]
 
-    def read(self, name: str, layout: Layout, rank: int, dtype: np.dtype | type | str) -> np.ndarray:
-        """The part of `name` that rank `rank` holds by `layout`, from whichever files have it; nothing else is read.
+    def read(self, name: str, layout: Layout, place: Place, dtype: np.dtype | type | str) -> np.ndarray:
+        """The part of `name` that the rank at `place` holds by `layout`, from whichever files have it; nothing else is read.
 
         Raises CheckpointError when there is no such tensor, or one of another shape or dtype.
         """
@@ -251,13 +252,10 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: {name} is of shape {self.shape(name)}, it should be {layout.shape}")
         if (stored.kind, stored.itemsize) != (dtype.kind, dtype.itemsize):
             raise CheckpointError(f"{self.path}: {name} is {stored}, not {dtype}: read it as {stored}, then convert it")
-        wanted = [(0, n) for n in layout.shape]
-        if layout.cut is not None:
-            wanted[layout.dim] = layout.cut.bounds[rank]
-        part = np.empty(layout.local_shape(rank), dtype)
+        wanted = layout.bounds(place)
+        part = np.empty(layout.local_shape(place), dtype)
         for p in tensor["pieces"]:
-            held = [(0, n) for n in layout.shape]
-            held[p["dim"]] = p["start"], p["stop"]
+            held = p["box"]
             both = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(wanted, held, strict=True)]
             if all(start < stop for start, stop in both):
                 shape = tuple(stop - start for start, stop in held)
@@ -266,7 +264,7 @@ class Checkpoint:
         return part
 
 
-def _within(box: list[tuple[int, int]], part: list[tuple[int, int]]) -> tuple[slice, ...]:
+def _within(box: Box, part: Box) -> tuple[slice, ...]:
     """The index that takes what lies at `part` from an array that lies at `box`."""
     return tuple(slice(start - origin, stop - origin) for (origin, _), (start, stop) in zip(box, part, strict=True))
 

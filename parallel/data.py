@@ -18,7 +18,7 @@ import numpy as np
 from parallel.axis import Axis, Pending
 from parallel.ledger import Traffic
 from parallel.parameter import Fused, Parameter
-from parallel.shard import Cut, even
+from parallel.shard import Cut, Layout, Place, even
 
 
 class Flat:
@@ -56,18 +56,21 @@ class Flat:
                 part[index] = holds[p.name]
         return found
 
-    def counted_once(self, tp: Axis) -> np.ndarray:
-        """Which entries this rank counts in a sum over all weights: what no lower rank of tp holds."""
-        holds: dict[str, np.ndarray | bool] = {}
-        for p in self.parameters:
-            if p.layout.cut is None:
-                holds[p.name] = tp.rank == 0
-                continue
-            shape = [1] * p.data.ndim
-            shape[p.layout.dim] = -1
-            start, stop = p.layout.cut.bounds[tp.rank]
-            holds[p.name] = np.array([p.layout.cut.owner(i) == tp.rank for i in range(start, stop)]).reshape(shape)
-        return self.mask(holds)
+    def counted_once(self, place: Place) -> np.ndarray:
+        """Which entries this rank counts in a sum over all weights and over the axes of `place`: those that it is the first to
+        hold."""
+        return self.mask({p.name: _first(p.layout, place) for p in self.parameters})
+
+
+def _first(layout: Layout, place: Place) -> np.ndarray:
+    """Of this rank's part, the entries that no lower rank holds."""
+    found = np.array(True)
+    for (start, stop), runs in zip(layout.bounds(place), layout.first(place), strict=True):
+        here = np.zeros(stop - start, bool)
+        for a, b in runs:
+            here[a - start : b - start] = True
+        found = found[..., None] & here
+    return found
 
 
 class GradientSums:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
+from itertools import combinations
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from parallel.json_text import parsed
-from parallel.shard import Cut
-from parallel.shard_file import DTYPES, FORMAT, VERSION, CheckpointError, file_name, key_of
+from parallel.shard_file import DTYPES, FORMAT, VERSION, Box, CheckpointError, file_name, key_of
 
 MANIFEST = "manifest.json"
 # The manifest's last entry: the SHA-256 of all bytes before it.
@@ -49,8 +50,11 @@ def read(path: Path) -> dict:
         raise CheckpointError(f"{MANIFEST} is not what was saved: the SHA-256 at its end is not that of what precedes")
     manifest = parsed(body + b"}")
     kind = manifest.get("format"), manifest.get("version")
-    if kind != (FORMAT, VERSION):
-        raise CheckpointError(f"{MANIFEST} is of {kind[0]}, version {kind[1]}: this program reads {FORMAT}, version {VERSION}")
+    if kind not in ((FORMAT, 1), (FORMAT, VERSION)):
+        known = f"{FORMAT}, versions 1 to {VERSION}"
+        raise CheckpointError(f"{MANIFEST} is of {kind[0]}, version {kind[1]}: this program reads {known}")
+    if kind[1] == 1:
+        _take_boxes(manifest)
     _require_sound(manifest)
     if step_of(path) not in (None, manifest["step"]):
         raise CheckpointError(f"{MANIFEST} is of step {manifest['step']}, its folder of step {step_of(path)}")
@@ -70,11 +74,26 @@ def require_own(file: Path) -> None:
 def require_covered(tensors: dict[str, dict]) -> None:
     """Raises CheckpointError unless the pieces are each array exactly once."""
     for name, t in tensors.items():
-        dims = sorted({p["dim"] for p in t["pieces"]})
-        bounds = tuple(sorted((p["start"], p["stop"]) for p in t["pieces"]))
-        if len(dims) > 1 or not Cut(t["shape"][dims[0]], bounds).is_partition:
+        boxes = [p["box"] for p in t["pieces"]]
+        held = sum(prod(stop - start for start, stop in box) for box in boxes)
+        if held != prod(t["shape"]) or any(_meet(a, b) for a, b in combinations(boxes, 2)):
             there = ", ".join(f"{p['key']} in {p['file']}" for p in t["pieces"])
-            raise CheckpointError(f"{name} {t['shape']} must be there exactly once, cut along one dim; there is {there}")
+            raise CheckpointError(f"{name} {t['shape']} must be there exactly once; there is {there}")
+
+
+def _meet(a: Box, b: Box) -> bool:
+    """Whether two boxes have an entry in common."""
+    return all(max(s, t) < min(e, f) for (s, e), (t, f) in zip(a, b, strict=True))
+
+
+def _take_boxes(manifest: dict) -> None:
+    """Version 1 said of each piece along which one dim it was cut, and where it starts and stops there."""
+    with suppress(AttributeError, KeyError, TypeError, IndexError):
+        for t in manifest["tensors"].values():
+            for p in t["pieces"]:
+                box = [[0, n] for n in t["shape"]]
+                box[p.pop("dim")] = [p.pop("start"), p.pop("stop")]
+                p["box"] = box
 
 
 def _require_sound(manifest: dict) -> None:
@@ -104,15 +123,20 @@ def _is_tensor(name: str, t: object, files: dict) -> bool:
 
 
 def _is_piece(name: str, dtype: str, shape: list[int], p: dict, files: dict) -> bool:
-    dim, start, stop, at = (p.get(key) for key in ("dim", "start", "stop", "bytes"))
+    box, at = p.get("box"), p.get("bytes")
     if not isinstance(p.get("file"), str) or p["file"] not in files or not isinstance(p.get("sha256"), str):
         return False
-    if not isinstance(at, list) or len(at) != 2 or not all(map(_whole, (dim, start, stop, *at))):
+    if not isinstance(box, list) or len(box) != len(shape) or not _is_range(at) or not all(map(_is_range, box)):
         return False
-    if dim >= len(shape) or not start <= stop <= shape[dim] or p.get("key") != key_of(name, shape, dim, start, stop):
+    inside = all(stop <= n for (_, stop), n in zip(box, shape, strict=True))
+    if not inside or p.get("key") != key_of(name, shape, [*map(tuple, box)]):
         return False
-    size = np.dtype(DTYPES[dtype]).itemsize * prod([*shape[:dim], stop - start, *shape[dim + 1 :]])
+    size = np.dtype(DTYPES[dtype]).itemsize * prod(stop - start for start, stop in box)
     return at[1] - at[0] == size and at[1] <= files[p["file"]]["size"]
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_whole, value)) and value[0] <= value[1]
 
 
 def _whole(value: object) -> bool:

@@ -18,6 +18,7 @@ from parallel.call import Watcher
 from parallel.guard import Agreement, require_same_layout
 from parallel.ledger import Ledger
 from parallel.recorder import Recorder, Waiting
+from parallel.shard import Place
 
 
 class Mesh:
@@ -48,11 +49,12 @@ class Mesh:
         with Waiting(recorder, f"laying out {self.sizes}", Recorder.places(comm)):
             require_same_layout(comm, self.sizes)
         grid = np.arange(comm.size).reshape(tuple(axes.values()))
-        place = np.unravel_index(comm.rank, grid.shape)
+        self.place = self.place_of(comm.rank)
+        place = tuple(self.place.values())
         self._axes = {}
         for i, name in enumerate(axes):
             line = grid[tuple(slice(None) if j == i else p for j, p in enumerate(place))]
-            own = comm.Split(int(line[0]), int(place[i]))
+            own = comm.Split(int(line[0]), place[i])
             self._axes[name] = axis(name, own, self.ledger, self.watchers, tuple(line.tolist()))
 
     def __getattr__(self, name: str) -> Axis:
@@ -60,6 +62,14 @@ class Mesh:
             return self.__dict__["_axes"][name]
         except KeyError:
             raise AttributeError(f"this mesh has no axis {name!r}, only {', '.join(self.sizes)}") from None
+
+    def place_of(self, rank: int) -> dict[str, int]:
+        """Where a rank of the mesh stands."""
+        return {name: int(at) for name, at in zip(self.sizes, np.unravel_index(rank, tuple(self.sizes.values())), strict=True)}
+
+    def rank_at(self, place: Place) -> int:
+        """The lowest rank of the mesh at this place; of an axis that is not named, the first."""
+        return int(np.ravel_multi_index([place.get(name, 0) for name in self.sizes], tuple(self.sizes.values())))
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Enter all that is sent inside under this phase: forward, backward, step, decode."""

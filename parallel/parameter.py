@@ -11,8 +11,8 @@ from math import sqrt
 
 import numpy as np
 
-from parallel.axis import Axis
-from parallel.shard import Layout
+from parallel.mesh import Mesh
+from parallel.shard import Layout, Place
 
 # Of its entries.
 Share = int | Fraction
@@ -64,11 +64,11 @@ class Parameter:
         np.matmul(a_TI.T, b_TO, out=grad.reshape(a_TI.shape[1], -1))
         self.grad = grad
 
-    def whole(self, axis: Axis, part: np.ndarray) -> np.ndarray:
-        """The whole array on every rank, from the parts (of data, grad or what else lies like them) on `axis`."""
-        if self.layout.cut is None:
-            return part
-        return axis.all_gather(part, self.layout.dim, self.layout.cut)
+    def whole(self, mesh: Mesh, part: np.ndarray) -> np.ndarray:
+        """The whole array on every rank, from the parts (of data, grad or what else lies like them)."""
+        for axis, (dim, cut) in self.layout.cuts.items():
+            part = getattr(mesh, axis).all_gather(part, dim, cut)
+        return part
 
 
 class Fused:
@@ -125,16 +125,16 @@ VECTOR = {"decays": False, "multiplies": False}
 class Weights:
     """Where parameters come from. Each method makes one, or several in one array: this rank's part, and what is known of it.
 
-    `room(name, shape)` gives memory. `fill(name, layout, rank, mean, std, out)` writes the part; untrained weights have this
+    `room(name, shape)` gives memory. `fill(name, layout, place, mean, std, out)` writes the part; untrained weights have this
     mean and standard deviation. `prefix` leads every name. `summed`: how many layers' results the residual stream adds up.
 
-    `rank`: this one's place on the axis that the layout cuts along. `d_in`: how many inputs a matrix has; untrained, its std is
+    `place`: this rank's, on the axes that the layout names. `d_in`: how many inputs a matrix has; untrained, its std is
     d_in^-0.5. `residual`: its product is added to the residual stream; untrained, its std is smaller by the root of `summed`
     (GPT-2). `read`: the share of its entries that one token reads.
     """
 
     room: Callable[[str, tuple[int, ...]], np.ndarray]
-    fill: Callable[[str, Layout, int, float, float, np.ndarray], None]
+    fill: Callable[[str, Layout, Place, float, float, np.ndarray], None]
     prefix: str = ""
     summed: int = 1
 
@@ -142,47 +142,47 @@ class Weights:
         """The weights of a part of a model, whose names are led by `prefix`."""
         return replace(self, prefix=self.prefix + prefix, summed=self.summed if summed is None else summed)
 
-    def matrix(self, name: str, layout: Layout, rank: int, d_in: int, residual: bool = False, read: Share = 1) -> Parameter:
-        return self._alone(name, layout, rank, 0.0, self._std(d_in, residual), MATRIX | {"read": read})
+    def matrix(self, name: str, layout: Layout, place: Place, d_in: int, residual: bool = False, read: Share = 1) -> Parameter:
+        return self._alone(name, layout, place, 0.0, self._std(d_in, residual), MATRIX | {"read": read})
 
     def matrices(
-        self, layouts: Mapping[str, Layout], dim: int, rank: int, d_in: int, residual: bool = False, read: Share = 1
+        self, layouts: Mapping[str, Layout], dim: int, place: Place, d_in: int, residual: bool = False, read: Share = 1
     ) -> Fused:
         """Matrices side by side along `dim` in one array."""
-        return self._beside(layouts, dim, rank, self._std(d_in, residual), MATRIX | {"read": read})
+        return self._beside(layouts, dim, place, self._std(d_in, residual), MATRIX | {"read": read})
 
-    def table(self, name: str, layout: Layout, rank: int, std: float) -> Parameter:
+    def table(self, name: str, layout: Layout, place: Place, std: float) -> Parameter:
         """A token reads one row of it, which counts as nothing."""
-        return self._alone(name, layout, rank, 0.0, std, TABLE)
+        return self._alone(name, layout, place, 0.0, std, TABLE)
 
-    def bias(self, name: str, layout: Layout, rank: int) -> Parameter:
-        return self._alone(name, layout, rank, 0.0, 0.0)
+    def bias(self, name: str, layout: Layout, place: Place) -> Parameter:
+        return self._alone(name, layout, place, 0.0, 0.0)
 
-    def biases(self, layouts: Mapping[str, Layout], dim: int, rank: int) -> Fused:
+    def biases(self, layouts: Mapping[str, Layout], dim: int, place: Place) -> Fused:
         """Biases side by side along `dim` in one array."""
-        return self._beside(layouts, dim, rank, 0.0)
+        return self._beside(layouts, dim, place, 0.0)
 
     def norm(self, name: str, width: int) -> Parameter:
         """Weights of a norm, whole on every rank."""
-        return self._alone(name, Layout((width,)), 0, 1.0, 0.0)
+        return self._alone(name, Layout((width,)), {}, 1.0, 0.0)
 
     def _std(self, d_in: int, residual: bool) -> float:
         return d_in**-0.5 / sqrt(self.summed) if residual else d_in**-0.5
 
-    def _alone(self, name: str, layout: Layout, rank: int, mean: float, std: float, facts: dict = VECTOR) -> Parameter:
-        name, data = self.prefix + name, self.room(self.prefix + name, layout.local_shape(rank))
-        self.fill(name, layout, rank, mean, std, data)
+    def _alone(self, name: str, layout: Layout, place: Place, mean: float, std: float, facts: dict = VECTOR) -> Parameter:
+        name, data = self.prefix + name, self.room(self.prefix + name, layout.local_shape(place))
+        self.fill(name, layout, place, mean, std, data)
         return Parameter(name, layout, data, **facts)
 
-    def _beside(self, layouts: Mapping[str, Layout], dim: int, rank: int, std: float, facts: dict = VECTOR) -> Fused:
+    def _beside(self, layouts: Mapping[str, Layout], dim: int, place: Place, std: float, facts: dict = VECTOR) -> Fused:
         layouts = {self.prefix + name: layout for name, layout in layouts.items()}
-        shapes = [layout.local_shape(rank) for layout in layouts.values()]
+        shapes = [layout.local_shape(place) for layout in layouts.values()]
         ends = [0, *accumulate(shape[dim] for shape in shapes)]
         data = self.room(next(iter(layouts)), (*shapes[0][:dim], ends[-1], *shapes[0][dim + 1 :]))
         parts = []
         for (name, layout), between in zip(layouts.items(), pairwise(ends), strict=True):
             at = (slice(None),) * dim + (slice(*between),)
-            self.fill(name, layout, rank, 0.0, std, data[at])
+            self.fill(name, layout, place, 0.0, std, data[at])
             parts.append((Parameter(name, layout, data[at], **facts), at))
         return Fused(data, parts)
 
@@ -193,10 +193,10 @@ def drawn(seed: int, dtype: np.dtype | str, spread: float = 0.0) -> Weights:
     `spread` is the least standard deviation: with 0, biases start at zero; comparisons use more, so that none is zero.
     """
 
-    def draw(name: str, layout: Layout, rank: int, mean: float, std: float, out: np.ndarray) -> None:
+    def draw(name: str, layout: Layout, place: Place, mean: float, std: float, out: np.ndarray) -> None:
         key = int.from_bytes(blake2b(f"{seed}/{name}".encode(), digest_size=16).digest())
         whole = mean + max(std, spread) * np.random.Generator(np.random.Philox(key=key)).standard_normal(layout.shape)
-        out[...] = layout.take(whole, rank)
+        out[...] = layout.take(whole, place)
 
     return Weights(lambda name, shape: np.empty(shape, dtype), draw)
 
@@ -204,7 +204,7 @@ def drawn(seed: int, dtype: np.dtype | str, spread: float = 0.0) -> Weights:
 def given(whole: Mapping[str, np.ndarray]) -> Weights:
     """Weights from whole arrays by name."""
 
-    def take(name: str, layout: Layout, rank: int, mean: float, std: float, out: np.ndarray) -> None:
-        out[...] = layout.take(whole[name], rank)
+    def take(name: str, layout: Layout, place: Place, mean: float, std: float, out: np.ndarray) -> None:
+        out[...] = layout.take(whole[name], place)
 
     return Weights(lambda name, shape: np.empty(shape, whole[name].dtype), take)

@@ -1,7 +1,7 @@
 """What must be the same on several ranks, compared by its hash.
 
     replicas = Replicas(mesh, control, every=20)
-    replicas.check(step, lambda: [*copies(p.name, p.layout, mesh.tp, p.data), Copy("random state", state)])
+    replicas.check(step, lambda: [*copies(p.name, p.layout, mesh.place, p.data), Copy("random state", state)])
 
 Ranks that hold the same weights and add the same gradients to them stay the same to the bit. Where a bit has flipped in a
 rank's memory, or a sum was left out, the rank goes on to train another model. Nothing else would say so.
@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parallel.axis import Axis
 from parallel.control import Control
 from parallel.mesh import Mesh
-from parallel.shard import Layout
+from parallel.shard import Layout, Place
 from parallel.text import named
 
 
@@ -35,20 +34,16 @@ class Copy(NamedTuple):
     cut_along: tuple[str, ...] = ()
 
 
-def copies(name: str, layout: Layout, axis: Axis, part: np.ndarray) -> Iterator[Copy]:
-    """This rank's part of an array held on `axis` as `layout` says, and what of it other ranks of the axis hold too."""
-    if layout.cut is None:
-        yield Copy(name, part)
-        return
-    yield Copy(name, part, (axis.name,))
-    if layout.cut.is_partition:
-        return
-    start, _ = layout.cut.bounds[axis.rank]
-    for indices, ranks in layout.cut.shared():
-        if axis.rank in ranks:
-            here = (slice(None),) * layout.dim + (slice(indices.start - start, indices.stop - start),)
-            commas = ":, " * layout.dim
-            yield Copy(f"{name}[{commas}{indices.start}:{indices.stop}]", part[here])
+def copies(name: str, layout: Layout, place: Place, part: np.ndarray) -> Iterator[Copy]:
+    """This rank's part of an array that is held as `layout` says, and what of it other ranks of a named axis hold too."""
+    yield Copy(name, part, tuple(layout.cuts))
+    for axis, (dim, cut) in layout.cuts.items():
+        start, _ = cut.bounds[place[axis]]
+        for indices, ranks in cut.shared():
+            if place[axis] in ranks:
+                here = (slice(None),) * dim + (slice(indices.start - start, indices.stop - start),)
+                others = tuple(other for other in layout.cuts if other != axis)
+                yield Copy(f"{name}[{':, ' * dim}{indices.start}:{indices.stop}]", part[here], others)
 
 
 class Replicas:
@@ -57,8 +52,7 @@ class Replicas:
     def __init__(self, mesh: Mesh, control: Control, every: int) -> None:
         self.control, self.every = control, every
         self.sizes = mesh.sizes
-        place = {name: getattr(mesh, name).rank for name in mesh.sizes}
-        self._places: list[dict[str, int]] = control.everyone(place) if every else []
+        self._places: list[dict[str, int]] = control.everyone(mesh.place) if every else []
 
     def check(self, step: int, held: Callable[[], Iterable[Copy]]) -> None:
         """Compare what `held` returns, if it is this step's turn. All ranks call it together.

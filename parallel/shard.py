@@ -1,14 +1,14 @@
 """How a dim is cut over the ranks of an axis, and put together again. The one place that knows.
 
 A `Cut` says which indices of one dim each rank holds: a contiguous range a rank, even or not, overlapping where a part is
-held on several ranks. A `Layout` says how a whole array is held: its shape and, if it is sharded, the dim and the cut.
+held on several ranks. A `Layout` says how a whole array is held: its shape, and over which axes which dims are cut.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -64,6 +64,14 @@ class Cut:
         for rank in reversed(range(self.ranks)):
             whole[self.index(dim, rank)] = parts[rank]
         return whole
+
+    def first(self, rank: int) -> list[tuple[int, int]]:
+        """The ranges of indices that this rank holds and no lower one does."""
+        start, stop = self.bounds[rank]
+        runs = [(start, stop)] if start < stop else []
+        for a, b in self.bounds[:rank]:
+            runs = [(s, e) for first, last in runs for s, e in ((first, min(last, a)), (max(first, b), last)) if s < e]
+        return runs
 
     def shared(self) -> list[tuple[range, range]]:
         """What several ranks hold: (indices, the ranks that hold exactly these together), in ascending order."""
@@ -121,36 +129,61 @@ def replicated(length: int, ranks: int) -> Cut:
     return Cut(length, ((0, length),) * ranks)
 
 
+# Where a rank stands: its place on each axis, by the axis' name.
+Place = Mapping[str, int]
+
+
 @dataclass(frozen=True)
 class Layout:
-    """How a whole array of `shape` is held: cut along `dim`, or (dim None) whole on every rank."""
+    """How a whole array of `shape` is held: by axis, which dim is cut over it, and how. Over an axis that is not named every
+    rank holds all of it.
+
+        Layout((X, D, F), {"ep": (0, by_expert), "tp": (2, cut)})
+
+    Where a method takes a `place`, it needs this rank's place on the axes that are named.
+    """
 
     shape: tuple[int, ...]
-    dim: int | None = None
-    cut: Cut | None = None
+    cuts: Mapping[str, tuple[int, Cut]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (self.dim is None) != (self.cut is None):
-            raise ValueError("a layout needs both dim and cut, or neither")
-        if self.cut is not None and self.shape[self.dim] != self.cut.length:
-            raise ValueError(f"dim {self.dim} of shape {self.shape} is not the cut's length {self.cut.length}")
+        for dim, cut in self.cuts.values():
+            if self.shape[dim] != cut.length:
+                raise ValueError(f"dim {dim} of shape {self.shape} is not the cut's length {cut.length}")
+        if len({dim for dim, _ in self.cuts.values()}) < len(self.cuts):
+            raise ValueError(f"each dim of {self.shape} can be cut over one axis, not {self.cuts}")
 
-    def local_shape(self, rank: int) -> tuple[int, ...]:
-        if self.cut is None:
-            return self.shape
-        return (*self.shape[: self.dim], self.cut.size(rank), *self.shape[self.dim + 1 :])
+    def bounds(self, place: Place) -> tuple[tuple[int, int], ...]:
+        """The box of this rank's part: where it starts and stops, in each dim."""
+        box = [(0, n) for n in self.shape]
+        for axis, (dim, cut) in self.cuts.items():
+            box[dim] = cut.bounds[place[axis]]
+        return tuple(box)
 
-    def bounds(self, rank: int) -> tuple[tuple[int, int], ...]:
-        """Where this rank's part starts and stops, in each dim."""
-        return tuple(self.cut.bounds[rank] if dim == self.dim else (0, n) for dim, n in enumerate(self.shape))
+    def local_shape(self, place: Place) -> tuple[int, ...]:
+        return tuple(stop - start for start, stop in self.bounds(place))
 
-    def take(self, whole: np.ndarray, rank: int) -> np.ndarray:
+    def take(self, whole: np.ndarray, place: Place) -> np.ndarray:
         """This rank's part of `whole`, contiguous and its own."""
         if whole.shape != self.shape:
             raise ValueError(f"expected an array of shape {self.shape}, got {whole.shape}")
-        part = whole if self.cut is None else self.cut.take(whole, self.dim, rank)
-        return np.array(part, order="C")
+        return np.array(whole[tuple(slice(*b) for b in self.bounds(place))], order="C")
 
-    def owner(self, index: Sequence[int]) -> int | None:
-        """The rank that holds the entry at the global `index`; None where every rank does."""
-        return None if self.cut is None else self.cut.owner(index[self.dim])
+    def owner(self, index: Sequence[int]) -> dict[str, int]:
+        """The place of the lowest rank that holds the entry at the global `index`, on the axes that are named."""
+        return {axis: cut.owner(index[dim]) for axis, (dim, cut) in self.cuts.items()}
+
+    def first(self, place: Place) -> list[list[tuple[int, int]]]:
+        """What this rank is the first to hold, on every axis of `place`: in each dim the ranges of indices that no lower rank
+        has. Over an axis that is not named, only rank 0 is the first.
+
+        Together these boxes are the whole array, once.
+        """
+        runs = [[(0, n)] for n in self.shape]
+        for axis, rank in place.items():
+            if axis in self.cuts:
+                dim, cut = self.cuts[axis]
+                runs[dim] = cut.first(rank)
+            elif rank:
+                return [[] for _ in self.shape]
+        return runs

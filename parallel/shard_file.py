@@ -9,15 +9,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from parallel.atomic import flush_file
 from parallel.json_text import parsed
-from parallel.shard import Layout
+from parallel.shard import Layout, Place
 
-FORMAT, VERSION = "rankwise checkpoint", 1
+FORMAT, VERSION = "rankwise checkpoint", 2
+# Where a piece lies in its array: start and stop in each dim.
+Box = Sequence[tuple[int, int]]
 # What safetensors calls NumPy's dtypes. Its files are little-endian.
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"}
 DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
@@ -32,14 +35,12 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a whole array of `shape`, for this rank to write. `data`, in any memory order, has the indices from `start` on
-    along `dim`, and all entries of the other dims. Raises CheckpointError where it is no such part, or where safetensors does
-    not have the dtype or the name."""
+    """A part of a whole array of `shape`, for this rank to write: a box of it, `data`, in any memory order, which begins at the
+    index `start`. Raises CheckpointError where it is no such part, or where safetensors does not have the dtype or the name."""
 
     name: str
     shape: tuple[int, ...]
-    dim: int
-    start: int
+    start: tuple[int, ...]
     data: np.ndarray
 
     def __post_init__(self) -> None:
@@ -51,21 +52,18 @@ class Piece:
             raise CheckpointError(
                 f"{self.name} is of dtype {self.data.dtype}: use one that safetensors has, {', '.join(DTYPES)}"
             )
-        others = lambda shape: (len(shape), *shape[: self.dim], *shape[self.dim + 1 :])  # noqa: E731
-        fits = 0 <= self.dim < len(self.shape) and others(self.data.shape) == others(self.shape)
-        if not fits or not 0 <= self.start <= self.stop <= self.shape[self.dim]:
-            raise CheckpointError(
-                f"{self.name}: {self.data.shape} from index {self.start} of dim {self.dim} on is no part of {self.shape}"
-            )
+        fits = len(self.start) == len(self.shape) == self.data.ndim
+        if not fits or not all(0 <= a <= b <= n for (a, b), n in zip(self.box, self.shape, strict=True)):
+            raise CheckpointError(f"{self.name}: {self.data.shape} from {self.start} on is no part of {self.shape}")
 
     @property
-    def stop(self) -> int:
-        return self.start + self.data.shape[self.dim]
+    def box(self) -> Box:
+        return [(int(at), int(at) + n) for at, n in zip(self.start, self.data.shape, strict=True)]
 
     @property
     def key(self) -> str:
         """Its name in the file."""
-        return key_of(self.name, self.shape, self.dim, self.start, self.stop)
+        return key_of(self.name, self.shape, self.box)
 
     @property
     def code(self) -> str:
@@ -73,30 +71,33 @@ class Piece:
         return CODES[self.data.dtype.newbyteorder("<")]
 
 
-def key_of(name: str, shape: Sequence[int], dim: int, start: int, stop: int) -> str:
+def key_of(name: str, shape: Sequence[int], box: Box) -> str:
     """What a piece is called in its file."""
-    return name if (start, stop) == (0, shape[dim]) else f"{name}[{':, ' * dim}{start}:{stop}]"
+    parts = [":" if (a, b) == (0, n) else f"{a}:{b}" for (a, b), n in zip(box, shape, strict=True)]
+    while parts and parts[-1] == ":":
+        parts.pop()
+    return f"{name}[{', '.join(parts)}]" if parts else name
 
 
 def file_name(rank: int, ranks: int) -> str:
     return f"rank-{rank:04d}-of-{ranks:04d}.safetensors"
 
 
-def pieces(name: str, layout: Layout, rank: int, data: np.ndarray) -> list[Piece]:
-    """What rank `rank` of the axis that `layout` is cut over writes of its part `data`: that which no lower rank holds.
+def pieces(name: str, layout: Layout, place: Place, data: np.ndarray) -> list[Piece]:
+    """What a rank writes of its part `data`: that which no lower rank holds, on any axis of `place`.
 
     [] where lower ranks hold all of it. Rank 0 writes what every rank holds whole.
     """
-    if data.shape != layout.local_shape(rank):
-        raise CheckpointError(f"{name}: rank {rank}'s part should be {layout.local_shape(rank)}, it is {data.shape}")
-    if layout.cut is None:
-        return [] if rank else [Piece(name, layout.shape, 0, 0, data)]
-    first, stop = layout.cut.bounds[rank]
-    runs = [(first, stop)] if first < stop else []
-    for a, b in layout.cut.bounds[:rank]:
-        runs = [(s, e) for start, end in runs for s, e in ((start, min(end, a)), (max(start, b), end)) if s < e]
-    at = (slice(None),) * layout.dim
-    return [Piece(name, layout.shape, layout.dim, s, data[(*at, slice(s - first, e - first))]) for s, e in runs]
+    if data.shape != layout.local_shape(place):
+        raise CheckpointError(f"{name}: the part of {_at(place)} should be {layout.local_shape(place)}, it is {data.shape}")
+    begin = [start for start, _ in layout.bounds(place)]
+    boxes = product(*layout.first(place))
+    within = lambda box: tuple(slice(a - at, b - at) for (a, b), at in zip(box, begin, strict=True))  # noqa: E731
+    return [Piece(name, layout.shape, tuple(a for a, _ in box), data[within(box)]) for box in boxes]
+
+
+def _at(place: Place) -> str:
+    return ", ".join(f"{axis} {rank}" for axis, rank in place.items())
 
 
 class ShardFile:
@@ -123,9 +124,8 @@ class ShardFile:
         self._header = len(text).to_bytes(8, "little") + text
         entries = []
         for p in self._held:
-            place = {"dim": int(p.dim), "start": int(p.start), "stop": int(p.stop)}
             at = [len(self._header) + offset for offset in content[p.key]["data_offsets"]]
-            piece = {"file": self.file, "key": p.key, **place, "bytes": at}
+            piece = {"file": self.file, "key": p.key, "box": p.box, "bytes": at}
             entries.append({"name": p.name, "dtype": p.code, "shape": [int(n) for n in p.shape], "piece": piece})
         return entries
 

@@ -18,6 +18,10 @@ class DryAxis:
         self.name, self.size, self.rank = name, size, rank
         self.members = tuple(range(size)) if members is None else members
 
+    @property
+    def place(self) -> dict[str, int]:
+        return {self.name: self.rank}
+
     def group(self, ranks: range) -> DryAxis:
         """The axis of some ranks that follow one another on this one. Raises ValueError where this rank is none of them."""
         members = self.members[ranks.start : ranks.stop]

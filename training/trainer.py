@@ -38,7 +38,9 @@ class Trainer:
         self.flat = Flat(model.filling_order)
         self.sums = GradientSums(self.flat, mesh.dp, plan.bucket_bytes, plan.overlap, plan.zero)
         self.optimizer = AdamW(self.flat, self.sums.owned, weight_decay=plan.weight_decay)
-        self._counted = self.flat.counted_once(mesh.tp)
+        # Where the weights' ranks stand: what lies on data axes is the same there, or split by the sums.
+        self.place = mesh.tp.place
+        self._counted = self.flat.counted_once(self.place)
         self.saved_bytes = 0
 
     def gradients(self, micro_batches: Sequence[MicroBatch], tokens: int) -> float:
@@ -64,8 +66,8 @@ class Trainer:
     def update(self, lr: float) -> float:
         """AdamW from flat.grad; the norm of the whole gradient before clipping."""
         with self.mesh.phase("step"):
-            mesh, split = self.mesh, self.plan.zero
-            norm = global_norm(self.flat, self.sums.owned, self._counted, mesh.tp, mesh.dp, split)
+            over = [self.mesh.tp, self.mesh.dp] if self.plan.zero else [self.mesh.tp]
+            norm = global_norm(self.flat, self.sums.owned, self._counted, over)
             # As PyTorch and Megatron clip: the small number is theirs.
             scale = min(1.0, self.plan.clip / (norm + 1e-6)) if self.plan.clip else 1.0
             self.optimizer.step(lr, scale)
@@ -86,14 +88,13 @@ class Trainer:
 
     def copies(self) -> Iterator[Copy]:
         """What other ranks hold too, in the order of forward: weights, and the optimizer's state unless it is split over dp."""
-        tp = self.mesh.tp
         for home, at in reversed([*self.flat.places()]):
             kinds = [("", home.data)]
             if not self.plan.zero:
                 kinds += zip(("m of ", "v of "), self.optimizer.state_in(at), strict=True)
             for kind, flat in kinds:
                 for p, index in home.parts:
-                    yield from copies(kind + p.name, p.layout, tp, flat.reshape(home.data.shape)[index])
+                    yield from copies(kind + p.name, p.layout, self.place, flat.reshape(home.data.shape)[index])
 
     def traffic(self, micro_batches: Sequence[MicroBatch]) -> list[Traffic]:
         """What one step on these micro-batches sends."""
@@ -128,7 +129,7 @@ class Trainer:
             for kind, flat in (("", home.data), ("m.", moments[0]), ("v.", moments[1])):
                 for p, index in home.parts:
                     part = flat.reshape(home.data.shape)[index]
-                    yield from pieces(kind + p.name, p.layout, self.mesh.tp.rank, part)
+                    yield from pieces(kind + p.name, p.layout, self.place, part)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Weights and optimizer state from a checkpoint of whatever mesh."""
@@ -138,7 +139,7 @@ class Trainer:
             for kind, flat in (("", home.data), ("m.", moments[0]), ("v.", moments[1])):
                 whole = flat.reshape(home.data.shape)
                 for p, index in home.parts:
-                    whole[index] = checkpoint.read(kind + p.name, p.layout, self.mesh.tp.rank, dtype)
+                    whole[index] = checkpoint.read(kind + p.name, p.layout, self.place, dtype)
             self.optimizer.take_state(at, moments)
         self.optimizer.steps = checkpoint.step
 

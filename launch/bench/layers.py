@@ -48,18 +48,18 @@ def subject(args: argparse.Namespace, sizes: Sizes, tp: Axis, tokens: int) -> Su
 
 
 def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:
-    return memory(args, sizes, mesh.tp) if args.memory else speed(args, sizes, comm, mesh.tp)
+    return memory(args, sizes, mesh.tp) if args.memory else speed(args, sizes, comm, mesh)
 
 
-def speed(args: argparse.Namespace, sizes: Sizes, comm: MPI.Intracomm, tp: Axis) -> dict:
+def speed(args: argparse.Namespace, sizes: Sizes, comm: MPI.Intracomm, mesh: Mesh) -> dict:
     """Seconds and ratios of a step, its products alone, and the peer."""
-    it = subject(args, sizes, tp, sizes.tokens)
+    it = subject(args, sizes, mesh.tp, sizes.tokens)
     steps = {"matmul_only": it.products, "sharded": partial(step.once, it.layer, it.x, it.dy, *it.more)}
     peer = nullcontext()
     if args.peer:
         from launch.bench.torch_layers import Peer
 
-        peer = Peer(tp, it.layer, Control(comm), args.threads)
+        peer = Peer(mesh, it.layer, Control(comm), args.threads)
     with threadpool_limits(args.threads, user_api="blas"), peer:
         if args.peer:
             # A ratio between two layers that compute different things would mean nothing.

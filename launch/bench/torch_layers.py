@@ -19,8 +19,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from layers.attention import Attention
 from layers.mlp import MLP
-from parallel.axis import Axis
 from parallel.control import Control
+from parallel.mesh import Mesh
 
 
 class _SumInBackward(torch.autograd.Function):
@@ -138,8 +138,8 @@ def _arrived(t: torch.Tensor) -> torch.Tensor:
 class Peer:
     """The weights of `layer` in PyTorch, on the ranks of the same axis. A context: inside it, gloo runs."""
 
-    def __init__(self, tp: Axis, layer: MLP | Attention, control: Control, threads: int) -> None:
-        self._layer, self._tp, self._control = layer, tp, control
+    def __init__(self, mesh: Mesh, layer: MLP | Attention, control: Control, threads: int) -> None:
+        self._layer, self._mesh, self._tp, self._control = layer, mesh, mesh.tp, control
         torch.set_num_threads(threads)
 
     def __enter__(self) -> Peer:
@@ -149,7 +149,7 @@ class Peer:
         dist.init_process_group("gloo", init_method=f"file://{self._folder}/store", rank=tp.rank, world_size=tp.size)
         whole, by_functions = _TWINS[type(self._layer)]
         plan = {name: style() for name, style in whole.plan.items()}
-        gathered = whole({p.name: p.whole(tp, p.data) for p in parameters})
+        gathered = whole({p.name: p.whole(self._mesh, p.data) for p in parameters})
         self.layers = {
             "dtensor": parallelize_module(gathered, init_device_mesh("cpu", (tp.size,)), plan),
             "functions": by_functions({p.name: np.ascontiguousarray(p.data) for p in parameters}),

@@ -17,16 +17,14 @@ from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
 from launch.explain import text
 from launch.explain.witness import Witness
 from launch.lines import width
 from launch.options import UsageError
-from parallel.axis import Axis
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import Parameter
+from parallel.shard import Place
 
 # What the options are called in a command's arguments.
 OPTIONS = ("explain", "rank", "explain_picture")
@@ -64,23 +62,21 @@ def explained(
     args: argparse.Namespace,
     control: Control,
     mesh: Mesh,
-    cut_over: Axis,
     parameters: Sequence[Parameter],
     step: Callable[[], object],
 ) -> dict | None:
     """The view of the rank asked for, on rank 0; None on others, and where none is asked for.
 
-    All ranks call it together: they take one more `step`. `cut_over`: the axis that the parameters' layouts are cut over.
+    All ranks call it together: they take one more `step`.
     """
     if not args.explain:
         return None
     rank = args.rank or 0
     view = None
     if control.rank == rank:
-        with Witness(mesh, lambda p: _part(p, cut_over.rank)) as witness:
+        with Witness(mesh, lambda p: _part(p, mesh.place)) as witness:
             step()
-        place = {name: getattr(mesh, name).rank for name in mesh.sizes}
-        view = {"rank": rank, "mesh": mesh.sizes, "place": place, "holds": [*_holds(mesh, cut_over, parameters, rank)]}
+        view = {"rank": rank, "mesh": mesh.sizes, "place": mesh.place, "holds": [*_holds(mesh, parameters, rank)]}
         view |= {"steps": witness.steps, "sent": sent(witness.steps)}
     else:
         step()
@@ -123,9 +119,8 @@ def draw(args: argparse.Namespace, view: dict | None) -> int:
     return 0
 
 
-def _holds(mesh: Mesh, cut_over: Axis, parameters: Iterable[Parameter], rank: int) -> Iterable[dict]:
-    names, sizes = list(mesh.sizes), tuple(mesh.sizes.values())
-    places = [int(np.unravel_index(r, sizes)[names.index(cut_over.name)]) for r in range(prod(sizes))]
+def _holds(mesh: Mesh, parameters: Iterable[Parameter], rank: int) -> Iterable[dict]:
+    places = [mesh.place_of(r) for r in range(prod(mesh.sizes.values()))]
     for p in parameters:
         bounds = [p.layout.bounds(place) for place in places]
         also = [r for r, other in enumerate(bounds) if r != rank and _overlap(other, bounds[rank])]
@@ -144,7 +139,7 @@ def _overlap(a: Sequence[tuple[int, int]], b: Sequence[tuple[int, int]]) -> bool
     return all(max(x[0], y[0]) < min(x[1], y[1]) for x, y in zip(a, b, strict=True))
 
 
-def _part(p: Parameter, place: int) -> str:
+def _part(p: Parameter, place: Place) -> str:
     """W1[:, 256:512]; the name alone where it is whole."""
     whole = [(0, n) for n in p.layout.shape]
     bounds = p.layout.bounds(place)

@@ -42,12 +42,13 @@ def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Contr
     y, saved, dx = phases(layer, x, dy, mesh, *more)
     communication = together(control.everyone(mesh.ledger)).report(layer.traffic(len(x)))
     sizes = control.everyone((sum(p.data.nbytes for p in layer.parameters), nbytes(saved), layer.saved_bytes(len(x))))
-    held = [sum(message(p.layout.local_shape(rank), x.itemsize) for p in layer.parameters) for rank in range(control.size)]
+    places = map(mesh.place_of, range(control.size))
+    held = [sum(message(p.layout.local_shape(place), x.itemsize) for p in layer.parameters) for place in places]
     whole, apart = {"y": y, "dx": dx}, []
     with mesh.phase("compare"):
         for p in layer.parameters:
-            whole |= {p.name: p.whole(mesh.tp, p.data), f"d{p.name}": p.whole(mesh.tp, p.grad)}
-            if not np.array_equal(p.layout.take(whole[f"d{p.name}"], mesh.tp.rank), p.grad, equal_nan=True):
+            whole |= {p.name: p.whole(mesh, p.data), f"d{p.name}": p.whole(mesh, p.grad)}
+            if not np.array_equal(p.layout.take(whole[f"d{p.name}"], mesh.place), p.grad, equal_nan=True):
                 apart.append(f"d{p.name}")
     memory = {
         "weights_bytes_per_rank": [weights for weights, _, _ in sizes],

@@ -25,9 +25,9 @@ def layouts(ranks):
     """How the arrays are held on `ranks` ranks: cut along either dim, held in part by several ranks, and by all."""
     heads = even(18, ranks)
     return {
-        "table": Layout((ROWS, 40), 0, even(ROWS, ranks)),
-        "W1": Layout((61, ROWS), 1, even(ROWS, ranks)),
-        "Wk": Layout((50, 6, 80), 1, covering(heads, 3)),
+        "table": Layout((ROWS, 40), {"tp": (0, even(ROWS, ranks))}),
+        "W1": Layout((61, ROWS), {"tp": (1, even(ROWS, ranks))}),
+        "Wk": Layout((50, 6, 80), {"tp": (1, covering(heads, 3))}),
         "b": Layout((ROWS,)),
     }
 
@@ -52,8 +52,8 @@ def require_of_its_step(checkpoint, ranks, rank):
     assert checkpoint.state == {"next": checkpoint.step + 1}
     assert sorted(checkpoint.names) == sorted(whole)
     for name, layout in layouts(ranks).items():
-        got = checkpoint.read(name, layout, rank, whole[name].dtype)
-        assert (got == layout.take(whole[name], rank)).all(), f"{name} is not of step {checkpoint.step}"
+        got = checkpoint.read(name, layout, {"tp": rank}, whole[name].dtype)
+        assert (got == layout.take(whole[name], {"tp": rank})).all(), f"{name} is not of step {checkpoint.step}"
 
 
 def options():
@@ -73,10 +73,10 @@ def main(args, comm, opened):
     pids = control.everyone(os.getpid())
     if comm.rank == 0:
         print("pids", *pids, flush=True)
-    held = layouts(comm.size)
+    held, place = layouts(comm.size), {"tp": comm.rank}
     for step in count(at):
         whole = contents(step)
-        mine = [p for name, x in held.items() for p in pieces(name, x, comm.rank, x.take(whole[name], comm.rank))]
+        mine = [p for name, x in held.items() for p in pieces(name, x, place, x.take(whole[name], place))]
         if comm.rank == 0:
             print("saving", step, flush=True)
         save(args.folder, step, mine, {"next": step + 1}, control)

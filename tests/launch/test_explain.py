@@ -70,7 +70,7 @@ def layers(mesh):
 
 def explained(comm, mesh, parameters, run, rank=0):
     args = SimpleNamespace(explain=True, rank=rank)
-    return view.explained(args, Control(comm), mesh, mesh.tp, parameters, run)
+    return view.explained(args, Control(comm), mesh, parameters, run)
 
 
 def disagree(comm, rank=0):

@@ -101,7 +101,7 @@ def test_grouped_query_attention_has_both_others_as_its_ends(run, kv_heads, kind
 
 def test_grouped_queries_are_multi_head_attention_with_equal_keys_and_values(mesh):
     grouped = Attention(mesh.tp, drawn(1, "float64", 0.1), 10, 6, 3, 4, bias=True)
-    whole = {p.name: p.whole(mesh.tp, p.data) for p in grouped.parameters}
+    whole = {p.name: p.whole(mesh, p.data) for p in grouped.parameters}
     repeated = {n: a if n in ("Wq", "bq", "Wo") else np.repeat(a, 2, axis=-2) for n, a in whole.items()}
     plain = Attention(mesh.tp, given(repeated), 10, 6, 6, 4, bias=True)
     x = np.random.default_rng(0).standard_normal((9, 10))

@@ -43,7 +43,7 @@ def batch(vocabulary, seed=3):
 
 
 def whole_of(model, mesh):
-    return {p.name: p.whole(mesh.tp, p.data) for p in model.parameters}
+    return {p.name: p.whole(mesh, p.data) for p in model.parameters}
 
 
 def run(mesh, comm, kind, dtype="float64", recompute=False, sabotage=None, spread=0.2):
@@ -63,7 +63,7 @@ def run(mesh, comm, kind, dtype="float64", recompute=False, sabotage=None, sprea
     assert filled == model.filling_order
     assert nbytes(saved[1:]) + nbytes(saved_loss[:2]) == model.saved_bytes(len(ids))
     report = together(Control(comm).everyone(mesh.ledger)).report(model.traffic(len(ids)))
-    whole = whole_of(model, mesh) | {f"d{p.name}": p.whole(mesh.tp, p.grad) for p in model.parameters}
+    whole = whole_of(model, mesh) | {f"d{p.name}": p.whole(mesh, p.grad) for p in model.parameters}
     return whole | {"y": np.array(nll.mean())}, model, report
 
 

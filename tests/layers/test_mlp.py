@@ -33,8 +33,8 @@ def run(mesh, activation="gelu", bias=True, dtype="float64", sabotage=None):
     with mesh.phase("backward"):
         dx = mlp.backward(dy, saved)
     report = mesh.ledger.report(mlp.traffic(T))
-    weights = {p.name: p.whole(mesh.tp, p.data) for p in mlp.parameters}
-    got = {"y": y, "x": dx} | {p.name: p.whole(mesh.tp, p.grad) for p in mlp.parameters}
+    weights = {p.name: p.whole(mesh, p.data) for p in mlp.parameters}
+    got = {"y": y, "x": dx} | {p.name: p.whole(mesh, p.grad) for p in mlp.parameters}
     layers = (x, weights["W1"], weights.get("b1"), weights["W2"], weights.get("b2"), activation)
     want = {"y": reference.forward(*layers)} | reference.gradients(*layers, dy, reference.grid(T, D, F, OUT))
     sums = reference.sums(*layers, dy, np.finfo(dtype).eps / 2)
@@ -96,9 +96,9 @@ def test_weights_do_not_depend_on_the_mesh(mesh):
     alone = drawn(5, "float32")
     mlp = MLP(mesh.tp, alone, D, F, "swiglu")
     for p in mlp.parameters:
-        whole = p.whole(mesh.tp, p.data)
+        whole = p.whole(mesh, p.data)
         make = partial(alone.matrix, d_in=len(whole)) if p.name.startswith("W") else alone.bias
-        np.testing.assert_array_equal(whole, make(p.name, Layout(whole.shape), 0).data)
+        np.testing.assert_array_equal(whole, make(p.name, Layout(whole.shape), {}).data)
 
 
 def test_more_ranks_than_hidden_units_is_refused(mesh):
@@ -144,7 +144,7 @@ def one_weight_an_ulp_of_float32_off(mlp, mesh):
     whole, W = mlp.down.W_iO.data.copy(), mlp.down.W_iO
     if mesh.tp.rank == mesh.tp.size - 1:
         W.data = W.data * (1 + 2**-23)
-    W.whole = lambda axis, part: axis.all_gather(whole if part is W.data else part, 0, W.layout.cut)
+    W.whole = lambda mesh, part: mesh.tp.all_gather(whole if part is W.data else part, 0, W.layout.cuts["tp"][1])
 
 
 @pytest.mark.parametrize(

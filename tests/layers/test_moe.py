@@ -113,9 +113,9 @@ def test_a_language_model_with_a_dense_and_a_routed_block(mesh, comm):
     assert nbytes(saved[1:]) + nbytes(saved_loss[:2]) == model.saved_bytes(len(ids))
     assert agrees(together(Control(comm).everyone(mesh.ledger)).report(model.traffic(len(ids))))
     br = model.blocks[1].mlp.buffers[0].data
-    whole = {p.name: p.whole(mesh.tp, p.data) for p in model.parameters} | {"y": np.array(nll.mean())}
+    whole = {p.name: p.whole(mesh, p.data) for p in model.parameters} | {"y": np.array(nll.mean())}
     assert {"blocks.0.W1", "blocks.1.Wr", "blocks.1.W1", "blocks.1.shared.W2"} <= whole.keys()
-    whole |= {f"d{p.name}": p.whole(mesh.tp, p.grad) for p in model.parameters}
+    whole |= {f"d{p.name}": p.whole(mesh, p.grad) for p in model.parameters}
 
     def loss(W):
         o = Options(lengths, True, {"pairing": "half"})

@@ -77,14 +77,14 @@ def test_weights_and_gradients_come_back_by_their_own_names(mesh, name):
     np.testing.assert_allclose(nll.sum() / (targets >= 0).sum(), expected["loss"], rtol=1e-13)
     model.backward(model.loss.backward(np.full(ids.size, 1 / (targets >= 0).sum()), saved_loss), saved)
     theirs = arrays_of(FAMILIES / name)
-    ours = {p.name: p.whole(mesh.tp, p.data) for p in model.parameters}
+    ours = {p.name: p.whole(mesh, p.data) for p in model.parameters}
     for block in model.blocks:
         ours |= {p.name: p.data for p in getattr(block.mlp, "buffers", [])}
     weights = source.exported(ours)
     assert weights.keys() == theirs.keys()
     for key, x in theirs.items():
         np.testing.assert_array_equal(weights[key], x)
-    gradients = source.exported({p.name: p.whole(mesh.tp, p.grad) for p in model.parameters})
+    gradients = source.exported({p.name: p.whole(mesh, p.grad) for p in model.parameters})
     assert {f"grad.{key}" for key in gradients} == {key for key in expected if key.startswith("grad.")}
     for key, g in gradients.items():
         want = expected[f"grad.{key}"]
@@ -111,8 +111,8 @@ def refused(path):
 
 
 def part(source, name, shape, dim=None, ranks=1, rank=0):
-    layout = Layout(shape) if dim is None else Layout(shape, dim, even(shape[dim], ranks))
-    return source.weights("float64").matrix(name, layout, rank, 1).data
+    layout = Layout(shape) if dim is None else Layout(shape, {"tp": (dim, even(shape[dim], ranks))})
+    return source.weights("float64").matrix(name, layout, {"tp": rank}, 1).data
 
 
 def test_experts_stacked_in_one_tensor_are_the_same(tmp_path):

@@ -28,13 +28,13 @@ def on_rank_0(comm, work, *args):
 def layouts(ranks):
     """Even and uneven cuts along several dims, key/value heads held by several ranks, arrays held whole, and an empty one."""
     return {
-        "table": Layout((13, 5), 0, even(13, ranks)),
-        "layers.0.W1": Layout((3, 11), 1, even(11, ranks)),
-        "layers.0.Wk": Layout((2, 3, 4), 1, covering(even(9, ranks), 3)),
+        "table": Layout((13, 5), {"tp": (0, even(13, ranks))}),
+        "layers.0.W1": Layout((3, 11), {"tp": (1, even(11, ranks))}),
+        "layers.0.Wk": Layout((2, 3, 4), {"tp": (1, covering(even(9, ranks), 3))}),
         "layers.0.b": Layout((7,)),
-        "ids": Layout((6,), 0, even(6, ranks)),
-        "mask": Layout((5,), 0, replicated(5, ranks)),
-        "colours": Layout((4, 1, 9), 2, even(9, ranks)),
+        "ids": Layout((6,), {"tp": (0, even(6, ranks))}),
+        "mask": Layout((5,), {"tp": (0, replicated(5, ranks))}),
+        "colours": Layout((4, 1, 9), {"tp": (2, even(9, ranks))}),
         "empty": Layout((0, 4)),
     }
 
@@ -49,8 +49,8 @@ def whole(seed):
 
 
 def parts(seed, ranks, rank):
-    held = layouts(ranks)
-    return [p for name, x in whole(seed).items() for p in pieces(name, held[name], rank, held[name].take(x, rank))]
+    held, place = layouts(ranks), {"tp": rank}
+    return [p for name, x in whole(seed).items() for p in pieces(name, held[name], place, held[name].take(x, place))]
 
 
 def write(folder, step, control, seed=None, **options):
@@ -60,8 +60,8 @@ def write(folder, step, control, seed=None, **options):
 
 def require_whole(checkpoint, seed, ranks, rank):
     for name, layout in layouts(ranks).items():
-        should = layout.take(whole(seed)[name], rank)
-        got = checkpoint.read(name, layout, rank, should.dtype)
+        should = layout.take(whole(seed)[name], {"tp": rank})
+        got = checkpoint.read(name, layout, {"tp": rank}, should.dtype)
         assert (got.dtype, got.shape, got.tobytes()) == (should.dtype, should.shape, should.tobytes()), name
         assert checkpoint.shape(name) == layout.shape
     assert sorted(checkpoint.names) == sorted(layouts(ranks))

@@ -14,6 +14,7 @@ from parallel.checkpoint import Checkpoint, CheckpointError, latest, pieces, sav
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.shard import Layout, even
+from tests.harness import ROOT
 from tests.parallel.checkpoints import Alone, flip, layouts, manifest_of, on_rank_0, refused, require_whole, there, whole, write
 
 
@@ -50,10 +51,11 @@ def test_from_any_number_of_ranks_to_any_other(comm, folder):
 @pytest.mark.parametrize(("saved", "read"), [(0, 1), (1, 0), (None, 2), (2, None), (1, 1)])
 def test_cut_along_one_dim_and_read_along_another(control, folder, saved, read):
     x = np.random.default_rng(0).standard_normal((5, 6, 7))
-    cut = lambda dim: Layout(x.shape) if dim is None else Layout(x.shape, dim, even(x.shape[dim], control.size))  # noqa: E731
-    mine = pieces("x", cut(saved), control.rank, cut(saved).take(x, control.rank))
+    cut = lambda dim: Layout(x.shape, {} if dim is None else {"tp": (dim, even(x.shape[dim], control.size))})  # noqa: E731
+    place = {"tp": control.rank}
+    mine = pieces("x", cut(saved), place, cut(saved).take(x, place))
     checkpoint = Checkpoint(save(folder, 0, mine, {}, control), control)
-    assert (checkpoint.read("x", cut(read), control.rank, "f8") == cut(read).take(x, control.rank)).all()
+    assert (checkpoint.read("x", cut(read), place, "f8") == cut(read).take(x, place)).all()
 
 
 @pytest.mark.mpi(min_size=4, max_size=4)
@@ -62,26 +64,47 @@ def test_two_axes_with_the_arrays_dealt_out_over_dp(comm, control, folder):
         mine = []
         for n, (name, layout) in enumerate(layouts(2).items()):
             if n % 2 == mesh.dp.rank:
-                mine += pieces(name, layout, mesh.tp.rank, layout.take(whole(3)[name], mesh.tp.rank))
+                mine += pieces(name, layout, mesh.tp.place, layout.take(whole(3)[name], mesh.tp.place))
         path = save(folder, 3, mine, {}, control)
     require_whole(Checkpoint(path, control), 3, 4, control.rank)
 
 
 @pytest.mark.mpi
+def test_format_1_is_still_read(control):
+    """Two ranks wrote it, before pieces were boxes."""
+    require_whole(Checkpoint(ROOT / "tests/oracles/checkpoint-format-1/step-00000001", control), 1, control.size, control.rank)
+
+
+@pytest.mark.mpi
+def test_an_array_cut_over_two_axes(comm, control, folder):
+    """Experts over ep, what each has over tp; read whole, and cut over one axis along a third dim."""
+    ep = 2 if comm.size % 2 == 0 else 1
+    x = np.random.default_rng(0).standard_normal((5, 6, 4))
+    layout = Layout(x.shape, {"ep": (0, even(5, ep)), "tp": (2, even(4, comm.size // ep))})
+    with Mesh(comm, ep=ep, tp=comm.size // ep) as mesh:
+        mine = pieces("x", layout, mesh.place, layout.take(x, mesh.place))
+        checkpoint = Checkpoint(save(folder, 1, mine, {}, control), control)
+        assert (checkpoint.read("x", Layout(x.shape), {}, "f8") == x).all()
+        other = Layout(x.shape, {"tp": (1, even(6, comm.size))})
+        assert (checkpoint.read("x", other, {"tp": comm.rank}, "f8") == other.take(x, {"tp": comm.rank})).all()
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("order", ["fortran", "strided", "reversed", "big-endian"])
 def test_any_memory_order_is_written_as_it_reads(control, folder, order):
-    layout = Layout((9, 4), 0, even(9, control.size))
+    layout = Layout((9, 4), {"tp": (0, even(9, control.size))})
     x = np.random.default_rng(0).standard_normal((9, 4)).astype("f4")
-    part = layout.take(x, control.rank)
+    place = {"tp": control.rank}
+    part = layout.take(x, place)
     laid = {
         "fortran": np.asfortranarray(part),
         "strided": np.repeat(part, 2, axis=1)[:, ::2],
         "reversed": part[::-1].copy()[::-1],
         "big-endian": part.astype(">f4"),
     }[order]
-    checkpoint = Checkpoint(save(folder, 0, pieces("x", layout, control.rank, laid), {}, control), control)
-    assert (checkpoint.read("x", layout, control.rank, "f4") == part).all()
-    swapped = checkpoint.read("x", layout, control.rank, ">f4")
+    checkpoint = Checkpoint(save(folder, 0, pieces("x", layout, place, laid), {}, control), control)
+    assert (checkpoint.read("x", layout, place, "f4") == part).all()
+    swapped = checkpoint.read("x", layout, place, ">f4")
     assert swapped.dtype == ">f4"
     assert (swapped == part).all()
 
@@ -113,7 +136,7 @@ def test_each_file_is_hashed_once_and_only_what_is_needed_is_opened(comm, contro
     monkeypatch.setattr(np, "memmap", lambda file, *rest: (opened.append(file.name), memmap(file, *rest))[1])
     checkpoint = Checkpoint(path, control)
     assert sorted(file for of_rank in comm.allgather(hashed) for file in of_rank) == sorted(manifest_of(path)["files"])
-    checkpoint.read("table", layouts(comm.size)["table"], comm.rank, "f4")
+    checkpoint.read("table", layouts(comm.size)["table"], {"tp": comm.rank}, "f4")
     assert opened == [f"rank-{comm.rank:04d}-of-{comm.size:04d}.safetensors"]
 
 
@@ -154,14 +177,14 @@ def test_a_checkpoint_of_one_rank_has_plain_names_and_all_pieces_are_aligned(com
 def test_a_missing_tensor_another_shape_and_another_dtype_are_refused(tmp_path):
     checkpoint = Checkpoint(write(tmp_path, 1, Alone), Alone)
     with pytest.raises(CheckpointError, match=r"step-00000001 has no tensor 'W1': it has .*layers\.0\.W1.* and 4 more"):
-        checkpoint.read("W1", Layout((3, 11)), 0, "f8")
+        checkpoint.read("W1", Layout((3, 11)), {}, "f8")
     with pytest.raises(CheckpointError, match="has no tensor 'W1'"):
         checkpoint.shape("W1")
     with pytest.raises(CheckpointError, match=r"table is of shape \(13, 5\), it should be \(5, 13\)"):
-        checkpoint.read("table", Layout((5, 13)), 0, "f4")
+        checkpoint.read("table", Layout((5, 13)), {}, "f4")
     for dtype in ("f8", "i4", "f2"):
         with pytest.raises(CheckpointError, match=f"table is float32, not {np.dtype(dtype)}: read it as float32"):
-            checkpoint.read("table", Layout((13, 5)), 0, dtype)
+            checkpoint.read("table", Layout((13, 5)), {}, dtype)
 
 
 # --- what is kept

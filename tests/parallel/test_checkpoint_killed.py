@@ -79,7 +79,7 @@ def test_killed_again_and_again_while_saving_the_newest_is_always_whole(tmp_path
     """Real ranks, one of which is killed at a random moment; another number of ranks goes on from what is left."""
     control = Control(comm)
     rng = np.random.default_rng()
-    mine = [p for name, x in saving.contents(0).items() for p in pieces(name, saving.layouts(1)[name], 0, x)]
+    mine = [p for name, x in saving.contents(0).items() for p in pieces(name, saving.layouts(1)[name], {"tp": 0}, x)]
     save(tmp_path, 0, mine, {"next": 1}, control)
     steps, amid = [0], 0
     while amid < KILLS:

@@ -16,7 +16,7 @@ from tests.parallel.checkpoints import Alone, require_whole, there, write
 @pytest.mark.parametrize(
     ("held", "text"),
     [
-        ([(0, 0, 2), (0, 3, 4)], "x [4, 6] must be there exactly once, cut along one dim; there is x[0:2] in"),
+        ([(0, 0, 2), (0, 3, 4)], "x [4, 6] must be there exactly once; there is x[0:2] in"),
         ([(0, 0, 2), (0, 1, 4)], "x [4, 6] must be there exactly once"),
         ([(0, 0, 3)], "x [4, 6] must be there exactly once"),
         ([(0, 0, 2), (1, 0, 3)], "x [4, 6] must be there exactly once"),
@@ -25,7 +25,10 @@ from tests.parallel.checkpoints import Alone, require_whole, there, write
 )
 def test_arrays_that_are_not_there_exactly_once_are_not_saved(tmp_path, held, text):
     x = np.zeros((4, 6))
-    mine = [Piece("x", x.shape, dim, start, x[start:stop] if dim == 0 else x[:, start:stop]) for dim, start, stop in held]
+    mine = [
+        Piece("x", x.shape, (start, 0), x[start:stop]) if dim == 0 else Piece("x", x.shape, (0, start), x[:, start:stop])
+        for dim, start, stop in held
+    ]
     with pytest.raises(CheckpointError) as error:
         save(tmp_path / "new", 1, mine, {}, Alone)
     assert text in str(error.value)
@@ -51,7 +54,7 @@ def test_ranks_that_mean_different_checkpoints_all_hear_of_it(control, folder):
         with pytest.raises(CheckpointError, match="step and state must be the same on every rank"):
             save(folder, step, [], state, control)
     x = np.zeros((4, 2), "f8" if odd else "f4")
-    mine = [Piece("x", (4, 2), 0, 2 * odd, x[:2])] if odd or control.rank == 0 else []
+    mine = [Piece("x", (4, 2), (2 * odd, 0), x[:2])] if odd or control.rank == 0 else []
     with pytest.raises(CheckpointError, match=r"x must be one array, it is F32 \[4, 2\] in rank-0000.*, F64 \[4, 2\] in rank"):
         save(folder, 1, mine, {}, control)
     assert there(folder) == []
@@ -68,7 +71,9 @@ def test_a_step_that_is_there_is_not_written_over(comm, control, folder):
 
 def test_numpys_integers_are_as_good_as_pythons(tmp_path):
     n = np.int64(4)
-    path = save(tmp_path, n, pieces("x", Layout((n, 2), 0, Cut(n, ((n - 4, n),))), 0, np.ones((4, 2))), {}, Alone)
+    path = save(
+        tmp_path, n, pieces("x", Layout((n, 2), {"tp": (0, Cut(n, ((n - 4, n),)))}), {"tp": 0}, np.ones((4, 2))), {}, Alone
+    )
     assert Checkpoint(path, Alone).shape("x") == (4, 2)
     with pytest.raises(TypeError):
         save(tmp_path, 4.5, [], {}, Alone)
@@ -105,7 +110,9 @@ def test_a_rank_that_fails_leaves_the_last_good_one(comm, control, folder, monke
     write(folder, 1, control)
     odd = comm.size - 1
     large = np.random.default_rng(0).standard_normal((comm.size, 40_000))
-    mine = pieces("x", Layout(large.shape, 0, even(comm.size, comm.size)), comm.rank, large[comm.rank : comm.rank + 1])
+    mine = pieces(
+        "x", Layout(large.shape, {"tp": (0, even(comm.size, comm.size))}), {"tp": comm.rank}, large[comm.rank : comm.rank + 1]
+    )
     limit = 2**30
     with monkeypatch.context() as patch:
         if comm.rank == odd:
@@ -148,7 +155,7 @@ def test_mine_is_gone_through_on_all_ranks_though_one_cannot_write(comm, control
         for n in range(3):
             comm.Barrier()
             x = np.zeros((comm.size, 20_000))
-            yield Piece(f"x{n}", x.shape, 0, comm.rank, x[:1])
+            yield Piece(f"x{n}", x.shape, (comm.rank, 0), x[:1])
 
     with pytest.raises(CheckpointError, match="File too large"), room_for(100_000 if comm.rank == 0 else 2**30):
         save(folder, 1, mine(), {}, control)

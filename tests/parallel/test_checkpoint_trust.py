@@ -119,17 +119,17 @@ def test_what_belongs_to_another_checkpoint_is_refused(comm, control, folder, fo
 
 
 def test_a_manifest_of_another_program_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "VERSION", 2)
+    monkeypatch.setattr(module, "VERSION", 3)
     path = write(tmp_path, 1, Alone)
     monkeypatch.undo()
-    assert "version 2: this program reads rankwise checkpoint, version 1" in refused(path, Alone)
+    assert "version 3: this program reads rankwise checkpoint, versions 1 to 2" in refused(path, Alone)
 
 
 def test_a_manifest_that_does_not_cover_its_arrays_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "require_covered", lambda tensors: None)
-    path = save(tmp_path, 1, [Piece("W1", (4, 6), 1, 2, np.zeros((4, 4)))], {}, Alone)
+    path = save(tmp_path, 1, [Piece("W1", (4, 6), (0, 2), np.zeros((4, 4)))], {}, Alone)
     monkeypatch.undo()
-    assert "W1 [4, 6] must be there exactly once, cut along one dim; there is W1[:, 2:6] in rank-0000" in refused(path, Alone)
+    assert "W1 [4, 6] must be there exactly once; there is W1[:, 2:6] in rank-0000" in refused(path, Alone)
 
 
 # --- sealed, as anybody can seal one

@@ -94,11 +94,15 @@ def test_a_gradient_that_backward_did_not_report_is_named(dp):
 def test_each_weight_is_counted_once_over_tp(comm):
     with Mesh(comm, check=True, tp=comm.size) as mesh:
         heads = even(9, comm.size)
-        layouts = {"Wo": Layout((9, 2), 0, heads), "Wk": Layout((5, 3, 2), 1, covering(heads, 3)), "wn": Layout((7,))}
+        layouts = {
+            "Wo": Layout((9, 2), {"tp": (0, heads)}),
+            "Wk": Layout((5, 3, 2), {"tp": (1, covering(heads, 3))}),
+            "wn": Layout((7,)),
+        }
         whole = {n: np.random.default_rng(1).standard_normal(layout.shape) for n, layout in layouts.items()}
-        flat = Flat([given(whole).matrix(n, layout, mesh.tp.rank, 1) for n, layout in layouts.items()])
+        flat = Flat([given(whole).matrix(n, layout, mesh.place, 1) for n, layout in layouts.items()])
         flat.grad[...] = flat.data
-        norm = global_norm(flat, [slice(0, len(flat.data))], flat.counted_once(mesh.tp), mesh.tp, mesh.tp, split=False)
+        norm = global_norm(flat, [slice(0, len(flat.data))], flat.counted_once(mesh.tp.place), [mesh.tp])
         assert norm == pytest.approx(np.sqrt(sum((a**2).sum() for a in whole.values())), rel=1e-14)
 
 

@@ -64,17 +64,18 @@ def test_shards_are_compared_with_those_who_hold_the_same(comm):
 @pytest.mark.mpi(min_size=2)
 def test_a_head_that_two_ranks_hold(comm):
     # 10 query heads, 2 to each of 5 key/value heads: some of these are read on two ranks.
-    layout = Layout((5, 5, 2), 1, covering(even(10, comm.size), 2))
+    cut = covering(even(10, comm.size), 2)
+    layout = Layout((5, 5, 2), {"tp": (1, cut)})
     whole = np.arange(np.prod(layout.shape), dtype="f8").reshape(layout.shape)
     mesh, check = replicas(comm)
-    mine = layout.take(whole, comm.rank)
-    check.check(1, lambda: copies("Wk", layout, mesh.tp, mine))
-    heads, (first, last) = layout.cut.shared()[0]
+    mine = layout.take(whole, mesh.place)
+    check.check(1, lambda: copies("Wk", layout, mesh.place, mine))
+    heads, (first, last) = cut.shared()[0]
     if comm.rank == last:
-        mine[:, heads.start - layout.cut.bounds[last][0]] += 1
+        mine[:, heads.start - cut.bounds[last][0]] += 1
     text = rf"^rank {last} of tp: Wk\[:, {heads.start}:{heads.stop}\] differs from rank {first} at step 1$"
     with pytest.raises(Diverged, match=text):
-        check.check(1, lambda: copies("Wk", layout, mesh.tp, mine))
+        check.check(1, lambda: copies("Wk", layout, mesh.place, mine))
 
 
 @on_ranks

@@ -1,5 +1,7 @@
 """Cuts and layouts: pure logic."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -54,21 +56,43 @@ def test_take_refuses_another_length():
 
 def test_layout_takes_parts_that_are_contiguous_and_their_own():
     whole = np.arange(21.0).reshape(3, 7)
-    layout = Layout((3, 7), 1, even(7, 2))
-    part = layout.take(whole, 1)
-    assert part.shape == layout.local_shape(1) == (3, 3)
+    layout = Layout((3, 7), {"tp": (1, even(7, 2))})
+    part = layout.take(whole, {"tp": 1})
+    assert part.shape == layout.local_shape({"tp": 1}) == (3, 3)
     assert part.flags.c_contiguous
     assert not np.shares_memory(part, whole)
-    assert layout.owner((0, 3)) == 0
-    assert layout.owner((0, 4)) == 1
-    assert Layout((3, 7)).owner((0, 4)) is None
+    assert layout.owner((0, 3)) == {"tp": 0}
+    assert layout.owner((0, 4)) == {"tp": 1}
+    assert Layout((3, 7)).owner((0, 4)) == {}
     with pytest.raises(ValueError, match=r"expected an array of shape \(3, 7\), got \(7, 3\)"):
-        layout.take(whole.T, 1)
+        layout.take(whole.T, {"tp": 1})
+
+
+def test_a_layout_may_be_cut_over_two_axes():
+    """Experts over ep, and what each of them has over tp: uneven, and in part held by several."""
+    layout = Layout((5, 2, 4), {"ep": (0, even(5, 2)), "tp": (2, covering(even(8, 3), 2))})
+    assert layout.cuts["tp"][1].bounds == ((0, 2), (1, 3), (3, 4))
+    whole = np.arange(40).reshape(5, 2, 4)
+    counted = np.zeros(whole.shape, int)
+    for ep in range(2):
+        for tp in range(3):
+            place = {"ep": ep, "tp": tp, "dp": 0}
+            part = layout.take(whole, place)
+            assert part.shape == layout.local_shape(place)
+            assert (part == whole[tuple(slice(*b) for b in layout.bounds(place))]).all()
+            for x, y, z in product(*layout.first(place)):
+                counted[slice(*x), slice(*y), slice(*z)] += 1
+    assert (counted == 1).all()
+    # Another rank of an axis that is not named holds the same, and is not the first.
+    assert layout.first({"ep": 0, "tp": 0, "dp": 1}) == [[], [], []]
+    assert layout.owner((3, 0, 1)) == {"ep": 1, "tp": 0}
+    with pytest.raises(ValueError, match="can be cut over one axis"):
+        Layout((4,), {"ep": (0, even(4, 2)), "tp": (0, even(4, 2))})
 
 
 def test_layout_refuses_a_cut_of_another_length():
     with pytest.raises(ValueError, match="is not the cut's length 6"):
-        Layout((3, 7), 1, even(6, 2))
+        Layout((3, 7), {"tp": (1, even(6, 2))})
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,11 @@ def test_each_call_is_described_as_its_row_says(comm):
 def test_a_verb_called_inside_parallel_has_the_line_outside(comm):
     calls = Calls()
     with Mesh(comm, watchers=[calls], tp=comm.size) as mesh:
-        weight = Parameter("W", Layout((comm.size,), 0, even(comm.size, comm.size)), np.ones(1), decays=True, multiplies=True)
+        weight = Parameter(
+            "W", Layout((comm.size,), {"tp": (0, even(comm.size, comm.size))}), np.ones(1), decays=True, multiplies=True
+        )
         line = inspect.currentframe().f_lineno + 1
-        weight.whole(mesh.tp, weight.data)
+        weight.whole(mesh, weight.data)
     (call,) = calls.heard
     here = "test_a_verb_called_inside_parallel_has_the_line_outside"
     assert (call.site, call.function) == (f"tests/parallel/test_verbs.py:{line}", here)

@@ -33,7 +33,7 @@ def trained(mesh, kind, micro_batches=1, recompute=False, plan=None, steps=STEPS
     for n in range(steps):
         parts = dealt(data, order.next(SEQUENCES), S, mesh.dp.size, mesh.dp.rank, micro_batches)
         losses.append(trainer.step(parts, SEQUENCES * S, warmup_cosine(n, steps, 1e-2, 5)))
-    return np.array(losses), {p.name: p.whole(mesh.tp, p.data) for p in model.parameters}, trainer
+    return np.array(losses), {p.name: p.whole(mesh, p.data) for p in model.parameters}, trainer
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_pytorch_agrees(comm, kind):
             assert trainer.gradients([part], len(part.ids)) == pytest.approx(float(loss), rel=1e-10)
             if n == 0:
                 for p in model.parameters:
-                    got, want = p.whole(mesh.tp, p.grad), of[f"d{p.name}"]
+                    got, want = p.whole(mesh, p.grad), of[f"d{p.name}"]
                     # Keys' biases move nothing: their gradient is what rounding leaves, in both.
                     atol = max(1e-11 * np.abs(want).max(), 1e-15)
                     np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=p.name)
@@ -149,7 +149,7 @@ def test_pytorch_agrees(comm, kind):
             if n == 0:
                 assert norm == pytest.approx(float(of["norm"]), rel=1e-11)
         for p in model.parameters:
-            got = p.whole(mesh.tp, p.data)
+            got = p.whole(mesh, p.data)
             np.testing.assert_allclose(got, of[f"after.{p.name}"], rtol=0, atol=1e-9, err_msg=p.name)
 
 
