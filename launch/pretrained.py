@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
+import re
 import resource
 import sys
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from time import perf_counter
 
 import numpy as np
 
+from launch import progress
 from launch.options import UsageError
 from layers.transformer import Transformer
+from models.build import build
 from models.config import Config
 from models.default import default_model
 from models.open import open_model
@@ -22,7 +24,7 @@ from models.piece import ModelError
 from models.source import Source
 from models.tokenizer import Tokenizer
 from models.tokenizer_file import open_tokenizer
-from parallel.atomic import write_atomically
+from parallel.axis import Axis
 
 
 def add_model(p: argparse.ArgumentParser) -> None:
@@ -54,6 +56,20 @@ def opened(path: Path | None, tp: int) -> Source:
         if tp > most:
             raise UsageError(f"cannot cut the model's {most} {name} over tp={tp}: use at most {most} ranks")
     return source
+
+
+def name_of(path: Path) -> str:
+    """What people and clients call a model: the name of its folder, or of its file without the quantisation."""
+    return re.sub(r"[.-](I?Q\d\w*|BF16|F16|F32)$", "", path.stem) if path.is_file() else path.resolve().name
+
+
+def load(source: Source, tp: Axis, dtype: str, here: bool) -> tuple[Transformer, float]:
+    """The model, with this rank's share of its weights read, and the seconds that took; `here`: this rank says so at once."""
+    begun = perf_counter()
+    model = build(source.config, tp, source.weights(dtype))
+    seconds = perf_counter() - begun
+    progress.loaded(name_of(source.path), sum(prod(p.layout.shape) for p in model.parameters), seconds, here)
+    return model, seconds
 
 
 def tokenizer(source: Source) -> Tokenizer | None:
@@ -140,26 +156,6 @@ def draft_of(path: Path | None, tp: int, config: Config) -> Source | None:
     if theirs != ours:
         raise UsageError(f"--draft {path} has a vocabulary of {theirs}, the model one of {ours}: use one of the same")
     return draft
-
-
-def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
-    """Write a file whole or not at all. Raises OSError, naming it, where it cannot be written."""
-    try:
-        with write_atomically(path, "wb") as file:
-            put(file)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def check_picture(path: Path) -> None:
-    """Refuse a --png that cannot be written. Its folder may be new; the folder above must be there."""
-    folder = path.absolute().parent
-    if not (folder if folder.is_dir() else folder.parent).is_dir():
-        raise UsageError(f"cannot write --png {path}: there is no folder {folder.parent}")
-    if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK) or path.is_dir():
-        raise UsageError(f"cannot write --png {path}: use a file in a folder that may be written")
-    if find_spec("matplotlib") is None:
-        raise UsageError("the picture needs matplotlib, which is not installed: run `pip install matplotlib`")
 
 
 def memory(model: Transformer) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import report
+from launch import progress, report
 from launch.explain import view
 from launch.measure import products, step
 from launch.options import UsageError, parser, positive
@@ -115,8 +115,8 @@ def compared(job: Job, mlp: MLP, whole: dict[str, np.ndarray], x: np.ndarray, dy
 def trained(job: Job, tp: Axis, alone: Axis | None, control: Control) -> tuple[dict, list[Comparison]]:
     """The digits, sharded and (on rank 0) unsharded: the JSON block and the comparison of the two loss curves."""
     settings = (digits.load(job.dtype), job.d_ff, job.activation, job.bias, job.dtype, job.seed)
-    curve = digits.train(tp, *settings, report.progress("digits, sharded", alone is not None))
-    beside = digits.train(alone, *settings, report.progress("digits, unsharded", True)) if alone is not None else None
+    curve = digits.train(tp, *settings, progress.items("digits, sharded", alone is not None))
+    beside = digits.train(alone, *settings, progress.items("digits, unsharded", True)) if alone is not None else None
     control.wait(patient=True)
     if beside is None:
         return {}, []
