@@ -114,6 +114,7 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
             f"--max-new-tokens {args.max_new_tokens} after a prompt of {len(prompt)} tokens is beyond the model's "
             f"context of {config.context}: use at most {config.context - len(prompt)}"
         )
+    pretrained.check_memory(source, ranks, args.dtype, "--max-new-tokens", args.max_new_tokens, tokens=1)
     if args.stop and tokenizer is None:
         raise UsageError(f"--stop needs a tokenizer, which {source.path} has not: leave it out")
     if "" in args.stop:
@@ -202,7 +203,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     answer = generated(args, task, generator, replicas, shown=first and not args.json)
     read_seconds = generator.model.read_bytes / products.read_bandwidth(comm)
     rows, agreed = communication(args, task, generator)
-    mine = (answer["tokens"], agreed, pretrained.memory(model), read_seconds)
+    mine = (answer["tokens"], agreed, pretrained.held(model), read_seconds)
     tokens, sent, memory, bounds = zip(*control.everyone(mine), strict=True)
     if not first:
         return 0

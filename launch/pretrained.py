@@ -13,8 +13,10 @@ from time import perf_counter
 
 import numpy as np
 
+from inference.generate import make_cache
 from launch import progress
 from launch.options import UsageError
+from launch.process import memory
 from layers.transformer import Transformer
 from models.build import build
 from models.config import Config
@@ -25,6 +27,7 @@ from models.source import Source
 from models.tokenizer import Tokenizer
 from models.tokenizer_file import open_tokenizer
 from parallel.axis import Axis
+from plan.dry import DryAxis, dry_weights
 
 
 def add_model(p: argparse.ArgumentParser) -> None:
@@ -70,6 +73,22 @@ def load(source: Source, tp: Axis, dtype: str, here: bool) -> tuple[Transformer,
     seconds = perf_counter() - begun
     progress.loaded(name_of(source.path), sum(prod(p.layout.shape) for p in model.parameters), seconds, here)
     return model, seconds
+
+
+def check_memory(
+    source: Source, tp: int, dtype: str, option: str = "", count: int = 0, tokens: int = 0, nbytes: int = 0
+) -> None:
+    """Refuse what this host's ranks together have no memory for: on each its weights, and a KV cache of `count`, as `option`
+    says, each of so many tokens or bytes."""
+    dry = build(source.config, DryAxis("tp", tp), dry_weights(dtype))
+    weights = sum(p.data.nbytes for p in dry.parameters)
+    one = nbytes + tokens * make_cache(dry, "paged").bytes_per_token
+    has = memory.available()
+    if why := memory.lacking(weights, tp, has):
+        raise UsageError(f"the weights of {source.path} take {why}: use more hosts, or a smaller model")
+    if why := memory.lacking(weights + count * one, tp, has):
+        most = int((has // memory.ranks_here(tp) - weights) // one)
+        raise UsageError(f"{option} {count} and the model's weights take {why}: use at most {most}")
 
 
 def tokenizer(source: Source) -> Tokenizer | None:
@@ -158,7 +177,7 @@ def draft_of(path: Path | None, tp: int, config: Config) -> Source | None:
     return draft
 
 
-def memory(model: Transformer) -> dict[str, int]:
+def held(model: Transformer) -> dict[str, int]:
     """Bytes of this rank: its weights, and the most that it has held."""
     return {"weights": sum(p.data.nbytes for p in model.parameters), "peak": peak_bytes()}
 

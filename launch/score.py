@@ -66,6 +66,7 @@ class Task(NamedTuple):
 def check(args: argparse.Namespace, ranks: int) -> Task:
     axes = settled(args.mesh, ranks, "tp")
     source = pretrained.opened(args.model, axes["tp"])
+    pretrained.check_memory(source, axes["tp"], args.dtype)
     tokenizer = pretrained.tokenizer(source)
     ids = pretrained.sequences(args, source, tokenizer)
     if ids.shape[1] < 2:
@@ -145,7 +146,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
             exported = task.source.exported(gradients)
             unwritten.append(targets.write(args.gradients, lambda file: np.savez(file, **exported)))
     rows = mesh.ledger.report(sent_by(mesh.tp.rank, scored.predicted))
-    sent, memory = zip(*control.everyone((agrees(rows), pretrained.memory(scored.model))), strict=True)
+    sent, memory = zip(*control.everyone((agrees(rows), pretrained.held(scored.model))), strict=True)
     if comm.rank:
         return 0
     loss = scored.nats / scored.count

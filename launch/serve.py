@@ -101,6 +101,7 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
             f"use at least {args.slots}"
         )
     source = pretrained.opened(args.model, ranks)
+    pretrained.check_memory(source, ranks, args.dtype, "--kv-memory-mib", args.kv_memory_mib, nbytes=MIB)
     tokenizer = pretrained.tokenizer(source)
     if start.begin().rank:
         return Task(source, tokenizer, None, [], 0)

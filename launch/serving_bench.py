@@ -104,6 +104,7 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     longest = max(len(p) + m for p, m in zip(*load, strict=True))
     # The scheduler keeps a block more for each running request.
     blocks = args.kv_blocks or slots * (needed(longest) + 1)
+    pretrained.check_memory(source, ranks, args.dtype, "--kv-blocks", blocks, tokens=BLOCK)
     try:
         came = workload.arrivals(requests, args.rate, args.seed) if args.rate is not None else [0.0] * requests
         task = Task(load, policies, args.png, source, came, slots, blocks, args.max_batch_tokens or 512, args.speculate)

@@ -99,6 +99,7 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
         drafts = [] if args.draft else ["ngram", *([f"layers={max(1, layers // 3)}"] if layers > 1 else [])]
     for kind in drafts:
         pretrained.check_layers(kind, source.config)
+    pretrained.check_memory(source, ranks, args.dtype)
     draft = pretrained.draft_of(args.draft, ranks, source.config)
     tokenizer = pretrained.tokenizer(source)
     prompts = ids_of_prompts(args, source, tokenizer)

@@ -39,6 +39,7 @@ from launch.options import (
 )
 from launch.pictures import curve
 from launch.printable import printable
+from launch.process.memory import available, lacking
 from layers.block import forward_only
 from layers.optimizer import warmup_cosine
 from models.build import build
@@ -48,6 +49,7 @@ from parallel.control import Control
 from parallel.ledger import Traffic, agrees, sent_by
 from parallel.parameter import drawn
 from parallel.replicas import Copy, Replicas
+from plan.dry import DryAxis, dry_weights
 from training import text
 from training.trainer import Plan, Trainer
 
@@ -144,7 +146,17 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     if args.checkpoint is not None:
         _check_folder(args.checkpoint, args.resume)
     sizes = (text.VOCABULARY, D, args.layers, H, *([kv_heads] if gated else []), d_ff, S, args.tied)
-    return Task(axes, (llama_like if gated else gpt2_like)(*sizes), *data)
+    config = (llama_like if gated else gpt2_like)(*sizes)
+    _check_memory(config, args.dtype, axes, args.zero)
+    return Task(axes, config, *data)
+
+
+def _check_memory(config: Config, dtype: str, axes: dict[str, int], zero: bool) -> None:
+    dp, tp = axes["dp"], axes["tp"]
+    weights = sum(p.data.nbytes for p in build(config, DryAxis("tp", tp), dry_weights(dtype)).parameters)
+    # As many gradients, and twice as much of the optimizer's state.
+    if why := lacking(2 * weights + 2 * weights // (dp if zero else 1), dp * tp, available()):
+        raise UsageError(f"the model, its gradients and the optimizer's state take {why}: use smaller sizes")
 
 
 def _check_folder(folder: Path, resume: bool) -> None:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
@@ -110,8 +111,7 @@ class Ending:
 
     def _abort(self, status: int = 1) -> NoReturn:
         if status > 1:
-            # Launchers end the others as soon as one leaves with a status. Of an abort MPI would print a line of its own.
-            os._exit(status)
+            keeper.end_all(status)
         # An abort may wait for the main thread, which may be in a long computation. A rank that starves can start no thread.
         signal.setitimer(signal.ITIMER_REAL, 1.0)
         self.comm.Abort(1)
@@ -128,8 +128,11 @@ def lacks_memory(error: BaseException) -> str | None:
 
 def _at(trace: TracebackType | None) -> str:
     """The innermost line of ours that asked for an array: in parallel/ they are made for any layer."""
-    ours = [(path_in_project(f.filename), f) for f in traceback.extract_tb(trace) if "site-packages" not in f.filename]
-    asking = [f"{path}:{f.lineno} in {f.name}" for path, f in ours if "/" in path and not path.startswith("parallel/")]
+    asking = [
+        f"{path}:{f.lineno} in {f.name}"
+        for f in traceback.extract_tb(trace)
+        if re.match("(launch|layers|models|training|inference|reference)/", path := path_in_project(f.filename))
+    ]
     return f", at {asking[-1]}" if asking else ""
 
 

@@ -164,15 +164,26 @@ def _end_all(why: str, status: int) -> NoReturn:
         with suppress(OSError):
             os.write(2, f"{why}\n".encode())
     sleep(PASSED_ON)
-    # MPICH's launcher, as one of its ranks would ask it; it must not wait for a rank that came to an end before MPI ran.
-    with suppress(OSError, ValueError, KeyError):
-        os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={status}\n".encode())
-        sleep(OBEYED)
+    _ask_for_the_end(status)
     # Any launcher ends all when a signal has killed one; Open MPI's also for a status.
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
         _outlive(os.getppid())
         os._exit(status)
     _die(signal.SIGKILL)
+
+
+def _ask_for_the_end(status: int) -> None:
+    """Of MPICH's launcher, as one of its ranks would; it must not wait for a rank that came to an end before MPI ran. It then
+    says nothing of its own, and leaves with this status, as it does not where ranks leave one after another."""
+    with suppress(OSError, ValueError, KeyError):
+        os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={status}\n".encode())
+        sleep(OBEYED)
+
+
+def end_all(status: int) -> NoReturn:
+    """End all ranks while MPI runs, with this status and without a word. Of an abort MPI would print a line of its own."""
+    _ask_for_the_end(status)
+    os._exit(status)
 
 
 def _outlive(started: int) -> None:
