@@ -26,6 +26,9 @@ class Target(type(Path())):
 
     everyone = new = drawn = False
 
+    def __repr__(self) -> str:
+        return repr(str(self))
+
 
 class File(Target):
     """A file, in a folder that is there."""
