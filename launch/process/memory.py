@@ -66,5 +66,6 @@ def _of_groups(root: Path) -> Iterator[int]:
 
 def _reclaimable(folder: Path) -> int:
     """What the group has used for files that can be read again."""
-    found = re.search(r"^(?:total_)?inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
-    return int(found[1]) if found else 0
+    # Version 1 has a total of the groups below as well, further down.
+    found = re.findall(r"^(?:total_)?inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    return int(found[-1]) if found else 0
