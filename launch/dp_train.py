@@ -201,7 +201,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     }
     first_step = [c for c in checks if c.phase != "step"]
     shown = lambda: view.show(explained, lambda: show(result, checks))  # noqa: E731
-    return max(report.publish(args.json, result, shown, wrong, checks=first_step), view.draw(args, explained))
+    return report.publish(args.json, result, shown, wrong, checks=first_step, unwritten=view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison]) -> None:

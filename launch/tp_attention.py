@@ -298,7 +298,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
     }
     wrong = [*report.wrong(checks, result), *measured.apart]
     shown = lambda: view.show(explained, lambda: show(result, checks))  # noqa: E731
-    return max(report.publish(args.json, result, shown, wrong, checks=checks), view.draw(args, explained))
+    return report.publish(args.json, result, shown, wrong, checks=checks, unwritten=view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison]) -> None:

@@ -160,7 +160,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     if learnt and learnt["test_accuracy"] != learnt["test_accuracy_unsharded"]:
         wrong.append("test accuracy")
     shown = lambda: view.show(explained, lambda: show(result, checks, epochs))  # noqa: E731
-    return max(report.publish(args.json, result, shown, wrong, checks=checks), view.draw(args, explained))
+    return report.publish(args.json, result, shown, wrong, checks=checks, unwritten=view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> None:

@@ -17,6 +17,7 @@ from tests.inside import ran
 MODULES = {name: "bench.__main__" if name == "bench" else name for name in commands() if name != "practice"}
 # What the parsers need; that it is of no use is not yet found out then.
 NEEDED = {"generate": ["--tokens", "1"], "score": ["--tokens", "1,2"], "bench": ["mlp"], "trace": ["no-such-file"]}
+NEEDED |= {"--explain-picture": ["--explain"]}
 # Options that name what is read.
 READ = {"--model", "--draft", "--text-file", "--tokens-file", "--compare", "FILE"}
 
@@ -49,7 +50,7 @@ def test_every_target_is_refused_before_any_work(comm, shared, monkeypatch, name
     module = import_module(f"launch.{MODULES[name]}")
     monkeypatch.setattr(module, "check", lambda *given: None)
     monkeypatch.setattr(module, "main", lambda *given: pytest.fail("work has begun"))
-    done = ran(comm, module, *NEEDED.get(name, ()), option, ROOT / "README.md" / "t")
+    done = ran(comm, module, *NEEDED.get(name, ()), *NEEDED.get(option, ()), option, ROOT / "README.md" / "t")
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith(f"error: cannot write {option} {ROOT}/README.md/t: ")
     assert len(done.err.splitlines()) == 1
