@@ -35,7 +35,7 @@ class Lines:
             return None
         self.said = now
         rate = (self.done - self.before) / (now - self.begun)
-        line = [f"{self.label} {self.done:,}" + ("" if self.total is None else f"/{self.total:,}")]
+        line = [f"{self.label} {self.done}" + ("" if self.total is None else f"/{self.total}")]
         line += [fact(rate) for fact in facts]
         if self.total is not None:
             left = round((self.total - self.done) / rate)

@@ -33,14 +33,14 @@ def test_a_line_every_few_seconds_and_none_of_short_work(spoken):
     assert list(lines(Clock(), 1000, 0.0029)) == []
     facts = (lambda rate: "loss 2.310", lambda rate: f"{1000 * rate:,.0f} tokens/s")
     told = list(lines(Clock(), 1000, 0.5, facts=facts))
-    assert told[0] == (6, "step 6/1,000  loss 2.310  2,000 tokens/s  8:17 left")
+    assert told[0] == (6, "step 6/1000  loss 2.310  2,000 tokens/s  8:17 left")
     assert [n for n, _ in told] == list(range(6, 1000, 6))
     # The last step is told by the report.
     assert [n for n, _ in lines(Clock(), 3, 4)] == [1, 2]
 
 
 def test_a_run_that_is_taken_up_counts_from_where_it_was(spoken):
-    assert next(lines(Clock(), 1000, 1, done=500)) == (3, "step 503/1,000  8:17 left")
+    assert next(lines(Clock(), 1000, 1, done=500)) == (3, "step 503/1000  8:17 left")
     assert next(lines(Clock(), None, 4)) == (1, "step 1")
 
 
