@@ -6,6 +6,7 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 
 import argparse
 import os
+import re
 import signal
 import socket
 import sys

@@ -225,20 +225,16 @@ def outcome(
     comm = Owned.of(comm)
     control, opened = Control(comm), None
     helped = args is None and problem is None
-    given = alike.Given.of(args, [] if helped or args is None else targets.names(args))
-    unwritable = None if args is None else targets.unwritable(args, comm.rank)
-    if problem is None and unwritable is None and not helped:
+    given = alike.Given.of(args, [] if args is None else targets.names(args))
+    if problem is None and not helped and (problem := targets.unwritable(args, comm.rank)) is None:
         try:
             opened = check(args, comm.size)
         except UsageError as error:
             problem = str(error)
     trace = unwritten = None
-    problems, targeted, all_given = zip(*control.everyone((problem, unwritable, given)), strict=True)
-    # Not every rank writes to a target.
-    problem = (
-        first_problem(problems)
-        or next(filter(None, targeted), None)
-        or alike.difference(all_given, lambda names: control.everyone({name: given.digest(name) for name in names}))
+    problems, all_given = zip(*control.everyone((problem, given)), strict=True)
+    problem = first_problem(problems) or alike.difference(
+        all_given, lambda names: control.everyone({name: given.digest(name) for name in names})
     )
     if problem is not None:
         if comm.rank == 0:
