@@ -38,7 +38,7 @@ def options() -> argparse.ArgumentParser:
         "Continue a prompt with a pretrained model, tensor-parallel.",
         (
             'mpirun -n 2 python -m launch.generate --prompt "The capital of France is"',
-            'mpirun -n 3 python -m launch.generate --chat "Who are you?" --top-p 0.9',
+            'mpirun -n 3 python -m launch.generate --chat "Who are you?" --temperature 0.7',
             'mpirun -n 2 python -m launch.generate --prompt "1, 2, 3," --speculate ngram',
         ),
         needs="(--prompt TEXT | ...)",

@@ -170,7 +170,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "png": None if unwritten else str(task.png),
     }
     said = f"all agreed: {agreed(result)}"
-    return report.publish(args.json, result, lambda: show(result, schedules), wrong, said, "; ", [unwritten])
+    return report.publish(args.json, result, lambda: show(result, schedules), wrong, said, "; ", unwritten=[unwritten])
 
 
 def summary(served: Served, books: Scheduler, policy: str) -> dict:

@@ -202,7 +202,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "png": None if unwritten else str(args.png),
     }
     greedy = "the greedy tokens are those of plain decoding" if args.temperature == 0 else "drawn tokens are not compared"
-    return report.publish(args.json, result, lambda: show(result), wrong, f"all agreed: {greedy}", "; ", [unwritten])
+    return report.publish(args.json, result, lambda: show(result), wrong, f"all agreed: {greedy}", "; ", unwritten=[unwritten])
 
 
 def factors(

@@ -162,7 +162,7 @@ def test_the_terminal_picture_has_no_colours_in_a_file(capsys):
 
 def test_the_picture_is_a_png_of_two_panels(tmp_path):
     columns = alone(Scheduler(slots=8), SCALED)
-    path = tmp_path / "new" / "timeline.png"
+    path = tmp_path / "timeline.png"
     occupancy.picture(path, {"static": occupancy.cells(columns, 8), "continuous": occupancy.cells(columns, 8)})
     from matplotlib.image import imread
 
