@@ -150,6 +150,8 @@ def test_a_state_that_is_no_training_run_s_is_refused(comm, shared, text):
     right = json.loads(manifest.read_text())
     del right["sha256"]
     order = right["state"]["order"]
+    # All have read it before it is written over.
+    comm.Barrier()
     for wrong in (
         {"run": None},
         {"losses": ["low"] * 12},
