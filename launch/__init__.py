@@ -1,10 +1,11 @@
 """What a person types: one module a command, and what every command needs."""
 
-from launch.process import keeper, launcher
+from launch.process import keeper, launcher, signals
 
 # First of all: from here on no death of this rank goes unsaid.
 if launcher.size() is not None:
     keeper.keep()
+    signals.listen()
 
 import sys
 from importlib.util import find_spec

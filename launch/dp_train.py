@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import report
+from launch import progress, report
 from launch.explain import view
 from launch.options import UsageError, add_replicas, amount, parser, positive
 from models.build import build
@@ -178,7 +178,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     first, checks = comm.rank == 0, []
     if first:
         alone = Steps(args, task, Mesh(MPI.COMM_SELF, dp=1, tp=1), Control(MPI.COMM_SELF), 1)
-        shown = report.progress("the reference, tensor by tensor", True, 2 + 2 * len(ours.before) + len(ours.after))
+        shown = progress.items("the reference, tensor by tensor", True, 2 + 2 * len(ours.before) + len(ours.after))
         about = (reference_loss(task), args.dtype, ours)
         checks = list(shown(chain(against_the_reference(*about), against_one_process(*about, alone))))
     control.wait(patient=True)
@@ -201,7 +201,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     }
     first_step = [c for c in checks if c.phase != "step"]
     shown = lambda: view.show(explained, lambda: show(result, checks))  # noqa: E731
-    return max(report.publish(args.json, result, shown, wrong, checks=first_step), view.draw(args, explained))
+    return report.publish(args.json, result, shown, wrong, checks=first_step, unwritten=view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison]) -> None:

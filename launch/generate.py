@@ -8,7 +8,6 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 from typing import NamedTuple
 
 from mpi4py import MPI
@@ -19,12 +18,12 @@ from inference.sampling import Sampling
 from inference.speculation.gain import Account
 from inference.speculation.generator import Speculative
 from inference.speculation.rule import MOST
-from launch import pretrained, report
+from launch import pretrained, progress, report
 from launch.lines import BYTES, column, size
 from launch.measure import products
-from launch.options import UsageError, add_replicas, amount, natural, parser, positive
+from launch.options import UsageError, add_replicas, amount, natural, only_with, parser, positive
+from launch.printable import printable
 from layers.transformer import Transformer
-from models.build import build
 from models.source import Source
 from models.tokenizer import Tokenizer
 from parallel.control import Control
@@ -39,7 +38,7 @@ def options() -> argparse.ArgumentParser:
         "Continue a prompt with a pretrained model, tensor-parallel.",
         (
             'mpirun -n 2 python -m launch.generate --prompt "The capital of France is"',
-            'mpirun -n 3 python -m launch.generate --chat "Who are you?" --top-p 0.9',
+            'mpirun -n 3 python -m launch.generate --chat "Who are you?" --temperature 0.7',
             'mpirun -n 2 python -m launch.generate --prompt "1, 2, 3," --speculate ngram',
         ),
         needs="(--prompt TEXT | ...)",
@@ -74,6 +73,9 @@ def options() -> argparse.ArgumentParser:
     d.add_argument(
         "--gamma", type=_gamma, default=None, help="tokens to draft, 1 to 8; auto for as many as pay (default: auto)"
     )
+    only_with(p, "--draft-whole", draft=True)
+    only_with(p, "--gamma", speculate=True, draft=True)
+    only_with(p, "--top-k", "--top-p", "--min-p", temperature=True)
     return p
 
 
@@ -112,14 +114,13 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
             f"--max-new-tokens {args.max_new_tokens} after a prompt of {len(prompt)} tokens is beyond the model's "
             f"context of {config.context}: use at most {config.context - len(prompt)}"
         )
+    pretrained.check_memory(source, ranks, args.dtype, "--max-new-tokens", args.max_new_tokens, tokens=1)
     if args.stop and tokenizer is None:
         raise UsageError(f"--stop needs a tokenizer, which {source.path} has not: leave it out")
     if "" in args.stop:
         raise UsageError("--stop '' would end before anything: use some text")
     if args.speculate and args.draft:
         raise UsageError("--speculate and --draft are two ways to draft: use one of them")
-    if args.draft_whole and not args.draft:
-        raise UsageError("--draft-whole is about the model of --draft PATH: give one, or leave it out")
     pretrained.check_layers(args.speculate, config)
     draft = pretrained.draft_of(args.draft, 1 if args.draft_whole else ranks, config)
     if args.mla_cache == "striped" and config.latent is None:
@@ -145,7 +146,7 @@ def generator_of(args: argparse.Namespace, draft: Source | None, model: Transfor
     cache = make_cache(model, args.cache, args.mla_cache == "striped")
     if draft is not None:
         axes = Mesh(MPI.COMM_SELF, tp=1) if args.draft_whole else mesh
-        other = build(draft.config, axes.tp, draft.weights(args.dtype))
+        other, _ = pretrained.load(draft, axes.tp, args.dtype, mesh.tp.rank == 0)
         return Speculative(model, mesh, cache, Generator(other, axes, make_cache(other, args.cache)), args.gamma)
     return Speculative(model, mesh, cache, args.speculate, args.gamma) if args.speculate else Generator(model, mesh, cache)
 
@@ -157,9 +158,11 @@ def generated(args: argparse.Namespace, task: Task, generator: Generator, replic
     stream = None if tokenizer is None else tokenizer.stream(stop=args.stop)
     tokens, logprobs, text, reason = [], [], [], "length"
     most = {"chunk": args.prefill_chunk, "ends": ends, "logprobs": args.logprobs}
-    say = (lambda piece: print(piece, end="", flush=True)) if shown else (lambda piece: None)
+    say = (lambda piece: print(printable(piece), end="", flush=True)) if shown else (lambda piece: None)
     say(args.prompt or "")
-    for step in generator.tokens(task.prompt, task.sampling, args.max_new_tokens, **most):
+    # Text that is shown is progress enough.
+    told = progress.items("token", generator.mesh.tp.rank == 0 and not shown, args.max_new_tokens)
+    for step in told(generator.tokens(task.prompt, task.sampling, args.max_new_tokens, **most)):
         tokens.append(step.token)
         logprobs.append(step.logprob)
         replicas.check(len(tokens), lambda: held(generator, tokens))
@@ -193,16 +196,14 @@ def held(generator: Generator, tokens: list[int]) -> Iterator[Copy]:
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     control, first, source = Control(comm), comm.rank == 0, task.source
     mesh = start.make_mesh(args, comm, tp=comm.size)
-    begun = perf_counter()
-    model = build(source.config, mesh.tp, source.weights(args.dtype))
-    load_seconds = perf_counter() - begun
+    model, load_seconds = pretrained.load(source, mesh.tp, args.dtype, first)
     generator = generator_of(args, task.draft, model, mesh)
     control.wait()
     replicas = Replicas(mesh, control, args.check_replicas)
     answer = generated(args, task, generator, replicas, shown=first and not args.json)
     read_seconds = generator.model.read_bytes / products.read_bandwidth(comm)
     rows, agreed = communication(args, task, generator)
-    mine = (answer["tokens"], agreed, pretrained.memory(model), read_seconds)
+    mine = (answer["tokens"], agreed, pretrained.held(model), read_seconds)
     tokens, sent, memory, bounds = zip(*control.everyone(mine), strict=True)
     if not first:
         return 0

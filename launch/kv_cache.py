@@ -5,15 +5,12 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-import os
 from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
 
-from launch import report
+from launch import report, targets
 from launch.lines import BYTES, column
 from launch.options import UsageError, parser, positive
 from launch.pictures.cache import pictures
@@ -30,7 +27,9 @@ def options() -> argparse.ArgumentParser:
     )
     p.add_argument("--ranks", type=positive, default=4, help="over how many tensor-parallel ranks to cut the heads")
     p.add_argument("--tokens", type=positive, default=4096, help="of the whole context in the last column")
-    p.add_argument("--pictures", metavar="DIR", type=Path, help="also write the pictures of docs/kv-cache.md into DIR")
+    p.add_argument(
+        "--pictures", metavar="DIR", type=targets.PictureFolder, help="also write the pictures of docs/kv-cache.md into DIR"
+    )
     return p
 
 
@@ -38,15 +37,6 @@ def check(args: argparse.Namespace, ranks: int) -> None:
     most = max(c.heads for c in PUBLISHED.values())
     if args.ranks > most:
         raise UsageError(f"--ranks {args.ranks} is more than the heads of any of these models: use at most {most}")
-    if args.pictures is None:
-        return
-    folder = args.pictures.absolute()
-    if not folder.parent.is_dir():
-        raise UsageError(f"cannot make --pictures {args.pictures}: there is no folder {folder.parent}")
-    if not os.access(folder if folder.exists() else folder.parent, os.W_OK) or folder.is_file():
-        raise UsageError(f"cannot write into --pictures {args.pictures}: use a folder that may be written")
-    if find_spec("matplotlib") is None:
-        raise UsageError("--pictures needs matplotlib, which is not installed: run `pip install matplotlib`")
 
 
 def row(name: str, c: Config, args: argparse.Namespace) -> dict:
@@ -78,10 +68,10 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, opened: None) -> int:
     if comm.rank:
         return 0
     rows = [row(name, c, args) for name, c in PUBLISHED.items()]
-    written = [] if args.pictures is None else [str(path) for path in pictures(args.pictures, rows)]
+    written, unwritten = ([], []) if args.pictures is None else pictures(args.pictures, rows)
     result = report.header("kv_cache") | {"ranks": args.ranks, "tokens": args.tokens, "dtype": args.dtype}
-    result |= {"models": rows, "pictures": written}
-    return report.publish(args.json, result, lambda: show(args, result), agreed=None)
+    result |= {"models": rows, "pictures": [str(path) for path in written]}
+    return report.publish(args.json, result, lambda: show(args, result), agreed=None, unwritten=unwritten)
 
 
 def show(args: argparse.Namespace, result: dict) -> None:

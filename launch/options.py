@@ -6,22 +6,71 @@ import argparse
 from collections.abc import Callable, Container, Sequence
 from typing import NoReturn
 
+from launch import targets
 from launch.help import Parser, epilog
-from launch.process import traced
 
 # Options of every command that change no number, or that its JSON has in a place of its own.
 COMMON = ("json", "dtype", "seed", "trace", "check_collectives", "timeout")
+
+
+# Of a size: an array of two such dims has a number of bytes that NumPy can count.
+MOST = 10**9
 
 
 class UsageError(ValueError):
     """Options or input that cannot be used; the text names the value and what would be right. Exit status 2."""
 
 
+class _NotGiven(list):
+    """In place of a default: what is another after parsing was given. A list, as options that may be repeated add to theirs."""
+
+
 class _Parser(Parser):
     """Raises what is wrong as one line, so that one rank prints it."""
 
+    def __init__(self, **more: object) -> None:
+        super().__init__(**more)
+        self.bound: list[tuple[tuple[str, ...], dict[str, bool | tuple]]] = []
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: object = None) -> tuple:
+        parsed, rest = super().parse_known_args(args, namespace)
+        if self.bound:
+            defaults = {name: _NotGiven() for name in vars(parsed)}
+            asked, _ = super().parse_known_args(args, argparse.Namespace(**defaults))
+            self._see_that_all_do_something(vars(parsed), {n for n, v in vars(asked).items() if v is not defaults[n]})
+        return parsed, rest
+
+    def _see_that_all_do_something(self, values: dict[str, object], given: set[str]) -> None:
+        typed = {a.dest: " ".join(a.option_strings[-1:]) for a in self._actions}
+        for options, needed in self.bound:
+            useless = [typed[name] for name in given if typed[name] in options]
+            if useless and not any(_met(values[name], wanted) for name, wanted in needed.items()):
+                why = _without({typed[name]: wanted for name, wanted in needed.items()})
+                raise UsageError(f"{useless[0]} does nothing {why}: leave {useless[0]} out")
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
+
+
+def only_with(p: argparse.ArgumentParser, *options: str, **needed: bool | tuple) -> None:
+    """Refuse these options where none of the others is as they need it: True, it is given; False, it is not; or one of the
+    values of a tuple. A name that is no option's is that of a positional argument.
+
+    `only_with(p, "--gamma", speculate=True, draft=True)`: only with --speculate or with --draft.
+    """
+    p.bound.append((options, needed))
+
+
+def _met(value: object, wanted: bool | tuple) -> bool:
+    return value in wanted if isinstance(wanted, tuple) else bool(value) == wanted
+
+
+def _without(needed: dict[str, bool | tuple]) -> str:
+    """What is missing, or too much, in words."""
+    if False in needed.values():
+        return f"with {' and '.join(needed)}"
+    said = (option if wanted is True else f"{option} {' or '.join(wanted)}".lstrip() for option, wanted in needed.items())
+    return f"without {' or '.join(said)}"
 
 
 def _whole(least: int, what: str) -> Callable[[str], int]:
@@ -30,6 +79,8 @@ def _whole(least: int, what: str) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a {what}: use a whole number of {least} or more")
+        if what != "seed" and int(text) > MOST:
+            raise argparse.ArgumentTypeError(f"{text!r} is too large a {what}: use at most {MOST}")
         return int(text)
 
     read.metavar = "N"
@@ -111,7 +162,9 @@ def parser(
     if alone:
         p.set_defaults(trace=None, timeout=0.0)
         return p
-    traced.add_option(p)
+    p.add_argument(
+        "--trace", metavar="FILE", type=targets.File, help="write what each rank did when, for ui.perfetto.dev and launch.trace"
+    )
     w = p.add_argument_group("when ranks disagree")
     w.add_argument(
         "--check-collectives",

@@ -16,13 +16,16 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+from launch import targets  # noqa: E402
 from launch.help import Parser, epilog  # noqa: E402
-from launch.process import launcher  # noqa: E402
+from launch.printable import in_any_encoding  # noqa: E402
+from launch.process import launcher, signals  # noqa: E402
 from practice import pages  # noqa: E402
 from practice.check import Verdict, check  # noqa: E402
 from practice.desk import screen  # noqa: E402
@@ -33,6 +36,8 @@ from practice.schedule import RATINGS  # noqa: E402
 from practice.workbook import Workbook, WorkbookError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+# Verbs whose work would be lost where the workbook cannot be written.
+WRITING = ("start", "check", "watch", "hint", "solution", "ask", "drill", "rate", "board", "interview")
 
 
 STATUSES = ("fine", "a check has not passed, or an answer was wrong", "what cannot be done now: a line says what can be")
@@ -152,8 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
+        # The terminal has put ^C into the line.
+        print(f"\n{signals.SAID[signal.SIGINT]}", file=sys.stderr)
+        return signals.status_of(signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
@@ -162,6 +168,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}: give RANKWISE_WORKBOOK a folder to write in", file=sys.stderr)
         return 2
+
+
+def ended(number: int, frame: FrameType | None) -> NoReturn:
+    if number in signals.SAID:
+        print(signals.SAID[number], file=sys.stderr)
+    sys.exit(signals.status_of(number))
 
 
 def folder() -> Path:
@@ -173,6 +185,9 @@ def run(args: argparse.Namespace) -> int:
         from practice.desk import dev
 
         return dev.main(args, Reference(), command)
+
+    if args.verb in WRITING and (why := targets.problem(targets.Folder(folder()))) is not None:
+        raise Refused(f"cannot write workbook {folder()}: {why}: give RANKWISE_WORKBOOK a folder to write in")
 
     def judge(e: Exercise, path: Path) -> Verdict:
         return check(e, path.resolve(), Reference(), command, seed=getattr(args, "seed", None))
@@ -226,8 +241,9 @@ def run(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     # A kill, or a terminal that is closed, ends the learner's processes too.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+        signal.signal(number, ended)
     if sys.stdin is not None:
         # An answer that is no text is a wrong answer.
         sys.stdin.reconfigure(errors="replace")
+    in_any_encoding()
     sys.exit(main())

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import os
+import re
 import resource
 import sys
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from time import perf_counter
 
 import numpy as np
 
+from inference.generate import make_cache
+from launch import progress
 from launch.options import UsageError
+from launch.process import memory
 from layers.transformer import Transformer
+from models.build import build
 from models.config import Config
 from models.default import default_model
 from models.open import open_model
@@ -22,7 +26,8 @@ from models.piece import ModelError
 from models.source import Source
 from models.tokenizer import Tokenizer
 from models.tokenizer_file import open_tokenizer
-from parallel.atomic import write_atomically
+from parallel.axis import Axis
+from plan.dry import DryAxis, dry_weights
 
 
 def add_model(p: argparse.ArgumentParser) -> None:
@@ -54,6 +59,36 @@ def opened(path: Path | None, tp: int) -> Source:
         if tp > most:
             raise UsageError(f"cannot cut the model's {most} {name} over tp={tp}: use at most {most} ranks")
     return source
+
+
+def name_of(path: Path) -> str:
+    """What people and clients call a model: the name of its folder, or of its file without the quantisation."""
+    return re.sub(r"[.-](I?Q\d\w*|BF16|F16|F32)$", "", path.stem) if path.is_file() else path.resolve().name
+
+
+def load(source: Source, tp: Axis, dtype: str, here: bool) -> tuple[Transformer, float]:
+    """The model, with this rank's share of its weights read, and the seconds that took; `here`: this rank says so at once."""
+    begun = perf_counter()
+    model = build(source.config, tp, source.weights(dtype))
+    seconds = perf_counter() - begun
+    progress.loaded(name_of(source.path), sum(prod(p.layout.shape) for p in model.parameters), seconds, here)
+    return model, seconds
+
+
+def check_memory(
+    source: Source, tp: int, dtype: str, option: str = "", count: int = 0, tokens: int = 0, nbytes: int = 0
+) -> None:
+    """Refuse what this host's ranks together have no memory for: on each its weights, and a KV cache of `count`, as `option`
+    says, each of so many tokens or bytes."""
+    dry = build(source.config, DryAxis("tp", tp), dry_weights(dtype))
+    weights = sum(p.data.nbytes for p in dry.parameters)
+    one = nbytes + tokens * make_cache(dry, "paged").bytes_per_token
+    has = memory.available()
+    if why := memory.lacking(weights, tp, has):
+        raise UsageError(f"the weights of {source.path} take {why}: use more hosts, or a smaller model")
+    if why := memory.lacking(weights + count * one, tp, has):
+        most = int((has // memory.ranks_here(tp) - weights) // one)
+        raise UsageError(f"{option} {count} and the model's weights take {why}: use at most {most}")
 
 
 def tokenizer(source: Source) -> Tokenizer | None:
@@ -142,27 +177,7 @@ def draft_of(path: Path | None, tp: int, config: Config) -> Source | None:
     return draft
 
 
-def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
-    """Write a file whole or not at all. Raises OSError, naming it, where it cannot be written."""
-    try:
-        with write_atomically(path, "wb") as file:
-            put(file)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def check_picture(path: Path) -> None:
-    """Refuse a --png that cannot be written. Its folder may be new; the folder above must be there."""
-    folder = path.absolute().parent
-    if not (folder if folder.is_dir() else folder.parent).is_dir():
-        raise UsageError(f"cannot write --png {path}: there is no folder {folder.parent}")
-    if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK) or path.is_dir():
-        raise UsageError(f"cannot write --png {path}: use a file in a folder that may be written")
-    if find_spec("matplotlib") is None:
-        raise UsageError("the picture needs matplotlib, which is not installed: run `pip install matplotlib`")
-
-
-def memory(model: Transformer) -> dict[str, int]:
+def held(model: Transformer) -> dict[str, int]:
     """Bytes of this rank: its weights, and the most that it has held."""
     return {"weights": sum(p.data.nbytes for p in model.parameters), "peak": peak_bytes()}
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from math import inf, prod
-from time import perf_counter
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from launch.lines import BYTES, SECONDS, column, say, table
 from parallel.ledger import agrees
@@ -36,11 +31,13 @@ def publish(
     agreed: str | None = "all agreed",
     between: str = ", ",
     checks: Sequence[Comparison] = (),
+    unwritten: Sequence[str | None] = (),
 ) -> int:
     """Settle `ok`, print the JSON, or what `show` prints and a last line, and return the exit status.
 
     `wrong`: what does not agree, listed with `between` between. `agreed`: the last line if all does; None where nothing is
-    compared. `checks`: against the reference; where there are some, a summary of them leads the report.
+    compared. `checks`: against the reference; where there are some, a summary of them leads the report. `unwritten`: why files
+    could not be written (None: they were); told last, so that no result is lost to them.
     """
     result["ok"] = not wrong
     if as_json:
@@ -53,7 +50,10 @@ def publish(
             say(f"NOT ALL AGREED: {between.join(wrong)}")
         elif agreed is not None:
             say(agreed)
-    return 1 if wrong else 0
+    lost = [why for why in unwritten if why is not None]
+    if lost:
+        print(f"error: {'; '.join(lost)}", file=sys.stderr, flush=True)
+    return 2 if lost else 1 if wrong else 0
 
 
 def summary(checks: Sequence[Comparison], rows: Sequence[dict], wrong: Sequence[str] = ()) -> str:
@@ -181,34 +181,3 @@ def seconds(medians: dict[str, float], repeats: int, ranks: int, of: str = "") -
         ("", heading, "of the products"),
         [(row, cell, f"{medians[k] / medians['matmul_only']:.2f}") for (row, k), cell in zip(rows.items(), cells, strict=True)],
     )
-
-
-def progress(label: str, here: bool, total: int | None = None) -> Callable[[Iterable], Iterable]:
-    """A bar over items, on standard error, if that is a terminal and this rank is the one that prints (`here`).
-
-    `total`: how many items, where they have no length.
-    """
-    shown = here and sys.stderr.isatty()
-    return lambda items: track(items, label, total, console=Console(stderr=True), transient=True) if shown else items
-
-
-@contextmanager
-def steps(label: str, total: int, done: int, tokens: int, here: bool) -> Iterator[Callable[[float], None]]:
-    """A bar for a training run: loss, tokens a second, time to go. Shown as `progress` is.
-
-    Yields what is to be called with the loss after each step. `done`: steps before the first; `tokens`: of a step.
-    """
-    if not (here and sys.stderr.isatty()):
-        yield lambda loss: None
-        return
-    numbers = map(TextColumn, ("loss {task.fields[loss]:.3f}", "{task.fields[rate]:,.0f} tokens/s"))
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), *numbers, TimeRemainingColumn())
-    begun = perf_counter()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total, completed=done, loss=float("nan"), rate=0.0)
-
-        def advance(loss: float) -> None:
-            steps = bar.tasks[0].completed - done + 1
-            bar.update(task, advance=1, loss=loss, rate=steps * tokens / (perf_counter() - begun))
-
-        yield advance

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import pretrained, report
+from launch import pretrained, report, targets
 from launch.options import UsageError, axis_sizes, parser, settled
-from models.build import build
 from models.source import Source
 from models.tokenizer import Tokenizer
 from parallel.control import Control
@@ -45,9 +44,12 @@ def options() -> argparse.ArgumentParser:
     what.add_argument("--text-file", metavar="FILE", type=Path, help="the same from a file")
     what.add_argument("--tokens", type=pretrained.token_ids, help="token ids: 1,2,3")
     what.add_argument("--tokens-file", metavar="F.npy", type=Path, help="token ids, (tokens,) or (sequences, tokens)")
-    p.add_argument("--logits", metavar="OUT.npy", type=Path, help="write the logits (sequences, tokens, vocabulary)")
+    p.add_argument("--logits", metavar="OUT.npy", type=targets.File, help="write the logits (sequences, tokens, vocabulary)")
     p.add_argument(
-        "--gradients", metavar="OUT.npz", type=Path, help="write the gradient of the loss for each of the model's tensors"
+        "--gradients",
+        metavar="OUT.npz",
+        type=targets.File,
+        help="write the gradient of the loss for each of the model's tensors",
     )
     return p
 
@@ -64,6 +66,7 @@ class Task(NamedTuple):
 def check(args: argparse.Namespace, ranks: int) -> Task:
     axes = settled(args.mesh, ranks, "tp")
     source = pretrained.opened(args.model, axes["tp"])
+    pretrained.check_memory(source, axes["tp"], args.dtype)
     tokenizer = pretrained.tokenizer(source)
     ids = pretrained.sequences(args, source, tokenizer)
     if ids.shape[1] < 2:
@@ -71,9 +74,6 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     pretrained.check_ids(ids, source.config, ids.shape[1])
     if len(ids) < axes["dp"]:
         raise UsageError(f"cannot deal {len(ids)} sequences to dp={axes['dp']}: use dp={len(ids)} or less, or more sequences")
-    for out in (args.logits, args.gradients):
-        if out is not None and not out.absolute().parent.is_dir():
-            raise UsageError(f"cannot write {out}: there is no folder {out.absolute().parent}")
     return Task(axes, source, tokenizer, ids)
 
 
@@ -85,9 +85,8 @@ class Scored:
 
     def __init__(self, task: Task, mesh: Mesh, dtype: str) -> None:
         self.mesh, self.source, (B, S) = mesh, task.source, task.ids.shape
-        begun = perf_counter()
-        self.model = model = build(task.source.config, mesh.tp, task.source.weights(dtype))
-        self.load_seconds = perf_counter() - begun
+        self.model, self.load_seconds = pretrained.load(task.source, mesh.tp, dtype, mesh.tp.rank == mesh.dp.rank == 0)
+        model = self.model
         sequences = even(B, mesh.dp.size, "sequences")
         # By tokens over dp: sequences are dealt out whole.
         self.cut = Cut(B * S, tuple((a * S, e * S) for a, e in sequences.bounds))
@@ -136,18 +135,18 @@ class Scored:
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     control = Control(comm)
     mesh = start.make_mesh(args, comm, **task.axes)
-    scored = Scored(task, mesh, args.dtype)
+    scored, unwritten = Scored(task, mesh, args.dtype), []
     if args.logits is not None:
         whole_BSV = scored.logits().reshape(*task.ids.shape, -1)
         if comm.rank == 0:
-            pretrained.write(args.logits, lambda file: np.save(file, whole_BSV))
+            unwritten.append(targets.write(args.logits, lambda file: np.save(file, whole_BSV)))
     if args.gradients is not None:
         gradients = scored.gradients()
         if comm.rank == 0:
             exported = task.source.exported(gradients)
-            pretrained.write(args.gradients, lambda file: np.savez(file, **exported))
+            unwritten.append(targets.write(args.gradients, lambda file: np.savez(file, **exported)))
     rows = mesh.ledger.report(sent_by(mesh.tp.rank, scored.predicted))
-    sent, memory = zip(*control.everyone((agrees(rows), pretrained.memory(scored.model))), strict=True)
+    sent, memory = zip(*control.everyone((agrees(rows), pretrained.held(scored.model))), strict=True)
     if comm.rank:
         return 0
     loss = scored.nats / scored.count
@@ -165,7 +164,8 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "communication": rows,
         "memory": report.by_rank(memory),
     }
-    return report.publish(args.json, result, lambda: show(result), report.of_ranks("communication", sent))
+    wrong = report.of_ranks("communication", sent)
+    return report.publish(args.json, result, lambda: show(result), wrong, unwritten=unwritten)
 
 
 def show(result: dict) -> None:

@@ -27,7 +27,6 @@ from inference.server.entrance import room
 from inference.server.server import Server
 from launch import pretrained, report
 from launch.options import UsageError, amount, parser, positive
-from models.build import build
 from models.source import Source
 from models.tokenizer import Tokenizer
 from parallel.control import Control
@@ -103,6 +102,7 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
             f"use at least {args.slots}"
         )
     source = pretrained.opened(args.model, ranks)
+    pretrained.check_memory(source, ranks, args.dtype, "--kv-memory-mib", args.kv_memory_mib, nbytes=MIB)
     tokenizer = pretrained.tokenizer(source)
     if start.begin().rank:
         return Task(source, tokenizer, None, [], 0)
@@ -167,7 +167,7 @@ def blocks_of(args: argparse.Namespace, bytes_per_token: int) -> int:
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     control = Control(comm)
     mesh = start.make_mesh(args, comm, tp=comm.size)
-    model = build(task.source.config, mesh.tp, task.source.weights(args.dtype))
+    model, _ = pretrained.load(task.source, mesh.tp, args.dtype, comm.rank == 0)
     bytes_per_token = max(control.everyone(make_cache(model, "paged").bytes_per_token))
     blocks = blocks_of(args, bytes_per_token)
     context = min(task.source.config.context, blocks * BLOCK)
@@ -192,14 +192,9 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     return report.publish(args.json, result, lambda: show(result), agreed=None)
 
 
-def name_of(path: Path) -> str:
-    """The name that clients use for a model: that of its folder, or of its file without the quantisation."""
-    return re.sub(r"[.-](I?Q\d\w*|BF16|F16|F32)$", "", path.stem) if path.is_file() else path.resolve().name
-
-
 def served(args: argparse.Namespace, task: Task, mesh: Mesh, engine: Engine, context: int, bytes_per_token: int) -> dict:
     """Serve until a signal ends it. Returns what happened, for JSON."""
-    name, tokenizer = name_of(task.source.path), task.tokenizer
+    name, tokenizer = pretrained.name_of(task.source.path), task.tokenizer
     about = {
         "model": name,
         "ranks": mesh.tp.size,

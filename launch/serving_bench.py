@@ -18,13 +18,12 @@ from inference.generate import Generator, make_cache
 from inference.policies import APART, POLICIES
 from inference.scheduler import Scheduler
 from inference.workload import Workload
-from launch import pretrained, report
+from launch import pretrained, progress, report, targets
 from launch.measure.acceptance import explained, tie
 from launch.measure.serving import STEPS, Served, alone, closed_form, decode_steps, latencies, serve
-from launch.options import UsageError, amount, parser, positive
+from launch.options import UsageError, amount, only_with, parser, positive
 from launch.pictures import occupancy
 from layers.transformer import Transformer
-from models.build import build
 from models.source import Source
 from parallel.control import Control
 from parallel.mesh import Mesh
@@ -63,7 +62,10 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--max-batch-tokens", type=positive, help="the most tokens in a step (default: 512)")
     p.add_argument("--speculate", action="store_true", help="draft by prompt lookup, request by request, where it pays")
     p.add_argument("--scheduler-only", action="store_true", help="count steps without a model: prompts and decodes apart")
-    p.add_argument("--png", metavar="FILE", type=Path, help="the timeline as a picture (default: out/serving-timeline.png)")
+    p.add_argument(
+        "--png", metavar="FILE", type=targets.Picture, default="out/serving-timeline.png", help="the timeline as a picture"
+    )
+    only_with(p, "--model", "--rate", "--kv-blocks", "--max-batch-tokens", "--speculate", scheduler_only=False)
     return p
 
 
@@ -89,10 +91,6 @@ class Task(NamedTuple):
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
-    if args.scheduler_only:
-        given = {"--" + n.replace("_", "-"): getattr(args, n) for n in ("model", "rate", "kv_blocks", "max_batch_tokens")}
-        for name in [n for n, value in (given | {"--speculate": args.speculate or None}).items() if value is not None]:
-            raise UsageError(f"--scheduler-only counts steps without a model and without limits: leave {name} out")
     policies = ORDER if args.policy == "both" else (args.policy,)
     lengths, last_id = FULL if args.full else SCALED
     source = None if args.scheduler_only else pretrained.opened(args.model, ranks)
@@ -100,17 +98,16 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
         last_id = min(last_id, source.config.vocabulary - 1)
     requests = args.requests or (256 if args.full else 64)
     load = workload.drawn(requests, lengths, last_id, args.seed)
-    png = args.png or Path("out/serving-timeline.png")
-    pretrained.check_picture(png)
     if source is None:
-        return Task(load, policies, png, None, [], args.slots, None, None, False)
+        return Task(load, policies, args.png, None, [], args.slots, None, None, False)
     slots = args.slots or 8
     longest = max(len(p) + m for p, m in zip(*load, strict=True))
     # The scheduler keeps a block more for each running request.
     blocks = args.kv_blocks or slots * (needed(longest) + 1)
+    pretrained.check_memory(source, ranks, args.dtype, "--kv-blocks", blocks, tokens=BLOCK)
     try:
         came = workload.arrivals(requests, args.rate, args.seed) if args.rate is not None else [0.0] * requests
-        task = Task(load, policies, png, source, came, slots, blocks, args.max_batch_tokens or 512, args.speculate)
+        task = Task(load, policies, args.png, source, came, slots, blocks, args.max_batch_tokens or 512, args.speculate)
         trial = task.scheduler(policies[0])
         for id, (prompt, most) in enumerate(zip(*load, strict=True)):
             trial.add(id, prompt, most)
@@ -134,7 +131,7 @@ def run(task: Task, policy: str, model: Transformer, mesh: Mesh, control: Contro
             engine.follow()
             continue
         shown = into is served
-        for _ in report.progress(policy, shown, len(requests.prompts))(serve(engine, requests, into)):
+        for _ in progress.items(policy, shown, len(requests.prompts))(serve(engine, requests, into)):
             pass
         engine.stop()
     return served, books
@@ -145,7 +142,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         return without_model(args, task) if comm.rank == 0 else 0
     control, first, load = Control(comm), comm.rank == 0, task.load
     mesh = start.make_mesh(args, comm, tp=comm.size)
-    model = build(task.source.config, mesh.tp, task.source.weights(args.dtype))
+    model, _ = pretrained.load(task.source, mesh.tp, args.dtype, first)
     by_policy, policies, checks = {}, {}, []
     for policy in task.policies:
         by_policy[policy], books = run(task, policy, model, mesh, control)
@@ -158,7 +155,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     if not first:
         return 1 if wrong else 0
     schedules = {title(policies[p]): occupancy.cells(by_policy[p].columns, task.slots) for p in task.policies}
-    occupancy.picture(task.png, schedules)
+    unwritten = targets.write(task.png, lambda file: occupancy.picture(file, schedules))
     result = report.header("serving_bench", args, mesh) | {
         "model": str(task.source.path),
         "family": task.source.family,
@@ -170,9 +167,10 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "ratios": ratios(policies),
         "checks": checks,
         "differences": differences,
-        "png": str(task.png),
+        "png": None if unwritten else str(task.png),
     }
-    return report.publish(args.json, result, lambda: show(result, schedules), wrong, f"all agreed: {agreed(result)}", "; ")
+    said = f"all agreed: {agreed(result)}"
+    return report.publish(args.json, result, lambda: show(result, schedules), wrong, said, "; ", unwritten=[unwritten])
 
 
 def summary(served: Served, books: Scheduler, policy: str) -> dict:
@@ -255,7 +253,7 @@ def without_model(args: argparse.Namespace, task: Task) -> int:
                 name = f"{policy}, {slots} slots: {steps} decode steps, {use:.0%} of the slots in use"
                 schedules[name] = occupancy.cells(columns, slots)
         rows.append(row)
-    occupancy.picture(task.png, schedules)
+    unwritten = targets.write(task.png, lambda file: occupancy.picture(file, schedules))
     lengths = [len(p) + m for p, m in zip(*task.load, strict=True)]
     blocks = sum(map(needed, lengths))
     result = report.header("serving_bench") | {
@@ -264,11 +262,12 @@ def without_model(args: argparse.Namespace, task: Task) -> int:
         "load": {"input_tokens": sum(map(len, prompts)), "output_tokens": sum(task.load.max_tokens)},
         "rows": rows,
         "blocks": {"of": BLOCK, "count": blocks, "tokens": sum(lengths), "waste": 1 - sum(lengths) / (blocks * BLOCK)},
-        "png": str(task.png),
+        "png": None if unwritten else str(task.png),
     }
     wrong = [f"{p} at {r['slots']} slots" for r in rows for p in task.policies if not r[p]["ok"]]
     agreed = "all agreed: decode steps are those of the closed forms"
-    return report.publish(args.json, result, lambda: show_steps(result, task.policies, schedules), wrong, agreed)
+    shown = lambda: show_steps(result, task.policies, schedules)  # noqa: E731
+    return report.publish(args.json, result, shown, wrong, agreed, unwritten=[unwritten])
 
 
 def padding(prompts: list[list[int]], slots: int) -> float:
@@ -335,7 +334,8 @@ def show(result: dict, schedules: dict) -> None:
         [(p["policy"], *(f"{1e3 * t:.1f}" if (t := p["decode_step_seconds"].get(n)) else "-" for n in rows)) for p in policies],
     )
     occupancy.show(schedules)
-    report.say(f"The picture is {result['png']}")
+    if result["png"]:
+        report.say(f"The picture is {result['png']}")
     for d in result["differences"]:
         report.say(f"request {d['request']}: {explained(d)}")
     if result["ratios"]:
@@ -369,7 +369,8 @@ def show_steps(result: dict, policies: tuple[str, ...], schedules: dict) -> None
         "",
     )
     occupancy.show(schedules)
-    report.say(f"The picture is {result['png']}")
+    if result["png"]:
+        report.say(f"The picture is {result['png']}")
 
 
 if __name__ == "__main__":

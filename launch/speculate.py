@@ -17,13 +17,12 @@ from inference.sampling import Sampling
 from inference.speculation.gain import Account, Gamma, expected_tokens, operations, speedup
 from inference.speculation.generator import Speculative
 from inference.speculation.rule import MOST
-from launch import pretrained, report
+from launch import pretrained, progress, report, targets
 from launch.measure.acceptance import alpha_by_overlap, costs, draft_operations, explained, tie
 from launch.measure.prompts import PROMPTS
 from launch.options import UsageError, amount, parser, positive
 from launch.pictures.speculate import picture
 from layers.transformer import Transformer
-from models.build import build
 from models.source import Source
 from models.tokenizer import Tokenizer
 from parallel.control import Control
@@ -78,7 +77,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--max-new-tokens", type=positive, default=32, help="the most tokens to add to a prompt, 2 or more")
     p.add_argument("--temperature", type=amount, default=0.0, help="0 is greedy, and is checked against plain decoding")
     p.add_argument("--cache", choices=tuple(CACHES), default="contiguous", help="how the KV cache is kept")
-    p.add_argument("--png", metavar="FILE", type=Path, default=Path("out/speculate.png"), help="the picture")
+    p.add_argument("--png", metavar="FILE", type=targets.Picture, default="out/speculate.png", help="the picture")
     return p
 
 
@@ -100,6 +99,7 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
         drafts = [] if args.draft else ["ngram", *([f"layers={max(1, layers // 3)}"] if layers > 1 else [])]
     for kind in drafts:
         pretrained.check_layers(kind, source.config)
+    pretrained.check_memory(source, ranks, args.dtype)
     draft = pretrained.draft_of(args.draft, ranks, source.config)
     tokenizer = pretrained.tokenizer(source)
     prompts = ids_of_prompts(args, source, tokenizer)
@@ -114,7 +114,6 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
                 f"context of {source.config.context}: use 1 to {room} tokens"
             )
         pretrained.check_ids(ids, source.config, len(ids))
-    pretrained.check_picture(args.png)
     return Task(source, tokenizer, prompts, Sampling(args.temperature, seed=args.seed), drafts, draft)
 
 
@@ -137,7 +136,7 @@ def drafting(args: argparse.Namespace, task: Task, model: Transformer, mesh: Mes
     """A generator for each way to draft, each with a cache of its own."""
     ways: dict[str, str | Generator] = {kind: kind for kind in task.drafts}
     if task.draft is not None:
-        other = build(task.draft.config, mesh.tp, task.draft.weights(args.dtype))
+        other, _ = pretrained.load(task.draft, mesh.tp, args.dtype, mesh.tp.rank == 0)
         ways["model"] = Generator(other, mesh, make_cache(other, args.cache))
     return {name: Speculative(model, mesh, make_cache(model, args.cache), way) for name, way in ways.items()}
 
@@ -172,7 +171,7 @@ def in_turn(task: Task, gammas: list[int], most: int, plain: Generator, drafters
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     control, first, source = Control(comm), comm.rank == 0, task.source
     mesh = start.make_mesh(args, comm, tp=comm.size)
-    model = build(source.config, mesh.tp, source.weights(args.dtype))
+    model, _ = pretrained.load(source, mesh.tp, args.dtype, first)
     plain = Generator(model, mesh, make_cache(model, args.cache))
     drafters = drafting(args, task, model, mesh)
     verify, c = costs(drafters, next(iter(task.prompts.values())), task.sampling, args.gammas, comm)
@@ -180,7 +179,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     rows, differences = [], []
     turns = in_turn(task, args.gammas, args.max_new_tokens, plain, drafters)
     count = len(task.prompts) * len(args.gammas) * len(drafters)
-    for about, alpha, account, measured, unlike in report.progress("speculating", first, count)(turns):
+    for about, alpha, account, measured, unlike in progress.items("speculating", first, count)(turns):
         kind = about["draft"]
         rows.append({**about, "alpha": alpha, **factors(account, about["gamma"], verify, c[kind], ops[kind], alpha, measured)})
         if unlike is not None:
@@ -190,7 +189,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     if not first:
         return 1 if wrong else 0
     wrong += report.of_ranks("rounds", [s == same[0] for s in same])
-    picture(args.png, rows, verify, c)
+    unwritten = targets.write(args.png, lambda file: picture(file, rows, verify, c))
     result = report.header("speculate", args, mesh) | {
         "model": str(source.path),
         "family": source.family,
@@ -200,10 +199,10 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "rows": rows,
         "differences": differences,
         "words": words(rows, verify, c),
-        "png": str(args.png),
+        "png": None if unwritten else str(args.png),
     }
     greedy = "the greedy tokens are those of plain decoding" if args.temperature == 0 else "drawn tokens are not compared"
-    return report.publish(args.json, result, lambda: show(result), wrong, f"all agreed: {greedy}", between="; ")
+    return report.publish(args.json, result, lambda: show(result), wrong, f"all agreed: {greedy}", "; ", unwritten=[unwritten])
 
 
 def factors(
@@ -294,7 +293,7 @@ def show(result: dict) -> None:
         "",
         "\n\n".join(result["words"]),
         "",
-        f"The picture is {result['png']}",
+        *([f"The picture is {result['png']}"] if result["png"] else []),
     )
     for d in result["differences"]:
         report.say(f"{d['prompt']}, {d['draft']}, gamma {d['gamma']}: {explained(d)}")

@@ -20,7 +20,7 @@ from contextlib import suppress
 from functools import cache, partial
 from typing import NoReturn
 
-from launch.process import keeper, launcher
+from launch.process import keeper, launcher, signals
 from parallel import threads
 
 # What a user has set is kept.
@@ -31,6 +31,8 @@ for _variable in _set_here:
 if launcher.local_size() > threads.cores():
     # MPICH polls while it waits: with more ranks than cores the waiting ranks would take the core of the one they wait for.
     os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+
+_signals = signals.listen()
 
 import mpi4py  # noqa: E402
 
@@ -43,7 +45,9 @@ except (ImportError, RuntimeError):
 
 from threadpoolctl import threadpool_limits  # noqa: E402
 
+from launch import targets  # noqa: E402
 from launch.options import UsageError  # noqa: E402
+from launch.printable import in_any_encoding  # noqa: E402
 from launch.process import alike, traced  # noqa: E402
 from launch.process.ending import Ending  # noqa: E402
 from parallel.axis import Axis  # noqa: E402
@@ -80,11 +84,17 @@ def _begin() -> Ending:
     comm = MPI.COMM_WORLD
     _check_size(comm)
     ending = Ending(comm)
+    _signals.end = ending.interrupted
     if not _threads_given:
         host = comm.Split_type(MPI.COMM_TYPE_SHARED)
         threadpool_limits(threads.blas_threads(threads.cores(), host.size), user_api="blas")
         host.Free()
     return ending
+
+
+def kept(text: str) -> None:
+    """What of the work is kept, and how to go on from it: said where it ends before its time."""
+    _begin().kept = text
 
 
 def _keep_freed_memory() -> None:
@@ -179,6 +189,7 @@ def _passed_on(command: list[str]) -> int:
 def run(options: argparse.ArgumentParser, check: Check, main: Main) -> NoReturn:
     """Parse the options, run the command on all ranks that were started, and leave with its status."""
     problem = args = None
+    in_any_encoding()
     try:
         args = options.parse_args()
         main = main if _fault() is None else _fault().around(main)
@@ -214,13 +225,10 @@ def outcome(
     comm = Owned.of(comm)
     control, opened = Control(comm), None
     helped = args is None and problem is None
-    given = alike.Given.of(args)
-    if problem is None and not helped:
+    given = alike.Given.of(args, [] if args is None else targets.names(args))
+    if problem is None and not helped and (problem := targets.unwritable(args, comm.rank)) is None:
         try:
             opened = check(args, comm.size)
-            # Only rank 0 writes it.
-            if args.trace is not None and comm.rank == 0 and (unwritable := traced.problem(args.trace)):
-                raise UsageError(unwritable)
         except UsageError as error:
             problem = str(error)
     trace = unwritten = None

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import report
+from launch import progress, report
 from launch.explain import view
 from launch.measure import products, step
-from launch.options import UsageError, parser, positive
+from launch.options import UsageError, only_with, parser, positive
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention
 from layers.rope import Linear, Llama3, Rope, Scaling, Yarn
@@ -98,6 +98,9 @@ def options() -> argparse.ArgumentParser:
         "--d-rope", type=positive, help="R, width of the rotated key that all heads share (default: the even of E/2)"
     )
     mla.add_argument("--d-value", type=positive, help="width of a head's values (default: E)")
+    only_with(p, "--d-latent", "--d-query-latent", "--d-nope", "--d-rope", "--d-value", kind=("mla",))
+    only_with(p, "--no-bias", "--qk-norm", kind=("mha", "gqa", "mqa"))
+    only_with(p, "--rope-base", "--rope-scaling", rope=("half", "interleaved"))
     p.add_argument("--layers", type=positive, default=1, help="L, for the table of the KV cache")
     view.add_options(p)
     return p
@@ -160,14 +163,10 @@ def check(args: argparse.Namespace, ranks: int) -> Sizes:
         latent = [given or width for given, width in zip(latent, (4 * E, E, max(2, E // 4 * 2), E), strict=True)]
         if latent[2] % 2:
             raise UsageError(f"--d-rope {latent[2]} cannot be rotated in pairs: use an even width")
-        if args.qk_norm:
-            raise UsageError("--qk-norm is not for --kind mla, which norms its latents: leave it out")
     elif args.rope != "none" and E % 2:
         raise UsageError(f"--rope {args.rope} cannot rotate heads of odd width {E} in pairs: use an even width, or --rope none")
     if args.rope_base <= 1:
         raise UsageError(f"--rope-base {args.rope_base:g} is no base: use a number above 1, such as 10000")
-    if args.rope == "none" and args.rope_scaling is not None:
-        raise UsageError("--rope-scaling scales nothing with --rope none: leave one of them out")
     lengths = _lengths([n for part in args.sequences for n in part], args.tokens)
     return Sizes(sum(lengths), lengths, K, E, *latent)
 
@@ -274,7 +273,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
     measured = step.run(attention, x, dy, mesh, control, lengths, rotation)
     first, checks = comm.rank == 0, []
     if first:
-        shown = report.progress("the reference, tensor by tensor", True, 1 + 2 * (1 + len(attention.parameters)))
+        shown = progress.items("the reference, tensor by tensor", True, 1 + 2 * (1 + len(attention.parameters)))
         asked = reference_options(args, lengths)
         checks = list(shown(compared(asked, args.heads, measured.whole | {"x": x}, dy)))
     control.wait(patient=True)
@@ -299,7 +298,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
     }
     wrong = [*report.wrong(checks, result), *measured.apart]
     shown = lambda: view.show(explained, lambda: show(result, checks))  # noqa: E731
-    return max(report.publish(args.json, result, shown, wrong, checks=checks), view.draw(args, explained))
+    return report.publish(args.json, result, shown, wrong, checks=checks, unwritten=view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison]) -> None:

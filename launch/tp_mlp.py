@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import report
+from launch import progress, report
 from launch.explain import view
 from launch.measure import products, step
 from launch.options import UsageError, parser, positive
@@ -115,8 +115,8 @@ def compared(job: Job, mesh: Mesh, mlp: MLP, whole: dict[str, np.ndarray], x: np
 def trained(job: Job, tp: Axis, alone: Axis | None, control: Control) -> tuple[dict, list[Comparison]]:
     """The digits, sharded and (on rank 0) unsharded: the JSON block and the comparison of the two loss curves."""
     settings = (digits.load(job.dtype), job.d_ff, job.activation, job.bias, job.dtype, job.seed)
-    curve = digits.train(tp, *settings, report.progress("digits, sharded", alone is not None))
-    beside = digits.train(alone, *settings, report.progress("digits, unsharded", True)) if alone is not None else None
+    curve = digits.train(tp, *settings, progress.items("digits, sharded", alone is not None))
+    beside = digits.train(alone, *settings, progress.items("digits, unsharded", True)) if alone is not None else None
     control.wait(patient=True)
     if beside is None:
         return {}, []
@@ -160,7 +160,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     if learnt and learnt["test_accuracy"] != learnt["test_accuracy_unsharded"]:
         wrong.append("test accuracy")
     shown = lambda: view.show(explained, lambda: show(result, checks, epochs))  # noqa: E731
-    return max(report.publish(args.json, result, shown, wrong, checks=checks), view.draw(args, explained))
+    return report.publish(args.json, result, shown, wrong, checks=checks, unwritten=view.draw(args, explained))
 
 
 def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> None:

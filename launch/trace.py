@@ -5,18 +5,17 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 from mpi4py import MPI
 
-from launch import report
+from launch import report, targets
 from launch.lines import BYTES, SECONDS, column, width
 from launch.measure import timeline
 from launch.measure.timeline import COMPUTING, CONTROL, OUTSIDE, TRANSFERRING, WAITING, Timeline, TraceError
-from launch.options import UsageError, parser
+from launch.options import UsageError, only_with, parser
 
 LETTERS = dict(zip(timeline.STATES, "FBSPDd+~=c.", strict=True))
 SAID = {
@@ -58,19 +57,14 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("file", metavar="FILE", type=Path, nargs="?", help="the trace")
     p.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="instead of FILE: two traces side by side")
     p.add_argument("--window", type=_window, metavar="FROM:TO", help="only this time, in milliseconds (default: all of it)")
-    p.add_argument("--png", metavar="OUT", type=Path, help="draw it")
+    p.add_argument("--png", metavar="OUT", type=targets.Picture, help="draw it")
+    only_with(p, "--png", compare=False)
     return p
 
 
 def check(args: argparse.Namespace, ranks: int) -> list[Timeline]:
     if (args.file is None) == (args.compare is None):
         raise UsageError("use either the FILE of a trace, or --compare A B")
-    if args.png is not None and args.compare is not None:
-        raise UsageError("--png draws one trace: use it without --compare")
-    if args.png is not None and find_spec("matplotlib") is None:
-        raise UsageError("--png needs matplotlib, which is not installed: run `pip install matplotlib`")
-    if args.png is not None and (args.png.is_dir() or not os.access(args.png.absolute().parent, os.W_OK)):
-        raise UsageError(f"cannot write --png {args.png}: use a file in a folder that may be written")
     try:
         return [_read(path, args.window) for path in args.compare or [args.file]]
     except TraceError as error:
@@ -122,25 +116,28 @@ def summary(path: Path, line: Timeline) -> dict:
     }
 
 
+def draw(file: BinaryIO, line: Timeline, about: dict) -> None:
+    from launch.pictures import timeline
+
+    timeline.draw(file, line, about)
+
+
 def main(args: argparse.Namespace, comm: MPI.Intracomm, lines: list[Timeline]) -> int:
     if comm.rank:
         return 0
     summaries = [summary(path, line) for path, line in zip(args.compare or [args.file], lines, strict=True)]
-    if args.png is not None:
-        from launch.pictures.timeline import draw
-
-        draw(args.png, lines[0], summaries[0])
+    unwritten = None if args.png is None else targets.write(args.png, lambda file: draw(file, lines[0], summaries[0]))
 
     def show_all() -> None:
         if args.compare:
             show_compared(*summaries)
         else:
             show(summaries[0], lines[0])
-        if args.png is not None:
+        if args.png is not None and unwritten is None:
             print(f"picture: {args.png}")
 
     result = report.header("trace") | ({"compared": summaries} if args.compare else summaries[0])
-    return report.publish(args.json, result, show_all, agreed=None)
+    return report.publish(args.json, result, show_all, agreed=None, unwritten=[unwritten])
 
 
 # --- for people

@@ -21,11 +21,25 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import report
+from launch import progress, report, targets
 from launch.lines import width
 from launch.measure import products
-from launch.options import COMMON, UsageError, add_replicas, amount, axis_sizes, natural, parser, positive, settled
+from launch.measure.losses import LossTable
+from launch.options import (
+    COMMON,
+    UsageError,
+    add_replicas,
+    amount,
+    axis_sizes,
+    natural,
+    only_with,
+    parser,
+    positive,
+    settled,
+)
 from launch.pictures import curve
+from launch.printable import printable
+from launch.process.memory import available, lacking
 from layers.block import forward_only
 from layers.optimizer import warmup_cosine
 from models.build import build
@@ -35,6 +49,7 @@ from parallel.control import Control
 from parallel.ledger import Traffic, agrees, sent_by
 from parallel.parameter import drawn
 from parallel.replicas import Copy, Replicas
+from plan.dry import DryAxis, dry_weights
 from training import text
 from training.trainer import Plan, Trainer
 
@@ -80,11 +95,12 @@ def options() -> argparse.ArgumentParser:
     t.add_argument("--bucket-mib", type=amount, default=4.0, help="MiB of gradients sent at once")
     add_replicas(t, "steps")
     k = p.add_argument_group("what is kept")
-    k.add_argument("--checkpoint", metavar="DIR", type=Path, help="where to save")
+    k.add_argument("--checkpoint", metavar="DIR", type=targets.FolderOfAll, help="where to save")
     k.add_argument("--save-every", type=natural, default=0, help="steps between checkpoints; 0: only the last")
     k.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, on whatever mesh")
-    k.add_argument("--output", metavar="DIR", type=Path, default=Path("out"), help="where loss.csv and loss.png go")
+    k.add_argument("--output", metavar="DIR", type=targets.PictureFolder, default="out", help="where loss.csv and loss.png go")
     k.add_argument("--sample", type=natural, default=300, help="bytes of text to write at the end")
+    only_with(p, "--save-every", "--resume", checkpoint=True)
     return p
 
 
@@ -123,8 +139,6 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
             f"cannot deal {batch // S} sequences to dp={dp} ranks in {args.micro_batches} micro-batches: "
             f"use --batch-tokens {S * dp * args.micro_batches} or more"
         )
-    if args.resume and args.checkpoint is None:
-        raise UsageError("--resume needs to know from where: use --checkpoint DIR")
     try:
         data = text.read(args.text, S)
     except ValueError as error:
@@ -132,7 +146,17 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     if args.checkpoint is not None:
         _check_folder(args.checkpoint, args.resume)
     sizes = (text.VOCABULARY, D, args.layers, H, *([kv_heads] if gated else []), d_ff, S, args.tied)
-    return Task(axes, (llama_like if gated else gpt2_like)(*sizes), *data)
+    config = (llama_like if gated else gpt2_like)(*sizes)
+    _check_memory(config, args.dtype, axes, args.zero)
+    return Task(axes, config, *data)
+
+
+def _check_memory(config: Config, dtype: str, axes: dict[str, int], zero: bool) -> None:
+    dp, tp = axes["dp"], axes["tp"]
+    weights = sum(p.data.nbytes for p in build(config, DryAxis("tp", tp), dry_weights(dtype)).parameters)
+    # As many gradients, and twice as much of the optimizer's state.
+    if why := lacking(2 * weights + 2 * weights // (dp if zero else 1), dp * tp, available()):
+        raise UsageError(f"the model, its gradients and the optimizer's state take {why}: use smaller sizes")
 
 
 def _check_folder(folder: Path, resume: bool) -> None:
@@ -141,8 +165,6 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise UsageError(f"--checkpoint {folder} holds no checkpoint to resume: leave --resume out to start one")
     if not resume and newest is not None:
         raise UsageError(f"--checkpoint {folder} holds {newest.name}: use --resume, or another folder")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--checkpoint {folder} is a file: use a folder")
 
 
 class Run:
@@ -158,6 +180,7 @@ class Run:
         self.train, self.validation = task.train, task.validation
         self.order = text.Order(text.whole_sequences(self.train, args.sequence_length), args.seed)
         self.losses: list[float] = []
+        self.table: LossTable | None = None
         self.replicas = Replicas(self.mesh, self.control, args.check_replicas)
         self.saves = 0
         # Every step has these shapes.
@@ -175,12 +198,18 @@ class Run:
     def steps(self) -> float:
         """All steps that are left, and the checkpoints among them: seconds of the steps."""
         args, seconds = self.args, 0.0
-        with report.steps("training", args.steps, len(self.losses), args.batch_tokens, self.control.rank == 0) as advance:
+        if self.control.rank == 0:
+            self.table = LossTable(args.output / "loss.csv", args.batch_tokens, self.losses)
+        if not self.losses:
+            self._tell_what_is_kept(0)
+        with progress.steps("training", args.steps, len(self.losses), args.batch_tokens, self.control.rank == 0) as advance:
             while len(self.losses) < args.steps:
                 begun = perf_counter()
                 loss = self.step()
                 seconds += perf_counter() - begun
                 advance(loss)
+                if self.table is not None:
+                    self.table.add(loss)
                 done = len(self.losses)
                 if args.checkpoint is not None and (done == args.steps or (args.save_every and done % args.save_every == 0)):
                     self.save()
@@ -207,6 +236,17 @@ class Run:
         state = {"run": self.identity, "order": self.order.state(), "losses": self.losses}
         save(self.args.checkpoint, len(self.losses), self.trainer.pieces(), state, self.control)
         self.saves += 1
+        self._tell_what_is_kept(len(self.losses))
+
+    def _tell_what_is_kept(self, step: int) -> None:
+        """What is said where the run is interrupted."""
+        args = self.args
+        start.kept(
+            f"step {step} of {args.steps} is kept in {args.checkpoint}: the same command "
+            f"{'' if args.resume else 'with --resume '}goes on from there"
+            if step
+            else "no step is kept: --checkpoint DIR and --save-every N keep some"
+        )
 
     def resume(self) -> None:
         """Go on from the newest checkpoint. Raises CheckpointError on all ranks if it is damaged, or of another run."""
@@ -226,6 +266,15 @@ class Run:
                 raise ValueError(f"{len(self.losses)} losses")
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise CheckpointError(f"{checkpoint.path}: its state is not that of a training run: {error!r}") from None
+        self._tell_what_is_kept(len(self.losses))
+
+    def written(self, validation_bits: float) -> tuple[list[str], list[str | None]]:
+        """The files of the curve, and why those that are not there could not be written. Rank 0."""
+        table, picture = self.table, self.args.output / "loss.png"
+        table.add()
+        why = targets.write(picture, lambda file: curve.draw(file, self.losses, validation_bits))
+        unwritten = {table.path: table.problem, picture: why}
+        return [str(path) for path, why in unwritten.items() if why is None], list(unwritten.values())
 
     def _validation(self) -> tuple[int, list[np.ndarray]]:
         """How many sequences the validation text has, and this dp rank's, a batch at a time."""
@@ -239,7 +288,8 @@ class Run:
         """Bits per byte of the validation text, its sequences dealt out over dp."""
         count, batches = self._validation()
         S = self.args.sequence_length
-        total = sum(self.trainer.loss(text.sequences(self.validation, chosen, S)) for chosen in batches)
+        told = progress.items("validation", self.control.rank == 0)
+        total = sum(self.trainer.loss(text.sequences(self.validation, chosen, S)) for chosen in told(batches))
         with self.mesh.phase("validation"):
             total = self.mesh.dp.all_reduce(np.array([float(total)])).item()
         return total / (count * S * log(2))
@@ -249,7 +299,7 @@ class Run:
         random, model, tp = np.random.default_rng(self.args.seed), self.trainer.model, self.mesh.tp
         ids = list(PROMPT)
         with self.mesh.phase("sample"):
-            for _ in range(self.args.sample):
+            for _ in progress.items("sample", self.control.rank == 0)(range(self.args.sample)):
                 recent = np.array(ids[-self.args.sequence_length :])
                 logits_Tv, _ = model.forward(recent, [len(recent)])
                 z_V = tp.all_gather(logits_Tv[-1], 0, model.embedding.cut).astype(np.float64)
@@ -293,7 +343,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     wrong += report.of_ranks("memory", [m["saved"] == m["predicted_saved"] or not steps for m in memory])
     tokens = steps * args.batch_tokens
     flops = run.trainer.model.flops(args.sequence_length) * tokens
-    files = curve.write(args.output, run.losses, args.batch_tokens, bits)
+    files, unwritten = run.written(bits)
     elsewhere = (*COMMON, "mesh", "checkpoint", "output")
     result = report.header("train", args, run.mesh) | {
         "config": {k: v for k, v in run.settled.items() if k not in elsewhere},
@@ -308,10 +358,10 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "utilisation": flops / seconds / rate if steps else None,
         "communication": rows,
         "memory": report.by_rank(memory),
-        "files": [str(f) for f in files],
+        "files": files,
         "sample": sample,
     }
-    return report.publish(args.json, result, lambda: show(result, run.losses), wrong)
+    return report.publish(args.json, result, lambda: show(result, run.losses), wrong, unwritten=unwritten)
 
 
 def show(result: dict, losses: list[float]) -> None:
@@ -335,10 +385,11 @@ def show(result: dict, losses: list[float]) -> None:
             f"{result['matmul_flops_per_second'] / 1e9:.1f} Gflop/s that matrix products alone reach here: "
             f"{result['utilisation']:.0%}"
         )
-    report.say(f"curve: {', '.join(result['files'])}")
+    if result["files"]:
+        report.say(f"curve: {', '.join(result['files'])}")
     if result["sample"]:
         wrap = partial(textwrap.wrap, width=width() - 4, replace_whitespace=False, drop_whitespace=False)
-        lines = [part for line in result["sample"].splitlines() for part in wrap(line) or [""]]
+        lines = [part for line in printable(result["sample"]).splitlines() for part in wrap(line) or [""]]
         print("", "A sample, after 'The ':", *(f"  | {line}" for line in lines), "", sep="\n")
 
 

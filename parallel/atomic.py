@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import IO
 
 
+def partial_of(path: Path) -> Path:
+    """The name that a file has until it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
 @contextmanager
 def write_atomically(path: Path, mode: str = "w", flushed: bool = False) -> Iterator[IO]:
     """Write a file that becomes `path` at the end of the block, unless the block raises. `mode`: w (in UTF-8) or wb.
 
-    `flushed`: at the end it is on the disk. Raises OSError.
+    `flushed`: at the end it is on the disk. A link stays, and what it leads to is written. Raises OSError.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path = Path(os.path.realpath(path))
+    partial = partial_of(path)
     try:
         with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file

@@ -36,6 +36,12 @@ def pytest_configure(config):
         config.pluginmanager.get_plugin("terminalreporter")._tw._file = open(os.devnull, "w")  # noqa: SIM115
 
 
+@pytest.fixture(autouse=True)
+def no_progress(monkeypatch):
+    """On a busy machine short work is long: it says nothing of itself, in these ranks."""
+    monkeypatch.setattr("launch.progress.EVERY", float("inf"))
+
+
 @pytest.fixture
 def comm():
     """The world, as a communicator of the test's own."""

@@ -31,6 +31,8 @@ from parallel.recorder import Recorder
 ROOT = Path(__file__).resolve().parent.parent
 # How long a verb of a mesh may take.
 VERB_LIMIT = 20.0
+# Whose mpirun ends as its ranks do. Others say a page of their own, with a status of their own.
+MPICH = MPI.get_vendor()[0] == "MPICH"
 PHASES = ("setup", "call", "teardown")
 
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from launch.__main__ import commands
 from tests.harness import ROOT
 
 MAY_IMPORT = {
@@ -19,8 +20,6 @@ MAY_IMPORT = {
     "launch": {"practice", "plan", "inference", "training", "models", "layers", "parallel", "reference"},
 }
 OUTSIDE = {"parallel": {"numpy", "mpi4py"}, "layers": {"numpy", "mpi4py"}, "reference": {"numpy"}}
-# What lies in launch/ itself and is no command.
-NO_COMMANDS = {f"launch.{name}" for name in ("start", "options", "help", "report", "lines", "pretrained")} | {"launch"}
 
 
 def module_of(path):
@@ -29,7 +28,9 @@ def module_of(path):
 
 
 FILES = {module_of(p): p for room in MAY_IMPORT for p in sorted((ROOT / room).rglob("*.py"))}
-COMMANDS = {m for m, p in FILES.items() if p.parent == ROOT / "launch"} - NO_COMMANDS | {"launch.bench.__main__"}
+# What can be run, of what lies in launch/ itself.
+COMMANDS = {m for m, p in FILES.items() if p.parent == ROOT / "launch" and '__name__ == "__main__"' in p.read_text()}
+COMMANDS |= {"launch.bench.__main__"}
 
 
 def imported(text):
@@ -92,6 +93,5 @@ def test_a_circle_would_be_seen():
 
 def test_there_is_something_to_hold():
     assert {m.split(".")[0] for m in FILES} == set(MAY_IMPORT)
-    # Each of them can be run.
-    assert all("__main__" in FILES[m].read_text() for m in COMMANDS)
+    assert {"launch.__main__", *(f"launch.{'bench.__main__' if name == 'bench' else name}" for name in commands())} == COMMANDS
     assert not [p for name in ("utils", "core", "common") for p in ROOT.glob(f"*/{name}*")]

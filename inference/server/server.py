@@ -96,6 +96,7 @@ class Server:
         thread = EngineThread(self.engine, self.metrics, loop, self.feed.put)
         self.answering = Answering(self.model, thread)
         thread.start()
+        self._before = {number: signal.getsignal(number) for number in DRAIN}
         for number in DRAIN:
             loop.add_signal_handler(number, self._drain)
         # It would warn of each request that is no HTTP.
@@ -136,7 +137,11 @@ class Server:
         self._draining.set()
         loop = asyncio.get_running_loop()
         for number in DRAIN:
-            loop.call_later(ONE_SIGNAL, loop.remove_signal_handler, number)
+            loop.call_later(ONE_SIGNAL, self._as_before, loop, number)
+
+    def _as_before(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
+        loop.remove_signal_handler(number)
+        signal.signal(number, self._before[number])
 
     async def _drained(self) -> None:
         await self._draining.wait()

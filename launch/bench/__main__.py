@@ -12,7 +12,7 @@ from mpi4py import MPI
 from launch import pretrained, report
 from launch.bench import decode, layers, serving, speculate, trace, train
 from launch.bench.sizes import Sizes, settled
-from launch.options import UsageError, parser, positive
+from launch.options import UsageError, only_with, parser, positive
 from layers.ops import ACTIVATIONS
 
 # What measures a subject, and the options that are its own.
@@ -68,6 +68,12 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--peer", choices=("torch",), help="time the same layer in this library too, on the same ranks")
     pretrained.add_model(p)
     p.add_argument("--memory", action="store_true", help="instead of time: the peak of a step's memory, for T/8 to T tokens")
+    for name in dict.fromkeys(option for _, own in SUBJECTS.values() for option in own):
+        only_with(p, f"--{name.replace('_', '-')}", what=tuple(w for w, (_, own) in SUBJECTS.items() if name in own))
+    only_with(p, "--d-model", what=("mlp", "attention", "train", "trace"))
+    only_with(p, "--no-bias", "--memory", what=("mlp", "attention"))
+    only_with(p, "--model", what=("decode", "speculate", "serving"))
+    only_with(p, "--rounds", "--peer", memory=False)
     return p
 
 
@@ -81,8 +87,6 @@ def check(args: argparse.Namespace, ranks: int) -> tuple[Sizes, object]:
             f"--tokens {s.tokens} is no multiple of --sequence-length {s.sequence_length} that {ranks} ranks can share: "
             f"use {ranks * s.sequence_length}"
         )
-    if args.memory and module is not layers:
-        raise UsageError(f"--memory is for mlp and attention: launch.bench {what} measures time")
     opened = module.check(args, s, ranks) if what in ("decode", "speculate", "serving") else None
     alone = {"trace": "compares a step traced and untraced", "speculate": "compares with plain decoding"}
     if args.peer and what in alone:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from statistics import median
-from time import perf_counter
 
 import numpy as np
 from mpi4py import MPI
@@ -12,11 +11,10 @@ from threadpoolctl import threadpool_limits
 
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
-from launch import pretrained, report
+from launch import pretrained, progress, report
 from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
 from launch.measure import products
-from models.build import build
 from models.source import Source
 from parallel.control import Control
 from parallel.mesh import Mesh
@@ -35,9 +33,7 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: tuple[Source, list[i
     """By round: seconds of decoding a token, seconds in which memory could deliver the weights, and the peer's seconds."""
     (source, prompt), control = opened, Control(comm)
     with threadpool_limits(args.threads, user_api="blas"):
-        begun = perf_counter()
-        model = build(source.config, mesh.tp, source.weights(args.dtype))
-        load = perf_counter() - begun
+        model, load = pretrained.load(source, mesh.tp, args.dtype, comm.rank == 0)
         generator = Generator(model, mesh, make_cache(model, "contiguous"))
         read = model.read_bytes
         peer = None
@@ -46,7 +42,7 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: tuple[Source, list[i
 
             peer = Peer(source, args.dtype, args.threads * comm.size)
         seconds: dict[str, list[float]] = {"bound": [], "decode": [], **({"torch": []} if args.peer else {})}
-        for _ in range(sizes.rounds + 1):
+        for _ in progress.items("round", comm.rank == 0)(range(sizes.rounds + 1)):
             control.wait(patient=True)
             seconds["bound"].append(read / products.read_bandwidth(comm))
             control.wait(patient=True)

@@ -15,13 +15,12 @@ from inference.blocks import needed
 from inference.engine import Engine
 from inference.policies import POLICIES
 from inference.workload import Workload
-from launch import pretrained, report
+from launch import pretrained, progress, report
 from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
 from launch.measure.serving import Served, serve
 from launch.options import UsageError
 from layers.transformer import Transformer
-from models.build import build
 from models.source import Source
 from parallel.control import Control
 from parallel.mesh import Mesh
@@ -83,7 +82,7 @@ def in_turn(
     """What each way returns, by round. It is called with True to warm up, before that. The peer's ways run on rank 0 alone."""
     rates: dict[str, list[float]] = {name: [] for name in names}
     turns = (name for _ in range(rounds + 1) for name in names)
-    for name in report.progress("serving", control.rank == 0, (rounds + 1) * len(names))(turns):
+    for name in progress.items("serving", control.rank == 0, (rounds + 1) * len(names))(turns):
         # Asleep: while rank 0 measures the peer with all cores, the others must not poll.
         control.wait(patient=True)
         rates[name].append(ways[name](not rates[name]) if name in ways else 0.0)
@@ -114,7 +113,7 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: tuple, comm: MPI.Int
         return sum(map(len, tokens[name])) / seconds
 
     with threadpool_limits(args.threads, user_api="blas"):
-        model = build(source.config, mesh.tp, source.weights(args.dtype))
+        model, _ = pretrained.load(source, mesh.tp, args.dtype, comm.rank == 0)
         theirs: dict[str, Callable] = {}
         if args.peer and comm.rank == 0:
             from launch.bench.torch_serving import Peer

@@ -19,7 +19,6 @@ from launch.bench.sizes import Sizes
 from launch.bench.turns import in_turn, ratio
 from launch.measure.prompts import PROMPTS
 from launch.options import UsageError
-from models.build import build
 from models.source import Source
 from models.tokenizer import Tokenizer
 from parallel.control import Control
@@ -41,7 +40,7 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: tuple, comm: MPI.Int
     """Seconds of decoding up to `sizes.tokens` greedy tokens after each prompt, plainly and with as many drafts as pay; medians
     of ratios of turns of the same round. Prefill, the same for both, is left out, and counted in `ratios_with_prefill`."""
     source, tokenizer = opened
-    model = build(source.config, mesh.tp, source.weights(args.dtype))
+    model, _ = pretrained.load(source, mesh.tp, args.dtype, comm.rank == 0)
     plain = Generator(model, mesh, make_cache(model, "contiguous"))
     ngram = Speculative(model, mesh, make_cache(model, "contiguous"), "ngram")
     timings: dict[str, list[Timings]] = {}

@@ -8,14 +8,14 @@ from time import perf_counter
 
 from mpi4py import MPI
 
-from launch import report
+from launch import progress, report
 from parallel.control import Control
 
 
 def in_turn(steps: dict[str, Callable[[], object]], rounds: int, comm: MPI.Intracomm) -> dict[str, list[float]]:
     """Seconds of each step by round, the slowest rank's; one round before them warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds + 1):
+    for _ in progress.items("round", comm.rank == 0)(range(rounds + 1)):
         for name, run in steps.items():
             comm.Barrier()
             begun = perf_counter()

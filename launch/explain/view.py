@@ -10,17 +10,14 @@ in each dim; `also_on`: other ranks that hold any of it.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
 from math import prod
-from pathlib import Path
 
+from launch import targets
 from launch.explain import text
 from launch.explain.witness import Witness
 from launch.lines import width
-from launch.options import UsageError
+from launch.options import UsageError, only_with
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import Parameter
@@ -39,23 +36,17 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "and which ranks it meets in which verb",
     )
     g.add_argument("--rank", type=int, metavar="R", help="the rank that is explained (default: 0)")
-    g.add_argument("--explain-picture", metavar="FILE", type=Path, help="also draw its shards and its step, as a PNG")
+    g.add_argument(
+        "--explain-picture", metavar="FILE", type=targets.Picture, help="also draw its shards and its step, as a PNG"
+    )
+    only_with(p, "--rank", "--explain-picture", explain=True)
 
 
 def check(args: argparse.Namespace, ranks: int) -> None:
-    """Raises UsageError for a rank that there is not, for a picture that cannot be drawn, and for options without --explain."""
-    if not args.explain:
-        for option, given in (("--rank", args.rank), ("--explain-picture", args.explain_picture)):
-            if given is not None:
-                raise UsageError(f"{option} {given} is for --explain: add --explain, or leave it out")
+    """Raises UsageError for a rank that there is not."""
     if args.rank is not None and not 0 <= args.rank < ranks:
         there = f"0 to {ranks - 1}" if ranks > 1 else "only 0"
         raise UsageError(f"--rank {args.rank}: no such rank among {ranks}: use {there}, or start more ranks")
-    if (path := args.explain_picture) is not None:
-        if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-            raise UsageError(f"cannot write --explain-picture {path}: use the name of a file in a folder that may be written")
-        if find_spec("matplotlib") is None:
-            raise UsageError("--explain-picture needs matplotlib, which is not installed: run `pip install matplotlib`")
 
 
 def explained(
@@ -105,18 +96,13 @@ def show(view: dict | None, otherwise: Callable[[], None]) -> None:
         print(*text.lines(view, width()), sep="\n")
 
 
-def draw(args: argparse.Namespace, view: dict | None) -> int:
-    """Draw the picture that is asked for, and return the exit status of that: 2 where it cannot be written, told in a line."""
+def draw(args: argparse.Namespace, view: dict | None) -> list[str | None]:
+    """Draw the picture where one is asked for. Returns why it could not be written."""
     if view is None or args.explain_picture is None:
-        return 0
+        return []
     from launch.pictures import shards
 
-    try:
-        shards.draw(args.explain_picture, view)
-    except OSError as error:
-        print(f"error: cannot write {args.explain_picture}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0
+    return [targets.write(args.explain_picture, lambda file: shards.draw(file, view))]
 
 
 def _holds(mesh: Mesh, parameters: Iterable[Parameter], rank: int) -> Iterable[dict]:

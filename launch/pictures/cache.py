@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from inference.cache import BLOCK, Cache, ContiguousCache, PagedCache, Striped
 from inference.generate import Generator, make_cache
-from launch import report
+from launch import progress, targets
 from models.build import build
 from models.config import cache_entries, llama_like
 from models.published import BF16, PUBLISHED
@@ -28,20 +28,21 @@ BLUE, SKY, GREEN, ORANGE, RED, PALE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
 KINDS = {"mha": BLUE, "gqa": SKY, "mqa": GREEN, "mla": RED}
 
 
-def pictures(folder: Path, rows: Sequence[dict]) -> list[Path]:
-    """Draw all of them into `folder`, and return the files."""
+def pictures(folder: Path, rows: Sequence[dict]) -> tuple[list[Path], list[str]]:
+    """Draw all of them into `folder`: the files, and why others could not be written."""
     import matplotlib
 
-    folder.mkdir(exist_ok=True)
     drawings = {"prefill-decode": draw_prefill_decode, "kinds": draw_kinds, "latent": draw_latent}
     drawings["bytes"] = lambda: draw_bytes(rows)
-    written = []
+    written, unwritten = [], []
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "legend.frameon": False}):
-        for name, draw in report.progress("drawing", True)(drawings.items()):
-            written.append(folder / f"kv-{name}.png")
+        for name, draw in progress.items("drawing", True)(drawings.items()):
+            path = folder / f"kv-{name}.png"
             # Without the library's version in it, the same picture is the same file.
-            draw().savefig(written[-1], dpi=200, metadata={"Software": None})
-    return written
+            why = targets.write(path, lambda file, draw=draw: draw().savefig(file, dpi=200, metadata={"Software": None}))
+            written += [path] * (why is None)
+            unwritten += [why] * (why is not None)
+    return written, unwritten
 
 
 def _figure(height: float, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:

@@ -1,24 +1,16 @@
-"""The loss curve of a training run, as CSV and as PNG."""
+"""The picture of a training run's loss."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from math import log
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 
-def write(folder: Path, losses: Sequence[float], tokens: int, validation_bits: float) -> list[Path]:
-    """folder/loss.csv (step, tokens, loss in nats, bits per byte) and folder/loss.png; `tokens`: of a step. Returns both."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table, picture = folder / "loss.csv", folder / "loss.png"
-    with open(table, "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("step", "tokens", "loss_nats", "bits_per_byte"))
-        rows.writerows((n + 1, (n + 1) * tokens, repr(loss), repr(loss / log(2))) for n, loss in enumerate(losses))
-
+def draw(file: BinaryIO, losses: Sequence[float], validation_bits: float) -> None:
+    """Bits per byte by step, as a PNG; `losses`: in nats."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -35,6 +27,5 @@ def write(folder: Path, losses: Sequence[float], tokens: int, validation_bits: f
     axes.set(xlabel="step", ylabel="bits per byte", title="Training loss", ylim=(min(bits.min(), validation_bits) * 0.95, None))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=120)
+    figure.savefig(file, dpi=120)
     plt.close(figure)
-    return [table, picture]

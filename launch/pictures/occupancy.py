@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -99,7 +98,7 @@ def _seen(schedules: dict[str, np.ndarray]) -> list[int]:
     return [code for code in ORDER if any((codes == code).any() for codes in schedules.values())]
 
 
-def picture(path: Path, schedules: dict[str, np.ndarray]) -> None:
+def picture(file: BinaryIO, schedules: dict[str, np.ndarray]) -> None:
     """The same as a PNG file, 1,080 pixels wide."""
     import matplotlib
 
@@ -128,6 +127,5 @@ def picture(path: Path, schedules: dict[str, np.ndarray]) -> None:
     panels[-1, 0].set_xlabel("step")
     key = [Patch(facecolor=STATES[c].colour, edgecolor="0.7", label=STATES[c].name) for c in _seen(schedules)]
     figure.legend(handles=key, loc="outside lower center", ncols=len(key), fontsize=9, frameon=False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(file, dpi=120)
     plt.close(figure)

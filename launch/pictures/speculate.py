@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import BinaryIO
 
 from inference.speculation.gain import speedup
 
 
-def picture(path: Path, rows: list[dict], verify: list[float], c: dict[str, float]) -> None:
+def picture(file: BinaryIO, rows: list[dict], verify: list[float], c: dict[str, float]) -> None:
     """Speed-up against gamma, a panel for each draft. Lines: alpha at these costs; dotted: by the theorem; points: measured."""
     import matplotlib
 
@@ -38,6 +38,5 @@ def picture(path: Path, rows: list[dict], verify: list[float], c: dict[str, floa
     figure.suptitle(
         "Lines: alpha at the measured costs; dotted: where any number of rows costs as one (theorem 3.8)", fontsize=10
     )
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(file, dpi=120)
     plt.close(figure)

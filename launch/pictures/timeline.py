@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 
@@ -33,7 +33,7 @@ BAR, BESIDE = 0.6, 0.16
 LINKS = 12
 
 
-def draw(path: Path, line: Timeline, summary: dict) -> None:
+def draw(file: BinaryIO, line: Timeline, summary: dict) -> None:
     numbers = list(line.ranks)
     figure, axes = pyplot.subplots(figsize=(12, 1.3 + 0.8 * len(numbers)), layout="constrained")
     used: dict[str, None] = {}
@@ -62,7 +62,7 @@ def draw(path: Path, line: Timeline, summary: dict) -> None:
         patches.append(Patch(color=STARTED, label="verb going on beside it"))
     axes.legend(handles=patches, ncols=len(patches), loc="upper center", bbox_to_anchor=(0.5, -0.35 / len(numbers) - 0.12),
                 frameon=False, fontsize=8)  # fmt: skip
-    figure.savefig(path, dpi=130)
+    figure.savefig(file, dpi=130)
     pyplot.close(figure)
 
 

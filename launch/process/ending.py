@@ -5,18 +5,21 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
 
 from mpi4py import MPI
 
-from launch.process import keeper
+from launch.process import keeper, signals
 from launch.process.watchdog import Watchdog
+from parallel.call import path_in_project
 from parallel.recorder import ENDED, Recorder
 
 # Not SIGUSR1: Open MPI's mpirun passes that on, and the server is ended by it.
@@ -34,6 +37,8 @@ class Ending:
         self.comm = comm
         self.recorder = Recorder(comm)
         self.recorder.attach(comm)
+        # What of the work is kept, in words.
+        self.kept = ""
         sys.excepthook = self.failed
         threading.excepthook = lambda t: self.failed(t.exc_type, t.exc_value, t.exc_traceback)
         faulthandler.register(STACK_SIGNAL, file=self.recorder.stack, all_threads=False)
@@ -62,26 +67,35 @@ class Ending:
             self._watchdog.stop()
 
     def failed(self, kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> NoReturn:
-        """This rank's traceback, each line led by its rank, in one write; then the end of all ranks."""
+        """This rank's traceback, each line led by its rank, in one write; then the end of all ranks. Memory that is not there
+        is bad input: one line, and the status of that."""
         self._expected()
         if not self.recorder.claim():
             self.quietly()
-        try:
-            text = keeper.led(f"rank {self.comm.rank} of {self.comm.size}", kind, value, trace)
-        except MemoryError:
-            text = self._starved
-        self.tell(text)
+        text, status = self._starved, 2
+        with suppress(MemoryError):
+            text, status = keeper.led(f"rank {self.comm.rank} of {self.comm.size}", kind, value, trace), 1
+            if (lacking := lacks_memory(value)) is not None:
+                text, status = f"error: rank {self.comm.rank} of {self.comm.size} {lacking}{_at(trace)}: use smaller sizes", 2
+        self.tell(text, status)
 
-    def tell(self, text: str) -> NoReturn:
-        """Print why, in one write, and end all ranks. Only for the rank whose claim to do so was the first."""
+    def interrupted(self, number: int) -> NoReturn:
+        """This rank has got a signal that ends it, and mostly all others too: one of them says so."""
+        self._expected()
+        if not self.recorder.claim():
+            time.sleep(EXPLAINED)
+            self._abort(signals.status_of(number))
+        self.tell(signals.SAID[number], signals.status_of(number))
+
+    def tell(self, text: str, status: int = 1) -> NoReturn:
+        """Print why and what is kept, in one write, and end all ranks. Only for the rank whose claim to do so was the first."""
         self._expected()
         with suppress(OSError, ValueError, MemoryError):
             sys.stdout.flush()
-        with suppress(OSError, ValueError, MemoryError):
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+        with suppress(MemoryError):
+            signals.say(f"{text}\n{self.kept}" if self.kept else text)
         time.sleep(keeper.PASSED_ON)
-        self._abort()
+        self._abort(status)
 
     def quietly(self) -> NoReturn:
         """End all ranks without a word: another prints why, or nothing needs to be said."""
@@ -95,11 +109,31 @@ class Ending:
         self.recorder.now(ENDED)
         keeper.expected()
 
-    def _abort(self) -> NoReturn:
+    def _abort(self, status: int = 1) -> NoReturn:
+        if status > 1:
+            keeper.end_all(status)
         # An abort may wait for the main thread, which may be in a long computation. A rank that starves can start no thread.
         signal.setitimer(signal.ITIMER_REAL, 1.0)
         self.comm.Abort(1)
         os._exit(1)
+
+
+def lacks_memory(error: BaseException) -> str | None:
+    """How much memory was asked for in vain, and for what, in words; None if it is another error."""
+    # NumPy counts no further than 63 bits, and calls that a wrong value.
+    if not isinstance(error, MemoryError) and not re.match("array is too big|Maximum allowed", str(error)):
+        return None
+    return re.sub("^Unable to", "cannot", str(error)) if "allocate" in str(error) else "has not the memory for an array"
+
+
+def _at(trace: TracebackType | None) -> str:
+    """The innermost line of ours that asked for an array: in parallel/ they are made for any layer."""
+    asking = [
+        f"{path}:{f.lineno} in {f.name}"
+        for f in traceback.extract_tb(trace)
+        if re.match("(launch|layers|models|training|inference|reference)/", path := path_in_project(f.filename))
+    ]
+    return f", at {asking[-1]}" if asking else ""
 
 
 def unlink_shared_memory(comm: MPI.Intracomm) -> None:

@@ -34,7 +34,7 @@ AFTER_THE_FIRST = 0.4
 # Seconds until MPI must run on all ranks.
 START_LIMIT = 60.0
 # Launchers send these to the group of the process that they started: the rank has them already.
-FOR_THE_RANK = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+FOR_THE_RANK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 # What a rank and its keeper share: bytes that are set when the rank's death can be reported by another one, and when it needs
 # no explanation any more.
@@ -57,8 +57,6 @@ def keep() -> None:
     if rank:
         _wait(rank)
     die_with_parent(keeper)
-    # Python's own handler would run only after the MPI call in which the rank waits.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.excepthook = _failed
     # Not reached by os._exit.
     atexit.register(expected)
@@ -121,7 +119,6 @@ def _wait(rank: int) -> NoReturn:
     asked: list[int] = []
     for number in FOR_THE_RANK:
         signal.signal(number, lambda n, _: asked.append(n))
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, lambda *_: _too_late(rank))
     signal.setitimer(signal.ITIMER_REAL, START_LIMIT)
     os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
@@ -167,15 +164,26 @@ def _end_all(why: str, status: int) -> NoReturn:
         with suppress(OSError):
             os.write(2, f"{why}\n".encode())
     sleep(PASSED_ON)
-    # MPICH's launcher, as one of its ranks would ask it; it must not wait for a rank that came to an end before MPI ran.
-    with suppress(OSError, ValueError, KeyError):
-        os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={status}\n".encode())
-        sleep(OBEYED)
+    _ask_for_the_end(status)
     # Any launcher ends all when a signal has killed one; Open MPI's also for a status.
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
         _outlive(os.getppid())
         os._exit(status)
     _die(signal.SIGKILL)
+
+
+def _ask_for_the_end(status: int) -> None:
+    """Of MPICH's launcher, as one of its ranks would; it must not wait for a rank that came to an end before MPI ran. It then
+    says nothing of its own, and leaves with this status, as it does not where ranks leave one after another."""
+    with suppress(OSError, ValueError, KeyError):
+        os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={status}\n".encode())
+        sleep(OBEYED)
+
+
+def end_all(status: int) -> NoReturn:
+    """End all ranks while MPI runs, with this status and without a word. Of an abort MPI would print a line of its own."""
+    _ask_for_the_end(status)
+    os._exit(status)
 
 
 def _outlive(started: int) -> None:

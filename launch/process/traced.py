@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -47,25 +45,6 @@ SIZES = {
     ("inference.cache", "Striped"): (("extend", "truncate", "free"), "KV cache", _cached_bytes),
     ("inference.pool", "Pool"): (("hold",), "KV pool", lambda pool: pool.nbytes),
 }
-
-
-def add_option(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--trace", metavar="FILE", type=Path, help="write what each rank did when, for ui.perfetto.dev and launch.trace"
-    )
-
-
-def problem(path: Path) -> str | None:
-    """Why no file can be written there, tried out; None if one can."""
-    if path.is_dir():
-        return f"cannot write --trace {path}: it is a folder: use the name of a file"
-    if not path.absolute().parent.is_dir():
-        return f"cannot write --trace {path}: there is no folder {path.absolute().parent}"
-    try:
-        with tempfile.TemporaryFile(dir=path.absolute().parent):
-            return None
-    except OSError as error:
-        return f"cannot write --trace {path}: {error.strerror}: use a file in a folder that may be written"
 
 
 def begin(comm: MPI.Intracomm) -> Trace:

@@ -70,6 +70,8 @@ def main(args, comm, opened):
             time.sleep(1.5 if args.kind == "late" else 30)
     if args.kind in OUTSIDE:
         OUTSIDE[args.kind](comm, control)
+    if args.kind == "block":
+        print("█")
     if args.kind == "long":
         # Computing without verbs, longer than --timeout.
         time.sleep(3.3)

@@ -197,13 +197,13 @@ def test_a_group_of_ranks_is_named_and_verbs_that_go_on_are_waited_for(comm):
 
 
 @on_ranks
-def test_options_that_cannot_be_followed_are_one_line(comm, tmp_path):
+def test_options_that_cannot_be_followed_are_one_line(comm, shared):
     there = "0 to" if comm.size > 1 else "only 0"
     refused = inside(comm, "tp_mlp", "--explain", "--rank", comm.size, status=2)
     assert refused.startswith(f"error: --rank {comm.size}: no such rank among {comm.size}: use {there}")
-    assert "add --explain" in inside(comm, "dp_train", "--rank", "0", status=2)
-    assert "add --explain" in inside(comm, "tp_attention", "--explain-picture", "a.png", status=2)
-    missing = tmp_path / "none" / "deeper" / "a.png"
+    assert "--rank does nothing without --explain" in inside(comm, "dp_train", "--rank", "0", status=2)
+    assert "-picture does nothing without --explain" in inside(comm, "tp_attention", "--explain-picture", "a.png", status=2)
+    missing = shared / "none" / "deeper" / "a.png"
     assert "cannot write --explain-picture" in inside(comm, "tp_mlp", "--explain", "--explain-picture", missing, status=2)
 
 

@@ -109,7 +109,11 @@ LLAMA = ("--model", str(FAMILIES / "llama"))
         ("generate", (*LLAMA, "--tokens", "1,x"), "argument --tokens: '1,x' is no list of token ids"),
         ("generate", (*LLAMA, "--prompt", "hello"), "has no tokenizer: give token ids with --tokens"),
         ("generate", (*LLAMA, "--tokens", "1", "--max-new-tokens", "9999"), "is beyond the model's context of"),
-        ("generate", (*LLAMA, "--tokens", "1", "--top-p", "1.5"), "top_p 1.5 must be above 0 and at most 1"),
+        (
+            "generate",
+            (*LLAMA, "--tokens", "1", "--temperature", "1", "--top-p", "1.5"),
+            "top_p 1.5 must be above 0 and",
+        ),
         ("generate", (*LLAMA, "--tokens", "1", "--mla-cache", "striped"), "--mla-cache striped is for latent attention"),
         ("generate", (*LLAMA, "--tokens", "1", "--stop", "x"), "--stop needs a tokenizer"),
         ("generate", ("--model", "/no/such", "--tokens", "1"), "/no/such: no such file or folder"),
@@ -117,7 +121,11 @@ LLAMA = ("--model", str(FAMILIES / "llama"))
         ("score", (*LLAMA, "--tokens", "5"), "1 token predicts nothing that could be scored: use 2 or more"),
         ("score", (*LLAMA, "--tokens", "5,6", "--mesh", "dp=5"), "--mesh dp=5,tp=1 is for 5 ranks, these are"),
         ("score", (*LLAMA, "--tokens-file", "/no/f.npy"), "--tokens-file /no/f.npy"),
-        ("score", (*LLAMA, "--tokens", "5,6", "--logits", "/no/z.npy"), "cannot write /no/z.npy: there is no folder /no"),
+        (
+            "score",
+            (*LLAMA, "--tokens", "5,6", "--logits", "/no/z.npy"),
+            "cannot write --logits /no/z.npy: there is no folder",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(comm, command, args, message):

@@ -144,8 +144,8 @@ def test_pictures(comm, tmp_path):
         (["--ranks", "0"], "argument --ranks: '0' is not a size: use a whole number of 1 or more"),
         (["--ranks", "129"], "--ranks 129 is more than the heads of any of these models: use at most 128"),
         (["--tokens", "x"], "argument --tokens: 'x' is not a size: use a whole number of 1 or more"),
-        (["--pictures", "/nowhere/there"], "cannot make --pictures /nowhere/there: there is no folder /nowhere"),
-        (["--pictures", "README.md"], "cannot write into --pictures README.md: use a folder that may be written"),
+        (["--pictures", "/nowhere/there"], "cannot write --pictures /nowhere/there: there is no folder /nowhere"),
+        (["--pictures", "README.md"], "cannot write --pictures README.md: it is a file: use a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(comm, args, message):

@@ -63,7 +63,7 @@ REPORTS = [
     ("serving_bench", "--model", FAMILIES / "llama", "--requests", "6", "--slots", "3"),
     ("serving_bench", "--scheduler-only", "--full", "--requests", "9"),
     ("bench.__main__", "mlp", "--tokens", "64", "--d-model", "16", "--d-ff", "32", "--rounds", "1"),
-    ("bench.__main__", "attention", *STEP, "--memory"),
+    ("bench.__main__", "attention", *STEP[:-2], "--memory"),
     ("bench.__main__", "train", *STEP, "--d-ff", "32", "--layers", "1", "--sequence-length", "8"),
     ("bench.__main__", "trace", *STEP, "--d-ff", "32", "--layers", "1", "--sequence-length", "8"),
     ("bench.__main__", "decode", "--model", FAMILIES / "llama", "--tokens", "3", "--rounds", "1"),

@@ -162,7 +162,7 @@ def test_the_terminal_picture_has_no_colours_in_a_file(capsys):
 
 def test_the_picture_is_a_png_of_two_panels(tmp_path):
     columns = alone(Scheduler(slots=8), SCALED)
-    path = tmp_path / "new" / "timeline.png"
+    path = tmp_path / "timeline.png"
     occupancy.picture(path, {"static": occupancy.cells(columns, 8), "continuous": occupancy.cells(columns, 8)})
     from matplotlib.image import imread
 
@@ -315,7 +315,7 @@ def test_the_scheduler_alone(comm, tmp_path):
         ((*TINY, "--rate", "0"), "0.0 requests per second must be more than 0"),
         ((*TINY, "--full"), "is longer than the context of 512: shorten it by"),
         ((*TINY, "--policy", "dynamic"), "invalid choice: 'dynamic'"),
-        (("--scheduler-only", "--rate", "3"), "without a model and without limits: leave --rate out"),
+        (("--scheduler-only", "--rate", "3"), "--rate does nothing with --scheduler-only: leave --rate out"),
         (("--scheduler-only", "--speculate"), "leave --speculate out"),
         ((*TINY, "--png", "/no/such/t.png"), "cannot write --png /no/such/t.png: there is no folder /no"),
     ],

@@ -3,10 +3,8 @@
 import json
 import os
 from collections import Counter
-from pathlib import Path
 
 from launch.measure import timeline
-from launch.process.traced import problem
 from tests.harness import command, mpirun
 from tests.parallel.watch.trace_format import asked, events_of
 
@@ -105,11 +103,3 @@ def test_the_bench_counts_the_spans_of_a_step():
     assert bench["ratios"].keys() == {"untraced_again_to_untraced", "traced_to_untraced"}
     cost = calls * bench["call_seconds"] + verbs * bench["verb_seconds"]
     assert bench["worked_out"] == cost / bench["seconds"]["untraced"]
-
-
-def test_a_path_that_cannot_be_written_is_found_before_the_work(tmp_path):
-    assert problem(tmp_path / "new.json") is None
-    assert os.listdir(tmp_path) == []
-    assert "it is a folder" in problem(tmp_path)
-    assert "there is no folder" in problem(tmp_path / "none" / "t.json")
-    assert "cannot write --trace" in problem(Path("/proc/t.json"))

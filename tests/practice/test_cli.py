@@ -293,7 +293,23 @@ def test_a_newer_workbook_is_refused_and_an_unreadable_one_kept(book, typed, cap
 
 def test_a_workbook_that_cannot_be_is_one_line(book, typed):
     book.write_text("a file")
-    assert "give RANKWISE_WORKBOOK a folder" in typed("start", status=2)
+    # Before any work: `check` would run the learner's file first.
+    for words in (["start"], ["check", "20"], ["board"]):
+        assert f"cannot write workbook {book}: it is a file: use a folder: give RANKWISE_WORKBOOK" in typed(*words, status=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_one_line_and_its_status(book, typed, number):
+    typed("start", "20")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.practice", "watch", "20"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.readline()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=10)
+    said = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM"}[number]
+    assert (process.returncode, err.splitlines()[-1]) == (128 + number, said)
 
 
 def test_under_mpirun_it_says_so_once(book):
