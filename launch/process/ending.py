@@ -46,7 +46,8 @@ class Ending:
         faulthandler.enable(file=self.recorder.stack if comm.size > 1 else 2, all_threads=False)
         # What is said when there is no memory left to say more.
         self._starved = f"[{comm.rank}] rank {comm.rank} of {comm.size} failed: MemoryError"
-        # From here on, all ranks end when one is gone.
+        # From here on, all ranks end when one is gone: each must be in the recorder, so that the others can watch it.
+        comm.Barrier()
         self._watchdog = Watchdog(self.recorder, STACK_SIGNAL, self.tell) if comm.size > 1 else None
         atexit.register(self.over)
         keeper.reported()

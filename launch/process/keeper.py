@@ -40,15 +40,17 @@ FOR_THE_RANK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, si
 # no explanation any more.
 _REPORTED, _EXPLAINED = 0, 1
 _shared: mmap.mmap | None = None
+# In the environment of a rank, and so of all that it starts.
+KEPT = "RANKWISE_KEPT"
 
 
 def keep() -> None:
     """Returns in a child, which is the rank from here on; its parent ends as the child does.
 
-    A system where a death cannot be seen without being reaped has no keeper.
+    A system where a death cannot be seen without being reaped has no keeper, nor have the processes that a rank starts.
     """
     global _shared
-    if not hasattr(os, "waitid"):
+    if not hasattr(os, "waitid") or KEPT in os.environ:
         return
     _shared = mmap.mmap(-1, 2)
     keeper = os.getpid()
@@ -57,6 +59,7 @@ def keep() -> None:
     if rank:
         _wait(rank)
     die_with_parent(keeper)
+    os.environ[KEPT] = "1"
     sys.excepthook = _failed
     # Not reached by os._exit.
     atexit.register(expected)
@@ -72,6 +75,14 @@ def expected() -> None:
     """From now on the end of this rank needs no explanation by another one."""
     if _shared is not None:
         _shared[_EXPLAINED] = 1
+
+
+def replaced() -> None:
+    """This rank becomes another program, which has a keeper of its own if it wants one. Its end is its own."""
+    if _shared is not None:
+        reported()
+        expected()
+        del os.environ[KEPT]
 
 
 def die_with_parent(parent: int) -> None:

@@ -104,7 +104,7 @@ def resume_after_the_prompt_only(monkeypatch):
 def believe_hashes(monkeypatch):
     """A block's tokens are compared, but not what is before it."""
 
-    def find(self, tokens):
+    def find(self, tokens, owner):
         found = []
         for first in range(0, len(tokens) - BLOCK + 1, BLOCK):
             part = tuple(tokens[first : first + BLOCK])
