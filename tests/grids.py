@@ -20,4 +20,5 @@ def every_other(*columns: Iterable) -> list[tuple]:
     columns = [list(column) for column in columns]
     every = list(product(*columns))
     places = product(*(range(len(column)) for column in columns))
-    return thinned(every, [entry for entry, at in zip(every, places, strict=True) if (sum(at) + (launcher.size() or 1)) % 2 == 0])
+    ranks = launcher.size() or 1
+    return thinned(every, [entry for entry, at in zip(every, places, strict=True) if (sum(at) + ranks) % 2 == 0])
