@@ -92,7 +92,7 @@ def wrong(checks: Sequence[Comparison], result: dict) -> list[str]:
     """What does not agree: tensors, communication or memory."""
     held = result["memory"]
     tensors = [c.tensor for c in checks if not c.ok]
-    sent = [] if agrees(result["communication"]) else ["communication"]
+    sent = [f"communication of rank {r['rank']}" for r in result["communication"] if "rank" in r]
     kinds = [k for k in ("weights", "saved") if held[f"{k}_bytes_per_rank"] != held[f"predicted_{k}_bytes_per_rank"]]
     return [*tensors, *sent, *kinds]
 

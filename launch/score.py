@@ -19,8 +19,9 @@ from models.source import Source
 from models.tokenizer import Tokenizer
 from parallel.control import Control
 from parallel.data import Flat, GradientSums
-from parallel.ledger import Traffic, agrees, message, sent_by
+from parallel.ledger import Traffic, agrees, message
 from parallel.mesh import Mesh
+from parallel.owed import Owed
 from parallel.shard import Cut, even
 
 BUCKET = 4 * 2**20
@@ -121,9 +122,11 @@ class Scored:
             dnll_T = np.full(len(self.logits_Tv), 1 / self.count, dtype)
             model.backward(model.loss.backward(dnll_T, self.saved_loss), self.saved, sums.filled)
             sums.finish()
+            owed = Owed(self.mesh, model.parameters)
+            owed.sum()
         with self.mesh.phase("score"):
             whole = {p.name: p.whole(self.mesh, p.grad) for p in model.parameters}
-        self.predicted += [t for t in self.traffic if t.phase == "backward"] + sums.traffic()
+        self.predicted += [t for t in self.traffic if t.phase == "backward"] + sums.traffic() + owed.traffic()
         self.predicted += [
             Traffic("all_gather", axis, "score", message((prod(p.layout.shape) // cut.length, sum(cut.sizes)), dtype.itemsize))
             for p in model.parameters
@@ -145,7 +148,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         if comm.rank == 0:
             exported = task.source.exported(gradients)
             unwritten.append(targets.write(args.gradients, lambda file: np.savez(file, **exported)))
-    rows = mesh.ledger.report(sent_by(mesh.tp.rank, scored.predicted))
+    rows = mesh.ledger.report(scored.predicted)
     sent, memory = zip(*control.everyone((agrees(rows), pretrained.held(scored.model))), strict=True)
     if comm.rank:
         return 0

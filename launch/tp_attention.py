@@ -279,10 +279,10 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
     control.wait(patient=True)
     again = partial(step.phases, attention, x, dy, mesh, lengths, rotation)
     explained = view.explained(args, control, mesh, attention.parameters, again)
-    alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
+    alone = Mesh(MPI.COMM_SELF, tp=1) if first else None
     limit = (products.latent_attention if args.kind == "mla" else products.attention)(attention, x, lengths)
-    single = lambda: partial(step.once, build(args, sizes, alone), x, dy, lengths, rotation)  # noqa: E731
-    seconds = step.seconds(partial(step.once, attention, x, dy, lengths, rotation), limit, single, comm)
+    single = lambda: step.of(build(args, sizes, alone.tp), alone, x, dy, lengths, rotation)  # noqa: E731
+    seconds = step.seconds(step.of(attention, mesh, x, dy, lengths, rotation), limit, single, comm)
     if not first:
         return 0
     scaling = args.rope_scaling and {"kind": type(args.rope_scaling).__name__.lower(), **asdict(args.rope_scaling)}

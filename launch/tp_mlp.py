@@ -8,7 +8,6 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -138,11 +137,11 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     checks = compared(job, mesh, mlp, measured.whole, x, dy) if first else []
     control.wait(patient=True)
     explained = view.explained(args, control, mesh, mlp.parameters, lambda: step.phases(mlp, x, dy, mesh))
-    alone = Mesh(MPI.COMM_SELF, tp=1).tp if first else None
+    alone = Mesh(MPI.COMM_SELF, tp=1) if first else None
     mlp, inputs = larger.build(mesh.tp), larger.inputs()
-    single = lambda: partial(step.once, larger.build(alone), *inputs)  # noqa: E731
-    seconds = step.seconds(partial(step.once, mlp, *inputs), products.mlp(mlp, inputs[0]), single, comm)
-    learnt, epochs = trained(job, mesh.tp, alone, control) if args.data == "digits" else ({}, [])
+    single = lambda: step.of(larger.build(alone.tp), alone, *inputs)  # noqa: E731
+    seconds = step.seconds(step.of(mlp, mesh, *inputs), products.mlp(mlp, inputs[0]), single, comm)
+    learnt, epochs = trained(job, mesh.tp, alone and alone.tp, control) if args.data == "digits" else ({}, [])
     if not first:
         return 0
     sizes = ("tokens", "d_model", "d_ff")

@@ -46,7 +46,7 @@ from models.build import build
 from models.config import Config, gpt2_like, llama_like
 from parallel.checkpoint import Checkpoint, CheckpointError, latest, save
 from parallel.control import Control
-from parallel.ledger import Traffic, agrees, sent_by
+from parallel.ledger import Traffic, agrees
 from parallel.parameter import drawn
 from parallel.replicas import Copy, Replicas
 from plan.dry import DryAxis, dry_weights
@@ -310,7 +310,7 @@ class Run:
     def predicted(self, steps: int) -> list[Traffic]:
         """What this rank sends by the closed forms: in `steps` steps and their checkpoints, the validation, the sample."""
         trainer, model, S = self.trainer, self.trainer.model, self.args.sequence_length
-        step = sent_by(self.mesh.tp.rank, trainer.traffic(self.shapes))
+        step = trainer.traffic(self.shapes)
         sent = [replace(t, calls=steps * t.calls) for t in step]
         sent += [replace(t, calls=self.saves * t.calls) for t in trainer.checkpoint_traffic()]
         for chosen in self._validation()[1]:

@@ -17,7 +17,7 @@ from layers.linear import RowParallelLinear
 from layers.norm import rms_norm, rms_norm_backward
 from layers.ops import product
 from layers.rope import Rotation
-from parallel.axis import Axis, group_name
+from parallel.axis import Axis
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
 from parallel.shard import Layout, covering, even, group_sizes
@@ -43,12 +43,12 @@ class Attention:
         o_ThE   = softmax(scale q k^T) v
         y_TD    = all_reduce(o_ThE @ Wo_hED) + bo_D
         do_ThE  = dy_TD @ Wo_hED^T
-        dWk_DkE, dWv_DkE                                 partial where a head is on several ranks: all_reduce over these
+        dWk_DkE, dWv_DkE                                 owed over tp where a head is on several ranks
         dx_TD   = all_reduce([dq | dk | dv]_TnE @ [Wq | Wk | Wv]_DnE^T)
 
     Query heads are dealt out as evenly as they go; a rank holds the key/value heads that its query heads read. `kv_heads`: H
     (multi-head, the default), 1 (multi-query) or a divisor of H. `qk_norm`: None, or eps of an RMS norm of each head's queries
-    and keys, before rotation (as Qwen3); its weights are shared by the heads, so that their gradients are partial too.
+    and keys, before rotation (as Qwen3); its weights are shared by the heads, so that their gradients are owed over tp too.
     `scale`: of the scores, E^-0.5 unless given. Saved for backward: x, q, k, v, o and the log-sum-exp (and, normed, q and k
     as they were and a number a head). Raises ValueError for more ranks than heads, kv_heads that do not divide heads,
     or no `d_head` and heads that do not divide d_model.
@@ -85,9 +85,10 @@ class Attention:
         cuts = {"q": cut, "k": self.kv_cut, "v": self.kv_cut}
         W = {f"W{c}": Layout((d_model, of.length, E), {tp.name: (1, of)}) for c, of in cuts.items()}
         b = {f"b{c}": Layout((of.length, E), {tp.name: (0, of)}) for c, of in cuts.items()}
-        self.W_DnE = weights.matrices(W, 1, tp.place, d_model)
-        self.b_nE = weights.biases(b, 0, tp.place) if bias else None
-        self.norms = [] if qk_norm is None else [weights.norm(name, E) for name in ("wqn", "wkn")]
+        # Of heads that several ranks hold, each rank has the gradient by its own queries.
+        self.W_DnE = weights.matrices(W, 1, tp.place, d_model, owed=(tp.name,))
+        self.b_nE = weights.biases(b, 0, tp.place, owed=(tp.name,)) if bias else None
+        self.norms = [] if qk_norm is None else [weights.norm(name, E, owed=(tp.name,)) for name in ("wqn", "wkn")]
         self.out = RowParallelLinear(tp, weights, "o", (heads, E), d_model, cut, bias_out)
         self.runs: list[Run] = []
         q = kv = 0
@@ -95,12 +96,6 @@ class Attention:
             n = len(list(same))
             self.runs.append(Run(slice(q, q + n * group), slice(kv, kv + n), group))
             q, kv = q + n * group, kv + n
-        # Columns of key/value heads that other ranks hold too, with the axis of all that do.
-        self.shared: list[tuple[Axis, list[int]]] = []
-        for heads_shared, ranks in self.kv_cut.shared():
-            if tp.rank in ranks:
-                at = [self.h + j - self.kv_cut.bounds[tp.rank][0] for j in heads_shared]
-                self.shared.append((tp.group(ranks), at + [j + self.k for j in at]))
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -157,14 +152,9 @@ class Attention:
         self._normed_backward(dz_TnE, z_TnE, saved_norm)
         dW_DnE = self.W_DnE.room()
         np.matmul(x_TD.T, dz_TnE.reshape(len(x_TD), -1), out=dW_DnE.reshape(self.d_model, -1))
-        for tp_group, columns in self.shared:
-            dW_DnE[:, columns] = tp_group.all_reduce(dW_DnE[:, columns])
         self.W_DnE.add_grad(dW_DnE)
         if self.b_nE is not None:
-            db_nE = dz_TnE.sum(axis=0)
-            for tp_group, columns in self.shared:
-                db_nE[columns] = tp_group.all_reduce(db_nE[columns])
-            self.b_nE.add_grad(db_nE)
+            self.b_nE.add_grad(dz_TnE.sum(axis=0))
         return self.tp.all_reduce(dz_TnE.reshape(len(x_TD), -1) @ self.W_DnE.data.reshape(self.d_model, -1).T)
 
     def _projected(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray, tuple]:
@@ -195,11 +185,8 @@ class Attention:
         if not self.norms:
             return
         at = (slice(0, self.h), slice(self.h, self.h + self.k))
-        dw_2E = np.empty((2, self.E), dz_TnE.dtype)
-        for dw_E, p, r, heads in zip(dw_2E, self.norms, saved_norm[1:], at, strict=True):
-            dz_TnE[:, heads], dw_E[...] = rms_norm_backward(dz_TnE[:, heads], z_TnE[:, heads], r, p.data)
-        dw_2E = self.tp.all_reduce(dw_2E)
-        for dw_E, p in zip(dw_2E, self.norms, strict=True):
+        for p, r, heads in zip(self.norms, saved_norm[1:], at, strict=True):
+            dz_TnE[:, heads], dw_E = rms_norm_backward(dz_TnE[:, heads], z_TnE[:, heads], r, p.data)
             p.add_grad(dw_E)
 
     def _by_heads(self, qk_TnE: np.ndarray, z_TnE: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -208,17 +195,9 @@ class Attention:
         return qk_TnE[:, :h], qk_TnE[:, h : h + k], z_TnE[:, h + k :]
 
     def traffic(self, tokens: int) -> list[Traffic]:
-        """What forward and backward of `tokens` tokens send, on whatever rank."""
-        b = self.W_DnE.data.itemsize
-        sent = [*self.out.traffic(tokens), Traffic("all_reduce", self.tp.name, "backward", message((tokens, self.d_model), b))]
-        if self.norms:
-            sent.append(Traffic("all_reduce", self.tp.name, "backward", message((2, self.E), b)))
-        rows = (self.d_model,) if self.b_nE is None else (self.d_model, 1)
-        for heads, ranks in self.kv_cut.shared():
-            group = group_name(self.tp.name, ranks)
-            size = 2 * len(heads) * self.E
-            sent += [Traffic("all_reduce", group, "backward", message((n, size), b), ranks=ranks) for n in rows]
-        return sent
+        """What forward and backward of `tokens` tokens send."""
+        size = message((tokens, self.d_model), self.W_DnE.data.itemsize)
+        return [*self.out.traffic(tokens), Traffic("all_reduce", self.tp.name, "backward", size)]
 
     def saved_bytes(self, tokens: int) -> int:
         """What this rank keeps from forward to backward. The rotation belongs to the batch and is not counted."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 from parallel.verbs import VERBS
@@ -22,20 +22,13 @@ def wire_bytes(verb: str, message_bytes: int, ranks: int) -> int | float:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a layer says that it will send: the closed form that the ledger is held to. `ranks`: who takes part, where that is
-    not the whole axis."""
+    """What a layer says that this rank will send: the closed form that its ledger is held to."""
 
     verb: str
     axis: str
     phase: str
     message_bytes: int
     calls: int = 1
-    ranks: range | None = None
-
-
-def sent_by(rank: int, traffic: Iterable[Traffic]) -> list[Traffic]:
-    """What of it this rank of the axis takes part in."""
-    return [t for t in traffic if t.ranks is None or rank in t.ranks]
 
 
 def message(shape: Iterable[int], dtype_bytes: int) -> int:
@@ -108,23 +101,28 @@ class Ledger:
         ]
 
 
-def together(ledgers: Sequence[Ledger]) -> Ledger:
-    """One ledger from every rank's: a row is what each rank that has it counted, its seconds the longest.
+def merged(reports: Sequence[list[dict]]) -> list[dict]:
+    """One report of every rank's own, each of which was counted beside its own closed form.
 
-    Ranks of several groups have different rows. Raises ValueError where two count the same row differently.
+    A row is that of the ranks that have it, its seconds the longest. Where these sent different amounts, it is that of a rank
+    that sent most, with `message_bytes_sum` and `message_bytes_range` over them. Where a rank did not send what was predicted,
+    the row is its own and names it as `rank`.
     """
-    one = Ledger()
-    for rank, ledger in enumerate(ledgers):
-        for key, row in ledger.rows.items():
-            known = one.rows.setdefault(key, replace(row))
-            if (known.calls, known.message_bytes) != (row.calls, row.message_bytes):
-                raise ValueError(
-                    f"rank {rank} counted {' '.join(key)}: {row.calls} calls, {row.message_bytes} bytes; "
-                    f"another rank {known.calls} calls, {known.message_bytes} bytes"
-                )
-            known.seconds = max(known.seconds, row.seconds)
-            known.hidden_seconds = max(known.hidden_seconds, row.hidden_seconds)
-    return one
+    rows: dict[tuple[str, str, str], list[tuple[int, dict]]] = {}
+    for rank, report in enumerate(reports):
+        for r in report:
+            rows.setdefault((r["verb"], r["axis"], r["phase"]), []).append((rank, r))
+    found = []
+    for of_ranks in rows.values():
+        every = [r for _, r in of_ranks]
+        wrong = [r | {"rank": rank} for rank, r in of_ranks if not agrees([r])]
+        row = dict((wrong or sorted(every, key=lambda r: -r["message_bytes"]))[0])
+        row |= {kind: max(r[kind] for r in every) for kind in ("seconds", "hidden_seconds")}
+        size = [r["message_bytes"] for r in every]
+        if len({(r["calls"], r["message_bytes"]) for r in every}) > 1:
+            row |= {"message_bytes_sum": sum(size), "message_bytes_range": [min(size), max(size)]}
+        found.append(row)
+    return found
 
 
 def agrees(report: Iterable[dict]) -> bool:

@@ -19,15 +19,26 @@ Share = int | Fraction
 
 
 class Parameter:
-    """`data`: this rank's part. `grad`: None, or what backward has added since zero_grad, of the same shape.
-
-    `decays`: whether weight decay is for it. `multiplies`: whether tokens are multiplied by it, as by a matrix. `read`: the
-    share of its entries that one token reads. `home`: what owns the memory, this parameter or the `Fused` that it is part of.
+    """`data`: this rank's part. `grad`: None, or what backward has added since zero_grad, of the same shape. `decays`: whether
+    weight decay is for it. `multiplies`: whether tokens are multiplied by it, as by a matrix. `read`: the share of its entries
+    that one token reads. `owed`: axes over which its gradient is a partial sum, data axes aside: what several ranks of them
+    hold of it, they have multiplied with different arrays (`parallel.owed`). `home`: what owns the memory, this parameter or
+    the `Fused` that it is part of.
     """
 
-    def __init__(self, name: str, layout: Layout, data: np.ndarray, *, decays: bool, multiplies: bool, read: Share = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        layout: Layout,
+        data: np.ndarray,
+        *,
+        decays: bool,
+        multiplies: bool,
+        read: Share = 1,
+        owed: tuple[str, ...] = (),
+    ) -> None:
         self.name, self.layout, self.data = name, layout, data
-        self.decays, self.multiplies, self.read = decays, multiplies, read
+        self.decays, self.multiplies, self.read, self.owed = decays, multiplies, read, owed
         self.home: Parameter | Fused = self
         self.grad: np.ndarray | None = None
         self._kept: np.ndarray | None = None
@@ -146,10 +157,17 @@ class Weights:
         return self._alone(name, layout, place, 0.0, self._std(d_in, residual), MATRIX | {"read": read})
 
     def matrices(
-        self, layouts: Mapping[str, Layout], dim: int, place: Place, d_in: int, residual: bool = False, read: Share = 1
+        self,
+        layouts: Mapping[str, Layout],
+        dim: int,
+        place: Place,
+        d_in: int,
+        residual: bool = False,
+        read: Share = 1,
+        owed: tuple[str, ...] = (),
     ) -> Fused:
         """Matrices side by side along `dim` in one array."""
-        return self._beside(layouts, dim, place, self._std(d_in, residual), MATRIX | {"read": read})
+        return self._beside(layouts, dim, place, self._std(d_in, residual), MATRIX | {"read": read, "owed": owed})
 
     def table(self, name: str, layout: Layout, place: Place, std: float) -> Parameter:
         """A token reads one row of it, which counts as nothing."""
@@ -158,13 +176,13 @@ class Weights:
     def bias(self, name: str, layout: Layout, place: Place) -> Parameter:
         return self._alone(name, layout, place, 0.0, 0.0)
 
-    def biases(self, layouts: Mapping[str, Layout], dim: int, place: Place) -> Fused:
+    def biases(self, layouts: Mapping[str, Layout], dim: int, place: Place, owed: tuple[str, ...] = ()) -> Fused:
         """Biases side by side along `dim` in one array."""
-        return self._beside(layouts, dim, place, 0.0)
+        return self._beside(layouts, dim, place, 0.0, VECTOR | {"owed": owed})
 
-    def norm(self, name: str, width: int) -> Parameter:
+    def norm(self, name: str, width: int, owed: tuple[str, ...] = ()) -> Parameter:
         """Weights of a norm, whole on every rank."""
-        return self._alone(name, Layout((width,)), {}, 1.0, 0.0)
+        return self._alone(name, Layout((width,)), {}, 1.0, 0.0, VECTOR | {"owed": owed})
 
     def _std(self, d_in: int, residual: bool) -> float:
         return d_in**-0.5 / sqrt(self.summed) if residual else d_in**-0.5

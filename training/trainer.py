@@ -14,6 +14,8 @@ from parallel.checkpoint import Checkpoint, Piece, pieces
 from parallel.data import Flat, GradientSums
 from parallel.ledger import Traffic
 from parallel.mesh import Mesh
+from parallel.owed import Owed
+from parallel.parameter import Parameter
 from parallel.replicas import Copy, copies
 from training.text import MicroBatch
 
@@ -35,7 +37,10 @@ class Trainer:
 
     def __init__(self, model: Transformer, mesh: Mesh, plan: Plan) -> None:
         self.model, self.mesh, self.plan = model, mesh, plan
-        self.flat = Flat(model.filling_order)
+        self.owed = Owed(mesh, model.parameters)
+        # What is owed a sum comes last: it is sent when that has been made.
+        self._late = self.owed.homes
+        self.flat = Flat(sorted(model.filling_order, key=lambda p: p.home in self._late))
         self.sums = GradientSums(self.flat, mesh.dp, plan.bucket_bytes, plan.overlap, plan.zero)
         self.optimizer = AdamW(self.flat, self.sums.owned, weight_decay=plan.weight_decay)
         # Where the weights' ranks stand: what lies on data axes is the same there, or split by the sums.
@@ -56,12 +61,18 @@ class Trainer:
             with self.mesh.phase("backward"):
                 dlogits_Tv = self.model.loss.backward(np.full(len(nll_T), 1 / tokens, nll_T.dtype), saved_loss)
                 # Only the last micro-batch completes a gradient.
-                filled = self.sums.filled if batch is micro_batches[-1] else lambda parameters: None
+                filled = self._filled if batch is micro_batches[-1] else lambda parameters: None
                 self.model.backward(dlogits_Tv, saved, filled)
         with self.mesh.phase("backward"):
+            self.owed.sum()
+            if self._late:
+                self.sums.filled(p for home in self._late for p, _ in home.parts)
             self.sums.finish()
         with self.mesh.phase("step"):
             return self.mesh.dp.all_reduce(np.array([total / tokens])).item()
+
+    def _filled(self, parameters: Sequence[Parameter]) -> None:
+        self.sums.filled(p for p in parameters if p.home not in self._late)
 
     def update(self, lr: float) -> float:
         """AdamW from flat.grad; the norm of the whole gradient before clipping."""
@@ -101,7 +112,7 @@ class Trainer:
         sent = [t for batch in micro_batches for t in self.model.traffic(len(batch.ids))]
         scalars = [Traffic("all_reduce", "dp", "step", 8), Traffic("all_reduce", "tp", "step", 8)]
         scalars += [Traffic("all_reduce", "dp", "step", 8)] if self.plan.zero else []
-        return [*sent, *self.sums.traffic(), *scalars]
+        return [*sent, *self.owed.traffic(), *self.sums.traffic(), *scalars]
 
     def memory(self, micro_batches: Sequence[MicroBatch]) -> dict[str, int]:
         """This rank's bytes: counted, and where there is a closed form beside it."""

@@ -48,13 +48,13 @@ def subject(args: argparse.Namespace, sizes: Sizes, tp: Axis, tokens: int) -> Su
 
 
 def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:
-    return memory(args, sizes, mesh.tp) if args.memory else speed(args, sizes, comm, mesh)
+    return memory(args, sizes, mesh) if args.memory else speed(args, sizes, comm, mesh)
 
 
 def speed(args: argparse.Namespace, sizes: Sizes, comm: MPI.Intracomm, mesh: Mesh) -> dict:
     """Seconds and ratios of a step, its products alone, and the peer."""
     it = subject(args, sizes, mesh.tp, sizes.tokens)
-    steps = {"matmul_only": it.products, "sharded": partial(step.once, it.layer, it.x, it.dy, *it.more)}
+    steps = {"matmul_only": it.products, "sharded": step.of(it.layer, mesh, it.x, it.dy, *it.more)}
     peer = nullcontext()
     if args.peer:
         from launch.bench.torch_layers import Peer
@@ -72,13 +72,14 @@ def speed(args: argparse.Namespace, sizes: Sizes, comm: MPI.Intracomm, mesh: Mes
     return turns.summary(seconds, dict.fromkeys(seconds, "matmul_only")) | {"ratios": ratios}
 
 
-def memory(args: argparse.Namespace, sizes: Sizes, tp: Axis) -> dict:
+def memory(args: argparse.Namespace, sizes: Sizes, mesh: Mesh) -> dict:
     """The peak of what a step holds at once beside weights and input, on rank 0, as NumPy counts it."""
     peaks = []
     for tokens in (max(1, sizes.tokens * n // 8) for n in (1, 2, 4, 8)):
-        it = subject(args, sizes, tp, tokens)
+        it = subject(args, sizes, mesh.tp, tokens)
+        once = step.of(it.layer, mesh, it.x, it.dy, *it.more)
         tracemalloc.start()
-        step.once(it.layer, it.x, it.dy, *it.more)
+        once()
         peaks.append(
             {"tokens": tokens, "peak_bytes": tracemalloc.get_traced_memory()[1], "saved": it.layer.saved_bytes(tokens)}
         )

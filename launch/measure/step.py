@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -17,8 +18,9 @@ from threadpoolctl import threadpool_limits
 from layers.saved import nbytes
 from parallel import threads
 from parallel.control import Control
-from parallel.ledger import message, together
+from parallel.ledger import merged, message
 from parallel.mesh import Mesh
+from parallel.owed import Owed
 
 REPEATS = 5
 
@@ -40,7 +42,8 @@ class Measured:
 def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: object) -> Measured:
     """One step on all ranks, gathered and counted."""
     y, saved, dx = phases(layer, x, dy, mesh, *more)
-    communication = together(control.everyone(mesh.ledger)).report(layer.traffic(len(x)))
+    predicted = [*layer.traffic(len(x)), *Owed(mesh, layer.parameters).traffic()]
+    communication = merged(control.everyone(mesh.ledger.report(predicted)))
     sizes = control.everyone((sum(p.data.nbytes for p in layer.parameters), nbytes(saved), layer.saved_bytes(len(x))))
     places = map(mesh.place_of, range(control.size))
     held = [sum(message(p.layout.local_shape(place), x.itemsize) for p in layer.parameters) for place in places]
@@ -64,15 +67,22 @@ def phases(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, *more: obje
     with mesh.phase("forward"):
         y, saved = layer.forward(x, *more)
     with mesh.phase("backward"):
-        return y, saved, layer.backward(dy, saved)
+        dx = layer.backward(dy, saved)
+        Owed(mesh, layer.parameters).sum()
+    return y, saved, dx
 
 
-def once(layer: object, x: np.ndarray, dy: np.ndarray, *more: object) -> None:
-    """A step as training does it."""
+def of(layer: object, mesh: Mesh, x: np.ndarray, dy: np.ndarray, *more: object) -> Callable[[], None]:
+    """A step as training does it, to be timed."""
+    return partial(once, layer, Owed(mesh, layer.parameters), x, dy, *more)
+
+
+def once(layer: object, owed: Owed, x: np.ndarray, dy: np.ndarray, *more: object) -> None:
     for p in layer.parameters:
         p.zero_grad()
     _, saved = layer.forward(x, *more)
     layer.backward(dy, saved)
+    owed.sum()
 
 
 def timed(step: Callable[[], object], comm: MPI.Intracomm) -> list[float]:

@@ -91,7 +91,8 @@ def test_people_get_tables_and_a_last_line(comm):
     assert done.status == 0, done.err
     assert done.out.splitlines()[-1] == "all agreed"
     assert "Heads by rank: 0-1, 2; key/value heads: 0, 0" in done.out
-    assert "tp[0..1]" in done.out
+    # y, dx, and what both ranks hold of keys and values.
+    assert "3\ncollectives" in done.out
 
 
 @on_ranks

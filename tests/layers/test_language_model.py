@@ -8,8 +8,9 @@ from layers.saved import nbytes
 from models.build import build
 from models.config import gpt2_like, llama_like
 from parallel.control import Control
-from parallel.ledger import agrees, together
+from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
+from parallel.owed import Owed
 from parallel.parameter import drawn
 from parallel.shard import even
 from reference import transformer as reference
@@ -60,9 +61,11 @@ def run(mesh, comm, kind, dtype="float64", recompute=False, sabotage=None, sprea
         dnll = np.full(len(ids), 1 / len(ids), dtype)
         filled = []
         model.backward(model.loss.backward(dnll, saved_loss), saved, filled.extend)
+        owed = Owed(mesh, model.parameters)
+        owed.sum()
     assert filled == model.filling_order
     assert nbytes(saved[1:]) + nbytes(saved_loss[:2]) == model.saved_bytes(len(ids))
-    report = together(Control(comm).everyone(mesh.ledger)).report(model.traffic(len(ids)))
+    report = merged(Control(comm).everyone(mesh.ledger.report([*model.traffic(len(ids)), *owed.traffic()])))
     whole = whole_of(model, mesh) | {f"d{p.name}": p.whole(mesh, p.grad) for p in model.parameters}
     return whole | {"y": np.array(nll.mean())}, model, report
 

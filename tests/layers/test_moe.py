@@ -12,8 +12,9 @@ from layers.saved import nbytes
 from models.build import build
 from models.config import Experts, llama_like
 from parallel.control import Control
-from parallel.ledger import agrees, together
+from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
+from parallel.owed import Owed
 from parallel.parameter import drawn, given
 from reference import transformer as reference
 from reference.attention import Options
@@ -110,8 +111,10 @@ def test_a_language_model_with_a_dense_and_a_routed_block(mesh, comm):
         nll, saved_loss = model.loss.forward(logits, targets)
     with mesh.phase("backward"):
         model.backward(model.loss.backward(np.full(len(ids), 1 / len(ids)), saved_loss), saved)
+        owed = Owed(mesh, model.parameters)
+        owed.sum()
     assert nbytes(saved[1:]) + nbytes(saved_loss[:2]) == model.saved_bytes(len(ids))
-    assert agrees(together(Control(comm).everyone(mesh.ledger)).report(model.traffic(len(ids))))
+    assert agrees(merged(Control(comm).everyone(mesh.ledger.report([*model.traffic(len(ids)), *owed.traffic()]))))
     br = model.blocks[1].mlp.buffers[0].data
     whole = {p.name: p.whole(mesh, p.data) for p in model.parameters} | {"y": np.array(nll.mean())}
     assert {"blocks.0.W1", "blocks.1.Wr", "blocks.1.W1", "blocks.1.shared.W2"} <= whole.keys()

@@ -18,6 +18,7 @@ from models.families.table import ARCHITECTURES, FILES, MODEL_TYPES
 from models.open import open_model
 from models.piece import ModelError, blocks
 from parallel.mesh import Mesh
+from parallel.owed import Owed
 from parallel.shard import Layout, even
 from tests.harness import ROOT
 
@@ -76,6 +77,7 @@ def test_weights_and_gradients_come_back_by_their_own_names(mesh, name):
     nll, saved_loss = model.loss.forward(logits, targets)
     np.testing.assert_allclose(nll.sum() / (targets >= 0).sum(), expected["loss"], rtol=1e-13)
     model.backward(model.loss.backward(np.full(ids.size, 1 / (targets >= 0).sum()), saved_loss), saved)
+    Owed(mesh, model.parameters).sum()
     theirs = arrays_of(FAMILIES / name)
     ours = {p.name: p.whole(mesh, p.data) for p in model.parameters}
     for block in model.blocks:

@@ -6,7 +6,7 @@ import pytest
 from layers.optimizer import AdamW, global_norm, warmup_cosine
 from parallel.control import Control
 from parallel.data import Flat, GradientSums
-from parallel.ledger import agrees, together
+from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
 from parallel.parameter import given
 from parallel.shard import Layout, covering, even
@@ -77,7 +77,7 @@ def test_sums_are_those_of_all_ranks(dp, comm, bucket, overlap, split):
                 flat.data[at] = want[at]
             sums.gather(flat.data)
         np.testing.assert_array_equal(flat.data, want)
-        assert agrees(together(Control(comm).everyone(dp.ledger)).report(sums.traffic()))
+        assert agrees(merged(Control(comm).everyone(dp.ledger.report(sums.traffic()))))
     owned = np.concatenate([np.arange(41)[at] for at in sums.owned])
     every = np.sort(np.concatenate(comm.allgather(owned)))
     np.testing.assert_array_equal(every, np.arange(41) if split else np.repeat(np.arange(41), dp.size))

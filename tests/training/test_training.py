@@ -9,6 +9,7 @@ from layers.optimizer import warmup_cosine
 from models.build import build
 from models.config import gpt2_like, llama_like
 from parallel.mesh import Mesh
+from parallel.owed import Owed
 from parallel.parameter import drawn, given
 from tests.apart import on_first
 from tests.grids import every_other
@@ -19,7 +20,8 @@ from training.trainer import Plan, Trainer
 pytestmark = pytest.mark.mpi
 
 V, S, STEPS, SEQUENCES = 29, 10, 20, 13
-CONFIGS = {"gpt2": gpt2_like(V, 24, 2, 4, 10, S), "llama": llama_like(V, 24, 2, 6, 2, 14, S)}
+# Of 3 key/value heads one is held by both of 2 tp ranks, and two by two of 4.
+CONFIGS = {"gpt2": gpt2_like(V, 24, 2, 4, 10, S), "llama": llama_like(V, 24, 2, 6, 3, 14, S)}
 MESHES = {1: [(1, 1)], 2: [(2, 1), (1, 2)], 3: [(3, 1), (1, 3)], 4: [(2, 2), (4, 1), (1, 4)]}
 
 
@@ -108,6 +110,17 @@ def test_an_order_goes_on_where_it_was_left():
 
 
 # Sabotages.
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_sum_that_is_owed_and_left_out_is_seen(comm, alone, monkeypatch):
+    """Key/value heads that several ranks hold, each with the gradient by its own queries alone."""
+    monkeypatch.setattr(Owed, "sum", lambda self: None)
+    with Mesh(comm, dp=1, tp=comm.size) as mesh:
+        losses, weights, _ = trained(mesh, "llama", steps=3)
+        off = [np.abs(losses - alone["llama"][0][:3]).max()]
+    # On 3 ranks two heads each read one key/value head alone.
+    assert (max(off) > 1e-6) == (comm.size != 3)
 
 
 def test_an_average_by_ranks_instead_of_tokens_is_seen(comm, alone):
