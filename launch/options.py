@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Container, Sequence
+from math import prod
 from typing import NoReturn
 
 from launch import targets
 from launch.help import Parser, epilog
+from parallel.shard import AXES
 
 # Options of every command that change no number, or that its JSON has in a place of its own.
 COMMON = ("json", "dtype", "seed", "trace", "check_collectives", "timeout")
@@ -109,7 +111,7 @@ def axis_sizes(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, ranks = part.partition("=")
-        if name not in ("dp", "tp") or name in sizes or not ranks.isdecimal() or int(ranks) < 1:
+        if name not in AXES or name in sizes or not ranks.isdecimal() or int(ranks) < 1:
             raise argparse.ArgumentTypeError(f"{part!r} is no axis of a mesh: use for instance dp=2,tp=2")
         sizes[name] = int(ranks)
     return sizes
@@ -118,19 +120,22 @@ def axis_sizes(text: str) -> dict[str, int]:
 axis_sizes.metavar = "dp=N,tp=N"
 
 
-def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp") -> dict[str, int]:
-    """Ranks along dp and tp, where some are given: an axis that is not given has 1. If none is given, all lie along `rest`.
+def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp", along: Sequence[str] = ("dp", "tp")) -> dict[str, int]:
+    """Ranks along the axes that a command knows, `along`. Of those that are not given dp takes the ranks that are left, the
+    others have 1. If none is given, all ranks lie along `rest`.
 
-    Raises UsageError where the product is not the number of ranks.
+    Raises UsageError where the product is not the number of ranks, or for more than 1 along an axis that is not known here.
     """
-    sizes = {"dp": 1, "tp": 1} | ({rest: ranks} if sizes is None else sizes)
-    if sizes["dp"] * sizes["tp"] != ranks:
-        named = f"dp={sizes['dp']},tp={sizes['tp']}"
-        right = f"dp={ranks // sizes['tp']},tp={sizes['tp']}" if ranks % sizes["tp"] == 0 else f"dp={ranks},tp=1"
-        raise UsageError(
-            f"--mesh {named} is for {sizes['dp'] * sizes['tp']} ranks, these are {ranks}: use for instance {right}"
-        )
-    return sizes
+    given = {rest: ranks} if sizes is None else sizes
+    if unknown := [name for name, n in given.items() if n > 1 and name not in along]:
+        raise UsageError(f"--mesh {unknown[0]}={given[unknown[0]]}: this command lays ranks out along {' and '.join(along)}")
+    others = prod(n for name, n in given.items() if name != "dp")
+    found = {name: given.get(name, max(1, ranks // others) if name == "dp" else 1) for name in along}
+    if prod(found.values()) != ranks:
+        right = found | ({"dp": ranks // others} if ranks % others == 0 else {**dict.fromkeys(along, 1), "dp": ranks})
+        said, use = (",".join(f"{name}={n}" for name, n in axes.items()) for axes in (found, right))
+        raise UsageError(f"--mesh {said} is for {prod(found.values())} ranks, these are {ranks}: use for instance {use}")
+    return found
 
 
 def parser(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import cos, pi, sqrt
 
@@ -134,12 +134,9 @@ def squared_norm(flat: Flat, owned: Sequence[slice], counted: np.ndarray) -> flo
     return total
 
 
-def global_norm(flat: Flat, owned: Sequence[slice], counted: np.ndarray, over: Iterable[Axis]) -> float:
-    """The norm of the whole gradient: this rank's entries that are counted, summed over these axes."""
-    total = np.array([squared_norm(flat, owned, counted)])
-    for axis in over:
-        total = axis.all_reduce(total)
-    return sqrt(total.item())
+def global_norm(flat: Flat, owned: Sequence[slice], counted: np.ndarray, everyone: Axis) -> float:
+    """The norm of the whole gradient: of each entry, on the one rank that counts it."""
+    return sqrt(everyone.all_reduce(np.array([squared_norm(flat, owned, counted)])).item())
 
 
 def warmup_cosine(step: int, steps: int, peak: float, warmup: int, last: float = 0.1) -> float:

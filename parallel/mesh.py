@@ -51,6 +51,7 @@ class Mesh:
         grid = np.arange(comm.size).reshape(tuple(axes.values()))
         self.place = self.place_of(comm.rank)
         place = tuple(self.place.values())
+        self._comm, self._axis, self._joined = comm, axis, {}
         self._axes = {}
         for i, name in enumerate(axes):
             line = grid[tuple(slice(None) if j == i else p for j, p in enumerate(place))]
@@ -62,6 +63,22 @@ class Mesh:
             return self.__dict__["_axes"][name]
         except KeyError:
             raise AttributeError(f"this mesh has no axis {name!r}, only {', '.join(self.sizes)}") from None
+
+    def over(self, *names: str) -> Axis:
+        """These axes joined to one: all ranks that differ from this one in no other coordinate, in the order of the mesh.
+
+        All ranks of the mesh call it together; the first call makes it. In the ledger it is called like `dp*tp`.
+        """
+        names = tuple(name for name in self.sizes if name in names)
+        if len(names) == 1:
+            return self._axes[names[0]]
+        if names not in self._joined:
+            fixed = {name: at for name, at in self.place.items() if name not in names}
+            places = map(self.place_of, range(self._comm.size))
+            members = tuple(r for r, place in enumerate(places) if fixed.items() <= place.items())
+            own = self._comm.Split(members[0], self._comm.rank)
+            self._joined[names] = self._axis("*".join(names), own, self.ledger, self.watchers, members)
+        return self._joined[names]
 
     def place_of(self, rank: int) -> dict[str, int]:
         """Where a rank of the mesh stands."""
@@ -77,7 +94,7 @@ class Mesh:
 
     def close(self) -> None:
         """Free the communicators. All ranks call it together."""
-        for axis in self._axes.values():
+        for axis in (*self._axes.values(), *self._joined.values()):
             axis.close()
 
     def __enter__(self) -> Mesh:

@@ -129,6 +129,8 @@ def replicated(length: int, ranks: int) -> Cut:
     return Cut(length, ((0, length),) * ranks)
 
 
+# The axes that meshes have, slowest first: stages, data, experts, context, tensors.
+AXES = ("pp", "dp", "ep", "cp", "tp")
 # Where a rank stands: its place on each axis, by the axis' name.
 Place = Mapping[str, int]
 

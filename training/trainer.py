@@ -43,9 +43,9 @@ class Trainer:
         self.flat = Flat(sorted(model.filling_order, key=lambda p: p.home in self._late))
         self.sums = GradientSums(self.flat, mesh.dp, plan.bucket_bytes, plan.overlap, plan.zero)
         self.optimizer = AdamW(self.flat, self.sums.owned, weight_decay=plan.weight_decay)
-        # Where the weights' ranks stand: what lies on data axes is the same there, or split by the sums.
-        self.place = mesh.tp.place
-        self._counted = self.flat.counted_once(self.place)
+        self.everyone = mesh.over(*mesh.sizes)
+        # What is split over dp is counted wherever it lies.
+        self._counted = self.flat.counted_once({name: at for name, at in mesh.place.items() if name != "dp" or not plan.zero})
         self.saved_bytes = 0
 
     def gradients(self, micro_batches: Sequence[MicroBatch], tokens: int) -> float:
@@ -77,8 +77,7 @@ class Trainer:
     def update(self, lr: float) -> float:
         """AdamW from flat.grad; the norm of the whole gradient before clipping."""
         with self.mesh.phase("step"):
-            over = [self.mesh.tp, self.mesh.dp] if self.plan.zero else [self.mesh.tp]
-            norm = global_norm(self.flat, self.sums.owned, self._counted, over)
+            norm = global_norm(self.flat, self.sums.owned, self._counted, self.everyone)
             # As PyTorch and Megatron clip: the small number is theirs.
             scale = min(1.0, self.plan.clip / (norm + 1e-6)) if self.plan.clip else 1.0
             self.optimizer.step(lr, scale)
@@ -105,13 +104,12 @@ class Trainer:
                 kinds += zip(("m of ", "v of "), self.optimizer.state_in(at), strict=True)
             for kind, flat in kinds:
                 for p, index in home.parts:
-                    yield from copies(kind + p.name, p.layout, self.place, flat.reshape(home.data.shape)[index])
+                    yield from copies(kind + p.name, p.layout, self.mesh.place, flat.reshape(home.data.shape)[index])
 
     def traffic(self, micro_batches: Sequence[MicroBatch]) -> list[Traffic]:
         """What one step on these micro-batches sends."""
         sent = [t for batch in micro_batches for t in self.model.traffic(len(batch.ids))]
-        scalars = [Traffic("all_reduce", "dp", "step", 8), Traffic("all_reduce", "tp", "step", 8)]
-        scalars += [Traffic("all_reduce", "dp", "step", 8)] if self.plan.zero else []
+        scalars = [Traffic("all_reduce", axis, "step", 8) for axis in ("dp", self.everyone.name)]
         return [*sent, *self.owed.traffic(), *self.sums.traffic(), *scalars]
 
     def memory(self, micro_batches: Sequence[MicroBatch]) -> dict[str, int]:
@@ -129,6 +127,7 @@ class Trainer:
     def pieces(self) -> Iterator[Piece]:
         """What this rank writes of weights and optimizer state. All ranks go through it together: state that is split over dp
         is put together one array at a time, and the arrays are dealt out over dp to be written."""
+        place = {name: at for name, at in self.mesh.place.items() if name != "dp"}
         for n, (home, at) in enumerate(self.flat.places()):
             moments = self.optimizer.state_in(at)
             if self.plan.zero:
@@ -140,7 +139,7 @@ class Trainer:
             for kind, flat in (("", home.data), ("m.", moments[0]), ("v.", moments[1])):
                 for p, index in home.parts:
                     part = flat.reshape(home.data.shape)[index]
-                    yield from pieces(kind + p.name, p.layout, self.place, part)
+                    yield from pieces(kind + p.name, p.layout, place, part)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Weights and optimizer state from a checkpoint of whatever mesh."""
@@ -150,7 +149,7 @@ class Trainer:
             for kind, flat in (("", home.data), ("m.", moments[0]), ("v.", moments[1])):
                 whole = flat.reshape(home.data.shape)
                 for p, index in home.parts:
-                    whole[index] = checkpoint.read(kind + p.name, p.layout, self.place, dtype)
+                    whole[index] = checkpoint.read(kind + p.name, p.layout, self.mesh.place, dtype)
             self.optimizer.take_state(at, moments)
         self.optimizer.steps = checkpoint.step
 

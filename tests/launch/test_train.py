@@ -169,8 +169,10 @@ def test_a_state_that_is_no_training_run_s_is_refused(comm, shared, text):
 
 BAD = [
     (3, ("--mesh", "dp=2,tp=2"), "--mesh dp=2,tp=2 is for 4 ranks, these are 3: use for instance dp=3,tp=1"),
-    (4, ("--mesh", "tp=2"), "--mesh dp=1,tp=2 is for 2 ranks, these are 4: use for instance dp=2,tp=2"),
-    (1, ("--mesh", "pp=2"), "argument --mesh: 'pp=2' is no axis of a mesh: use for instance dp=2,tp=2"),
+    (4, ("--mesh", "dp=2"), "--mesh dp=2,tp=1 is for 2 ranks, these are 4: use for instance dp=4,tp=1"),
+    (3, ("--mesh", "tp=2"), "--mesh dp=1,tp=2 is for 2 ranks, these are 3: use for instance dp=3,tp=1"),
+    (1, ("--mesh", "pp=2"), "--mesh pp=2: this command lays ranks out along dp and tp"),
+    (1, ("--mesh", "xp=2"), "argument --mesh: 'xp=2' is no axis of a mesh: use for instance dp=2,tp=2"),
     (1, ("--text", "/no/such/file"), "--text /no/such/file: No such file or directory"),
     (1, ("--heads", "5"), "--heads 5 does not divide --d-model 16: use a divisor of 16"),
     (1, ("--batch-tokens", "100"), "--batch-tokens 100 is not a multiple of --sequence-length 24: use 96"),

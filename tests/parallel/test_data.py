@@ -102,7 +102,7 @@ def test_each_weight_is_counted_once_over_tp(comm):
         whole = {n: np.random.default_rng(1).standard_normal(layout.shape) for n, layout in layouts.items()}
         flat = Flat([given(whole).matrix(n, layout, mesh.place, 1) for n, layout in layouts.items()])
         flat.grad[...] = flat.data
-        norm = global_norm(flat, [slice(0, len(flat.data))], flat.counted_once(mesh.tp.place), [mesh.tp])
+        norm = global_norm(flat, [slice(0, len(flat.data))], flat.counted_once(mesh.tp.place), mesh.tp)
         assert norm == pytest.approx(np.sqrt(sum((a**2).sum() for a in whole.values())), rel=1e-14)
 
 

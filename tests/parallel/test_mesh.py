@@ -223,6 +223,21 @@ def test_adjoints(tp):
     assert total(tp.all_to_all(a, 1, split, 0, cut), b) == total(a, tp.all_to_all(b, 0, cut, 1, split))
 
 
+def test_axes_are_joined(comm):
+    sizes = {1: (1, 1, 1), 2: (2, 1, 1), 3: (1, 3, 1), 4: (2, 1, 2)}[comm.size]
+    with Mesh(comm, check=True, dp=sizes[0], ep=sizes[1], tp=sizes[2]) as mesh:
+        data = mesh.over("ep", "dp")
+        assert data is mesh.over("dp", "ep")
+        assert (data.name, data.size) == ("dp*ep", sizes[0] * sizes[1])
+        assert mesh.over("tp") is mesh.tp
+        same = [r for r in range(comm.size) if mesh.place_of(r)["tp"] == mesh.place["tp"]]
+        assert data.members == tuple(same)
+        assert same[data.rank] == comm.rank == mesh.rank_at(mesh.place)
+        assert data.all_reduce(np.array([10.0**comm.rank]))[0] == sum(10.0**r for r in same)
+        assert mesh.over(*mesh.sizes).size == comm.size
+        assert agrees(mesh.ledger.report([Traffic("all_reduce", "dp*ep", "none", 8)]))
+
+
 def test_a_group_sums_over_its_own_ranks_and_is_counted_by_its_name(comm):
     with Mesh(comm, check=True, tp=comm.size) as mesh:
         tp = mesh.tp
