@@ -88,7 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`rankwise`: the menu, or one command in place of this process."""
     name, *options = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help", "help"):
-        print(menu())
+        try:
+            print(menu(), flush=True)
+        except BrokenPipeError:
+            # Its reader has gone, as in `| head`.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if name == "--version":
         try:

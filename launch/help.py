@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from launch.process import launcher
 
@@ -39,6 +40,14 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**{"formatter_class": Formatter, **settings})
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            near = get_close_matches(name, self._option_string_actions, 1)
+            self.error(f"{name!r} is no option here: " + (f"do you mean {near[0]}?" if near else "--help lists them"))
+        return parsed
 
     def print_help(self, file: object = None) -> None:
         if launcher.rank() == 0:

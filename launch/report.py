@@ -167,8 +167,10 @@ def runs(by_rank: Sequence[object]) -> list[range]:
 
 
 def said(ranks: range) -> str:
-    """Ranks as a row is headed by them: 3, or 4 to 15, each."""
-    return f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}, each"
+    """Ranks as a row is headed by them: 3, or 4 and 5, each, or 4 to 15, each."""
+    if len(ranks) == 1:
+        return f"{ranks[0]}"
+    return f"{ranks[0]} {'and' if len(ranks) == 2 else 'to'} {ranks[-1]}, each"
 
 
 def seconds(medians: dict[str, float], repeats: int, ranks: int, of: str = "") -> None:

@@ -148,7 +148,7 @@ def listening(host: str, port: int, public: bool = False) -> socket.socket:
         if made is not None:
             made.close()
         why = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot listen at --host {host} --port {port}: {why}: use another") from None
+        raise UsageError(f"cannot listen at --host {host} --port {port}: {why}: use another --host or --port") from None
     return made
 
 

@@ -48,7 +48,7 @@ def options() -> argparse.ArgumentParser:
         (
             "mpirun -n 4 python -m launch.tp_mlp --trace t.json",
             "python -m launch.trace t.json",
-            "python -m launch.trace t.json --window 10:25.5",
+            "python -m launch.trace t.json --window 10:25.5 --png t.png",
             "python -m launch.trace --compare t.json other.json",
         ),
         needs="(FILE | --compare A B)",
@@ -57,7 +57,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("file", metavar="FILE", type=Path, nargs="?", help="the trace")
     p.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="instead of FILE: two traces side by side")
     p.add_argument("--window", type=_window, metavar="FROM:TO", help="only this time, in milliseconds (default: all of it)")
-    p.add_argument("--png", metavar="OUT", type=targets.Picture, help="draw it")
+    p.add_argument("--png", metavar="OUT", type=targets.Picture, help="draw it, as a PNG")
     only_with(p, "--png", compare=False)
     return p
 
@@ -203,7 +203,7 @@ def _straggler(trace: dict) -> str:
         return f"no straggler: the ranks waited {1e3 * waited:.1f} ms in all, for no single one of them"
     mine = caused[trace["straggler"]]
     return (
-        f"straggler: rank {trace['straggler']}: the others waited {1e3 * mine:.1f} ms for trace, "
+        f"straggler: rank {trace['straggler']}: the others waited {1e3 * mine:.1f} ms for it, "
         f"{mine / waited:.0%} of all their waiting"
     )
 

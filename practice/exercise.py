@@ -122,7 +122,7 @@ def find(name: str) -> Exercise:
     named = [e for e in every() if e.name == name or (name.isdecimal() and int(e.name.partition("_")[0]) == int(name))]
     matching = named or [e for e in every() if e.name.startswith(name) or e.name.partition("_")[2].startswith(name)]
     if len(matching) != 1:
-        known = ", ".join(e.name for e in (matching or every()))
-        problem = "is the beginning of several" if matching else "is no exercise"
-        raise NoSuchExercise(f"{name!r} {problem}: use one of {known}")
+        problem = f"the beginning of several: use one of {', '.join(e.name for e in matching)}" if matching else "no exercise"
+        known = "" if matching else f": use 1 to {len(every())}, or a name that python -m launch.practice list shows"
+        raise NoSuchExercise(f"{name!r} is {problem}{known}")
     return matching[0]

@@ -102,7 +102,7 @@ def finish(trace: Trace, path: Path) -> str | None:
     except OSError as error:
         return f"cannot write --trace {path}: {error.strerror or error}"
     spans = sum(len(r.spans) + len(r.verbs) for r in records)
-    print(f"trace: {path}, {spans:,} spans: open it in ui.perfetto.dev or with python -m launch.trace", file=sys.stderr)
+    print(f"trace: {path}, {spans:,} spans: open it in ui.perfetto.dev or with python -m launch.trace {path}", file=sys.stderr)
     return None
 
 

@@ -75,3 +75,11 @@ def test_without_the_environment_one_line_says_how_to_activate_it():
 
 def test_python_m_launch_is_the_menu():
     assert typed(sys.executable, "-m", "launch", COLUMNS="80").stdout == typed(*RANKWISE, COLUMNS="80").stdout != ""
+
+
+def test_a_reader_of_the_menu_may_leave():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(RANKWISE, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")

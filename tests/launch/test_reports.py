@@ -191,7 +191,7 @@ def test_only_what_is_predicted_is_said_to_be(capsys):
 
 
 def test_ranks_that_hold_the_same_are_one_row():
-    assert [report.said(r) for r in report.runs([7, 7, 7, 5, 7, 7])] == ["0 to 2, each", "3", "4 to 5, each"]
+    assert [report.said(r) for r in report.runs([7, 7, 7, 5, 7, 7])] == ["0 to 2, each", "3", "4 and 5, each"]
     assert [report.said(r) for r in report.runs([1])] == ["0"]
 
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_served_is_one_line_of_error(comm, folder):
     model = ("--model", str(folder))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        said = f"error: cannot listen at --host 127.0.0.1 --port {port}: Address already in use: use another"
+        said = f"error: cannot listen at --host 127.0.0.1 --port {port}: Address already in use: use another --host or --port"
         assert command("serve", 2, *model, "--port", port, status=2) == said
         assert inside(comm, "serve", *model, "--port", port, status=2) == said
     for args, said in [

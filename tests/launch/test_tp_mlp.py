@@ -95,7 +95,8 @@ def test_people_get_tables_and_a_last_line(comm):
         (["--activation", "tanh"], "argument --activation: invalid choice: 'tanh' (choose from"),
         (["--dtype", "int32"], "argument --dtype: invalid choice: 'int32' (choose from"),
         (["--seed", "-1"], "argument --seed: '-1' is not a seed: use a whole number of 0 or more"),
-        (["--token", "4"], "unrecognized arguments: --token 4"),
+        (["--token", "4"], "'--token' is no option here: do you mean --tokens?"),
+        (["--png", "x.png"], "'--png' is no option here: --help lists them"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(comm, args, message):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 
 from launch.measure import timeline
@@ -20,6 +21,8 @@ def test_a_slow_rank_is_named_and_perfetto_reads_the_file(tmp_path):
     result = json.loads(done.stdout)
     summary = command("trace", 0, str(path), "--json")
     assert summary["straggler"] == 1
+    said = " ".join(mpirun(0, "-m", "launch.trace", str(path)).stdout.split())
+    assert re.search(r"straggler: rank 1: the others waited [\d.]+ ms for it, \d+% of all their waiting", said)
     by_rank = summary["seconds_by_rank"]
     assert by_rank[1]["kept_others_waiting"] > 1.4
     assert min(by_rank[0]["waiting"], by_rank[2]["waiting"]) > 0.7
