@@ -1,6 +1,6 @@
 """Kills in a row, of anything that a job has: `python -m tests.faults.kills 50` sends SIGKILL to a rank, a keeper, the launcher
-or its proxy, each at a random time in the first second, or soon after MPI has named something. All are gone soon, and no file
-is left.
+or its proxy, and to the launcher SIGTERM and SIGINT too, at a random time in the first second or soon after MPI has named
+something. All are gone soon, and no file is left.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def kill(seed: int, before: set[str]) -> list[str]:
     time.sleep(after)
     victim = draw.choice(victims(process.pid))
     name = Path(f"/proc/{victim}/comm").read_text().strip() if Path(f"/proc/{victim}").exists() else "what had ended"
+    number = draw.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)) if victim == process.pid else signal.SIGKILL
     with suppress(OSError):
-        os.kill(victim, signal.SIGKILL)
+        os.kill(victim, number)
     with suppress(subprocess.TimeoutExpired):
         process.wait(OVER)
     deadline = time.monotonic() + GONE
@@ -69,7 +70,7 @@ def kill(seed: int, before: set[str]) -> list[str]:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
     return (
-        [f"seed {seed}: {len(left)} processes are left of {ranks} ranks after {name} was killed at {after:.2f} s"]
+        [f"seed {seed}: {len(left)} processes are left of {ranks} ranks after {number.name} to {name} at {after:.2f} s"]
         if left
         else []
     )
