@@ -71,8 +71,9 @@ def sweeper(begin: tuple[str, ...], since: float | None = None) -> int:
 def dismiss(process: int) -> None:
     """The sweeper is needed no more."""
     if process:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        with suppress(OSError):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
 
 
 def _wait_and_sweep(parents: int, begin: tuple[str, ...], begun: float) -> NoReturn:
