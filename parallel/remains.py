@@ -28,9 +28,9 @@ MPI_NAMES = (SHARED, TOPOLOGY, "/dev/shm/ucx_shm_posix_", "/dev/shm/sm_segment."
 BEFORE = 5.0
 # Seconds after which no rank is still starting. Where containers share a folder, not all who hold a name can be seen.
 OLD = 60.0
-# Seconds before each look at what a killed process has left, until two have found nothing: those that it had started end
-# meanwhile.
-PAUSES = (0.05, 0.25, 0.5)
+# Seconds before each look at what a killed process has left, until two have found nothing, and how many at most: those that it
+# had started end meanwhile.
+PAUSE, LOOKS = 0.15, 10
 
 # Looked up beforehand: between fork and exec, another thread's lock on the loader would never be released.
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)
@@ -87,8 +87,8 @@ def _wait_and_sweep(parents: int, begin: tuple[str, ...], begun: float) -> NoRet
         sweep(begin, until=begun - OLD)
         select.select([parents], [], [])
         clean = 0
-        for pause in PAUSES:
-            sleep(pause)
+        for _ in range(LOOKS):
+            sleep(PAUSE)
             clean += not sweep(begin, since=begun - BEFORE)
             if clean == 2:
                 break

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -53,17 +53,31 @@ class Run:
 
 def run(exercise: Exercise, file: str, source: str, cases: Sequence[Case], command: Callable[[int, str], list[str]]) -> Run:
     """Run all cases on the learner's `source`. `command(ranks, job)`: what starts `worker.main(job)` on so many ranks."""
+    with _temporary() as folder, open(folder / "start", "w") as log:
+        return _run(folder, exercise, file, source, cases, command, log)
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """A folder that is removed, also when this process is killed. Raises NoRoom."""
+    begin = f"rankwise-practice-{os.getpid()}-"
     try:
-        made = tempfile.TemporaryDirectory(prefix="rankwise-practice-", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise NoRoom(f"no temporary folder: {error.strerror or error}: give TMPDIR a folder to write in") from None
-    with made as folder, remains.swept(folder, *remains.MPI_NAMES):
-        space = os.statvfs(folder)
-        if (free := space.f_bavail * space.f_frsize) < ROOM:
-            need = f"{free / 2**20:.1f} MiB are left, and a check needs {ROOM / 2**20:g}"
-            raise NoRoom(f"{Path(folder).parent}: {need}: give TMPDIR another folder")
-        with open(Path(folder, "start"), "w") as log:
-            return _run(Path(folder), exercise, file, source, cases, command, log)
+        place = tempfile.gettempdir()
+    except OSError:
+        raise NoRoom("there is no temporary folder: give TMPDIR one to write in") from None
+    # What has been killed together with its sweeper.
+    remains.sweep((f"{place}/rankwise-practice-",), until=time.time() - remains.OLD)
+    with remains.swept(f"{place}/{begin}", *remains.MPI_NAMES):
+        try:
+            made = tempfile.TemporaryDirectory(prefix=begin, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise NoRoom(f"{place}: {error.strerror}: give TMPDIR a folder to write in") from None
+        with made as folder:
+            space = os.statvfs(folder)
+            if (free := space.f_bavail * space.f_frsize) < ROOM:
+                need = f"{free / 2**20:.1f} MiB are left, and a check needs {ROOM / 2**20:g}"
+                raise NoRoom(f"{place}: {need}: give TMPDIR another folder")
+            yield Path(folder)
 
 
 def _run(
