@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 SHARED = "/dev/shm/mpich_"
 TOPOLOGY = "/tmp/hydra_hwloc_xmlfile_"
 MPI_NAMES = (SHARED, TOPOLOGY, "/dev/shm/ucx_shm_posix_", "/dev/shm/sm_segment.", "/tmp/ompi.")
-# Seconds by which a launcher begins before its ranks do.
-BEFORE = 5.0
+# Seconds by which a launcher begins before its ranks do, and by which the clock of files may be behind.
+BEFORE, CLOCK = 5.0, 0.1
 # Seconds after which no rank is still starting. Where containers share a folder, not all who hold a name can be seen.
 OLD = 60.0
-# Seconds before each look at what a killed process has left, until two have found nothing, and how many at most: those that it
-# had started end meanwhile.
-PAUSE, LOOKS = 0.15, 10
+# Seconds from one look at what a killed process has left to the next, until two have found nothing, and how long that may take:
+# those that it had started end meanwhile, and another job that starts just then may hold such names.
+PAUSE, PATIENCE = 0.15, 0.7
 
 # Looked up beforehand: between fork and exec, another thread's lock on the loader would never be released.
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)
@@ -46,14 +46,14 @@ def die_with_parent(parent: int) -> None:
 
 
 @contextmanager
-def swept(*begin: str) -> Iterator[None]:
+def swept(*begin: str, patience: float = PATIENCE) -> Iterator[None]:
     """With a sweeper. An exception counts as the end of this process: it then waits for that."""
-    process = sweeper(begin)
+    process = sweeper(begin, patience=patience)
     yield
     dismiss(process)
 
 
-def sweeper(begin: tuple[str, ...], since: float | None = None) -> int:
+def sweeper(begin: tuple[str, ...], since: float | None = None, patience: float = PATIENCE) -> int:
     """Another process, which removes the names that begin like this and that a job has left long ago, and, if this process is
     killed, those of its job. `since`: when that began; else now. 0 where that cannot be seen, or there is no room for it."""
     parent, begun = os.getpid(), time() if since is None else since
@@ -63,7 +63,7 @@ def sweeper(begin: tuple[str, ...], since: float | None = None) -> int:
     except (OSError, AttributeError):
         return 0
     if process == 0:
-        _wait_and_sweep(parents, begin, begun)
+        _wait_and_sweep(parents, begin, begun, patience)
     os.close(parents)
     return process
 
@@ -76,7 +76,7 @@ def dismiss(process: int) -> None:
             os.waitpid(process, 0)
 
 
-def _wait_and_sweep(parents: int, begin: tuple[str, ...], begun: float) -> NoReturn:
+def _wait_and_sweep(parents: int, begin: tuple[str, ...], begun: float, patience: float) -> NoReturn:
     try:
         # Out of reach of what ends the job, and holding nothing of it: launchers wait until its output is closed.
         os.setsid()
@@ -86,12 +86,10 @@ def _wait_and_sweep(parents: int, begin: tuple[str, ...], begun: float) -> NoRet
         os.closerange(parents + 1, 65536)
         sweep(begin, until=begun - OLD)
         select.select([parents], [], [])
-        clean = 0
-        for _ in range(LOOKS):
+        clean, end = 0, time() + patience
+        while clean < 2 and time() < end:
             sleep(PAUSE)
-            clean += not sweep(begin, since=begun - BEFORE)
-            if clean == 2:
-                break
+            clean += not sweep(begin, since=begun - CLOCK)
     finally:
         os._exit(0)
 

@@ -30,6 +30,8 @@ LAUNCHERS = ("PYTHON", "PMI", "OMPI_", "PRTE", "HYDRA", "HYDI", "MPI_", "MPIR_")
 KEPT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_MCA_rmaps_default_mapping_policy")
 # Bytes that the temporary folder must have left, for what the learner prints and returns.
 ROOM = 8 * 2**20
+# How long they may take to end when they are killed.
+GONE = 3.0
 # How long processes may take to start and import.
 STARTING = 60
 
@@ -67,7 +69,7 @@ def _temporary() -> Iterator[Path]:
         raise NoRoom("there is no temporary folder: give TMPDIR one to write in") from None
     # What has been killed together with its sweeper.
     remains.sweep((f"{place}/rankwise-practice-",), until=time.time() - remains.OLD)
-    with remains.swept(f"{place}/{begin}", *remains.MPI_NAMES):
+    with remains.swept(f"{place}/{begin}", *remains.MPI_NAMES, patience=GONE):
         try:
             made = tempfile.TemporaryDirectory(prefix=begin, ignore_cleanup_errors=True)
         except OSError as error:

@@ -26,7 +26,7 @@ SENDS = "chunks[into] += ring.sendrecv(right, chunks[out], left)"
 KINDS = {"deadlock": "ring.recv(left)", "loop": "while True: pass", "right": SENDS}
 TOLD = "Every rank waits to receive, and nobody sends."
 # Seconds after a kill for all to be gone.
-GONE = 3.0
+GONE = 5.0
 
 
 def check(kind: str, kill: float | None) -> list[str]:
