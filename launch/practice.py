@@ -32,6 +32,7 @@ from practice.desk import screen  # noqa: E402
 from practice.desk.desk import Desk, Refused  # noqa: E402
 from practice.desk.show import DRILL_MINUTES, home, read, show_list  # noqa: E402
 from practice.exercise import Exercise, NoSuchExercise  # noqa: E402
+from practice.run import NoRoom  # noqa: E402
 from practice.schedule import RATINGS  # noqa: E402
 from practice.workbook import Workbook, WorkbookError  # noqa: E402
 
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             raise Refused("practice starts its own ranks: run it without mpirun")
         return run(args)
-    except (Refused, NoSuchExercise, WorkbookError) as error:
+    except (Refused, NoSuchExercise, WorkbookError, NoRoom) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

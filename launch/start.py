@@ -21,7 +21,7 @@ from functools import cache, partial
 from typing import NoReturn
 
 from launch.process import keeper, launcher, signals
-from parallel import threads
+from parallel import remains, space, threads
 
 # What a user has set is kept.
 _threads_given = any(v in os.environ for v in threads.BLAS_VARIABLES)
@@ -78,7 +78,10 @@ def begin() -> MPI.Intracomm:
 @cache
 def _begin() -> Ending:
     _check_launcher()
+    _check_space()
     _keep_freed_memory()
+    # It does so already where a keeper is there.
+    keeper.swept()
     MPI.Init_thread(MPI.THREAD_MULTIPLE)
     atexit.register(lambda: MPI.Is_finalized() or MPI.Finalize())
     comm = MPI.COMM_WORLD
@@ -114,6 +117,14 @@ def _check_launcher() -> None:
     if started is not None and by_open_mpi != (vendor == "Open MPI"):
         whose = "Open MPI's mpirun" if by_open_mpi else "the mpirun of another MPI"
         keeper.refuse(f"{whose} started {started} ranks, but this Python's MPI is {vendor}: {_USE_ITS_OWN}")
+    if launcher.absent():
+        keeper.refuse(f"PMI_SIZE is {started}, but no launcher has set it: unset it, or {_USE_ITS_OWN}")
+
+
+def _check_space() -> None:
+    # On every rank: one that went on would die of it, and drown this.
+    if problem := space.missing(MPI.get_vendor()[0], launcher.local_size()):
+        keeper.refuse(problem)
 
 
 def _check_size(comm: MPI.Intracomm) -> None:
@@ -179,7 +190,7 @@ def under_mpirun(options: argparse.ArgumentParser, name: str, ranks: int, passin
 
 def _passed_on(command: list[str]) -> int:
     """The status of Open MPI's mpirun, which would kill its ranks on SIGTERM: it is sent SIGUSR1, which it passes on."""
-    process = subprocess.Popen(command, preexec_fn=partial(keeper.die_with_parent, os.getpid()))
+    process = subprocess.Popen(command, preexec_fn=partial(remains.die_with_parent, os.getpid()))
     signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGUSR1))
     # The terminal sends it to both; mpirun ends the ranks, and then this ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
+from parallel import remains
 from parallel.threads import BLAS_VARIABLES
 from practice.exercise import Exercise
 from practice.part import Case, Outcome
@@ -25,8 +28,16 @@ LEAVING = 2.0
 # Variables that an outer launcher sets for its own ranks, and those that a user sets for theirs.
 LAUNCHERS = ("PYTHON", "PMI", "OMPI_", "PRTE", "HYDRA", "HYDI", "MPI_", "MPIR_")
 KEPT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_MCA_rmaps_default_mapping_policy")
+# Bytes that the temporary folder must have left, for what the learner prints and returns.
+ROOM = 8 * 2**20
+# How long they may take to end when they are killed.
+GONE = 3.0
 # How long processes may take to start and import.
 STARTING = 60
+
+
+class NoRoom(Exception):
+    """The learner's processes have no room to work in."""
 
 
 @dataclass
@@ -44,8 +55,31 @@ class Run:
 
 def run(exercise: Exercise, file: str, source: str, cases: Sequence[Case], command: Callable[[int, str], list[str]]) -> Run:
     """Run all cases on the learner's `source`. `command(ranks, job)`: what starts `worker.main(job)` on so many ranks."""
-    with tempfile.TemporaryDirectory(prefix="rankwise-practice-", ignore_cleanup_errors=True) as folder:
-        return _run(Path(folder), exercise, file, source, cases, command)
+    with _temporary() as folder, open(folder / "start", "w") as log:
+        return _run(folder, exercise, file, source, cases, command, log)
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """A folder that is removed, also when this process is killed. Raises NoRoom."""
+    begin = f"rankwise-practice-{os.getpid()}-"
+    try:
+        place = tempfile.gettempdir()
+    except OSError:
+        raise NoRoom("there is no temporary folder: give TMPDIR one to write in") from None
+    # What has been killed together with its sweeper.
+    remains.sweep((f"{place}/rankwise-practice-",), until=time.time() - remains.OLD)
+    with remains.swept(f"{place}/{begin}", *remains.MPI_NAMES, patience=GONE):
+        try:
+            made = tempfile.TemporaryDirectory(prefix=begin, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise NoRoom(f"{place}: {error.strerror}: give TMPDIR a folder to write in") from None
+        with made as folder:
+            space = os.statvfs(folder)
+            if (free := space.f_bavail * space.f_frsize) < ROOM:
+                need = f"{free / 2**20:.1f} MiB are left, and a check needs {ROOM / 2**20:g}"
+                raise NoRoom(f"{place}: {need}: give TMPDIR another folder")
+            yield Path(folder)
 
 
 def _run(
@@ -55,6 +89,7 @@ def _run(
     source: str,
     cases: Sequence[Case],
     command: Callable[[int, str], list[str]],
+    log: TextIO,
 ) -> Run:
     facts, ranks = exercise.facts, exercise.ranks
     job = {"exercise": exercise.name, "file": file, "source": source, "cases": [asdict(c) for c in cases]}
@@ -63,16 +98,18 @@ def _run(
     environment |= dict.fromkeys(BLAS_VARIABLES, "1") | {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}
     # Open MPI's option for more ranks than cores.
     environment.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
-    begun = time.monotonic()
-    with open(folder / "start", "w") as log:
-        own = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment, "start_new_session": True}
-        process = subprocess.Popen(command(ranks, str(folder)), **own)
+    begun, started = time.monotonic(), time.time()
+    own = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment, "start_new_session": True}
+    # Were this killed, nobody would end the learner's endless loop.
+    own["preexec_fn"] = partial(remains.die_with_parent, os.getpid())
+    process = subprocess.Popen(command(ranks, str(folder)), **own)
     try:
         ended = _watch(process, folder, ranks, facts["seconds"])
         states = [_state(folder, rank) for rank in range(ranks)]
         lines = _lines(folder, states, file) if ended else [0] * ranks
     finally:
         _end(process, [s.get("pid", 0) for s in (_state(folder, r) for r in range(ranks))])
+        remains.sweep(remains.MPI_NAMES, since=started)
     outcomes = []
     for number in range(len(cases)):
         by_rank = [stored(folder, number, rank) for rank in range(ranks)]
@@ -81,7 +118,10 @@ def _run(
         outcomes.append([o or s for o, s in zip(by_rank, silent, strict=True)] if reached else [])
     printed = "".join(_text(folder / f"out.{rank}") for rank in range(ranks))
     if not ended and not any(outcomes):
-        ended = "the process ended before it began: " + _text(folder / "start")[-600:]
+        said = _text(folder / "start")
+        if said.startswith("error: "):
+            raise NoRoom(said.splitlines()[0].removeprefix("error: "))
+        ended = "the process ended before it began: " + said[-600:]
     return Run(outcomes, ended, states, lines, printed, time.monotonic() - begun)
 
 

@@ -19,6 +19,7 @@ from mpi4py import MPI
 
 from launch.process import keeper, signals
 from launch.process.watchdog import Watchdog
+from parallel import remains
 from parallel.call import path_in_project
 from parallel.recorder import ENDED, Recorder
 
@@ -33,7 +34,7 @@ class Ending:
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         # First: what ends before it leaves its segments behind.
-        unlink_shared_memory(comm)
+        remains.unlink_names(comm)
         self.comm = comm
         self.recorder = Recorder(comm)
         self.recorder.attach(comm)
@@ -135,16 +136,3 @@ def _at(trace: TracebackType | None) -> str:
         if re.match("(launch|layers|models|training|inference|reference)/", path := path_in_project(f.filename))
     ]
     return f", at {asking[-1]}" if asking else ""
-
-
-def unlink_shared_memory(comm: MPI.Intracomm) -> None:
-    """MPI leaves its segments in /dev/shm when a job is killed. Once all ranks have mapped them, the names are not needed."""
-    if not MPI.Get_library_version().startswith("MPICH") and comm.size > 1:
-        return
-    comm.Barrier()
-    with suppress(OSError), open("/proc/self/maps") as maps:
-        names = {line.split(maxsplit=5)[5].strip() for line in maps if " /dev/shm/" in line}
-        for name in names:
-            with suppress(OSError):
-                os.unlink(name)
-    comm.Barrier()

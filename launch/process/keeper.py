@@ -10,18 +10,19 @@ before anything else is imported.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import mmap
 import os
 import signal
 import sys
 from contextlib import suppress
-from time import sleep
+from errno import EADDRINUSE
+from time import sleep, time
 from traceback import format_exception, format_exception_only
 from types import TracebackType
 from typing import NoReturn
 
 from launch.process import launcher
+from parallel import remains
 
 # Seconds for the other ranks to notice and report a death; they end the job themselves then.
 MOMENT = 1.5
@@ -29,7 +30,7 @@ MOMENT = 1.5
 OBEYED = 1.0
 # Seconds for the launcher to pass on what was printed: it drops the rest when the job is aborted.
 PASSED_ON = 0.2
-# Seconds for rank 0 to fail before another fails in the same way: where all do, one says it.
+# Seconds for the first rank that fails to end all, before another one does so without a word: where all fail, one says it.
 AFTER_THE_FIRST = 0.4
 # Seconds until MPI must run on all ranks.
 START_LIMIT = 60.0
@@ -42,31 +43,50 @@ _REPORTED, _EXPLAINED = 0, 1
 _shared: mmap.mmap | None = None
 # In the environment of a rank, and so of all that it starts.
 KEPT = "RANKWISE_KEPT"
+# When this module was imported, in seconds since 1970.
+_begun = time()
+# The process that sweeps if this one is killed, while there is one; what started the keepers of this host; the name of the rank
+# that speaks for all, held by it.
+_sweeper = _launcher = 0
+_speaker: object = None
 
 
 def keep() -> None:
     """Returns in a child, which is the rank from here on; its parent ends as the child does.
 
-    A system where a death cannot be seen without being reaped has no keeper, nor have the processes that a rank starts.
+    A system where a death cannot be seen without being reaped has no keeper, nor have the processes that a rank starts, nor a
+    rank that no launcher waits for.
     """
-    global _shared
-    if not hasattr(os, "waitid") or KEPT in os.environ:
+    global _shared, _launcher
+    if not hasattr(os, "waitid") or KEPT in os.environ or launcher.absent():
         return
     _shared = mmap.mmap(-1, 2)
     keeper = os.getpid()
-    die_with_parent(os.getppid())
+    _launcher = os.getppid()
+    remains.die_with_parent(_launcher)
     rank = os.fork()
     if rank:
         _wait(rank)
-    die_with_parent(keeper)
+    remains.die_with_parent(keeper)
     os.environ[KEPT] = "1"
     sys.excepthook = _failed
     # Not reached by os._exit.
     atexit.register(expected)
+    swept()
+
+
+def swept() -> None:
+    """From now until MPI runs, what it has named is removed if this rank is killed. One rank of a host is enough for that."""
+    global _sweeper
+    if not _sweeper and launcher.local_rank() == 0:
+        _sweeper = remains.sweeper(remains.MPI_NAMES)
 
 
 def reported() -> None:
-    """From now on the other ranks notice the end of this one, and report it."""
+    """MPI runs, and nothing of it has a name: from now on the other ranks notice the end of this one, and report it."""
+    global _sweeper
+    remains.dismiss(_sweeper)
+    _sweeper = 0
     if _shared is not None:
         _shared[_REPORTED] = 1
 
@@ -85,15 +105,6 @@ def replaced() -> None:
         del os.environ[KEPT]
 
 
-def die_with_parent(parent: int) -> None:
-    """Linux: when the parent is killed outright, so is this process. Open MPI's ranks would live on."""
-    with suppress(OSError, AttributeError):
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-
 def name() -> str:
     """This rank among all, as people read it."""
     return f"rank {launcher.rank()} of {launcher.size()}"
@@ -108,22 +119,46 @@ def led(first: str, kind: type[BaseException], value: BaseException, trace: Trac
 
 
 def refuse(problem: str) -> NoReturn:
-    """Leave with one line and status 2 before MPI runs. Where all ranks refuse, rank 0 says it."""
-    if launcher.rank():
-        sleep(AFTER_THE_FIRST)
-    print(f"error: {problem}", file=sys.stderr, flush=True)
+    """Leave with one line and status 2 before MPI runs. Where several ranks of a host refuse, the first says it."""
+    _say_first(f"error: {problem}", 2)
     sys.exit(2)
 
 
 def _failed(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> NoReturn:
     """The excepthook of a rank until MPI runs. Its keeper ends all ranks when it has left with a status."""
-    if launcher.rank():
-        sleep(AFTER_THE_FIRST)
-    sys.stderr.write(led(name(), kind, value, trace) + "\n")
-    sys.stderr.flush()
+    _say_first(led(name(), kind, value, trace), 1)
     expected()
     # No further: the end of a process that has begun to start MPI would wait for the others.
     os._exit(1)
+
+
+def _say_first(text: str, status: int) -> None:
+    """Print why this rank ends, unless another of its host has done so; and have MPICH's launcher end all, before that one's
+    name is free again."""
+    if not _first_to_speak():
+        sleep(AFTER_THE_FIRST)
+        return
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+    if _launcher and "PMI_FD" in os.environ:
+        expected()
+        _end_all("", status)
+
+
+def _first_to_speak() -> bool:
+    """Whether no other rank of this host has asked this. All that ranks share yet is the names of sockets, which vanish with
+    those that hold them."""
+    global _speaker
+    if not _launcher:
+        return True
+    try:
+        import socket
+
+        _speaker = socket.socket(socket.AF_UNIX)
+        _speaker.bind(f"\0rankwise-{_launcher}")
+    except (OSError, ImportError, MemoryError) as error:
+        return getattr(error, "errno", None) != EADDRINUSE
+    return True
 
 
 def _wait(rank: int) -> NoReturn:
@@ -140,9 +175,8 @@ def _wait(rank: int) -> NoReturn:
     _, status = os.waitpid(rank, 0)
     code = os.waitstatus_to_exitcode(status)
     if not explained:
-        _end_all(
-            f"{name()} {how(code)}{'' if _shared[_REPORTED] else ' before MPI ran'}", 128 - code if code < 0 else code or 1
-        )
+        when = "" if _shared[_REPORTED] else " before MPI ran"
+        _end_all(f"{name()} {how(code)}{when}", 128 - code if code < 0 else code or 1)
     if code and not _shared[_REPORTED]:
         _end_all("", 128 - code if code < 0 else code)
     if code < 0:
@@ -171,6 +205,9 @@ def _too_late(rank: int) -> None:
 
 def _end_all(why: str, status: int) -> NoReturn:
     """Print why, and have the launcher end all ranks with this status."""
+    if not _shared[_REPORTED]:
+        # Other ranks may still be making what this one has named.
+        remains.sweeper(remains.MPI_NAMES, _begun)
     if why:
         with suppress(OSError):
             os.write(2, f"{why}\n".encode())
@@ -204,6 +241,8 @@ def _outlive(started: int) -> None:
             os.setsid()
             sleep(OBEYED)
             os.kill(started, signal.SIGKILL)
+            sleep(PASSED_ON)
+            remains.sweep(remains.MPI_NAMES, since=_begun - remains.BEFORE)
             os._exit(0)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-# What launchers say in the environment: ranks in all, this rank, ranks on this host.
+# What launchers say in the environment: ranks in all, this rank, this rank and all ranks on this host.
 _SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "SLURM_NTASKS")
 _RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+_LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 _LOCAL = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
 
 
@@ -20,6 +21,11 @@ def size(environ: Mapping[str, str] = os.environ) -> int | None:
     return _number(_SIZE[:3], environ)
 
 
+def absent(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether something else has set PMI_SIZE: a launcher also says how it is reached."""
+    return _number(_SIZE[:1], environ) is not None and not {"PMI_FD", "PMI_PORT", *_SIZE[1:]} & environ.keys()
+
+
 def rank(environ: Mapping[str, str] = os.environ) -> int:
     """This rank, as the launcher says; 0 without one. For use before MPI starts."""
     return _number(_RANK, environ) or 0
@@ -28,3 +34,9 @@ def rank(environ: Mapping[str, str] = os.environ) -> int:
 def local_size(environ: Mapping[str, str] = os.environ) -> int:
     """Ranks on this host, as far as the environment tells."""
     return _number(_LOCAL, environ) or size(environ) or 1
+
+
+def local_rank(environ: Mapping[str, str] = os.environ) -> int:
+    """This rank among those of this host; 0 without a launcher."""
+    found = _number(_LOCAL_RANK, environ)
+    return rank(environ) if found is None else found

@@ -1,28 +1,26 @@
-"""Crashes in a row, of all kinds: `python -m tests.faults.crashes 200`. No process stays behind, and no byte in /dev/shm.
+"""Crashes in a row, of all kinds: `python -m tests.faults.crashes 200`. No process stays behind, and no file.
 
-Where the system lets it, the crashes see a /dev/shm of their own, so that what others do in it is not counted.
+Where the system lets it, the crashes see a /dev/shm and a /tmp of their own, so that what others do there is not counted.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.faults.own_space import ALONE, alone, named
 from tests.faults.running import run
 
 COMMAND = ["-m", "launch.tp_mlp", "--tokens", "5", "--d-model", "6", "--d-ff", "13", "--timed", "5,6,13", "--data", "none"]
 KINDS = ("kind=raise", "kind=kill", "kind=segv,when=in", "kind=exit:3", "kind=osexit:5", "kind=shape", "kind=thread")
 KINDS += ("kind=kill,when=in",)
 AT_ONCE = 3
-ALONE = "RANKWISE_OWN_SHM"
 
 
 def crashes(how_many: int) -> list[str]:
     """What went wrong, in words."""
-    before, problems = set(os.listdir("/dev/shm")), []
+    before, problems = named(), []
 
     def crash(i: int) -> None:
         kind, ranks = KINDS[i % len(KINDS)], (2, 3, 4, 1)[(i + i // len(KINDS)) % 4]
@@ -35,17 +33,14 @@ def crashes(how_many: int) -> list[str]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(crash, range(how_many)):
             pass
-    problems += [f"/dev/shm/{name} is left" for name in sorted(set(os.listdir("/dev/shm")) - before)]
+    problems += [f"{name} is left" for name in sorted(named() - before) if ALONE in os.environ or "shm" in name]
     return problems
 
 
 def main() -> int:
+    if (status := alone("tests.faults.crashes")) is not None:
+        return status
     how_many = int(sys.argv[1])
-    if ALONE not in os.environ and shutil.which("unshare"):
-        mounted = 'mount -t tmpfs tmpfs /dev/shm && exec "$@"'
-        again = ["unshare", "--mount", "sh", "-c", mounted, "sh", sys.executable, "-m", "tests.faults.crashes", str(how_many)]
-        if subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0:
-            return subprocess.run(again, env=os.environ | {ALONE: "1"}, check=False).returncode
     problems = crashes(how_many)
     print(*problems, f"{how_many} crashes, {len(problems)} problems", sep="\n")
     return bool(problems)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,18 +63,28 @@ def _named(pid: int) -> str:
     return str(pid)
 
 
-def run(ranks: int, args: list[str], fault: str | None = None, limit: float = 30, open_mpi: bool = False, **more: str) -> Seen:
+def run(
+    ranks: int,
+    args: list[str],
+    fault: str | None = None,
+    limit: float = 30,
+    open_mpi: bool = False,
+    within: Callable[[list[str]], list[str]] = list,
+    **more: str,
+) -> Seen:
     """`mpirun -n ranks python *args` with a fault planted, at most `limit` seconds; nothing of it is left behind.
 
-    `more`: of its environment.
+    ranks 0: without mpirun. `within`: makes of this command the one that is run. `more`: of its environment.
     """
     mark = uuid.uuid4().hex
     environ = launcher_free(dict(os.environ)) | AS_ROOT | {MARK: mark} | more
     if fault is not None:
         environ["RANKWISE_FAULT"] = fault
     bin_folder = OPEN_MPI if open_mpi else Path(sys.executable).parent
-    command = [str(bin_folder / "mpirun"), "-n", str(ranks), str(bin_folder / "python"), *args]
-    typed = f"{'' if fault is None else f'RANKWISE_FAULT={fault} '}mpirun -n {ranks} python {' '.join(args)}"
+    launcher = [str(bin_folder / "mpirun"), "-n", str(ranks)] if ranks else []
+    command = within([*launcher, str(bin_folder / "python"), *args])
+    started = f"mpirun -n {ranks} " if ranks else ""
+    typed = f"{'' if fault is None else f'RANKWISE_FAULT={fault} '}{started}python {' '.join(args)}"
     # Files, not pipes: what lives on would keep a pipe open, and the reader waiting.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         begun = time.monotonic()

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.faults.cases import DEATHS, FILES, HANGS, HARMLESS, MISMATCHES, NUMBERS, Case
+from tests.faults.scarce import SCARCE, Scarce
+from tests.faults.scarce import seen as in_scarcity
 from tests.faults.test_faults import prepared, seen
 
 HEAD = """# Faults, and what is said of them
@@ -16,7 +18,7 @@ HEAD = """# Faults, and what is said of them
 Made by `python -m tests.faults.table` from real runs. Each run is a real command in which `RANKWISE_FAULT`
 (`parallel/watch/fault.py`) plants one fault in one rank, the last. What the command says is cut short here; the status is that
 of mpirun. `make faults` runs all faults on 2, 3 and 4 ranks, on each rank where that matters, and the most telling ones under
-Open MPI.
+Open MPI. Space is that of a /dev/shm and a /tmp of the run's own.
 """
 TITLES = {
     "Ranks that disagree": MISMATCHES,
@@ -27,6 +29,19 @@ TITLES = {
     "What does no harm": HARMLESS,
 }
 LONGEST = 230
+SPACE = """## Space
+
+| lacking | given | command | said | status |
+|---|---|---|---|---|"""
+
+
+def scarce(case: Scarce) -> str:
+    done = in_scarcity(case)
+    said = next((line for line in done.err.splitlines() if line.startswith("error")), "" if done.status else "all agreed")
+    given = [f"{name}: {value}" for name, value in case.mounts.items()] + [f"{n}={value}" for n, value in case.environ.items()]
+    command = "practice check" if case.practice else "mlp" if case.ranks else "mlp, without mpirun"
+    said = re.sub(r"/\S+/mpirun", ".venv/bin/mpirun", said)
+    return f"| {case.name} | `{', '.join(given)}` | {command} | `{said}` | {done.status} |"
 
 
 def row(case: Case, shared: Path) -> str:
@@ -49,6 +64,7 @@ def main() -> None:
             print(f"## {title}\n\n| fault | planted | command | said | status |\n|---|---|---|---|---|")
             print(*pool.map(lambda case: row(case, Path(tmp)), cases), "", sep="\n")
             sys.stdout.flush()
+        print(SPACE, *pool.map(scarce, SCARCE), sep="\n")
 
 
 if __name__ == "__main__":

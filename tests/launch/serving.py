@@ -22,7 +22,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from launch.process.keeper import die_with_parent
+from parallel.remains import die_with_parent
 from tests.harness import ROOT, launcher_free
 
 FAMILIES = ROOT / "tests/oracles/families"

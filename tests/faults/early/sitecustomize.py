@@ -34,5 +34,6 @@ if _planted.get("rank") in (_rank, "every"):
     elif "files" in _planted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(_planted["files"]),) * 2)
     else:
-        # The rank is the child of the process that the launcher has started.
-        os.register_at_fork(after_in_child=threading.Thread(target=_killed, daemon=True).start)
+        # The rank is the child of the process that the launcher has started; its own children are spared.
+        _killer = threading.Thread(target=_killed, daemon=True)
+        os.register_at_fork(after_in_child=lambda: _killer.ident or _killer.start())
