@@ -27,6 +27,7 @@ from parallel.axis import Axis
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
+from parallel.rows import cut_rows, own
 from parallel.shard import covering, even
 from reference import attention as reference
 from reference import layer
@@ -86,6 +87,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument(
         "--bidirectional", action="store_true", help="every token reads its whole sequence, not only what is before it"
     )
+    p.add_argument("--sequence-parallel", action="store_true", help="cut the tokens over the ranks outside the layer")
     p.add_argument(
         "--no-bias", action="store_true", help="leave the biases of queries, keys, values and output out (mla has none)"
     )
@@ -202,16 +204,17 @@ def rope(args: argparse.Namespace, sizes: Sizes) -> Rope | None:
 
 
 def build(args: argparse.Namespace, sizes: Sizes, tp: Axis) -> Attention | LatentAttention:
-    weights, causal = drawn(args.seed, args.dtype, SPREAD), not args.bidirectional
+    weights = drawn(args.seed, args.dtype, SPREAD)
+    more = {"causal": not args.bidirectional, "cuts_rows": args.sequence_parallel}
     rotated = rope(args, sizes)
     correction = rotated.softmax_factor if rotated else 1.0
     if args.kind == "mla":
         widths = (sizes.d_latent, sizes.d_nope, sizes.d_rope, sizes.d_value, args.d_query_latent or 0)
         scale = (sizes.d_nope + sizes.d_rope) ** -0.5 * correction
-        return LatentAttention(tp, weights, args.d_model, args.heads, *widths, eps=EPS, causal=causal, scale=scale)
+        return LatentAttention(tp, weights, args.d_model, args.heads, *widths, eps=EPS, scale=scale, **more)
     widths = (args.d_model, args.heads, sizes.kv_heads, sizes.d_head)
     bias, norm, scale = not args.no_bias, EPS if args.qk_norm else None, sizes.d_head**-0.5 * correction
-    return Attention(tp, weights, *widths, bias=bias, bias_out=bias, qk_norm=norm, causal=causal, scale=scale)
+    return Attention(tp, weights, *widths, bias=bias, bias_out=bias, qk_norm=norm, scale=scale, **more)
 
 
 def reference_options(args: argparse.Namespace, lengths: list[int]) -> reference.Options:
@@ -270,19 +273,21 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
     x, dy = inputs(sizes.tokens, args.d_model, args.dtype, args.seed)
     turns = rope(args, sizes)
     rotation = None if turns is None else turns.at(np.concatenate([np.arange(n) for n in lengths]), args.dtype)
-    measured = step.run(attention, x, dy, mesh, control, lengths, rotation)
+    rows = cut_rows(sizes.tokens, comm.size) if args.sequence_parallel else None
+    measured = step.run(attention, x, dy, mesh, control, lengths, rotation, rows=rows)
     first, checks = comm.rank == 0, []
     if first:
         shown = progress.items("the reference, tensor by tensor", True, 1 + 2 * (1 + len(attention.parameters)))
         asked = reference_options(args, lengths)
         checks = list(shown(compared(asked, args.heads, measured.whole | {"x": x}, dy)))
     control.wait(patient=True)
-    again = partial(step.phases, attention, x, dy, mesh, lengths, rotation)
+    parts = tuple(own(a, rows, comm.rank) for a in (x, dy))
+    again = partial(step.phases, attention, *parts, mesh, lengths, rotation, rows)
     explained = view.explained(args, control, mesh, attention.parameters, again)
     alone = Mesh(MPI.COMM_SELF, tp=1) if first else None
     limit = (products.latent_attention if args.kind == "mla" else products.attention)(attention, x, lengths)
     single = lambda: step.of(build(args, sizes, alone.tp), alone, x, dy, lengths, rotation)  # noqa: E731
-    seconds = step.seconds(step.of(attention, mesh, x, dy, lengths, rotation), limit, single, comm)
+    seconds = step.seconds(step.of(attention, mesh, *parts, lengths, rotation, rows), limit, single, comm)
     if not first:
         return 0
     scaling = args.rope_scaling and {"kind": type(args.rope_scaling).__name__.lower(), **asdict(args.rope_scaling)}

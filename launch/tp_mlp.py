@@ -1,6 +1,6 @@
 """The main job: a tensor-parallel two-layer MLP, compared with the reference, counted, timed, and taught to read digits.
 
-T tokens   D model width   F hidden width   f this rank's share of F over tp
+T tokens   D model width   F hidden width   f, t this rank's share over tp of F and, with --sequence-parallel, of T
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +22,12 @@ from layers.mlp import MLP
 from layers.ops import ACTIVATIONS
 from parallel.axis import Axis
 from parallel.control import Control
+from parallel.ledger import wire_bytes
 from parallel.mesh import Mesh
+from parallel.owed import Owed
 from parallel.parameter import drawn
-from parallel.shard import even
+from parallel.rows import cut_rows, own
+from parallel.shard import Cut, even
 from reference import mlp as reference
 from reference.compare import Comparison, compare, tolerance
 from training import digits
@@ -42,6 +46,7 @@ class Job(NamedTuple):
     bias: bool
     dtype: str
     seed: int
+    sequence_parallel: bool
 
     def inputs(self) -> tuple[np.ndarray, np.ndarray]:
         """x and dy (T, D), the same on every rank and mesh."""
@@ -49,7 +54,17 @@ class Job(NamedTuple):
         return tuple(random.standard_normal((2, self.tokens, self.d_model)).astype(self.dtype))
 
     def build(self, tp: Axis) -> MLP:
-        return MLP(tp, drawn(self.seed, self.dtype, SPREAD), self.d_model, self.d_ff, self.activation, self.bias)
+        weights = drawn(self.seed, self.dtype, SPREAD)
+        return MLP(tp, weights, self.d_model, self.d_ff, self.activation, self.bias, cuts_rows=self.sequence_parallel)
+
+    def rows(self, tp: Axis) -> Cut | None:
+        """How T is cut over tp; None where every rank has all of it."""
+        return cut_rows(self.tokens, tp.size) if self.sequence_parallel else None
+
+    def step(self, mesh: Mesh) -> tuple[MLP, Callable[[], None]]:
+        """The MLP, and a step of it on this rank's rows, to be timed."""
+        mlp, rows = self.build(mesh.tp), self.rows(mesh.tp)
+        return mlp, step.of(mlp, mesh, *(own(a, rows, mesh.tp.rank) for a in self.inputs()), rows)
 
 
 def options() -> argparse.ArgumentParser:
@@ -69,6 +84,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--timed", type=_sizes, metavar="T,D,F", default="512,256,2048", help="sizes of the step that is timed")
     p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="gelu", help="between the two layers")
     p.add_argument("--no-bias", action="store_true", help="leave the biases out")
+    p.add_argument("--sequence-parallel", action="store_true", help="cut the tokens over the ranks outside the two layers")
     p.add_argument("--data", choices=("digits", "none"), default="digits", help="what to train on afterwards")
     view.add_options(p)
     return p
@@ -89,7 +105,8 @@ def check(args: argparse.Namespace, ranks: int) -> tuple[Job, Job]:
         if ranks > d_ff:
             raise UsageError(f"cannot cut {option} {d_ff} over {ranks} ranks: use at most {d_ff} ranks or a larger {option}")
     sizes = (args.tokens, args.d_model, args.d_ff)
-    compared, timed = (Job(*s, args.activation, not args.no_bias, args.dtype, args.seed) for s in (sizes, args.timed))
+    settings = (args.activation, not args.no_bias, args.dtype, args.seed, args.sequence_parallel)
+    compared, timed = (Job(*s, *settings) for s in (sizes, args.timed))
     return compared, timed
 
 
@@ -131,27 +148,28 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     job, larger = jobs
     control = Control(comm)
     mesh = start.make_mesh(args, comm, tp=comm.size)
-    mlp, (x, dy) = job.build(mesh.tp), job.inputs()
-    measured = step.run(mlp, x, dy, mesh, control)
+    mlp, (x, dy), rows = job.build(mesh.tp), job.inputs(), job.rows(mesh.tp)
+    measured = step.run(mlp, x, dy, mesh, control, rows=rows)
     first = comm.rank == 0
     checks = compared(job, mesh, mlp, measured.whole, x, dy) if first else []
     control.wait(patient=True)
-    explained = view.explained(args, control, mesh, mlp.parameters, lambda: step.phases(mlp, x, dy, mesh))
+    parts = tuple(own(a, rows, comm.rank) for a in (x, dy))
+    explained = view.explained(args, control, mesh, mlp.parameters, lambda: step.phases(mlp, *parts, mesh, rows))
     alone = Mesh(MPI.COMM_SELF, tp=1) if first else None
-    mlp, inputs = larger.build(mesh.tp), larger.inputs()
-    single = lambda: step.of(larger.build(alone.tp), alone, *inputs)  # noqa: E731
-    seconds = step.seconds(step.of(mlp, mesh, *inputs), products.mlp(mlp, inputs[0]), single, comm)
+    large, once = larger.step(mesh)
+    seconds = step.seconds(once, products.mlp(large, larger.inputs()[0]), lambda: larger.step(alone)[1], comm)
     learnt, epochs = trained(job, mesh.tp, alone and alone.tp, control) if args.data == "digits" else ({}, [])
     if not first:
         return 0
     sizes = ("tokens", "d_model", "d_ff")
     result = report.header("tp_mlp", args, mesh) | {
-        "config": {k: getattr(job, k) for k in (*sizes, "activation", "bias")} | {"data": args.data},
+        "config": {k: getattr(job, k) for k in (*sizes, "activation", "bias", "sequence_parallel")} | {"data": args.data},
         "checks": [c.as_json() for c in (*checks, *epochs)],
         "communication": measured.communication,
         "memory": measured.memory,
         "timed": {k: getattr(larger, k) for k in sizes},
         "seconds": seconds,
+        **({"beside_whole_rows": beside_whole_rows(job, mesh, mlp)} if rows is not None else {}),
         **({"digits": learnt} if learnt else {}),
         **({"explain": explained} if explained else {}),
     }
@@ -160,6 +178,16 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
         wrong.append("test accuracy")
     shown = lambda: view.show(explained, lambda: show(result, checks, epochs))  # noqa: E731
     return report.publish(args.json, result, shown, wrong, checks=checks, unwritten=view.draw(args, explained))
+
+
+def beside_whole_rows(job: Job, mesh: Mesh, mlp: MLP) -> dict[str, list[int]]:
+    """Of a step on this rank, by the closed forms, with rows cut and with whole rows: what it keeps, and what it sends."""
+    found: dict[str, list[int]] = {"saved_bytes": [], "wire_bytes": []}
+    for rows in (job.rows(mesh.tp), None):
+        sent = mlp.traffic(job.tokens, rows) + (Owed(mesh, mlp.parameters).traffic() if rows else [])
+        found["saved_bytes"].append(mlp.saved_bytes(job.tokens, rows))
+        found["wire_bytes"].append(sum(wire_bytes(t.verb, t.message_bytes, mesh.tp.size) for t in sent))
+    return found
 
 
 def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> None:
@@ -176,6 +204,13 @@ def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> No
     report.comparisons("Sharded result against the whole-array reference, entry by entry", checks)
     report.communication(result["communication"])
     report.memory(result["memory"])
+    if beside := result.get("beside_whole_rows"):
+        (kept, kept_whole), (sent, sent_whole) = beside["saved_bytes"], beside["wire_bytes"]
+        report.say(
+            f"Rows are cut: rank 0 keeps {kept:,.0f} bytes for backward, where whole rows would keep {kept_whole:,.0f}, "
+            f"and sends {sent:,.0f} bytes over the wire, where whole rows would send {sent_whole:,.0f}.",
+            "",
+        )
     T, D, F = result["timed"].values()
     report.seconds(result["seconds"], step.REPEATS, ranks, f" at T {T}, D {D}, F {F}")
     if epochs:

@@ -91,6 +91,7 @@ def options() -> argparse.ArgumentParser:
     t.add_argument("--weight-decay", type=amount, default=0.1, help="of matrices and tables")
     t.add_argument("--zero", action="store_true", help="split the optimizer's state over dp (ZeRO stage 1)")
     t.add_argument("--recompute", action="store_true", help="keep only the inputs of blocks for backward")
+    t.add_argument("--sequence-parallel", action="store_true", help="cut the tokens over tp between the products")
     t.add_argument("--overlap", choices=("on", "off"), default="on", help="send gradients while backward goes on")
     t.add_argument("--bucket-mib", type=amount, default=4.0, help="MiB of gradients sent at once")
     add_replicas(t, "steps")
@@ -173,7 +174,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, task: Task, comm: MPI.Intracomm) -> None:
         self.args, self.control = args, Control(comm)
         self.mesh = start.make_mesh(args, comm, **task.axes)
-        model = build(task.config, self.mesh.tp, drawn(args.seed, args.dtype), args.recompute)
+        model = build(task.config, self.mesh.tp, drawn(args.seed, args.dtype), args.recompute, args.sequence_parallel)
         bucket = max(1, int(args.bucket_mib * 2**20))
         plan = Plan(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay)
         self.trainer = Trainer(model, self.mesh, plan)

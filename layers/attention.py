@@ -1,6 +1,7 @@
 """Self-attention over ragged sequences, tensor-parallel by heads: multi-head, multi-query and grouped-query.
 
-T tokens   D model width   H query heads   K key/value heads   E head width   h, k this rank's share of H, K over tp
+T tokens   D model width   H query heads   K key/value heads   E head width
+h, k, t this rank's share over tp of H, K and, where rows are cut, of T
 n = h + 2 k: queries, keys and values side by side, from one product
 """
 
@@ -20,7 +21,8 @@ from layers.rope import Rotation
 from parallel.axis import Axis
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
-from parallel.shard import Layout, covering, even, group_sizes
+from parallel.rows import gathered, held, summed
+from parallel.shard import Cut, Layout, covering, even, group_sizes
 
 
 class Run(NamedTuple):
@@ -38,20 +40,20 @@ class Run(NamedTuple):
 class Attention:
     """y = softmax(q k^T / sqrt(E)) v Wo (arXiv 1706.03762; grouped: 2305.13245), cut by heads (1909.08053, section 3).
 
-        q_ThE | k_TkE | v_TkE = x_TD @ [Wq_DhE | Wk_DkE | Wv_DkE] + [bq | bk | bv]
+        q_ThE | k_TkE | v_TkE = gather_rows(x_tD) @ [Wq_DhE | Wk_DkE | Wv_DkE] + [bq | bk | bv]
         q, k    = rotate(norm(q)), rotate(norm(k))       where the options say so
         o_ThE   = softmax(scale q k^T) v
-        y_TD    = all_reduce(o_ThE @ Wo_hED) + bo_D
-        do_ThE  = dy_TD @ Wo_hED^T
+        y_tD    = sum_rows(o_ThE @ Wo_hED) + bo_D
+        do_ThE  = gather_rows(dy_tD) @ Wo_hED^T
         dWk_DkE, dWv_DkE                                 owed over tp where a head is on several ranks
-        dx_TD   = all_reduce([dq | dk | dv]_TnE @ [Wq | Wk | Wv]_DnE^T)
+        dx_tD   = sum_rows([dq | dk | dv]_TnE @ [Wq | Wk | Wv]_DnE^T)
 
     Query heads are dealt out as evenly as they go; a rank holds the key/value heads that its query heads read. `kv_heads`: H
     (multi-head, the default), 1 (multi-query) or a divisor of H. `qk_norm`: None, or eps of an RMS norm of each head's queries
     and keys, before rotation (as Qwen3); its weights are shared by the heads, so that their gradients are owed over tp too.
-    `scale`: of the scores, E^-0.5 unless given. Saved for backward: x, q, k, v, o and the log-sum-exp (and, normed, q and k
-    as they were and a number a head). Raises ValueError for more ranks than heads, kv_heads that do not divide heads,
-    or no `d_head` and heads that do not divide d_model.
+    `scale`: of the scores, E^-0.5 unless given. `cuts_rows`: whether it will be called with rows that are cut. Saved for
+    backward: x, q, k, v, o and the log-sum-exp (and, normed, q and k as they were and a number a head). Raises ValueError for
+    more ranks than heads, kv_heads that do not divide heads, or no `d_head` and heads that do not divide d_model.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Attention:
         qk_norm: float | None = None,
         causal: bool = True,
         scale: float | None = None,
+        cuts_rows: bool = False,
     ) -> None:
         kv_heads = kv_heads or heads
         if d_head is None and d_model % heads:
@@ -89,7 +92,7 @@ class Attention:
         self.W_DnE = weights.matrices(W, 1, tp.place, d_model, owed=(tp.name,))
         self.b_nE = weights.biases(b, 0, tp.place, owed=(tp.name,)) if bias else None
         self.norms = [] if qk_norm is None else [weights.norm(name, E, owed=(tp.name,)) for name in ("wqn", "wkn")]
-        self.out = RowParallelLinear(tp, weights, "o", (heads, E), d_model, cut, bias_out)
+        self.out = RowParallelLinear(tp, weights, "o", (heads, E), d_model, cut, bias_out, cuts_rows)
         self.runs: list[Run] = []
         q = kv = 0
         for group, same in groupby(group_sizes(cut, heads // kv_heads, tp.rank)):
@@ -102,8 +105,11 @@ class Attention:
         biases = [] if self.b_nE is None else self.b_nE.parameters
         return [*self.W_DnE.parameters, *biases, *self.norms, *self.out.parameters]
 
-    def forward(self, x_TD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None) -> tuple[np.ndarray, tuple]:
-        """x (T, D), sequences of `lengths` one after another, rotation of their positions -> y (T, D), saved."""
+    def forward(
+        self, x_tD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None, rows: Cut | None = None
+    ) -> tuple[np.ndarray, tuple]:
+        """x (t, D), sequences of `lengths` one after another, rotation of their positions -> y (t, D), saved."""
+        x_TD = self.tp.gather_rows(x_tD, rows)
         sequences = spans(lengths, len(x_TD))
         z_TnE, qk_TnE, saved_norm = self._projected(x_TD, rotation)
         o_ThE = np.empty((len(x_TD), self.h, self.E), x_TD.dtype)
@@ -112,8 +118,8 @@ class Attention:
         for run in self.runs:
             q, o, lse = (run.queries(a) for a in (q_ThE, o_ThE, lse_Th))
             attend(q, k_TkE[:, run.kv], v_TkE[:, run.kv], o, lse, sequences, self.scale, self.causal)
-        y_TD, saved_out = self.out.forward(o_ThE)
-        return y_TD, (x_TD, z_TnE, saved_norm, sequences, rotation, lse_Th, saved_out)
+        y_tD, saved_out = self.out.forward(o_ThE, rows)
+        return y_tD, (x_tD, rows, z_TnE, saved_norm, sequences, rotation, lse_Th, saved_out)
 
     def cached(self, x_TD: np.ndarray, rotation: Rotation | None, keep: Keep) -> np.ndarray:
         """x (T, D), new tokens of some sequences -> y (T, D): their queries read the keys and values that a cache has, and
@@ -134,11 +140,11 @@ class Attention:
         """What a cache keeps of a token on this rank: a key and a value of each of its heads."""
         return [(self.k, self.E), (self.k, self.E)]
 
-    def backward(self, dy_TD: np.ndarray, saved: tuple) -> np.ndarray:
-        """dy (T, D), saved -> dx (T, D). Adds into the gradients."""
-        x_TD, z_TnE, saved_norm, sequences, rotation, lse_Th, saved_out = saved
-        do_ThE = self.out.backward(dy_TD, saved_out)
-        o_ThE = saved_out.reshape(do_ThE.shape)
+    def backward(self, dy_tD: np.ndarray, saved: tuple) -> np.ndarray:
+        """dy (t, D), saved -> dx (t, D). Adds into the gradients."""
+        x_tD, rows, z_TnE, saved_norm, sequences, rotation, lse_Th, saved_out = saved
+        do_ThE = self.out.backward(dy_tD, saved_out)
+        o_ThE = saved_out[0].reshape(do_ThE.shape)
         qk_TnE = saved_norm[0] if saved_norm else self._queries_keys(z_TnE)
         dz_TnE = np.empty_like(z_TnE)
         q_ThE, k_TkE, v_TkE = self._by_heads(qk_TnE, z_TnE)
@@ -150,12 +156,13 @@ class Attention:
         if rotation is not None:
             rotation.backward(self._queries_keys(dz_TnE))
         self._normed_backward(dz_TnE, z_TnE, saved_norm)
+        x_TD = self.tp.gather_rows(x_tD, rows)
         dW_DnE = self.W_DnE.room()
         np.matmul(x_TD.T, dz_TnE.reshape(len(x_TD), -1), out=dW_DnE.reshape(self.d_model, -1))
         self.W_DnE.add_grad(dW_DnE)
         if self.b_nE is not None:
             self.b_nE.add_grad(dz_TnE.sum(axis=0))
-        return self.tp.all_reduce(dz_TnE.reshape(len(x_TD), -1) @ self.W_DnE.data.reshape(self.d_model, -1).T)
+        return self.tp.sum_rows(dz_TnE.reshape(len(x_TD), -1) @ self.W_DnE.data.reshape(self.d_model, -1).T, rows)
 
     def _projected(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray, tuple]:
         """z (T, n, E), the queries and keys in it (or in an array of their own, if normed) rotated, and what is saved."""
@@ -194,15 +201,16 @@ class Attention:
         h, k = self.h, self.k
         return qk_TnE[:, :h], qk_TnE[:, h : h + k], z_TnE[:, h + k :]
 
-    def traffic(self, tokens: int) -> list[Traffic]:
+    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
-        size = message((tokens, self.d_model), self.W_DnE.data.itemsize)
-        return [*self.out.traffic(tokens), Traffic("all_reduce", self.tp.name, "backward", size)]
+        size, tp = message((tokens, self.d_model), self.W_DnE.data.itemsize), self.tp.name
+        gathers = [t for phase in ("forward", "backward") for t in gathered(tp, rows, phase, size)]
+        return [*gathers, *self.out.traffic(tokens, rows), *summed(tp, rows, "backward", size)]
 
-    def saved_bytes(self, tokens: int) -> int:
+    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         """What this rank keeps from forward to backward. The rotation belongs to the batch and is not counted."""
         h, k, E = self.h, self.k, self.E
         normed = (h + k) * (E + 1) if self.norms else 0
-        return message((tokens, self.d_model + (h + 2 * k) * E + h + normed), self.W_DnE.data.itemsize) + self.out.saved_bytes(
-            tokens
-        )
+        b = self.W_DnE.data.itemsize
+        x = message((held(tokens, rows, self.tp.rank), self.d_model), b)
+        return x + message((tokens, (h + 2 * k) * E + h + normed), b) + self.out.saved_bytes(tokens)

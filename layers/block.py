@@ -1,6 +1,6 @@
 """A block of the transformer, pre-norm: what is added to the residual stream is computed from its norm (arXiv 2002.04745).
 
-T tokens   D model width
+T tokens   D model width   t this rank's share of T over tp, where rows are cut
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from layers.rope import Rotation
 from layers.store import Store
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter
+from parallel.rows import held
+from parallel.shard import Cut
 
 
 class Block:
-    """h = x + attention(norm1(x)); y = h + mlp(norm2(h)). Four all-reduces, two forward and two backward.
+    """h = x + attention(norm1(x)); y = h + mlp(norm2(h)). Four sums, two forward and two backward.
 
     dh = dy + norm2'(mlp'(dy))
     dx = dh + norm1'(attention'(dh))
 
-    The residual stream and the norms are whole on every rank. Saved for backward: what its four layers save.
+    The residual stream is whole on every rank, or cut by `rows` (sequence parallelism, 2205.05198); so is what the norms keep.
+    Saved for backward: what its four layers save.
     """
 
     def __init__(
@@ -40,33 +43,35 @@ class Block:
     def parameters(self) -> list[Parameter]:
         return [p for layer in (self.norm1, self.attention, self.norm2, self.mlp) for p in layer.parameters]
 
-    def forward(self, x_TD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None) -> tuple[np.ndarray, tuple]:
-        """x (T, D), sequences of `lengths` one after another, rotation of their positions -> y (T, D), saved."""
-        n_TD, saved_norm1 = self.norm1.forward(x_TD)
-        a_TD, saved_attention = self.attention.forward(n_TD, lengths, rotation)
-        h_TD = x_TD + a_TD
-        n_TD, saved_norm2 = self.norm2.forward(h_TD)
-        m_TD, saved_mlp = self.mlp.forward(n_TD)
-        y_TD = h_TD + m_TD
-        return y_TD, (saved_norm1, saved_attention, saved_norm2, saved_mlp)
+    def forward(
+        self, x_tD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None, rows: Cut | None = None
+    ) -> tuple[np.ndarray, tuple]:
+        """x (t, D), sequences of `lengths` one after another, rotation of their positions -> y (t, D), saved."""
+        n_tD, saved_norm1 = self.norm1.forward(x_tD)
+        a_tD, saved_attention = self.attention.forward(n_tD, lengths, rotation, rows)
+        h_tD = x_tD + a_tD
+        n_tD, saved_norm2 = self.norm2.forward(h_tD)
+        m_tD, saved_mlp = self.mlp.forward(n_tD, rows)
+        y_tD = h_tD + m_tD
+        return y_tD, (saved_norm1, saved_attention, saved_norm2, saved_mlp)
 
-    def backward(self, dy_TD: np.ndarray, saved: tuple) -> np.ndarray:
-        """dy (T, D), saved -> dx (T, D). Adds into the gradients."""
+    def backward(self, dy_tD: np.ndarray, saved: tuple) -> np.ndarray:
+        """dy (t, D), saved -> dx (t, D). Adds into the gradients."""
         saved_norm1, saved_attention, saved_norm2, saved_mlp = saved
-        dn_TD = self.mlp.backward(dy_TD, saved_mlp)
-        dh_TD = dy_TD + self.norm2.backward(dn_TD, saved_norm2)
-        dn_TD = self.attention.backward(dh_TD, saved_attention)
-        dx_TD = dh_TD + self.norm1.backward(dn_TD, saved_norm1)
-        return dx_TD
+        dn_tD = self.mlp.backward(dy_tD, saved_mlp)
+        dh_tD = dy_tD + self.norm2.backward(dn_tD, saved_norm2)
+        dn_tD = self.attention.backward(dh_tD, saved_attention)
+        dx_tD = dh_tD + self.norm1.backward(dn_tD, saved_norm1)
+        return dx_tD
 
     def cached(self, x_TD: np.ndarray, rotation: Rotation | None, store: Store) -> np.ndarray:
         """x (T, D), new tokens of sequences whose earlier ones `store` keeps -> y (T, D)."""
         h_TD = x_TD + store.attended(self.attention, self.norm1.forward(x_TD)[0], rotation)
         return h_TD + self.mlp.apply(self.norm2.forward(h_TD)[0])
 
-    def traffic(self, tokens: int) -> list[Traffic]:
+    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
-        return [*self.attention.traffic(tokens), *self.mlp.traffic(tokens)]
+        return [*self.attention.traffic(tokens, rows), *self.mlp.traffic(tokens, rows)]
 
     def flops(self, sequence_length: int) -> float:
         """Operations a token of forward and backward: 6 for each weight that multiplies, and 6 H (E + V) for each key that a
@@ -74,9 +79,11 @@ class Block:
         weights = sum(prod(p.layout.shape) for p in self.parameters if p.multiplies)
         return 6.0 * (weights + self.attention.score_width * (sequence_length + 1) / 2)
 
-    def saved_bytes(self, tokens: int) -> int:
+    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         """What this rank keeps from forward to backward."""
-        return sum(layer.saved_bytes(tokens) for layer in (self.norm1, self.attention, self.norm2, self.mlp))
+        own = held(tokens, rows, self.attention.tp.rank)
+        norms = self.norm1.saved_bytes(own) + self.norm2.saved_bytes(own)
+        return norms + self.attention.saved_bytes(tokens, rows) + self.mlp.saved_bytes(tokens, rows)
 
 
 def forward_only(traffic: Iterable[Traffic], phase: str) -> list[Traffic]:
@@ -99,22 +106,24 @@ class Recomputed:
     def attention(self) -> Attention | LatentAttention:
         return self.block.attention
 
-    def forward(self, x_TD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None) -> tuple[np.ndarray, tuple]:
-        y_TD, _ = self.block.forward(x_TD, lengths, rotation)
-        return y_TD, (x_TD, lengths, rotation)
+    def forward(
+        self, x_tD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None, rows: Cut | None = None
+    ) -> tuple[np.ndarray, tuple]:
+        y_tD, _ = self.block.forward(x_tD, lengths, rotation, rows)
+        return y_tD, (x_tD, lengths, rotation, rows)
 
-    def backward(self, dy_TD: np.ndarray, saved: tuple) -> np.ndarray:
+    def backward(self, dy_tD: np.ndarray, saved: tuple) -> np.ndarray:
         _, again = self.block.forward(*saved)
-        return self.block.backward(dy_TD, again)
+        return self.block.backward(dy_tD, again)
 
-    def traffic(self, tokens: int) -> list[Traffic]:
-        sent = self.block.traffic(tokens)
+    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
+        sent = self.block.traffic(tokens, rows)
         return [*sent, *(replace(t, phase="backward") for t in sent if t.phase == "forward")]
 
     def flops(self, sequence_length: int) -> float:
         """The block's: what is computed again is not counted."""
         return self.block.flops(sequence_length)
 
-    def saved_bytes(self, tokens: int) -> int:
+    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         width, itemsize = len(self.block.norm1.w_D.data), self.block.norm1.w_D.data.itemsize
-        return message((tokens, width), itemsize)
+        return message((held(tokens, rows, self.attention.tp.rank), width), itemsize)

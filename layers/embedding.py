@@ -1,6 +1,6 @@
 """Token and position embeddings, and the output head: rows of the table, columns of the head, cut over tp by vocabulary.
 
-T tokens   D model width   V vocabulary   v this rank's share of V over tp   P positions
+T tokens   D model width   V vocabulary   P positions   v, t this rank's share over tp of V and, where rows are cut, of T
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from layers.ops import product
 from parallel.axis import Axis
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
-from parallel.shard import Layout, even
+from parallel.rows import gathered, held, summed
+from parallel.shard import Cut, Layout, even
 
 # The spread of an untrained table (GPT-2).
 STD = 0.02
@@ -32,8 +33,8 @@ def _add_rows(table: Parameter, rows_T: np.ndarray, dx_TD: np.ndarray) -> None:
 class VocabParallelEmbedding:
     """x = table[ids], each rank knowing its rows of it (Megatron-LM, arXiv 1909.08053, section 3).
 
-        x_TD    = all_reduce(Wte_vD[ids], 0 where another rank has the row)
-        dWte_vD += dx_TD, added up by row
+        x_tD    = sum_rows(Wte_vD[ids], 0 where another rank has the row)
+        dWte_vD += gather_rows(dx_tD), added up by row
 
     Any vocabulary size: rows are dealt out evenly or not. Saved for backward: this rank's rows and where in T they are.
     Raises ValueError for more ranks than rows.
@@ -47,31 +48,32 @@ class VocabParallelEmbedding:
     def parameters(self) -> list[Parameter]:
         return [self.table_vD]
 
-    def forward(self, ids_T: np.ndarray) -> tuple[np.ndarray, tuple]:
-        """ids (T,), integers in 0..V-1 -> x (T, D), saved."""
+    def forward(self, ids_T: np.ndarray, rows: Cut | None = None) -> tuple[np.ndarray, tuple]:
+        """ids (T,), integers in 0..V-1 -> x (t, D), saved."""
         first, last = self.cut.bounds[self.tp.rank]
         here = np.flatnonzero((ids_T >= first) & (ids_T < last))
-        rows = ids_T[here] - first
+        at = ids_T[here] - first
         x_TD = np.zeros((len(ids_T), self.table_vD.data.shape[1]), self.table_vD.data.dtype)
-        x_TD[here] = self.table_vD.data[rows]
-        return self.tp.all_reduce(x_TD), (here, rows)
+        x_TD[here] = self.table_vD.data[at]
+        return self.tp.sum_rows(x_TD, rows), (here, at, rows)
 
-    def backward(self, dx_TD: np.ndarray, saved: tuple) -> None:
-        """dx (T, D), saved. Adds into the gradient."""
-        here, rows = saved
-        _add_rows(self.table_vD, rows, dx_TD[here])
+    def backward(self, dx_tD: np.ndarray, saved: tuple) -> None:
+        """dx (t, D), saved. Adds into the gradient."""
+        here, at, rows = saved
+        _add_rows(self.table_vD, at, self.tp.gather_rows(dx_tD, rows)[here])
 
-    def traffic(self, tokens: int) -> list[Traffic]:
+    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
-        size = message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize)
-        return [Traffic("all_reduce", self.tp.name, "forward", size)]
+        size, tp = message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize), self.tp.name
+        return [*summed(tp, rows, "forward", size), *gathered(tp, rows, "backward", size)]
 
 
 class LearnedPositions:
-    """x + Wpe[positions], a table that is whole on every rank (GPT-2). Saved for backward: the positions."""
+    """x + Wpe[positions], a table that is whole on every rank (GPT-2). Where rows are cut, a rank adds those of its own, and
+    the table's gradient is `owed`. Saved for backward: the positions."""
 
-    def __init__(self, weights: Weights, context: int, d_model: int) -> None:
-        self.table_PD = weights.table("Wpe", Layout((context, d_model)), {}, STD)
+    def __init__(self, weights: Weights, context: int, d_model: int, owed: tuple[str, ...] = ()) -> None:
+        self.table_PD = weights.table("Wpe", Layout((context, d_model)), {}, STD, owed)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -90,11 +92,11 @@ class LearnedPositions:
 class TiedHead:
     """logits = h table^T, with the token embedding's own table: its gradient has a part from either end.
 
-        logits_Tv = h_TD @ Wte_vD^T                 cut along V, never gathered
-        dh_TD     = all_reduce(dlogits_Tv @ Wte_vD)
-        dWte_vD  += dlogits_Tv^T @ h_TD
+        logits_Tv = gather_rows(h_tD) @ Wte_vD^T     cut along V, never gathered
+        dh_tD     = sum_rows(dlogits_Tv @ Wte_vD)
+        dWte_vD  += dlogits_Tv^T @ gather_rows(h_tD)
 
-    Saved for backward: h.
+    Saved for backward: h, this rank's rows.
     """
 
     def __init__(self, embedding: VocabParallelEmbedding) -> None:
@@ -120,22 +122,25 @@ class TiedHead:
         """h (T, D) -> logits (T, v), where there is no backward."""
         return product(h_TD, self.table_vD.data.T if self._turned_Dv is None else self._turned_Dv)
 
-    def forward(self, h_TD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """h (T, D) -> logits (T, v), saved."""
-        return h_TD @ self.table_vD.data.T, h_TD
+    def forward(self, h_tD: np.ndarray, rows: Cut | None = None) -> tuple[np.ndarray, tuple]:
+        """h (t, D) -> logits (T, v), saved."""
+        return self.tp.gather_rows(h_tD, rows) @ self.table_vD.data.T, (h_tD, rows)
 
-    def backward(self, dlogits_Tv: np.ndarray, h_TD: np.ndarray) -> np.ndarray:
-        """dlogits (T, v), saved -> dh (T, D). Adds into the gradient."""
-        self.table_vD.add_grad_product(dlogits_Tv, h_TD)
-        return self.tp.all_reduce(dlogits_Tv @ self.table_vD.data)
+    def backward(self, dlogits_Tv: np.ndarray, saved: tuple) -> np.ndarray:
+        """dlogits (T, v), saved -> dh (t, D). Adds into the gradient."""
+        h_tD, rows = saved
+        self.table_vD.add_grad_product(dlogits_Tv, self.tp.gather_rows(h_tD, rows))
+        return self.tp.sum_rows(dlogits_Tv @ self.table_vD.data, rows)
 
-    def traffic(self, tokens: int) -> list[Traffic]:
+    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
-        size = message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize)
-        return [Traffic("all_reduce", self.tp.name, "backward", size)]
+        size, tp = message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize), self.tp.name
+        gathers = [t for phase in ("forward", "backward") for t in gathered(tp, rows, phase, size)]
+        return [*gathers, *summed(tp, rows, "backward", size)]
 
-    def saved_bytes(self, tokens: int) -> int:
-        return message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize)
+    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+        own = held(tokens, rows, self.tp.rank)
+        return message((own, self.table_vD.data.shape[1]), self.table_vD.data.itemsize)
 
 
 class UntiedHead(ColumnParallelLinear):

@@ -17,27 +17,29 @@ from layers.rope import Rotation
 from parallel.axis import Axis
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
-from parallel.shard import Layout, even
+from parallel.rows import gathered, held, summed
+from parallel.shard import Cut, Layout, even
 
 
 class LatentAttention:
     """Keys and values of all heads come from a latent c of width C; a cache need hold c and one rotated key, C + R a token.
 
-        c_TC  = norm(x_TD @ Wdkv_DC)                     whole on every rank
-        kr_TR = rotate(x_TD @ Wkr_DR)                    one key for all heads
-        cq_TQ = norm(x_TD @ Wdq_DQ)                      only with query compression; else cq is x
+        [c_TC | kr_TR | cq_TQ] = gather_rows([norm(x_tD @ Wdkv_DC) | x_tD @ Wkr_DR | norm(x_tD @ Wdq_DQ)])
+        kr_TR = rotate(kr_TR)                            one key for all heads
+                                                         cq is x where there is no query compression
         q_Th(N+R) = cq_TQ @ Wuq_Qh(N+R), its last R rotated
         kn_ThN | v_ThV = c_TC @ Wukv_Ch(N+V)
         o_ThV = softmax(scale [q] [kn | kr]^T) v
-        y_TD  = all_reduce(o_ThV @ Wo_hVD)
-        do_ThV = dy_TD @ Wo_hVD^T
-        [dc_TC | dkr_TR | dcq_TQ] = all_reduce([dkv @ Wukv^T | sum_h dk | dq @ Wuq^T])    partial over h
-        dx_TD  = their gradients through the norms @ [Wdkv | Wkr | Wdq]^T, the same on every rank
+        y_tD  = sum_rows(o_ThV @ Wo_hVD)
+        do_ThV = gather_rows(dy_tD) @ Wo_hVD^T
+        [dc_tC | dkr_tR | dcq_tQ] = sum_rows([dkv @ Wukv^T | sum_h dk | dq @ Wuq^T])    partial over h
+        dx_tD  = their gradients through the norms @ [Wdkv | Wkr | Wdq]^T
 
-    `d_query_latent`: Q, or 0 for no compression (then Wq is (D, H, N+R) and dx has its part). `scale`: (N+R)^-0.5 unless
-    given (yarn multiplies it by its own factor). The down-projections are whole on every rank, and so are their gradients.
-    Saved for backward: x, the latents before and after their norms, kr, q, kn | v, o and the log-sum-exp. Raises ValueError
-    for more ranks than heads or an odd rotated width.
+    `d_query_latent`: Q, or 0 for no compression (then Wq is (D, H, N+R) and dx has its part). `scale`: (N+R)^-0.5 unless given
+    (yarn multiplies it by its own factor). The down-projections are whole on every rank, and so are their gradients; where rows
+    are cut (`cuts_rows`), each rank makes the latents of its own rows, and they are owed over tp. Saved for backward: x, the
+    latents before and after their norms, kr, q, kn | v, o and the log-sum-exp. Raises ValueError for more ranks than heads or
+    an odd rotated width.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class LatentAttention:
         eps: float = 1e-6,
         causal: bool = True,
         scale: float | None = None,
+        cuts_rows: bool = False,
     ) -> None:
         if d_rope < 2 or d_rope % 2:
             raise ValueError(f"cannot rotate a width of {d_rope}: use an even one, 2 or more")
@@ -65,17 +68,19 @@ class LatentAttention:
         cut = even(heads, tp.size, "heads")
         self.cut, self.h = cut, cut.size(tp.rank)
 
+        owed = (tp.name,) if cuts_rows else ()
+
         def whole(name: str, width: int) -> Parameter:
-            return weights.matrix(name, Layout((d_model, width)), {}, d_model)
+            return weights.matrix(name, Layout((d_model, width)), {}, d_model, owed=owed)
 
         def by_heads(name: str, d_in: int, width: int) -> Parameter:
             return weights.matrix(name, Layout((d_in, heads, width), {tp.name: (1, cut)}), tp.place, d_in)
 
         self.Wdkv_DC, self.Wkr_DR = whole("Wdkv", d_latent), whole("Wkr", d_rope)
-        self.norm = RMSNorm(weights, "ckv", d_latent, eps)
+        self.norm = RMSNorm(weights, "ckv", d_latent, eps, owed)
         self.Wukv_Chn = by_heads("Wukv", d_latent, d_nope + d_value)
         self.Wdq_DQ = whole("Wdq", d_query_latent) if d_query_latent else None
-        self.norm_q = RMSNorm(weights, "cq", d_query_latent, eps) if d_query_latent else None
+        self.norm_q = RMSNorm(weights, "cq", d_query_latent, eps, owed) if d_query_latent else None
         self.Wq_Qhn = by_heads("Wuq" if d_query_latent else "Wq", d_query_latent or d_model, d_nope + d_rope)
         self.out = RowParallelLinear(tp, weights, "o", (heads, d_value), d_model, cut, bias=False)
 
@@ -85,46 +90,51 @@ class LatentAttention:
         down = [self.Wdkv_DC, self.Wkr_DR, *self.norm.parameters]
         return [*down, self.Wukv_Chn, *compressed, self.Wq_Qhn, *self.out.parameters]
 
-    def forward(self, x_TD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None) -> tuple[np.ndarray, tuple]:
-        """x (T, D), sequences of `lengths` one after another, rotation of their positions -> y (T, D), saved. Expanded form."""
-        sequences = spans(lengths, len(x_TD))
-        q_Thn, cq_TQ, saved_q = self._queries(x_TD, rotation)
-        c_TC, kr_TR, saved_c = self._latent(x_TD, rotation)
-        kv_Thn = (c_TC @ self.Wukv_Chn.data.reshape(self.C, -1)).reshape(len(x_TD), self.h, -1)
-        o_ThV, lse_Th = np.empty((len(x_TD), self.h, self.V), x_TD.dtype), np.empty((len(x_TD), self.h), x_TD.dtype)
+    def forward(
+        self, x_tD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None, rows: Cut | None = None
+    ) -> tuple[np.ndarray, tuple]:
+        """x (t, D), sequences of `lengths` one after another, rotation of their positions -> y (t, D), saved. Expanded form."""
+        c_tC, kr_tR, cq_tQ, saved_norms = self._down(x_tD)
+        c_TC, kr_TR, cq_TQ = (self.tp.gather_rows(a, rows) for a in (c_tC, kr_tR, cq_tQ))
+        sequences, T = spans(lengths, len(c_TC)), len(c_TC)
+        q_Thn = self._rotated(cq_TQ, kr_TR, rotation)
+        kv_Thn = (c_TC @ self.Wukv_Chn.data.reshape(self.C, -1)).reshape(T, self.h, -1)
+        o_ThV, lse_Th = np.empty((T, self.h, self.V), x_tD.dtype), np.empty((T, self.h), x_tD.dtype)
         attend(*self._heads(q_Thn, kv_Thn, kr_TR), o_ThV[:, :, None], lse_Th[..., None], sequences, self.scale, self.causal)
-        y_TD, saved_out = self.out.forward(o_ThV)
-        kept = (x_TD, saved_q, cq_TQ, saved_c, c_TC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out)
-        return y_TD, (*kept, sequences, rotation)
+        y_tD, saved_out = self.out.forward(o_ThV, rows)
+        kept = (x_tD, rows, saved_norms, cq_tQ, c_tC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out)
+        return y_tD, (*kept, sequences, rotation)
 
-    def backward(self, dy_TD: np.ndarray, saved: tuple) -> np.ndarray:
-        """dy (T, D), saved -> dx (T, D). Adds into the gradients."""
-        x_TD, saved_q, cq_TQ, saved_c, c_TC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out, sequences, rotation = saved
-        do_ThV = self.out.backward(dy_TD, saved_out)
+    def backward(self, dy_tD: np.ndarray, saved: tuple) -> np.ndarray:
+        """dy (t, D), saved -> dx (t, D). Adds into the gradients."""
+        x_tD, rows, saved_norms, cq_tQ, c_tC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out, sequences, rotation = saved
+        c_TC, cq_TQ = (self.tp.gather_rows(a, rows) for a in (c_tC, cq_tQ))
+        do_ThV = self.out.backward(dy_tD, saved_out)
         q_Th1n, k_Thn, v_ThV = self._heads(q_Thn, kv_Thn, kr_TR)
         dq_Thn, dk_Thn, dkv_Thn = np.empty_like(q_Thn), np.empty_like(k_Thn), np.empty_like(kv_Thn)
-        of = saved_out.reshape(do_ThV.shape)[:, :, None], lse_Th[..., None]
+        of = saved_out[0].reshape(do_ThV.shape)[:, :, None], lse_Th[..., None]
         into = dq_Thn[:, :, None], dk_Thn, dkv_Thn[..., self.N :]
         attend_backward(do_ThV[:, :, None], q_Th1n, k_Thn, v_ThV, *of, *into, sequences, self.scale, self.causal)
         dkv_Thn[..., : self.N] = dk_Thn[..., : self.N]
         if rotation is not None:
             rotation.backward(dq_Thn[..., self.N :])
         # The latents and the rotated key feed the heads of every rank: what comes back through this rank's is partial.
-        dq_Tn, dkv_Tn = dq_Thn.reshape(len(x_TD), -1), dkv_Thn.reshape(len(x_TD), -1)
+        dq_Tn, dkv_Tn = dq_Thn.reshape(len(c_TC), -1), dkv_Thn.reshape(len(c_TC), -1)
         self.Wq_Qhn.add_grad_product(cq_TQ, dq_Tn)
         self.Wukv_Chn.add_grad_product(c_TC, dkv_Tn)
         dc_TC = dkv_Tn @ self.Wukv_Chn.data.reshape(self.C, -1).T
         dkr_TR = dk_Thn[..., self.N :].sum(axis=1)
         dcq_TQ = dq_Tn @ self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1).T
-        whole_Tn = self.tp.all_reduce(np.concatenate([dc_TC, dkr_TR, dcq_TQ], axis=1))
-        dc_TC, dkr_TR, dcq_TQ = np.split(whole_Tn, [self.C, self.C + self.R], axis=1)
         if rotation is not None:
             rotation.backward(dkr_TR[:, None])
-        dx_TD = self._down_backward(self.Wdkv_DC, self.norm.backward(dc_TC, saved_c), x_TD)
-        dx_TD += self._down_backward(self.Wkr_DR, dkr_TR, x_TD)
+        whole_tn = self.tp.sum_rows(np.concatenate([dc_TC, dkr_TR, dcq_TQ], axis=1), rows)
+        dc_tC, dkr_tR, dcq_tQ = np.split(whole_tn, [self.C, self.C + self.R], axis=1)
+        saved_c, saved_q = saved_norms
+        dx_tD = self._down_backward(self.Wdkv_DC, self.norm.backward(dc_tC, saved_c), x_tD)
+        dx_tD += self._down_backward(self.Wkr_DR, dkr_tR, x_tD)
         if self.Wdq_DQ is None:
-            return dx_TD + dcq_TQ
-        return dx_TD + self._down_backward(self.Wdq_DQ, self.norm_q.backward(dcq_TQ, saved_q), x_TD)
+            return dx_tD + dcq_tQ
+        return dx_tD + self._down_backward(self.Wdq_DQ, self.norm_q.backward(dcq_tQ, saved_q), x_tD)
 
     def forward_absorbed(self, x_TD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None) -> np.ndarray:
         """The same y (T, D), its up-projections folded into the query and the output: all heads read the latent itself.
@@ -188,8 +198,8 @@ class LatentAttention:
 
     def _absorbed(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray]:
         """q (T, h, C + R), folded, and c | kr (T, C + R)."""
-        q_Thn, _, _ = self._queries(x_TD, rotation)
-        c_TC, kr_TR, _ = self._latent(x_TD, rotation)
+        c_TC, kr_TR, cq_TQ, _ = self._down(x_TD)
+        q_Thn = self._rotated(cq_TQ, kr_TR, rotation)
         Wuk_hNC = self.Wukv_Chn.data[..., : self.N].transpose(1, 2, 0)
         q_ThM = np.empty((len(x_TD), self.h, self.C + self.R), x_TD.dtype)
         np.matmul(q_Thn[..., : self.N].transpose(1, 0, 2), Wuk_hNC, out=q_ThM[..., : self.C].transpose(1, 0, 2))
@@ -200,21 +210,20 @@ class LatentAttention:
         Wuv_hCV = self.Wukv_Chn.data[..., self.N :].transpose(1, 0, 2)
         return self.out.forward((oc_ThC.transpose(1, 0, 2) @ Wuv_hCV).transpose(1, 0, 2))[0]
 
-    def _queries(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray, tuple]:
-        """q (T, h, N + R) with its last R rotated, what it was projected from (the query latent, or x), and what is saved."""
-        cq_TQ, saved = (x_TD, ()) if self.Wdq_DQ is None else self.norm_q.forward(x_TD @ self.Wdq_DQ.data)
-        q_Thn = (cq_TQ @ self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1)).reshape(len(x_TD), self.h, -1)
+    def _down(self, x_tD: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple]:
+        """Of own rows: the latent c (t, C), the key kr (t, R) before its rotation, what queries are projected from (the query
+        latent, or x), and what is saved of the norms."""
+        c_tC, saved_c = self.norm.forward(x_tD @ self.Wdkv_DC.data)
+        cq_tQ, saved_q = (x_tD, ()) if self.Wdq_DQ is None else self.norm_q.forward(x_tD @ self.Wdq_DQ.data)
+        return c_tC, x_tD @ self.Wkr_DR.data, cq_tQ, (saved_c, saved_q)
+
+    def _rotated(self, cq_TQ: np.ndarray, kr_TR: np.ndarray, rotation: Rotation | None) -> np.ndarray:
+        """q (T, h, N + R) with its last R rotated; kr is rotated in place."""
+        q_Thn = (cq_TQ @ self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1)).reshape(len(cq_TQ), self.h, -1)
         if rotation is not None:
             rotation.forward(q_Thn[..., self.N :])
-        return q_Thn, cq_TQ, saved
-
-    def _latent(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray, tuple]:
-        """What a cache would hold, the latent c (T, C) and the rotated key kr (T, R), and what is saved."""
-        c_TC, saved = self.norm.forward(x_TD @ self.Wdkv_DC.data)
-        kr_TR = x_TD @ self.Wkr_DR.data
-        if rotation is not None:
             rotation.forward(kr_TR[:, None])
-        return c_TC, kr_TR, saved
+        return q_Thn
 
     def _heads(self, q_Thn: np.ndarray, kv_Thn: np.ndarray, kr_TR: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """q (T, h, 1, N + R), k (T, h, N + R) with the one rotated key beside each head's own, v (T, h, V)."""
@@ -224,29 +233,32 @@ class LatentAttention:
         return q_Thn[:, :, None], k_Thn, kv_Thn[..., self.N :]
 
     @staticmethod
-    def _down_backward(W_DI: Parameter, d_TI: np.ndarray, x_TD: np.ndarray) -> np.ndarray:
-        """Through a projection that is whole on every rank: its gradient, and its part of dx (T, D), the same everywhere."""
-        W_DI.add_grad_product(x_TD, d_TI)
-        return d_TI @ W_DI.data.T
+    def _down_backward(W_DI: Parameter, d_tI: np.ndarray, x_tD: np.ndarray) -> np.ndarray:
+        """Through a projection that is whole on every rank: its gradient by own rows, and its part of dx (t, D)."""
+        W_DI.add_grad_product(x_tD, d_tI)
+        return d_tI @ W_DI.data.T
 
-    def traffic(self, tokens: int) -> list[Traffic]:
+    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
-        width = self.C + self.R + len(self.Wq_Qhn.data)
-        packed = message((tokens, width), self.Wq_Qhn.data.itemsize)
-        return [*self.out.traffic(tokens), Traffic("all_reduce", self.tp.name, "backward", packed)]
+        b, tp, Q = self.Wq_Qhn.data.itemsize, self.tp.name, len(self.Wq_Qhn.data)
+        size = lambda width: message((tokens, width), b)  # noqa: E731
+        again = [("forward", self.C), ("forward", self.R), ("forward", Q), ("backward", self.C), ("backward", Q)]
+        gathers = [t for phase, width in again for t in gathered(tp, rows, phase, size(width))]
+        return [*gathers, *self.out.traffic(tokens, rows), *summed(tp, rows, "backward", size(self.C + self.R + Q))]
 
     def traffic_striped(self, tokens: int, phase: str) -> list[Traffic]:
         """What `cached_striped` sends beside what `cached` does: all queries to all, partial outputs to their heads' ranks."""
         H, b = self.cut.length, self.Wq_Qhn.data.itemsize
-        gathered = message((tokens, H, self.C + self.R), b)
+        queries = message((tokens, H, self.C + self.R), b)
         back = message((tokens, H, self.C + 1), b)
-        return [Traffic("all_gather", self.tp.name, phase, gathered), Traffic("all_to_all", self.tp.name, phase, back)]
+        return [Traffic("all_gather", self.tp.name, phase, queries), Traffic("all_to_all", self.tp.name, phase, back)]
 
-    def saved_bytes(self, tokens: int) -> int:
+    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         """What this rank keeps from forward to backward. The rotation belongs to the batch and is not counted."""
+        b, own = self.Wq_Qhn.data.itemsize, held(tokens, rows, self.tp.rank)
         per_head = (self.N + self.R) + (self.N + self.V) + 1
-        entries = self.d_model + self.C + self.R + self.h * per_head
-        kept = message((tokens, entries), self.Wq_Qhn.data.itemsize) + self.norm.saved_bytes(tokens)
-        if self.norm_q is not None:
-            kept += self.norm_q.saved_bytes(tokens) + message((tokens, len(self.Wq_Qhn.data)), self.Wq_Qhn.data.itemsize)
-        return kept + self.out.saved_bytes(tokens)
+        kept = message((own, self.d_model + self.C), b) + message((tokens, self.R + self.h * per_head), b)
+        kept += self.norm.saved_bytes(own) + self.out.saved_bytes(tokens)
+        if self.norm_q is None:
+            return kept
+        return kept + message((own, len(self.norm_q.w_D.data)), b) + self.norm_q.saved_bytes(own)

@@ -1,6 +1,6 @@
 """The two-layer MLP, tensor-parallel: the first layer column-parallel, the second row-parallel.
 
-T tokens   D model width   O output width   F hidden width   f this rank's share of F over tp
+T tokens   D model width   O output width   F hidden width   f, t this rank's share over tp of F and, where rows are cut, of T
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from layers.ops import ACTIVATIONS
 from parallel.axis import Axis
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
-from parallel.shard import even
+from parallel.shard import Cut, even
 
 
 class MLP:
-    """y = act(x W1 + b1) W2 + b2, with one all-reduce forward and one backward, whatever the activation.
+    """y = act(x W1 + b1) W2 + b2, with one sum forward and one backward, whatever the activation.
 
-        z_Tf  = x_TD @ W1_Df + b1_f
+        z_Tf  = gather_rows(x_tD) @ W1_Df + b1_f
         h_Tf  = act(z_Tf)
-        y_TO  = all_reduce(h_Tf @ W2_fO) + b2_O
-        dh_Tf = dy_TO @ W2_fO^T
+        y_tO  = sum_rows(h_Tf @ W2_fO) + b2_O
+        dh_Tf = gather_rows(dy_tO) @ W2_fO^T
         dz_Tf = act'(z_Tf) * dh_Tf
-        dx_TD = all_reduce(dz_Tf @ W1_Df^T)
+        dx_tD = sum_rows(dz_Tf @ W1_Df^T)
 
     SwiGLU has W1 (D, 2, F): gate and up side by side, `h = silu(z[:, 0]) * z[:, 1]`. `d_ff` need not divide by the ranks.
-    Saved for backward: x, h and the slope act'(z). Raises ValueError for more ranks than d_ff or an unknown activation.
+    `rows`: how T is cut over tp outside (`layers.linear`); `cuts_rows`: whether it will be. Saved for backward: x, h and the
+    slope act'(z). Raises ValueError for more ranks than d_ff or an unknown activation.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class MLP:
         activation: str = "gelu",
         bias: bool = True,
         d_out: int | None = None,
+        cuts_rows: bool = False,
     ) -> None:
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}: use one of {', '.join(ACTIVATIONS)}")
@@ -45,38 +47,38 @@ class MLP:
         cut = even(d_ff, tp.size, "hidden units (d_ff)")
         up = (d_ff,) if self.activation.inputs == 1 else (self.activation.inputs, d_ff)
         self.up = ColumnParallelLinear(tp, weights, "1", d_model, up, cut, bias)
-        self.down = RowParallelLinear(tp, weights, "2", (d_ff,), d_out or d_model, cut, bias)
+        self.down = RowParallelLinear(tp, weights, "2", (d_ff,), d_out or d_model, cut, bias, cuts_rows)
         self.d_ff_local = cut.size(tp.rank)
 
     @property
     def parameters(self) -> list[Parameter]:
         return [*self.up.parameters, *self.down.parameters]
 
-    def forward(self, x_TD: np.ndarray) -> tuple[np.ndarray, tuple]:
-        """x (T, D) -> y (T, O), saved."""
-        z_Tf, saved_up = self.up.forward(x_TD)
+    def forward(self, x_tD: np.ndarray, rows: Cut | None = None) -> tuple[np.ndarray, tuple]:
+        """x (t, D) -> y (t, O), saved."""
+        z_Tf, saved_up = self.up.forward(x_tD, rows)
         h_Tf, slope_Tf = self.activation.forward(z_Tf)
-        y_TO, saved_down = self.down.forward(h_Tf)
-        return y_TO, (saved_up, slope_Tf, saved_down)
+        y_tO, saved_down = self.down.forward(h_Tf, rows)
+        return y_tO, (saved_up, slope_Tf, saved_down)
 
     def apply(self, x_TD: np.ndarray) -> np.ndarray:
         """x (T, D) -> y (T, O), where there is no backward."""
         z_Tf, _ = self.up.forward(x_TD)
         return self.down.forward(self.activation.apply(z_Tf))[0]
 
-    def backward(self, dy_TO: np.ndarray, saved: tuple) -> np.ndarray:
-        """dy (T, O), saved -> dx (T, D). Adds into the gradients."""
+    def backward(self, dy_tO: np.ndarray, saved: tuple) -> np.ndarray:
+        """dy (t, O), saved -> dx (t, D). Adds into the gradients."""
         saved_up, slope_Tf, saved_down = saved
-        dh_Tf = self.down.backward(dy_TO, saved_down)
+        dh_Tf = self.down.backward(dy_tO, saved_down)
         dz_Tf = self.activation.backward(dh_Tf, slope_Tf)
         return self.up.backward(dz_Tf, saved_up)
 
-    def traffic(self, tokens: int) -> list[Traffic]:
+    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
-        return [*self.down.traffic(tokens), *self.up.traffic(tokens)]
+        return [*self.down.traffic(tokens, rows), *self.up.traffic(tokens, rows)]
 
-    def saved_bytes(self, tokens: int) -> int:
+    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         """What this rank keeps from forward to backward."""
         slope_bytes = self.activation.slope_bytes or self.up.W_Io.data.itemsize
         slope = message((tokens, self.activation.inputs, self.d_ff_local), slope_bytes)
-        return self.up.saved_bytes(tokens) + slope + self.down.saved_bytes(tokens)
+        return self.up.saved_bytes(tokens, rows) + slope + self.down.saved_bytes(tokens)

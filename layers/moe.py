@@ -17,7 +17,8 @@ from layers.routing import Router
 from parallel.axis import Axis
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
-from parallel.shard import Layout, even
+from parallel.rows import gathered, held, own, summed
+from parallel.shard import Cut, Layout, even
 
 SWIGLU = ACTIVATIONS["swiglu"]
 
@@ -71,16 +72,17 @@ class SharedExpert:
 class MoE:
     """y = the chosen experts' outputs, weighed, and the shared expert's: one all-reduce forward and one backward for it all.
 
+        x_TD  = gather_rows(x_oD)                               o: this rank's own rows, where they are cut
         c_TA, g_TA = route(x_TD)                                the same on every rank
         h_tf  = silu(x_tD @ W1_Df[0]) * (x_tD @ W1_Df[1])       of each expert, x_tD the rows of its tokens
         u_tf  = g_t h_tf
-        y_TD  = all_reduce(sum_A u_tf @ W2_fD + shared(x_TD))
+        y_oD  = sum_rows(sum_A u_tf @ W2_fD + shared(x_TD))
         du_tf = dy_tD @ W2_fD^T
         dg_t  = sum_f h_tf du_tf                                partial over f
         dz_t2f = act'(z) g_t du_tf
         dx_tD = dz_t2f @ W1_D2f^T                               partial over f
-        [dx_TD | dg_TA] = all_reduce([sum_A dx + shared' | dg])
-        dx_TD += route'(dg_TA)                                  the same on every rank
+        [dx_oD | dg_oA] = sum_rows([sum_A dx + shared' | dg])
+        dx_oD += route'(dg_oA)                                  by own rows: then the router's gradient is owed over tp
 
     `d_ff` is F, and `active` of `count` experts serve a token; `d_shared` (0: none) is the width of one that serves all.
     `scoring`: "softmax" or "sigmoid"; `normed`: the chosen scores are divided by their sum; `scale` multiplies them. `groups`,
@@ -110,11 +112,11 @@ class MoE:
         groups: int = 1,
         active_groups: int = 1,
         group_top: int = 1,
+        cuts_rows: bool = False,
     ) -> None:
         self.tp, self.d_model = tp, d_model
-        self.router = Router(
-            weights, d_model, count, active, scoring, normed, scale, correction, groups, active_groups, group_top
-        )
+        routing = (scoring, normed, scale, correction, groups, active_groups, group_top)
+        self.router = Router(weights, d_model, count, active, *routing, owed=(tp.name,) if cuts_rows else ())
         cut = even(d_ff, tp.size, "hidden units of an expert (d_ff)")
         W1, W2 = Layout((count, d_model, 2, d_ff), {tp.name: (3, cut)}), Layout((count, d_ff, d_model), {tp.name: (1, cut)})
         # Each beside none but itself: a gradient is made expert by expert, in memory that is kept.
@@ -133,8 +135,9 @@ class MoE:
         """Arrays that belong to the model and are not trained: br (X,), where there is a correction."""
         return [] if self.router.br_X is None else [self.router.br_X]
 
-    def forward(self, x_TD: np.ndarray) -> tuple[np.ndarray, tuple]:
-        """x (T, D) -> y (T, D), saved."""
+    def forward(self, x_oD: np.ndarray, rows: Cut | None = None) -> tuple[np.ndarray, tuple]:
+        """x (o, D) -> y (o, D), saved."""
+        x_TD = self.tp.gather_rows(x_oD, rows)
         c_TA, g_TA, saved_router = self.router.forward(x_TD)
         y_TD, saved_shared = (np.zeros_like(x_TD), ()) if self.shared is None else self.shared.forward(x_TD)
         experts = []
@@ -143,7 +146,7 @@ class MoE:
             h_tf, slope_t2f = SWIGLU.forward(gate_up(x_TD[tokens], self.W1_XD2f.data[e]))
             y_TD[tokens] += product(g_TA.reshape(-1)[pairs, None] * h_tf, self.W2_XfD.data[e])
             experts.append((e, pairs, h_tf, slope_t2f))
-        return self.tp.all_reduce(y_TD), (x_TD, saved_router, tuple(experts), saved_shared)
+        return self.tp.sum_rows(y_TD, rows), (x_oD, rows, saved_router, tuple(experts), saved_shared)
 
     def apply(self, x_TD: np.ndarray) -> np.ndarray:
         """x (T, D) -> y (T, D), where there is no backward."""
@@ -155,9 +158,10 @@ class MoE:
             y_TD[tokens] += product(g_TA.reshape(-1)[pairs, None] * h_tf, self.W2_XfD.data[e])
         return self.tp.all_reduce(y_TD)
 
-    def backward(self, dy_TD: np.ndarray, saved: tuple) -> np.ndarray:
-        """dy (T, D), saved -> dx (T, D). Adds into the gradients."""
-        x_TD, saved_router, experts, saved_shared = saved
+    def backward(self, dy_oD: np.ndarray, saved: tuple) -> np.ndarray:
+        """dy (o, D), saved -> dx (o, D). Adds into the gradients."""
+        x_oD, rows, saved_router, experts, saved_shared = saved
+        x_TD, dy_TD = self.tp.gather_rows(x_oD, rows), self.tp.gather_rows(dy_oD, rows)
         T, D, A = len(x_TD), self.d_model, self.router.active
         _, _, g_TA = saved_router
         # What is partial over f, side by side: one sum serves both.
@@ -179,21 +183,24 @@ class MoE:
             dx_TD[tokens] += dz_tn @ self.W1_XD2f.data[e].reshape(D, -1).T
         self.W1_XD2f.add_grad(dW1_XD2f)
         self.W2_XfD.add_grad(dW2_XfD)
-        whole_Tn = self.tp.all_reduce(packed_Tn)
-        return whole_Tn[:, :D] + self.router.backward(whole_Tn[:, D:], x_TD, saved_router)
+        whole_on = self.tp.sum_rows(packed_Tn, rows)
+        routed = tuple(own(a, rows, self.tp.rank) for a in saved_router)
+        return whole_on[:, :D] + self.router.backward(whole_on[:, D:], x_oD, routed)
 
-    def traffic(self, tokens: int) -> list[Traffic]:
+    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
-        b = self.W1_XD2f.data.itemsize
-        widths = {"forward": self.d_model, "backward": self.d_model + self.router.active}
-        return [Traffic("all_reduce", self.tp.name, phase, message((tokens, n), b)) for phase, n in widths.items()]
+        tp, D = self.tp.name, self.d_model
+        size = lambda width: message((tokens, width), self.W1_XD2f.data.itemsize)  # noqa: E731
+        gathers = [t for phase in ("forward", "backward", "backward") for t in gathered(tp, rows, phase, size(D))]
+        sums = {"forward": D, "backward": D + self.router.active}
+        return [*gathers, *(t for phase, width in sums.items() for t in summed(tp, rows, phase, size(width)))]
 
-    def saved_bytes(self, tokens: int) -> int:
+    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         """What this rank keeps from forward to backward, whatever the choice."""
         b, pairs, f = self.W1_XD2f.data.itemsize, tokens * self.router.active, self.W2_XfD.data.shape[1]
         experts = message((pairs, 3, f), b) + message((pairs,), np.dtype(np.intp).itemsize)
         shared = 0 if self.shared is None else self.shared.saved_bytes(tokens)
-        return message((tokens, self.d_model), b) + self.router.saved_bytes(tokens) + experts + shared
+        return message((held(tokens, rows, self.tp.rank), self.d_model), b) + self.router.saved_bytes(tokens) + experts + shared
 
 
 def by_expert(c_TA: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -2,7 +2,8 @@
 
 T tokens   D width   ... anything between, such as heads: the last dim is normed
 
-The weights are whole on every rank. Where x is too, so is every gradient, and nothing is sent.
+The weights are whole on every rank. Where x is too, so is every gradient, and nothing is sent; where its rows are cut (t of T),
+a rank's gradient is that of its own rows, and is `owed` a sum.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def rms_norm_backward(dy: np.ndarray, x: np.ndarray, r: np.ndarray, w_D: np.ndar
 class RMSNorm:
     """y = w x / sqrt(mean(x^2) + eps), each token by itself. Saved for backward: x and a number a token."""
 
-    def __init__(self, weights: Weights, name: str, width: int, eps: float = 1e-5) -> None:
-        self.eps, self.w_D = eps, weights.norm(f"w{name}", width)
+    def __init__(self, weights: Weights, name: str, width: int, eps: float = 1e-5, owed: tuple[str, ...] = ()) -> None:
+        self.eps, self.w_D = eps, weights.norm(f"w{name}", width, owed)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -84,9 +85,9 @@ class RMSNorm:
 class LayerNorm:
     """y = w (x - mean) / sqrt(variance + eps) + b, each token by itself. Saved for backward: n = (x - mean) r, and r."""
 
-    def __init__(self, weights: Weights, name: str, width: int, eps: float = 1e-5) -> None:
+    def __init__(self, weights: Weights, name: str, width: int, eps: float = 1e-5, owed: tuple[str, ...] = ()) -> None:
         self.eps = eps
-        self.w_D, self.b_D = weights.norm(f"w{name}", width), weights.bias(f"b{name}", Layout((width,)), {})
+        self.w_D, self.b_D = weights.norm(f"w{name}", width, owed), weights.bias(f"b{name}", Layout((width,)), {}, owed)
 
     @property
     def parameters(self) -> list[Parameter]:

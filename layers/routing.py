@@ -16,7 +16,7 @@ TINY = 1e-20
 
 
 class Router:
-    """Which experts serve a token and what each weighs: whole on every rank, and so are its gradients.
+    """Which experts serve a token and what each weighs: whole on every rank, and so are its gradients, unless they are `owed`.
 
         s_TX  = softmax(x_TD @ Wr_DX), or the sigmoid
         c_TA  = the best by s_TX + br_X, among the experts of the best groups; of equals the lower index
@@ -43,6 +43,7 @@ class Router:
         groups: int = 1,
         active_groups: int = 1,
         group_top: int = 1,
+        owed: tuple[str, ...] = (),
     ) -> None:
         if scoring not in ("softmax", "sigmoid"):
             raise ValueError(f"unknown scoring {scoring!r}: use 'softmax' or 'sigmoid'")
@@ -57,7 +58,7 @@ class Router:
             raise ValueError(f"cannot choose {active} of {most} experts ({active_groups} of {groups} groups): use 1 to {most}")
         self.count, self.active, self.sigmoid, self.normed, self.scale = count, active, scoring == "sigmoid", normed, scale
         self.groups, self.active_groups, self.group_top = groups, active_groups, group_top
-        self.Wr_DX = weights.matrix("Wr", Layout((d_model, count)), {}, d_model)
+        self.Wr_DX = weights.matrix("Wr", Layout((d_model, count)), {}, d_model, owed=owed)
         self.br_X = weights.bias("br", Layout((count,)), {}) if correction else None
 
     def forward(self, x_TD: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple]:

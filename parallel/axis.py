@@ -18,6 +18,7 @@ from mpi4py import MPI
 from parallel.buffer import DTYPES, Held, reduction, require_own, result, sendable
 from parallel.call import Call, Watcher, site
 from parallel.ledger import Ledger, Row
+from parallel.rows import is_whole
 from parallel.shard import Cut
 from parallel.verbs import VERBS
 
@@ -240,7 +241,7 @@ class Axis:
         """The whole array on every rank, from parts cut along `dim`. x: this rank's part. `out`: for dim 0 of a partition."""
         x = sendable(x)
         self._require_cut(cut, x.shape, dim, cut.size(self.rank))
-        row = x.size // x.shape[dim]
+        row = prod(n for d, n in enumerate(x.shape) if d != dim)
         counts = [row * n for n in cut.sizes]
         whole_shape = (*x.shape[:dim], cut.length, *x.shape[dim + 1 :])
         if out is not None and not (cut.is_partition and dim == 0):
@@ -264,6 +265,14 @@ class Axis:
         exchange = lambda: self._sum_parts(packed, y, [p.size for p in parts])  # noqa: E731
         self._run("reduce_scatter", exchange, x, y, (x.shape, x.dtype, packed.nbytes), dim, cut)
         return y
+
+    def gather_rows(self, x: np.ndarray, rows: Cut | None) -> np.ndarray:
+        """All rows (T, ...) on every rank. x: this rank's, by `rows`; where they are whole, x itself."""
+        return x if is_whole(rows) else self.all_gather(x, 0, rows)
+
+    def sum_rows(self, x: np.ndarray, rows: Cut | None) -> np.ndarray:
+        """This rank's rows, by `rows`, of the sum over the axis. x: (T, ...), all rows."""
+        return self.all_reduce(x) if is_whole(rows) else self.reduce_scatter(x, 0, rows)
 
     def all_to_all(self, x: np.ndarray, split_dim: int, split: Cut, join_dim: int, join: Cut) -> np.ndarray:
         """Move the cut from `join_dim` to `split_dim`. x: whole along split_dim, this rank's part along join_dim;

@@ -153,8 +153,17 @@ class Weights:
         """The weights of a part of a model, whose names are led by `prefix`."""
         return replace(self, prefix=self.prefix + prefix, summed=self.summed if summed is None else summed)
 
-    def matrix(self, name: str, layout: Layout, place: Place, d_in: int, residual: bool = False, read: Share = 1) -> Parameter:
-        return self._alone(name, layout, place, 0.0, self._std(d_in, residual), MATRIX | {"read": read})
+    def matrix(
+        self,
+        name: str,
+        layout: Layout,
+        place: Place,
+        d_in: int,
+        residual: bool = False,
+        read: Share = 1,
+        owed: tuple[str, ...] = (),
+    ) -> Parameter:
+        return self._alone(name, layout, place, 0.0, self._std(d_in, residual), MATRIX | {"read": read, "owed": owed})
 
     def matrices(
         self,
@@ -169,12 +178,12 @@ class Weights:
         """Matrices side by side along `dim` in one array."""
         return self._beside(layouts, dim, place, self._std(d_in, residual), MATRIX | {"read": read, "owed": owed})
 
-    def table(self, name: str, layout: Layout, place: Place, std: float) -> Parameter:
+    def table(self, name: str, layout: Layout, place: Place, std: float, owed: tuple[str, ...] = ()) -> Parameter:
         """A token reads one row of it, which counts as nothing."""
-        return self._alone(name, layout, place, 0.0, std, TABLE)
+        return self._alone(name, layout, place, 0.0, std, TABLE | {"owed": owed})
 
-    def bias(self, name: str, layout: Layout, place: Place) -> Parameter:
-        return self._alone(name, layout, place, 0.0, 0.0)
+    def bias(self, name: str, layout: Layout, place: Place, owed: tuple[str, ...] = ()) -> Parameter:
+        return self._alone(name, layout, place, 0.0, 0.0, VECTOR | {"owed": owed})
 
     def biases(self, layouts: Mapping[str, Layout], dim: int, place: Place, owed: tuple[str, ...] = ()) -> Fused:
         """Biases side by side along `dim` in one array."""

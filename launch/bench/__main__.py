@@ -64,6 +64,7 @@ def options() -> argparse.ArgumentParser:
         type=positive,
         help="turns that each gets; medians are reported (default: 11; train, speculate 5, decode 7, serving 3)",
     )
+    p.add_argument("--sequence-parallel", action="store_true", help="train: time tokens cut over tp, too")
     p.add_argument("--threads", type=positive, default=1, help="BLAS threads of each rank")
     p.add_argument("--peer", choices=("torch",), help="time the same layer in this library too, on the same ranks")
     pretrained.add_model(p)

@@ -30,9 +30,9 @@ KINDS = ("dp", "tp")
 ADAMW_ARRAYS, COPY_ARRAYS = 7, 2
 
 
-def trainer(sizes: Sizes, mesh: Mesh, dtype: str, seed: int) -> Trainer:
+def trainer(sizes: Sizes, mesh: Mesh, dtype: str, seed: int, cuts_rows: bool = False) -> Trainer:
     config = gpt2_like(VOCABULARY, sizes.d_model, sizes.layers, sizes.heads, sizes.d_ff, sizes.sequence_length, tied=False)
-    return Trainer(build(config, mesh.tp, drawn(seed, dtype)), mesh, Plan())
+    return Trainer(build(config, mesh.tp, drawn(seed, dtype), cuts_rows=cuts_rows), mesh, Plan())
 
 
 def step_products(it: Trainer, tokens: int, sequence_length: int) -> Callable[[], None]:
@@ -54,6 +54,7 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
     sequences = tokens // S
     data = np.random.default_rng(args.seed).integers(0, VOCABULARY, tokens + 1)
     steps: dict[str, Callable[[], object]] = {}
+    kept: dict[str, int] = {}
     with ExitStack() as stack:
         stack.enter_context(threadpool_limits(args.threads, user_api="blas"))
         control = Control(comm)
@@ -63,6 +64,10 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
             parts = dealt(data, np.arange(sequences), S, mesh.dp.size, mesh.dp.rank, 1)
             steps[f"matmul_only_{kind}"] = step_products(it, len(parts[0].ids), S)
             steps[f"sharded_{kind}"] = lambda it=it, parts=parts: it.step(parts, tokens, 1e-3)
+            if kind == "tp" and args.sequence_parallel:
+                cut = trainer(sizes, start.make_mesh(args, comm, dp=1, tp=comm.size), args.dtype, args.seed, True)
+                steps["rows_tp"] = lambda cut=cut, parts=parts: cut.step(parts, tokens, 1e-3)
+                kept = {"kept_bytes": it.model.saved_bytes(tokens), "kept_bytes_of_cut_rows": cut.model.saved_bytes(tokens)}
             if args.peer:
                 from launch.bench.torch_train import TrainPeer
 
@@ -80,7 +85,9 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
     if args.peer:
         ratios |= {f"torch_{k}_to_sharded": ratio(seconds[f"torch_{k}"], seconds[f"sharded_{k}"]) for k in KINDS}
     limits = {name: f"matmul_only_{name[-2:]}" if name[-2:] in KINDS else "copy" for name in seconds}
-    return turns.summary(seconds, limits) | {"ratios": ratios}
+    if args.sequence_parallel:
+        ratios["rows_tp_to_sharded_tp"] = ratio(seconds["rows_tp"], seconds["sharded_tp"])
+    return turns.summary(seconds, limits) | {"ratios": ratios, **kept}
 
 
 LABELS = {
@@ -89,6 +96,7 @@ LABELS = {
     "torch_dp": "dp: PyTorch, DistributedDataParallel, gloo",
     "matmul_only_tp": "tp: the products of a rank's shards alone",
     "sharded_tp": "tp: rankwise",
+    "rows_tp": "tp: rankwise, tokens cut between products",
     "torch_tp": "tp: PyTorch, its tensor parallelism, gloo",
     "adamw": "AdamW alone, all weights",
     "copy": "a copy of the weights",
@@ -104,4 +112,7 @@ def show(result: dict) -> None:
         result,
         "to products (or copy)",
     )
+    if "kept_bytes" in result:
+        whole, cut = result["kept_bytes"] / 2**20, result["kept_bytes_of_cut_rows"] / 2**20
+        say(f"Kept for backward on rank 0: {whole:,.1f} MiB, with tokens cut {cut:,.1f} MiB")
     say(f"AdamW moves {result['ratios']['adamw_bandwidth_to_copy']:.2f} times the bytes a second that a copy does")

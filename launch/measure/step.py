@@ -1,6 +1,7 @@
 """One step of a layer, forward and backward, on a mesh: run and gathered, counted beside predicted, and timed.
 
-A layer has parameters, `forward(x, *more)`, `backward(dy, saved)`, `traffic(tokens)` and `saved_bytes(tokens)`.
+A layer has parameters, `forward(x, *more)`, `backward(dy, saved)`, `traffic(tokens)` and `saved_bytes(tokens)`. Cut rows come
+last in `more`, and after the tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from parallel.control import Control
 from parallel.ledger import merged, message
 from parallel.mesh import Mesh
 from parallel.owed import Owed
+from parallel.rows import own
+from parallel.shard import Cut
 
 REPEATS = 5
 
@@ -39,16 +42,22 @@ class Measured:
     apart: list[str]
 
 
-def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: object) -> Measured:
-    """One step on all ranks, gathered and counted."""
-    y, saved, dx = phases(layer, x, dy, mesh, *more)
-    predicted = [*layer.traffic(len(x)), *Owed(mesh, layer.parameters).traffic()]
+def run(
+    layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: object, rows: Cut | None = None
+) -> Measured:
+    """One step on all ranks, gathered and counted. x, dy: whole, and cut here where `rows` are."""
+    cut = () if rows is None else (rows,)
+    asked = (len(x), *cut)
+    x, dy = (own(a, rows, mesh.tp.rank) for a in (x, dy))
+    y, saved, dx = phases(layer, x, dy, mesh, *more, *cut)
+    predicted = [*layer.traffic(*asked), *Owed(mesh, layer.parameters).traffic()]
     communication = merged(control.everyone(mesh.ledger.report(predicted)))
-    sizes = control.everyone((sum(p.data.nbytes for p in layer.parameters), nbytes(saved), layer.saved_bytes(len(x))))
+    sizes = control.everyone((sum(p.data.nbytes for p in layer.parameters), nbytes(saved), layer.saved_bytes(*asked)))
     places = map(mesh.place_of, range(control.size))
     held = [sum(message(p.layout.local_shape(place), x.itemsize) for p in layer.parameters) for place in places]
-    whole, apart = {"y": y, "dx": dx}, []
+    apart = []
     with mesh.phase("compare"):
+        whole = {"y": mesh.tp.gather_rows(y, rows), "dx": mesh.tp.gather_rows(dx, rows)}
         for p in layer.parameters:
             whole |= {p.name: p.whole(mesh, p.data), f"d{p.name}": p.whole(mesh, p.grad)}
             if not np.array_equal(p.layout.take(whole[f"d{p.name}"], mesh.place), p.grad, equal_nan=True):

@@ -34,8 +34,7 @@ def entries(parameters: Iterable) -> int:
 
 def sent(traffic: Iterable[Traffic], phase: str, ranks: int) -> float:
     """Bytes that rank 0 sends in a phase."""
-    own = [t for t in traffic if t.phase == phase and (t.ranks is None or 0 in t.ranks)]
-    return sum(t.calls * wire_bytes(t.verb, t.message_bytes, len(t.ranks) if t.ranks else ranks) for t in own)
+    return sum(t.calls * wire_bytes(t.verb, t.message_bytes, ranks) for t in traffic if t.phase == phase)
 
 
 def mib(n: float) -> str:

@@ -12,3 +12,9 @@ class Deaf(DryAxis):
 
     def all_reduce(self, x, op="sum"):
         return x.copy()
+
+    def sum_rows(self, x, rows):
+        return x.copy()
+
+    def gather_rows(self, x, rows):
+        return x

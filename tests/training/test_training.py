@@ -25,9 +25,9 @@ CONFIGS = {"gpt2": gpt2_like(V, 24, 2, 4, 10, S), "llama": llama_like(V, 24, 2, 
 MESHES = {1: [(1, 1)], 2: [(2, 1), (1, 2)], 3: [(3, 1), (1, 3)], 4: [(2, 2), (4, 1), (1, 4)]}
 
 
-def trained(mesh, kind, micro_batches=1, recompute=False, plan=None, steps=STEPS):
+def trained(mesh, kind, micro_batches=1, recompute=False, plan=None, steps=STEPS, cuts_rows=False):
     """Losses, and the weights after the last step by name, whole."""
-    model = build(CONFIGS[kind], mesh.tp, drawn(1, "float64", 0.1), recompute)
+    model = build(CONFIGS[kind], mesh.tp, drawn(1, "float64", 0.1), recompute, cuts_rows)
     trainer = Trainer(model, mesh, plan or Plan(clip=0.8))
     data = np.random.default_rng(5).integers(0, V, 60 * S + 1)
     order = Order(60, 7)
@@ -61,6 +61,36 @@ def test_twenty_steps_are_the_same_on_every_mesh(comm, alone, kind, options, axe
         np.testing.assert_allclose(got, losses, rtol=0, atol=1e-10)
         for name, a in weights.items():
             np.testing.assert_allclose(after[name], a, rtol=0, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.limit(120)
+@pytest.mark.parametrize(("kind", "options", "axes"), every_other(CONFIGS, OPTIONS[1:3], MESHES[start.begin().size]))
+def test_twenty_steps_with_tokens_cut_over_tp_are_the_same(comm, alone, kind, options, axes):
+    losses, weights = alone[kind]
+    zero, recompute, micro_batches = options
+    with Mesh(comm, check=True, dp=axes[0], tp=axes[1]) as mesh:
+        plan = Plan(clip=0.8, zero=zero, bucket_bytes=5000)
+        got, after, trainer = trained(mesh, kind, micro_batches, recompute, plan, cuts_rows=True)
+        np.testing.assert_allclose(got, losses, rtol=0, atol=1e-10)
+        for name, a in weights.items():
+            np.testing.assert_allclose(after[name], a, rtol=0, atol=1e-10, err_msg=name)
+        every = {p.name: p for p in trainer.flat.parameters}
+        # Norms are replicas: the sum that they are owed gives all ranks the same bits.
+        for name in ("blocks.0.wn1", "wnf"):
+            assert len({a.tobytes() for a in comm.allgather(every[name].data)}) == 1
+
+
+def test_the_norm_of_the_gradient_does_not_depend_on_how_tokens_are_cut(comm):
+    for dp, tp in MESHES[comm.size]:
+        with Mesh(comm, check=True, dp=dp, tp=tp) as mesh:
+            norms = []
+            for cuts_rows in (False, True):
+                trainer = Trainer(build(CONFIGS["llama"], mesh.tp, drawn(1, "float64", 0.1), cuts_rows=cuts_rows), mesh, Plan())
+                data = np.random.default_rng(5).integers(0, V, 60 * S + 1)
+                trainer.gradients(dealt(data, np.arange(8), S, dp, mesh.dp.rank, 1), 8 * S)
+                norms.append(trainer.update(0.0))
+            assert norms[1] == pytest.approx(norms[0], rel=1e-14)
 
 
 def test_zero_keeps_a_share_of_the_state_and_recomputation_less_for_backward(comm):
