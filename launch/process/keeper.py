@@ -135,7 +135,7 @@ def _failed(kind: type[BaseException], value: BaseException, trace: TracebackTyp
 def _say_first(text: str, status: int) -> None:
     """Print why this rank ends, unless another of its host has done so; and have MPICH's launcher end all, before that one's
     name is free again."""
-    if not _first_to_speak():
+    if not first_to_speak():
         sleep(AFTER_THE_FIRST)
         return
     sys.stderr.write(text + "\n")
@@ -145,7 +145,7 @@ def _say_first(text: str, status: int) -> None:
         _end_all("", status)
 
 
-def _first_to_speak() -> bool:
+def first_to_speak() -> bool:
     """Whether no other rank of this host has asked this. All that ranks share yet is the names of sockets, which vanish with
     those that hold them."""
     global _speaker
@@ -167,9 +167,11 @@ def _wait(rank: int) -> NoReturn:
         signal.signal(number, lambda n, _: asked.append(n))
     signal.signal(signal.SIGALRM, lambda *_: _too_late(rank))
     signal.setitimer(signal.ITIMER_REAL, START_LIMIT)
-    os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
+    ended = os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    explained = bool(_shared[_EXPLAINED] or asked)
+    # Where a library has had the launcher end all, in starting MPI, the rank has left by itself all the same.
+    itself = ended.si_code == os.CLD_EXITED and not _shared[_REPORTED]
+    explained = bool(_shared[_EXPLAINED] or (asked and not itself))
     if not explained and _shared[_REPORTED] and launcher.size() > 1:
         sleep(MOMENT)
     _, status = os.waitpid(rank, 0)

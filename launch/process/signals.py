@@ -68,10 +68,11 @@ def listen() -> Signals:
 
 
 def before_mpi(number: int) -> NoReturn:
-    """The end of a rank that knows no others yet: rank 0 speaks, and the others let it, as the first to leave ends all."""
+    """The end of a rank that knows no others yet: the first speaks, and the others let it, as the first to leave ends all."""
     keeper.expected()
-    if launcher.rank() == 0:
-        say(SAID[number])
+    if keeper.first_to_speak():
+        # Ctrl-C is for all; SIGTERM may have been sent to this one.
+        say(f"{keeper.name()} was ended by SIGTERM" if number == signal.SIGTERM and launcher.size() else SAID[number])
     else:
         sleep(keeper.AFTER_THE_FIRST)
     os._exit(status_of(number))
