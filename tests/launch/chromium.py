@@ -12,7 +12,7 @@ import time
 from fcntl import F_DUPFD, fcntl
 from pathlib import Path
 
-from launch.process.keeper import die_with_parent
+from parallel.remains import die_with_parent
 
 FOUND = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
