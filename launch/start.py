@@ -210,6 +210,9 @@ def run(options: argparse.ArgumentParser, check: Check, main: Main) -> NoReturn:
         # Help has been printed. Ranks that were not asked for it would wait for this one.
         if launcher.size() in (None, 1):
             raise
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        problem = problem or "standard output is closed, and the results would be lost: leave >&- out, or write them to a file"
     comm = begin()
     if args is not None:
         _begin().watch(args.timeout)

@@ -121,6 +121,29 @@ def test_help_answers_once_and_without_mpi():
     assert "started False" in started.stdout
 
 
+def test_a_closed_standard_output_is_noticed_before_the_work():
+    command = [sys.executable, "-m", "launch.tp_mlp", "--tokens", "5", "--data", "none"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command],
+        cwd=ROOT, env=launcher_free(dict(os.environ)), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output is closed")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("odd", thinned(["--help", "--seed=3", "--trace=t.json", "--tokens=0"], ["--help"]))
+def test_ranks_that_are_given_other_options_are_told_so(odd):
+    """As mpirun can: a part of the ranks has another command line."""
+    if MPI.get_vendor()[0] == "Open MPI":
+        pytest.skip("one MPI's launcher is enough: the ranks compare by themselves")
+    words = ("-m", "launch.tp_mlp", "--tokens", "5", "--data", "none")
+    done = mpirun(2, *words, ":", "-n", "1", sys.executable, *words, odd, timeout=20)
+    assert (done.returncode, done.stdout) == (2, "")
+    option = odd.partition("=")[0]
+    assert re.search(rf"(?m)^error: ({option}: rank 2 has .*, ranks 0 and 1 have |rank 2: )", done.stderr), done.stderr
+
+
 def test_a_launcher_of_another_mpi_is_refused():
     """Each started process would believe that it is alone, compute everything, and report that all is well."""
     open_mpi = MPI.get_vendor()[0] == "Open MPI"
