@@ -148,7 +148,7 @@ HANGS = [
 NUMBERS = [
     Case("NaN in a forward sum", "at=tp.all_reduce:3,kind=nan", "train",
          (*failed(r"\S*NotFinite: rank \d of tp sends 1 NaN and 0 infinite of [\d,]+ numbers, the first at "),
-          rf"in all_reduce .* at {SITE} \(forward\): \S.*all_reduce\("), 1, each=True, more=REPLICAS),
+          rf"in all_reduce .* at {SITE} \(forward\): \S.*(all_reduce|sum_rows)\("), 1, each=True, more=REPLICAS),
     Case("NaN in a sum that is started", "at=start_all_reduce:2,kind=nan", "dp",
          (*failed(r"\S*NotFinite: rank {r} of dp sends 1 NaN"), r"parallel/data\.py|training/trainer\.py"), 1, more=REPLICAS,
          alike=True),

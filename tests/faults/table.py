@@ -8,10 +8,14 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.cases.planted import OUTSIDE
 from tests.faults.cases import DEATHS, FILES, HANGS, HARMLESS, MISMATCHES, NUMBERS, Case
+from tests.faults.running import run
 from tests.faults.scarce import SCARCE, Scarce
 from tests.faults.scarce import seen as in_scarcity
 from tests.faults.test_faults import prepared, seen
+from tests.faults.test_first_second import seen as in_the_first_second
+from tests.faults.test_waits import seen as waited_for
 
 HEAD = """# Faults, and what is said of them
 
@@ -33,6 +37,43 @@ SPACE = """## Space
 
 | lacking | given | command | said | status |
 |---|---|---|---|---|"""
+
+
+# Of three ranks, rank 1: what befalls it before MPI runs.
+EARLY = {
+    "an import that fails": "import=numpy",
+    "our own module fails": "import=parallel.recorder",
+    "killed before MPI runs": "signal=9,after=0.05",
+    "a segmentation fault before MPI runs": "signal=11,after=0.05",
+    "SIGTERM before MPI runs": "signal=15,after=0.05",
+    "60 MiB of addresses": "memory=60",
+    "170 MiB of addresses": "memory=170",
+    "14 descriptors": "files=14",
+    "32 descriptors": "files=32",
+}
+# What rank 2 is given, and the others are not.
+ODD = ("--seed=3", "--trace=t.json", "--tokens=0", "--help")
+
+
+def early(name: str) -> str:
+    done = in_the_first_second(3, 1, EARLY[name])
+    return f"| {name} | `{EARLY[name]}` | mlp | `{first_of_ours(done.err)}` | {done.status} |"
+
+
+def waits(kind: str) -> str:
+    return f"| a rank that does not come: {kind} | | planted | `{first_of_ours(waited_for(kind).err)}` | 1 |"
+
+
+def odd(option: str) -> str:
+    words = ["-m", "launch.tp_mlp", "--tokens", "5", "--data", "none"]
+    done = run(2, [*words, ":", "-n", "1", sys.executable, *words, option])
+    return f"| another command line on rank 2 | `{option}` | mlp | `{first_of_ours(done.err)}` | {done.status} |"
+
+
+def first_of_ours(err: str) -> str:
+    """The first line that this project has written."""
+    said = next((line for line in err.splitlines() if re.match(r"(\[\d\] )?(error: )?rank \d|error: ", line)), "")
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} …"
 
 
 def scarce(case: Scarce) -> str:
@@ -63,6 +104,14 @@ def main() -> None:
         for title, cases in TITLES.items():
             print(f"## {title}\n\n| fault | planted | command | said | status |\n|---|---|---|---|---|")
             print(*pool.map(lambda case: row(case, Path(tmp)), cases), "", sep="\n")
+            sys.stdout.flush()
+        for title, (make, kinds) in {
+            "Before the work": (early, EARLY),
+            "Ranks that were given other options": (odd, ODD),
+            "Waits that are no verb (`--timeout 1`)": (waits, OUTSIDE),
+        }.items():
+            print(f"## {title}\n\n| fault | planted | command | said | status |\n|---|---|---|---|---|")
+            print(*pool.map(make, kinds), "", sep="\n")
             sys.stdout.flush()
         print(SPACE, *pool.map(scarce, SCARCE), sep="\n")
 

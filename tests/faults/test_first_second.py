@@ -49,14 +49,15 @@ RUNS = (
 )
 
 
+def seen(ranks: int, rank: int, planted: str, other: bool = False) -> Seen:
+    """A real run, with something planted in one rank's first second."""
+    path = os.pathsep.join(filter(None, [str(EARLY), os.environ.get("PYTHONPATH")]))
+    return run(ranks, MLP, limit=20, open_mpi=other, PLANTED=f"rank={rank},{planted}", PYTHONPATH=path)
+
+
 @pytest.fixture(scope="module")
 def runs(request):
-    def work(name: str) -> Seen:
-        ranks, rank, planted, other = RUNS[name]
-        path = os.pathsep.join(filter(None, [str(EARLY), os.environ.get("PYTHONPATH")]))
-        return run(ranks, MLP, limit=20, open_mpi=other, PLANTED=f"rank={rank},{planted}", PYTHONPATH=path)
-
-    with ahead(request, ThreadPoolExecutor(2), work) as begun:
+    with ahead(request, ThreadPoolExecutor(2), lambda name: seen(*RUNS[name])) as begun:
         yield begun
 
 

@@ -264,7 +264,9 @@ def test_repeats_are_found():
 
 def test_statements_say_what_they_read_and_make():
     by_line = source.statements(RowParallelLinear.backward.__code__)
-    bias, weights, returned = list(dict.fromkeys(by_line[line] for line in sorted(by_line)))
+    unpacked, bias, gathered, weights, returned = list(dict.fromkeys(by_line[line] for line in sorted(by_line)))
+    assert unpacked.makes == (("x_Ti",), ("rows",))
+    assert gathered.makes == (("dy_TO",),)
     assert (bias.asks, bias.makes) == (("self", "b_O"), ())
     assert weights.text == "self.W_iO.add_grad_product(x_Ti, dy_TO)"
     assert weights.reads == (("self", "W_iO", "add_grad_product"), ("x_Ti",), ("dy_TO",))
