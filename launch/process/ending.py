@@ -87,7 +87,7 @@ class Ending:
         if not self.recorder.claim():
             time.sleep(EXPLAINED)
             self._abort(signals.status_of(number))
-        self.tell(signals.SAID[number], signals.status_of(number))
+        self.tell(signals.said(number), signals.status_of(number))
 
     def tell(self, text: str, status: int = 1) -> NoReturn:
         """Print why and what is kept, in one write, and end all ranks. Only for the rank whose claim to do so was the first."""

@@ -61,6 +61,12 @@ def status_of(number: int) -> int:
     return 128 + number
 
 
+def said(number: int) -> str:
+    """What the rank says that speaks. Ctrl-C is for all; SIGTERM may have been sent to this one among several."""
+    several = number == signal.SIGTERM and (launcher.size() or 1) > 1
+    return f"{keeper.name()} was {SAID[number]}" if several else SAID[number]
+
+
 @cache
 def listen() -> Signals:
     """From now on. Further calls return the same."""
@@ -71,8 +77,7 @@ def before_mpi(number: int) -> NoReturn:
     """The end of a rank that knows no others yet: the first speaks, and the others let it, as the first to leave ends all."""
     keeper.expected()
     if keeper.first_to_speak():
-        # Ctrl-C is for all; SIGTERM may have been sent to this one.
-        say(f"{keeper.name()} was ended by SIGTERM" if number == signal.SIGTERM and launcher.size() else SAID[number])
+        say(said(number))
     else:
         sleep(keeper.AFTER_THE_FIRST)
     os._exit(status_of(number))

@@ -15,8 +15,7 @@ SITE = r"\w+(?:/\w+)+\.py:\d+"
 
 @dataclass(frozen=True)
 class Case:
-    """`status`: of the launcher, or NONZERO. `says`: what standard error must have; `prints`: standard output.
-    `pairs`: the numbers of ranks at which only two make the call together."""
+    """`status`: of the launcher, or NONZERO. `says`: what standard error must have; `prints`: standard output."""
 
     name: str
     fault: str | None
@@ -27,7 +26,6 @@ class Case:
     ranks: tuple[int, ...] = (2, 3, 4)
     each: bool = False
     more: tuple[str, ...] = ()
-    pairs: tuple[int, ...] = ()
     open_mpi: bool = False
     alike: bool = False
 
@@ -81,10 +79,10 @@ MISMATCHES = [
     Case("another dtype of the same size", "at=all_reduce:1,kind=dtype", "mlp", odd(".* int32", ".* float32"), each=True,
          open_mpi=True),
     Case("another dtype of 8 bytes", "at=all_reduce:2,kind=dtype", "attention", odd(".* int64", ".* float64"),
-         pairs=(3, 4), alike=True),
+         alike=True),
     Case("another dtype, ZeRO", "at=start_reduce_scatter:1,kind=dtype", "dp", odd(".* int32", ".* float32"), more=("--zero",)),
     Case("another reduction", "at=tp.all_reduce:3,kind=op", "train", odd(".* max", ".* sum"), each=True, open_mpi=True),
-    Case("another reduction, attention", "at=all_reduce:2,kind=op", "attention", odd(".* max", ".* sum"), pairs=(3, 4),
+    Case("another reduction, attention", "at=all_reduce:2,kind=op", "attention", odd(".* max", ".* sum"),
          alike=True),
     Case("another root", "at=broadcast:1,kind=root", "generate", odd("broadcast .*root 1", "broadcast .*root 0"), each=True,
          more=SPECULATE),

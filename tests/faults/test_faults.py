@@ -105,7 +105,7 @@ def test_it_ends_as_promised(request, runs, case, ranks, rank, other):
     assert done.status is not None, f"still running after {LIMIT} s: {done}"
     assert not done.left, f"left behind: {done.left}\n{done}"
     assert done.status != 0 if case.status == NONZERO else done.status == case.status, str(done)
-    pair = ranks in case.pairs or (case.command == "train" and ranks == 4)
+    pair = case.command == "train" and ranks == 4
     partner = rank ^ 1 if rank ^ 1 < ranks else rank - 1
     others = [str(r) for r in range(ranks) if r != rank and (r == partner or not pair)]
     listed = f"ranks {', '.join(others[:-1])} and {others[-1]}" if len(others) > 1 else f"rank {others[0]}"
