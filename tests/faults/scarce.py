@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import uuid
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -58,8 +59,8 @@ def seen(case: Scarce) -> Seen:
     environ = dict(case.environ)
     args, ranks = MLP, case.ranks
     if case.practice:
-        # A folder of its own, not the one that is scarce.
-        environ["RANKWISE_WORKBOOK"] = "/var/tmp/rankwise-scarce"
+        # A folder of the run's own, not the one that is scarce; cases run side by side.
+        environ["RANKWISE_WORKBOOK"] = f"/var/tmp/rankwise-scarce-{uuid.uuid4().hex}"
         args, ranks = ["-m", "launch.practice", "check", RING], 0
     return run(ranks, args, open_mpi=case.open_mpi, within=partial(_within, case), **environ)
 
