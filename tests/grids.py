@@ -14,9 +14,8 @@ def thinned(every, few):
 
 
 def every_other(*columns: Iterable) -> list[tuple]:
-    """Every second entry of the product of some columns; the others are run on one rank more, and on one less.
-
-    Each value of a column meets each of any other, on some number of ranks."""
+    """Every second entry of the product of some columns. Where the columns are the same on any number of ranks, the others are
+    run on one rank more, and on one less; where a third one is of this number alone, each two values still meet."""
     columns = [list(column) for column in columns]
     every = list(product(*columns))
     places = product(*(range(len(column)) for column in columns))

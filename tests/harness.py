@@ -206,19 +206,25 @@ def launcher_free(environ: dict[str, str]) -> dict[str, str]:
     return {k: v for k, v in environ.items() if k.startswith(kept) or not ours.match(k)}
 
 
-def mpirun(ranks: int, *args: str, timeout: float = 60, **environ: str) -> subprocess.CompletedProcess[str]:
+def begun(ranks: int, *args: str, stderr: int = subprocess.PIPE, **more: object) -> subprocess.Popen[str]:
     """`mpirun -n ranks python *args` (ranks 0: plain python) from the root of the project, as a user would type it."""
     launcher = [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks)] if ranks else []
-    process = subprocess.Popen(
+    more = {"env": launcher_free(dict(os.environ))} | more
+    return subprocess.Popen(
         [*launcher, sys.executable, *args],
         cwd=ROOT,
-        env=launcher_free(dict(os.environ)) | environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
+        **more,
     )
+
+
+def mpirun(ranks: int, *args: str, timeout: float = 60, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The same, to its end."""
+    process = begun(ranks, *args, env=launcher_free(dict(os.environ)) | environ)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -39,7 +39,7 @@ class Trainer:
         self.model, self.mesh, self.plan = model, mesh, plan
         self.owed = Owed(mesh, model.parameters)
         # What is owed a sum comes last: it is sent when that has been made.
-        self._late = self.owed.homes
+        self._late = dict.fromkeys(self.owed.homes)
         self.flat = Flat(sorted(model.filling_order, key=lambda p: p.home in self._late))
         self.sums = GradientSums(self.flat, mesh.dp, plan.bucket_bytes, plan.overlap, plan.zero)
         self.optimizer = AdamW(self.flat, self.sums.owned, weight_decay=plan.weight_decay)

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from math import prod
 
 from launch import targets
-from launch.explain import text
-from launch.explain.witness import Witness
 from launch.lines import width
 from launch.options import UsageError, only_with
 from parallel.control import Control
@@ -62,6 +60,8 @@ def explained(
     """
     if not args.explain:
         return None
+    from launch.explain.witness import Witness
+
     rank = args.rank or 0
     view = None
     if control.rank == rank:
@@ -93,6 +93,8 @@ def show(view: dict | None, otherwise: Callable[[], None]) -> None:
     if view is None:
         otherwise()
     else:
+        from launch.explain import text
+
         print(*text.lines(view, width()), sep="\n")
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter, sleep
 
+from launch.process import keeper
 from parallel.call import path_in_project
 from parallel.recorder import ENDED, LEFT_MAIN, RecordedCall, Recorder, Slot
 from parallel.text import aligned, named
@@ -133,13 +134,7 @@ class State:
         self.gone = letter in "Z?"
         number = code & 0x7F
         self.ended = slot.doing == ENDED or number in (signal.SIGINT, signal.SIGTERM)
-        if letter == "?":
-            self.how = "is gone"
-        elif number:
-            known = number in {s.value for s in signal.Signals}
-            self.how = f"was killed by {signal.Signals(number).name if known else f'signal {number}'}"
-        else:
-            self.how = f"has left by os._exit({code >> 8}), its own or a library's,"
+        self.how = "is gone" if letter == "?" else keeper.how(-number or code >> 8)
 
 
 def _state(slot: Slot) -> State:

@@ -16,8 +16,9 @@ from tests.grids import thinned
 
 EARLY = Path(__file__).resolve().parent / "early"
 MLP = ["-m", "launch.tp_mlp", "--tokens", "5", "--d-model", "6", "--d-ff", "13", "--timed", "400,600,1300", "--data", "none"]
+KILLED = r"(?m)^rank {r} of {n} (was (killed|ended) by SIG\w+|has left)"
 # Alone, a rank needs no number.
-KILLED = r"(?m)^(rank {r} of {n} (was (killed|ended) by SIG\w+|has left)|ended by SIGTERM$)"
+KILLED_ALONE = r"(?m)^(rank {r} of {n} (was killed by SIG\w+|has left)|ended by SIGTERM$)"
 # Without descriptors it may be the other rank whose library gives up, as this one does not answer it.
 STARVED = r"(?m)^(\[\d\] |error: )?rank \d of {n} (failed: |was killed|has left|cannot allocate)"
 FAILED = r"(?m)^\[{r}\] rank {r} of {n} failed: ImportError: planted at {what}"
@@ -77,7 +78,7 @@ def test_all_are_gone_and_one_line_says_why(runs, name):
         assert done.err == "", str(done)
         return
     form, what = (FAILED, planted.rpartition("=")[2]) if "import" in planted else (KILLED, "")
-    form = STARVED if planted in SCARCE else form
+    form = STARVED if planted in SCARCE else KILLED_ALONE if form is KILLED and ranks == 1 else form
     pattern = form.format(r=rank, n=ranks, what=re.escape(what))
     # Of the libraries of two ranks that cannot reach one another, both may give up.
     times = (1, 2) if "files" in planted else (1,)

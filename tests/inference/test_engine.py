@@ -14,6 +14,7 @@ from inference.pool import BLOCK, Pool
 from inference.sampling import Sampling
 from inference.scheduler import QueueFull, Scheduler
 from launch.measure.acceptance import tie
+from launch.process import launcher
 from parallel.ledger import agrees
 from tests.grids import FULL, every_other, thinned
 from tests.inference.small import CONFIGS, V, lone, model_of
@@ -81,10 +82,14 @@ def shapes_of(kind, speculate, ranks):
     """Every other shape, so that each meets each kind of model and drafts or none, and these each other. What is about
     schedules alone is not run again on several ranks: rank 0 decides."""
     shapes = list(SHAPES) if ranks == 1 or FULL else ["roomy", "small pool"]
-    return thinned(shapes, shapes[(list(CONFIGS).index(kind) + speculate) // 2 % 2 :: 2])
+    return thinned(shapes, shapes[(list(CONFIGS).index(kind) + speculate) % 2 :: 2])
 
 
-@pytest.mark.parametrize(("kind", "speculate"), every_other(CONFIGS, [False, True]))
+# On one rank all of them, as only there every shape is run.
+GRID = [(kind, speculate) for kind in CONFIGS for speculate in (False, True)]
+
+
+@pytest.mark.parametrize(("kind", "speculate"), GRID if launcher.size() in (None, 1) else every_other(CONFIGS, [False, True]))
 def test_a_requests_tokens_are_those_of_running_it_alone(mesh, control, kind, speculate):
     model = model_of(kind, mesh)
     asks = asks_of(Random(3), 11, repeats=speculate)

@@ -9,7 +9,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -23,7 +22,7 @@ from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from parallel.remains import die_with_parent
-from tests.harness import ROOT, launcher_free
+from tests.harness import ROOT, begun
 
 FAMILIES = ROOT / "tests/oracles/families"
 # 17 tokens, as the tiny model has: two control tokens, letters, a merge, and the bytes of é and € one by one.
@@ -50,18 +49,8 @@ class Served:
     `pid`, that of rank 0; `process`, what was started. `descriptors`: the most that a process may have."""
 
     def __init__(self, ranks: int, *args: str, patience: float = 60.0, descriptors: int | None = None) -> None:
-        launcher = [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks)] if ranks else []
-        self.process = subprocess.Popen(
-            [*launcher, sys.executable, "-m", "launch.serve", "--port", "0", *args],
-            cwd=ROOT,
-            env=launcher_free(dict(os.environ)),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=partial(_begin, os.getpid(), descriptors),
-        )
+        begin = partial(_begin, os.getpid(), descriptors)
+        self.process = begun(ranks, "-m", "launch.serve", "--port", "0", *args, preexec_fn=begin)
         # A server that hangs before it says where it is.
         watch = threading.Timer(patience, self.kill)
         watch.start()

@@ -14,7 +14,7 @@ import pytest
 from parallel.checkpoint import Checkpoint, latest, pieces, save
 from parallel.control import Control
 from tests.cases import saving
-from tests.harness import ROOT, launcher_free
+from tests.harness import begun
 from tests.launch.test_start import alive
 from tests.parallel.checkpoints import Alone, require_whole, there, write
 
@@ -99,17 +99,7 @@ def test_killed_again_and_again_while_saving_the_newest_is_always_whole(tmp_path
 
 def killed_one_of(ranks, saves, folder, rng):
     """Start the command that saves without end, and kill one at a random moment after that many saves have begun."""
-    launcher = [str(Path(sys.executable).parent / "mpirun"), "-n", f"{ranks}"]
-    process = subprocess.Popen(
-        [*launcher, sys.executable, "-m", "tests.cases.saving", str(folder)],
-        cwd=ROOT,
-        env=launcher_free(dict(os.environ)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = begun(ranks, "-m", "tests.cases.saving", str(folder), stderr=subprocess.STDOUT)
     try:
         first_lines = []
         for line in process.stdout:

@@ -4,39 +4,22 @@ import csv
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.harness import MPICH, ROOT, launcher_free, mpirun
+from tests.harness import MPICH, ROOT, begun, mpirun
 from tests.launch.test_start import alive, pids
 
 SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM"}
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-def begun(ranks, *command):
-    launcher = [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks)] if ranks else []
-    return subprocess.Popen(
-        [*launcher, sys.executable, "-m", *command],
-        cwd=ROOT,
-        env=launcher_free(dict(os.environ)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 @pytest.mark.parametrize("number", SAID)
 @pytest.mark.parametrize("to", ["group", "launcher", "alone", "rank"])
 def test_a_signal_is_one_line_and_its_status(number, to):
     """To all that a terminal has started, to mpirun, to a process without mpirun, or to one rank of several."""
-    process = begun(0 if to == "alone" else 3, "tests.cases.planted", "wait")
+    process = begun(0 if to == "alone" else 3, "-m", "tests.cases.planted", "wait")
     started = pids(process.stdout.readline())
     # Two ranks wait in MPI, one sleeps.
     time.sleep(0.1)
@@ -90,7 +73,7 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(tmp_path):
     text.write_bytes((ROOT / "README.md").read_bytes()[:2000])
     words = ["launch.train", *TRAIN, "--text", str(text), "--output", str(tmp_path / "out"), "--steps", "100000"]
     kept = tmp_path / "kept"
-    process = begun(2, *words, "--checkpoint", str(kept), "--save-every", "3")
+    process = begun(2, "-m", *words, "--checkpoint", str(kept), "--save-every", "3")
     deadline = time.monotonic() + 20
     while len(list(kept.glob("step-*"))) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
