@@ -15,6 +15,7 @@ from inference.policies import POLICIES
 from inference.scheduler import Scheduler, Step
 from inference.workload import Workload
 from launch import serving_bench
+from launch.bench import serving as bench
 from launch.bench.serving import decode_rate
 from launch.measure.serving import Column, Served, alone, batches, closed_form, decode_steps, lanes, latencies, serve, spread
 from launch.pictures import occupancy
@@ -327,7 +328,7 @@ def test_bad_input_is_one_line_and_status_two(comm, args, message):
 
 
 @pytest.mark.limit(180)
-def test_bench_serving():
+def test_bench_serving(capsys, monkeypatch):
     done = mpirun(0, "-m", "launch.bench", "serving", "--model", LLAMA, "--rounds", "1", "--tokens", "8", "--json")
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
@@ -337,4 +338,8 @@ def test_bench_serving():
     rates = got["tokens_per_second"]
     assert got["ratios"]["continuous_to_static"] == pytest.approx(rates["continuous"] / rates["static"])
     assert got["ratios"]["batch_8_to_batch_1"] == pytest.approx(rates["batch_8"] / rates["batch_1"])
+    for columns in (80, 120, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        bench.show(got)
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
     assert "--tokens 1 leaves nothing to decode" in command("bench", 0, "serving", "--model", LLAMA, "--tokens", "1", status=2)
