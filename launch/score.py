@@ -95,7 +95,7 @@ class Scored:
         targets = np.concatenate([mine[:, 1:], np.full((len(mine), 1), -1)], axis=1)
         begun = perf_counter()
         with mesh.phase("forward"):
-            self.logits_Tv, self.saved = model.forward(mine.reshape(-1), [S] * len(mine))
+            self.logits_Tv, self.saved = model.forward(mine.reshape(-1), model.batch([S] * len(mine)))
             nll_T, self.saved_loss = model.loss.forward(self.logits_Tv, targets.reshape(-1))
         with mesh.phase("score"):
             self.nats = mesh.dp.all_reduce(np.array([nll_T.sum(dtype=np.float64)])).item()

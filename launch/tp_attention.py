@@ -9,7 +9,7 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from launch.explain import view
 from launch.measure import products, step
 from launch.options import UsageError, only_with, parser, positive
 from layers.attention import Attention
+from layers.batch import Batch
 from layers.latent_attention import LatentAttention
 from layers.rope import Linear, Llama3, Rope, Scaling, Yarn
 from parallel.axis import Axis
@@ -267,27 +268,26 @@ def cache(args: argparse.Namespace, sizes: Sizes, ranks: int) -> list[dict]:
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes) -> int:
-    control, lengths = Control(comm), sizes.lengths
+    control = Control(comm)
     mesh = start.make_mesh(args, comm, tp=comm.size)
     attention = build(args, sizes, mesh.tp)
     x, dy = inputs(sizes.tokens, args.d_model, args.dtype, args.seed)
-    turns = rope(args, sizes)
-    rotation = None if turns is None else turns.at(np.concatenate([np.arange(n) for n in lengths]), args.dtype)
     rows = cut_rows(sizes.tokens, comm.size) if args.sequence_parallel else None
-    measured = step.run(attention, x, dy, mesh, control, lengths, rotation, rows=rows)
+    batch = Batch.of(sizes.lengths, rope(args, sizes), args.dtype, rows)
+    measured = step.run(attention, x, dy, mesh, control, batch, rows=rows)
     first, checks = comm.rank == 0, []
     if first:
         shown = progress.items("the reference, tensor by tensor", True, 1 + 2 * (1 + len(attention.parameters)))
-        asked = reference_options(args, lengths)
+        asked = reference_options(args, sizes.lengths)
         checks = list(shown(compared(asked, args.heads, measured.whole | {"x": x}, dy)))
     control.wait(patient=True)
     parts = tuple(own(a, rows, comm.rank) for a in (x, dy))
-    again = partial(step.phases, attention, *parts, mesh, lengths, rotation, rows)
+    again = partial(step.phases, attention, *parts, mesh, batch)
     explained = view.explained(args, control, mesh, attention.parameters, again)
     alone = Mesh(MPI.COMM_SELF, tp=1) if first else None
-    limit = (products.latent_attention if args.kind == "mla" else products.attention)(attention, x, lengths)
-    single = lambda: step.of(build(args, sizes, alone.tp), alone, x, dy, lengths, rotation)  # noqa: E731
-    seconds = step.seconds(step.of(attention, mesh, *parts, lengths, rotation, rows), limit, single, comm)
+    limit = (products.latent_attention if args.kind == "mla" else products.attention)(attention, x, sizes.lengths)
+    single = lambda: step.of(build(args, sizes, alone.tp), alone, x, dy, replace(batch, rows=None))  # noqa: E731
+    seconds = step.seconds(step.of(attention, mesh, *parts, batch), limit, single, comm)
     if not first:
         return 0
     scaling = args.rope_scaling and {"kind": type(args.rope_scaling).__name__.lower(), **asdict(args.rope_scaling)}

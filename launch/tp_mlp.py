@@ -149,7 +149,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     control = Control(comm)
     mesh = start.make_mesh(args, comm, tp=comm.size)
     mlp, (x, dy), rows = job.build(mesh.tp), job.inputs(), job.rows(mesh.tp)
-    measured = step.run(mlp, x, dy, mesh, control, rows=rows)
+    measured = step.run(mlp, x, dy, mesh, control, rows, rows=rows)
     first = comm.rank == 0
     checks = compared(job, mesh, mlp, measured.whole, x, dy) if first else []
     control.wait(patient=True)

@@ -302,7 +302,7 @@ class Run:
         with self.mesh.phase("sample"):
             for _ in progress.items("sample", self.control.rank == 0)(range(self.args.sample)):
                 recent = np.array(ids[-self.args.sequence_length :])
-                logits_Tv, _ = model.forward(recent, [len(recent)])
+                logits_Tv, _ = model.forward(recent, model.batch([len(recent)]))
                 z_V = tp.all_gather(logits_Tv[-1], 0, model.embedding.cut).astype(np.float64)
                 # The largest of z / temperature + Gumbel noise is a draw from their softmax.
                 ids.append(int(np.argmax(z_V / TEMPERATURE + random.gumbel(size=len(z_V)))))

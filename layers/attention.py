@@ -7,18 +7,19 @@ n = h + 2 k: queries, keys and values side by side, from one product
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
 from layers.attend import Keep, attend, attend_backward, attend_cached, spans
+from layers.batch import Batch
 from layers.linear import RowParallelLinear
 from layers.norm import rms_norm, rms_norm_backward
 from layers.ops import product
 from layers.rope import Rotation
 from parallel.axis import Axis
+from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
 from parallel.rows import gathered, held, summed
@@ -105,21 +106,19 @@ class Attention:
         biases = [] if self.b_nE is None else self.b_nE.parameters
         return [*self.W_DnE.parameters, *biases, *self.norms, *self.out.parameters]
 
-    def forward(
-        self, x_tD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None, rows: Cut | None = None
-    ) -> tuple[np.ndarray, tuple]:
-        """x (t, D), sequences of `lengths` one after another, rotation of their positions -> y (t, D), saved."""
-        x_TD = self.tp.gather_rows(x_tD, rows)
-        sequences = spans(lengths, len(x_TD))
-        z_TnE, qk_TnE, saved_norm = self._projected(x_TD, rotation)
+    def forward(self, x_tD: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
+        """x (t, D) -> y (t, D), saved."""
+        x_TD = self.tp.gather_rows(x_tD, batch.rows)
+        sequences = spans(batch.lengths, len(x_TD))
+        z_TnE, qk_TnE, saved_norm = self._projected(x_TD, batch.rotation)
         o_ThE = np.empty((len(x_TD), self.h, self.E), x_TD.dtype)
         lse_Th = np.empty((len(x_TD), self.h), x_TD.dtype)
         q_ThE, k_TkE, v_TkE = self._by_heads(qk_TnE, z_TnE)
         for run in self.runs:
             q, o, lse = (run.queries(a) for a in (q_ThE, o_ThE, lse_Th))
             attend(q, k_TkE[:, run.kv], v_TkE[:, run.kv], o, lse, sequences, self.scale, self.causal)
-        y_tD, saved_out = self.out.forward(o_ThE, rows)
-        return y_tD, (x_tD, rows, z_TnE, saved_norm, sequences, rotation, lse_Th, saved_out)
+        y_tD, saved_out = self.out.forward(o_ThE, batch.rows)
+        return y_tD, (x_tD, batch, z_TnE, saved_norm, sequences, lse_Th, saved_out)
 
     def cached(self, x_TD: np.ndarray, rotation: Rotation | None, keep: Keep) -> np.ndarray:
         """x (T, D), new tokens of some sequences -> y (T, D): their queries read the keys and values that a cache has, and
@@ -140,10 +139,10 @@ class Attention:
         """What a cache keeps of a token on this rank: a key and a value of each of its heads."""
         return [(self.k, self.E), (self.k, self.E)]
 
-    def backward(self, dy_tD: np.ndarray, saved: tuple) -> np.ndarray:
+    def backward(self, dy_tD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dy (t, D), saved -> dx (t, D). Adds into the gradients."""
-        x_tD, rows, z_TnE, saved_norm, sequences, rotation, lse_Th, saved_out = saved
-        do_ThE = self.out.backward(dy_tD, saved_out)
+        x_tD, batch, z_TnE, saved_norm, sequences, lse_Th, saved_out = saved
+        do_ThE = self.out.backward(dy_tD, saved_out, later)
         o_ThE = saved_out[0].reshape(do_ThE.shape)
         qk_TnE = saved_norm[0] if saved_norm else self._queries_keys(z_TnE)
         dz_TnE = np.empty_like(z_TnE)
@@ -153,16 +152,14 @@ class Attention:
             do, q, o, lse, dq = (run.queries(a) for a in (do_ThE, q_ThE, o_ThE, lse_Th, dq_ThE))
             k, v, dk, dv = (a[:, run.kv] for a in (k_TkE, v_TkE, dk_TkE, dv_TkE))
             attend_backward(do, q, k, v, o, lse, dq, dk, dv, sequences, self.scale, self.causal)
-        if rotation is not None:
-            rotation.backward(self._queries_keys(dz_TnE))
+        if batch.rotation is not None:
+            batch.rotation.backward(self._queries_keys(dz_TnE))
         self._normed_backward(dz_TnE, z_TnE, saved_norm)
-        x_TD = self.tp.gather_rows(x_tD, rows)
-        dW_DnE = self.W_DnE.room()
-        np.matmul(x_TD.T, dz_TnE.reshape(len(x_TD), -1), out=dW_DnE.reshape(self.d_model, -1))
-        self.W_DnE.add_grad(dW_DnE)
+        x_TD, dz_Tn = self.tp.gather_rows(x_tD, batch.rows), dz_TnE.reshape(len(dz_TnE), -1)
+        self.W_DnE.add_grad_product(x_TD, dz_Tn, later)
         if self.b_nE is not None:
             self.b_nE.add_grad(dz_TnE.sum(axis=0))
-        return self.tp.sum_rows(dz_TnE.reshape(len(x_TD), -1) @ self.W_DnE.data.reshape(self.d_model, -1).T, rows)
+        return self.tp.sum_rows(dz_Tn @ self.W_DnE.data.reshape(self.d_model, -1).T, batch.rows)
 
     def _projected(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray, tuple]:
         """z (T, n, E), the queries and keys in it (or in an array of their own, if normed) rotated, and what is saved."""
@@ -214,3 +211,8 @@ class Attention:
         b = self.W_DnE.data.itemsize
         x = message((held(tokens, rows, self.tp.rank), self.d_model), b)
         return x + message((tokens, (h + 2 * k) * E + h + normed), b) + self.out.saved_bytes(tokens)
+
+    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+        """What is kept where the products of weights are put off."""
+        size = message((tokens, self.d_model + (self.h + 2 * self.k) * self.E), self.W_DnE.data.itemsize)
+        return size + self.out.later_bytes(tokens)

@@ -5,19 +5,21 @@ T tokens   D model width   t this rank's share of T over tp, where rows are cut
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 
 import numpy as np
 
 from layers.attention import Attention
+from layers.batch import Batch
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
 from layers.moe import MoE
 from layers.norm import LayerNorm, RMSNorm
 from layers.rope import Rotation
 from layers.store import Store
+from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter
 from parallel.rows import held
@@ -43,24 +45,22 @@ class Block:
     def parameters(self) -> list[Parameter]:
         return [p for layer in (self.norm1, self.attention, self.norm2, self.mlp) for p in layer.parameters]
 
-    def forward(
-        self, x_tD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None, rows: Cut | None = None
-    ) -> tuple[np.ndarray, tuple]:
-        """x (t, D), sequences of `lengths` one after another, rotation of their positions -> y (t, D), saved."""
+    def forward(self, x_tD: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
+        """x (t, D) -> y (t, D), saved."""
         n_tD, saved_norm1 = self.norm1.forward(x_tD)
-        a_tD, saved_attention = self.attention.forward(n_tD, lengths, rotation, rows)
+        a_tD, saved_attention = self.attention.forward(n_tD, batch)
         h_tD = x_tD + a_tD
         n_tD, saved_norm2 = self.norm2.forward(h_tD)
-        m_tD, saved_mlp = self.mlp.forward(n_tD, rows)
+        m_tD, saved_mlp = self.mlp.forward(n_tD, batch.rows)
         y_tD = h_tD + m_tD
         return y_tD, (saved_norm1, saved_attention, saved_norm2, saved_mlp)
 
-    def backward(self, dy_tD: np.ndarray, saved: tuple) -> np.ndarray:
+    def backward(self, dy_tD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dy (t, D), saved -> dx (t, D). Adds into the gradients."""
         saved_norm1, saved_attention, saved_norm2, saved_mlp = saved
-        dn_tD = self.mlp.backward(dy_tD, saved_mlp)
+        dn_tD = self.mlp.backward(dy_tD, saved_mlp, later)
         dh_tD = dy_tD + self.norm2.backward(dn_tD, saved_norm2)
-        dn_tD = self.attention.backward(dh_tD, saved_attention)
+        dn_tD = self.attention.backward(dh_tD, saved_attention, later)
         dx_tD = dh_tD + self.norm1.backward(dn_tD, saved_norm1)
         return dx_tD
 
@@ -85,6 +85,10 @@ class Block:
         norms = self.norm1.saved_bytes(own) + self.norm2.saved_bytes(own)
         return norms + self.attention.saved_bytes(tokens, rows) + self.mlp.saved_bytes(tokens, rows)
 
+    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+        """What is kept where the products of weights are put off."""
+        return self.attention.later_bytes(tokens, rows) + self.mlp.later_bytes(tokens, rows)
+
 
 def forward_only(traffic: Iterable[Traffic], phase: str) -> list[Traffic]:
     """What of it is sent where there is no backward, in a phase of its own."""
@@ -106,15 +110,13 @@ class Recomputed:
     def attention(self) -> Attention | LatentAttention:
         return self.block.attention
 
-    def forward(
-        self, x_tD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None, rows: Cut | None = None
-    ) -> tuple[np.ndarray, tuple]:
-        y_tD, _ = self.block.forward(x_tD, lengths, rotation, rows)
-        return y_tD, (x_tD, lengths, rotation, rows)
+    def forward(self, x_tD: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
+        y_tD, _ = self.block.forward(x_tD, batch)
+        return y_tD, (x_tD, batch)
 
-    def backward(self, dy_tD: np.ndarray, saved: tuple) -> np.ndarray:
+    def backward(self, dy_tD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         _, again = self.block.forward(*saved)
-        return self.block.backward(dy_tD, again)
+        return self.block.backward(dy_tD, again, later)
 
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         sent = self.block.traffic(tokens, rows)
@@ -127,3 +129,6 @@ class Recomputed:
     def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         width, itemsize = len(self.block.norm1.w_D.data), self.block.norm1.w_D.data.itemsize
         return message((held(tokens, rows, self.attention.tp.rank), width), itemsize)
+
+    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+        return self.block.later_bytes(tokens, rows)

@@ -10,6 +10,7 @@ import numpy as np
 from layers.linear import ColumnParallelLinear
 from layers.ops import product
 from parallel.axis import Axis
+from parallel.later import Later, put_off
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
 from parallel.rows import gathered, held, summed
@@ -57,15 +58,20 @@ class VocabParallelEmbedding:
         x_TD[here] = self.table_vD.data[at]
         return self.tp.sum_rows(x_TD, rows), (here, at, rows)
 
-    def backward(self, dx_tD: np.ndarray, saved: tuple) -> None:
+    def backward(self, dx_tD: np.ndarray, saved: tuple, later: Later | None = None) -> None:
         """dx (t, D), saved. Adds into the gradient."""
         here, at, rows = saved
-        _add_rows(self.table_vD, at, self.tp.gather_rows(dx_tD, rows)[here])
+        add = lambda dx_TD: _add_rows(self.table_vD, at, dx_TD[here])  # noqa: E731
+        put_off(later, add, self.tp.gather_rows(dx_tD, rows))
 
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
         size, tp = message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize), self.tp.name
         return [*summed(tp, rows, "forward", size), *gathered(tp, rows, "backward", size)]
+
+    def later_bytes(self, tokens: int) -> int:
+        """What is kept where the table's rows are put off: dx, all rows."""
+        return message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize)
 
 
 class LearnedPositions:
@@ -83,9 +89,9 @@ class LearnedPositions:
         """x (T, D), positions (T,), whole numbers below P -> x (T, D), saved."""
         return x_TD + self.table_PD.data[positions_T], positions_T
 
-    def backward(self, dx_TD: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+    def backward(self, dx_TD: np.ndarray, positions_T: np.ndarray, later: Later | None = None) -> np.ndarray:
         """dx (T, D), saved -> dx (T, D). Adds into the gradient."""
-        _add_rows(self.table_PD, positions_T, dx_TD)
+        put_off(later, lambda dx_TD: _add_rows(self.table_PD, positions_T, dx_TD), dx_TD)
         return dx_TD
 
 
@@ -96,17 +102,14 @@ class TiedHead:
         dh_tD     = sum_rows(dlogits_Tv @ Wte_vD)
         dWte_vD  += dlogits_Tv^T @ gather_rows(h_tD)
 
+    It has no parameters of its own; but `apart`, where the tokens are embedded on another rank, it has a copy of the table.
     Saved for backward: h, this rank's rows.
     """
 
-    def __init__(self, embedding: VocabParallelEmbedding) -> None:
-        self.tp, self.table_vD = embedding.tp, embedding.table_vD
+    def __init__(self, embedding: VocabParallelEmbedding, apart: bool = False) -> None:
+        self.tp, self.cut, self.table_vD = embedding.tp, embedding.cut, embedding.table_vD
+        self.parameters = embedding.parameters if apart else []
         self._turned_Dv: np.ndarray | None = None
-
-    @property
-    def parameters(self) -> list[Parameter]:
-        """None of its own."""
-        return []
 
     @property
     def matrix(self) -> Parameter:
@@ -126,10 +129,10 @@ class TiedHead:
         """h (t, D) -> logits (T, v), saved."""
         return self.tp.gather_rows(h_tD, rows) @ self.table_vD.data.T, (h_tD, rows)
 
-    def backward(self, dlogits_Tv: np.ndarray, saved: tuple) -> np.ndarray:
+    def backward(self, dlogits_Tv: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dlogits (T, v), saved -> dh (t, D). Adds into the gradient."""
         h_tD, rows = saved
-        self.table_vD.add_grad_product(dlogits_Tv, self.tp.gather_rows(h_tD, rows))
+        self.table_vD.add_grad_product(dlogits_Tv, self.tp.gather_rows(h_tD, rows), later)
         return self.tp.sum_rows(dlogits_Tv @ self.table_vD.data, rows)
 
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
@@ -142,13 +145,17 @@ class TiedHead:
         own = held(tokens, rows, self.tp.rank)
         return message((own, self.table_vD.data.shape[1]), self.table_vD.data.itemsize)
 
+    def later_bytes(self, tokens: int) -> int:
+        """What is kept where the product of the table is put off: dlogits and h, all rows."""
+        return message((tokens, sum(self.table_vD.data.shape)), self.table_vD.data.itemsize)
+
 
 class UntiedHead(ColumnParallelLinear):
     """logits = h Whead, a column-parallel layer of its own."""
 
     def __init__(self, tp: Axis, weights: Weights, d_model: int, vocabulary: int) -> None:
-        cut = even(vocabulary, tp.size, "rows of the vocabulary")
-        super().__init__(tp, weights, "head", d_model, (vocabulary,), cut, bias=False)
+        self.cut = even(vocabulary, tp.size, "rows of the vocabulary")
+        super().__init__(tp, weights, "head", d_model, (vocabulary,), self.cut, bias=False)
 
     @property
     def matrix(self) -> Parameter:

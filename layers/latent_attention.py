@@ -6,18 +6,18 @@ N width of a head's queries and keys without position   R rotated width, one key
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from layers.attend import Keep, attend, attend_backward, attend_cached, spans
+from layers.batch import Batch
 from layers.linear import RowParallelLinear
 from layers.norm import RMSNorm
 from layers.rope import Rotation
 from parallel.axis import Axis
+from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
-from parallel.rows import gathered, held, summed
+from parallel.rows import gathered, held, is_whole, summed
 from parallel.shard import Cut, Layout, even
 
 
@@ -90,26 +90,25 @@ class LatentAttention:
         down = [self.Wdkv_DC, self.Wkr_DR, *self.norm.parameters]
         return [*down, self.Wukv_Chn, *compressed, self.Wq_Qhn, *self.out.parameters]
 
-    def forward(
-        self, x_tD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None, rows: Cut | None = None
-    ) -> tuple[np.ndarray, tuple]:
-        """x (t, D), sequences of `lengths` one after another, rotation of their positions -> y (t, D), saved. Expanded form."""
+    def forward(self, x_tD: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
+        """x (t, D) -> y (t, D), saved. Expanded form."""
+        rows = batch.rows
         c_tC, kr_tR, cq_tQ, saved_norms = self._down(x_tD)
         c_TC, kr_TR, cq_TQ = (self.tp.gather_rows(a, rows) for a in (c_tC, kr_tR, cq_tQ))
-        sequences, T = spans(lengths, len(c_TC)), len(c_TC)
-        q_Thn = self._rotated(cq_TQ, kr_TR, rotation)
+        sequences, T = spans(batch.lengths, len(c_TC)), len(c_TC)
+        q_Thn = self._rotated(cq_TQ, kr_TR, batch.rotation)
         kv_Thn = (c_TC @ self.Wukv_Chn.data.reshape(self.C, -1)).reshape(T, self.h, -1)
         o_ThV, lse_Th = np.empty((T, self.h, self.V), x_tD.dtype), np.empty((T, self.h), x_tD.dtype)
         attend(*self._heads(q_Thn, kv_Thn, kr_TR), o_ThV[:, :, None], lse_Th[..., None], sequences, self.scale, self.causal)
         y_tD, saved_out = self.out.forward(o_ThV, rows)
-        kept = (x_tD, rows, saved_norms, cq_tQ, c_tC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out)
-        return y_tD, (*kept, sequences, rotation)
+        return y_tD, (x_tD, batch, sequences, saved_norms, cq_tQ, c_tC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out)
 
-    def backward(self, dy_tD: np.ndarray, saved: tuple) -> np.ndarray:
+    def backward(self, dy_tD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dy (t, D), saved -> dx (t, D). Adds into the gradients."""
-        x_tD, rows, saved_norms, cq_tQ, c_tC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out, sequences, rotation = saved
+        x_tD, batch, sequences, saved_norms, cq_tQ, c_tC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out = saved
+        rows, rotation = batch.rows, batch.rotation
         c_TC, cq_TQ = (self.tp.gather_rows(a, rows) for a in (c_tC, cq_tQ))
-        do_ThV = self.out.backward(dy_tD, saved_out)
+        do_ThV = self.out.backward(dy_tD, saved_out, later)
         q_Th1n, k_Thn, v_ThV = self._heads(q_Thn, kv_Thn, kr_TR)
         dq_Thn, dk_Thn, dkv_Thn = np.empty_like(q_Thn), np.empty_like(k_Thn), np.empty_like(kv_Thn)
         of = saved_out[0].reshape(do_ThV.shape)[:, :, None], lse_Th[..., None]
@@ -120,8 +119,8 @@ class LatentAttention:
             rotation.backward(dq_Thn[..., self.N :])
         # The latents and the rotated key feed the heads of every rank: what comes back through this rank's is partial.
         dq_Tn, dkv_Tn = dq_Thn.reshape(len(c_TC), -1), dkv_Thn.reshape(len(c_TC), -1)
-        self.Wq_Qhn.add_grad_product(cq_TQ, dq_Tn)
-        self.Wukv_Chn.add_grad_product(c_TC, dkv_Tn)
+        self.Wq_Qhn.add_grad_product(cq_TQ, dq_Tn, later)
+        self.Wukv_Chn.add_grad_product(c_TC, dkv_Tn, later)
         dc_TC = dkv_Tn @ self.Wukv_Chn.data.reshape(self.C, -1).T
         dkr_TR = dk_Thn[..., self.N :].sum(axis=1)
         dcq_TQ = dq_Tn @ self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1).T
@@ -130,21 +129,21 @@ class LatentAttention:
         whole_tn = self.tp.sum_rows(np.concatenate([dc_TC, dkr_TR, dcq_TQ], axis=1), rows)
         dc_tC, dkr_tR, dcq_tQ = np.split(whole_tn, [self.C, self.C + self.R], axis=1)
         saved_c, saved_q = saved_norms
-        dx_tD = self._down_backward(self.Wdkv_DC, self.norm.backward(dc_tC, saved_c), x_tD)
-        dx_tD += self._down_backward(self.Wkr_DR, dkr_tR, x_tD)
+        dx_tD = self._down_backward(self.Wdkv_DC, self.norm.backward(dc_tC, saved_c), x_tD, later)
+        dx_tD += self._down_backward(self.Wkr_DR, np.ascontiguousarray(dkr_tR), x_tD, later)
         if self.Wdq_DQ is None:
             return dx_tD + dcq_tQ
-        return dx_tD + self._down_backward(self.Wdq_DQ, self.norm_q.backward(dcq_tQ, saved_q), x_tD)
+        return dx_tD + self._down_backward(self.Wdq_DQ, self.norm_q.backward(dcq_tQ, saved_q), x_tD, later)
 
-    def forward_absorbed(self, x_TD: np.ndarray, lengths: Sequence[int], rotation: Rotation | None = None) -> np.ndarray:
+    def forward_absorbed(self, x_TD: np.ndarray, batch: Batch) -> np.ndarray:
         """The same y (T, D), its up-projections folded into the query and the output: all heads read the latent itself.
 
         qc_ThC = q_ThN @ Wuk_ChN^T        scores are [qc | qr] [c | kr]^T, at the scale of the expanded form
         oc_ThC = softmax(...) c_TC
         o_ThV  = oc_ThC @ Wuv_ChV
         """
-        sequences = spans(lengths, len(x_TD))
-        q_ThM, c_TM = self._absorbed(x_TD, rotation)
+        sequences = spans(batch.lengths, len(x_TD))
+        q_ThM, c_TM = self._absorbed(x_TD, batch.rotation)
         oc_ThC, lse_Th = np.empty((len(x_TD), self.h, self.C), x_TD.dtype), np.empty((len(x_TD), self.h), x_TD.dtype)
         # One key/value head, the latent, that all query heads read.
         of = q_ThM[:, None], c_TM[:, None], c_TM[:, None, : self.C], oc_ThC[:, None], lse_Th[:, None]
@@ -233,9 +232,9 @@ class LatentAttention:
         return q_Thn[:, :, None], k_Thn, kv_Thn[..., self.N :]
 
     @staticmethod
-    def _down_backward(W_DI: Parameter, d_tI: np.ndarray, x_tD: np.ndarray) -> np.ndarray:
+    def _down_backward(W_DI: Parameter, d_tI: np.ndarray, x_tD: np.ndarray, later: Later | None) -> np.ndarray:
         """Through a projection that is whole on every rank: its gradient by own rows, and its part of dx (t, D)."""
-        W_DI.add_grad_product(x_tD, d_tI)
+        W_DI.add_grad_product(x_tD, d_tI, later)
         return d_tI @ W_DI.data.T
 
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
@@ -262,3 +261,13 @@ class LatentAttention:
         if self.norm_q is None:
             return kept
         return kept + message((own, len(self.norm_q.w_D.data)), b) + self.norm_q.saved_bytes(own)
+
+    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+        """What is kept where the products of weights are put off. The down-projections share x, this rank's rows of it, which
+        is also what queries are projected from where they are not compressed."""
+        b, own, Q = self.Wq_Qhn.data.itemsize, held(tokens, rows, self.tp.rank), len(self.Wq_Qhn.data)
+        heads = self.h * (self.N + self.R + self.N + self.V) + self.C
+        shared = is_whole(rows) and self.Wdq_DQ is None
+        compressed = 0 if self.Wdq_DQ is None else Q
+        down = message((own, self.d_model + self.C + self.R + compressed), b)
+        return message((tokens, heads + (0 if shared else Q)), b) + down + self.out.later_bytes(tokens)

@@ -15,6 +15,7 @@ import numpy as np
 
 from layers.ops import product
 from parallel.axis import Axis
+from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
 from parallel.rows import gathered, held, summed
@@ -58,14 +59,14 @@ class ColumnParallelLinear:
         """x (T, I) -> z (T, ...o), where there is no backward."""
         return self.forward(x_TI)[0]
 
-    def backward(self, dz_To: np.ndarray, saved: tuple) -> np.ndarray:
+    def backward(self, dz_To: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dz (T, ...o), saved -> dx (t, I). Adds into the gradients."""
         x_tI, rows = saved
         x_TI = self.tp.gather_rows(x_tI, rows)
         if self.b_o is not None:
             self.b_o.add_grad(dz_To.sum(axis=0))
         dz_To = dz_To.reshape(len(x_TI), -1)
-        self.W_Io.add_grad_product(x_TI, dz_To)
+        self.W_Io.add_grad_product(x_TI, dz_To, later)
         return self.tp.sum_rows(dz_To @ self.W_Io.data.reshape(self.d_in, -1).T, rows)
 
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
@@ -76,6 +77,10 @@ class ColumnParallelLinear:
 
     def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         return message((held(tokens, rows, self.tp.rank), self.d_in), self.W_Io.data.itemsize)
+
+    def later_bytes(self, tokens: int) -> int:
+        """What is kept where the product of the weights is put off: x and dz, all rows."""
+        return message((tokens, self.d_in + self.W_Io.data.size // self.d_in), self.W_Io.data.itemsize)
 
 
 class RowParallelLinear:
@@ -119,13 +124,13 @@ class RowParallelLinear:
             y_tO += self.b_O.data
         return y_tO, (x_Ti, rows)
 
-    def backward(self, dy_tO: np.ndarray, saved: tuple) -> np.ndarray:
+    def backward(self, dy_tO: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dy (t, O), saved -> dx (T, ...i). Adds into the gradients."""
         x_Ti, rows = saved
         if self.b_O is not None:
             self.b_O.add_grad(dy_tO.sum(axis=0))
         dy_TO = self.tp.gather_rows(dy_tO, rows)
-        self.W_iO.add_grad_product(x_Ti, dy_TO)
+        self.W_iO.add_grad_product(x_Ti, dy_TO, later)
         return (dy_TO @ self.W_iO.data.reshape(-1, self.d_out).T).reshape(-1, *self.W_iO.data.shape[:-1])
 
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
@@ -135,3 +140,7 @@ class RowParallelLinear:
 
     def saved_bytes(self, tokens: int) -> int:
         return message((tokens, *self.W_iO.data.shape[:-1]), self.W_iO.data.itemsize)
+
+    def later_bytes(self, tokens: int) -> int:
+        """What is kept where the product of the weights is put off: x and dy, all rows."""
+        return message((tokens, self.W_iO.data.size // self.d_out + self.d_out), self.W_iO.data.itemsize)

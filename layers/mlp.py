@@ -10,6 +10,7 @@ import numpy as np
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.ops import ACTIVATIONS
 from parallel.axis import Axis
+from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
 from parallel.shard import Cut, even
@@ -66,12 +67,12 @@ class MLP:
         z_Tf, _ = self.up.forward(x_TD)
         return self.down.forward(self.activation.apply(z_Tf))[0]
 
-    def backward(self, dy_tO: np.ndarray, saved: tuple) -> np.ndarray:
+    def backward(self, dy_tO: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dy (t, O), saved -> dx (t, D). Adds into the gradients."""
         saved_up, slope_Tf, saved_down = saved
-        dh_Tf = self.down.backward(dy_tO, saved_down)
+        dh_Tf = self.down.backward(dy_tO, saved_down, later)
         dz_Tf = self.activation.backward(dh_Tf, slope_Tf)
-        return self.up.backward(dz_Tf, saved_up)
+        return self.up.backward(dz_Tf, saved_up, later)
 
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
@@ -82,3 +83,7 @@ class MLP:
         slope_bytes = self.activation.slope_bytes or self.up.W_Io.data.itemsize
         slope = message((tokens, self.activation.inputs, self.d_ff_local), slope_bytes)
         return self.up.saved_bytes(tokens, rows) + slope + self.down.saved_bytes(tokens)
+
+    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+        """What is kept where the products of weights are put off."""
+        return self.up.later_bytes(tokens) + self.down.later_bytes(tokens)

@@ -15,9 +15,10 @@ import numpy as np
 from layers.ops import ACTIVATIONS, product
 from layers.routing import Router
 from parallel.axis import Axis
+from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
-from parallel.rows import gathered, held, own, summed
+from parallel.rows import gathered, held, is_whole, own, summed
 from parallel.shard import Cut, Layout, even
 
 SWIGLU = ACTIVATIONS["swiglu"]
@@ -56,17 +57,22 @@ class SharedExpert:
         """x (T, D) -> y (T, D), partial, where there is no backward."""
         return product(SWIGLU.apply(gate_up(x_TD, self.W1_D2s.data)), self.W2_sD.data)
 
-    def backward(self, dy_TD: np.ndarray, x_TD: np.ndarray, saved: tuple) -> np.ndarray:
+    def backward(self, dy_TD: np.ndarray, x_TD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dy (T, D), x, saved -> dx (T, D), partial. Adds into the gradients."""
         h_Ts, slope_T2s = saved
         W1_Dn = self.W1_D2s.data.reshape(x_TD.shape[1], -1)
-        self.W2_sD.add_grad_product(h_Ts, dy_TD)
+        self.W2_sD.add_grad_product(h_Ts, dy_TD, later)
         dz_Tn = SWIGLU.backward(dy_TD @ self.W2_sD.data.T, slope_T2s).reshape(len(x_TD), W1_Dn.shape[1])
-        self.W1_D2s.add_grad_product(x_TD, dz_Tn)
+        self.W1_D2s.add_grad_product(x_TD, dz_Tn, later)
         return dz_Tn @ W1_Dn.T
 
     def saved_bytes(self, tokens: int) -> int:
         return message((tokens, 3, len(self.W2_sD.data)), self.W2_sD.data.itemsize)
+
+    def later_bytes(self, tokens: int) -> int:
+        """What is kept where the products of weights are put off: x, h, dz and dy."""
+        s, D = self.W2_sD.data.shape
+        return message((tokens, 2 * D + 3 * s), self.W2_sD.data.itemsize)
 
 
 class MoE:
@@ -158,8 +164,8 @@ class MoE:
             y_TD[tokens] += product(g_TA.reshape(-1)[pairs, None] * h_tf, self.W2_XfD.data[e])
         return self.tp.all_reduce(y_TD)
 
-    def backward(self, dy_oD: np.ndarray, saved: tuple) -> np.ndarray:
-        """dy (o, D), saved -> dx (o, D). Adds into the gradients."""
+    def backward(self, dy_oD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
+        """dy (o, D), saved -> dx (o, D). Adds into the gradients; the experts' own are not put off."""
         x_oD, rows, saved_router, experts, saved_shared = saved
         x_TD, dy_TD = self.tp.gather_rows(x_oD, rows), self.tp.gather_rows(dy_oD, rows)
         T, D, A = len(x_TD), self.d_model, self.router.active
@@ -168,7 +174,7 @@ class MoE:
         packed_Tn = np.zeros((T, D + A), dy_TD.dtype)
         dx_TD, dg_TA = packed_Tn[:, :D], packed_Tn[:, D:]
         if self.shared is not None:
-            dx_TD += self.shared.backward(dy_TD, x_TD, saved_shared)
+            dx_TD += self.shared.backward(dy_TD, x_TD, saved_shared, later)
         dW1_XD2f, dW2_XfD = self.W1_XD2f.room(), self.W2_XfD.room()
         idle = sorted(set(range(self.router.count)) - {e for e, *_ in experts})
         dW1_XD2f[idle] = dW2_XfD[idle] = 0
@@ -185,7 +191,7 @@ class MoE:
         self.W2_XfD.add_grad(dW2_XfD)
         whole_on = self.tp.sum_rows(packed_Tn, rows)
         routed = tuple(own(a, rows, self.tp.rank) for a in saved_router)
-        return whole_on[:, :D] + self.router.backward(whole_on[:, D:], x_oD, routed)
+        return whole_on[:, :D] + self.router.backward(whole_on[:, D:], x_oD, routed, later)
 
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
@@ -201,6 +207,12 @@ class MoE:
         experts = message((pairs, 3, f), b) + message((pairs,), np.dtype(np.intp).itemsize)
         shared = 0 if self.shared is None else self.shared.saved_bytes(tokens)
         return message((held(tokens, rows, self.tp.rank), self.d_model), b) + self.router.saved_bytes(tokens) + experts + shared
+
+    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+        """What is kept where the products of router and shared expert are put off. With whole rows both read the same x."""
+        own, b = held(tokens, rows, self.tp.rank), self.W1_XD2f.data.itemsize
+        x = 0 if self.shared is not None and is_whole(rows) else message((own, self.d_model), b)
+        return x + self.router.later_bytes(own) + (0 if self.shared is None else self.shared.later_bytes(tokens))
 
 
 def by_expert(c_TA: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from parallel.later import Later
 from parallel.ledger import message
 from parallel.parameter import Weights
 from parallel.shard import Layout
@@ -69,7 +70,7 @@ class Router:
         g_TA = self.scale * (s_TA / self._sum(s_TA) if self.normed else s_TA)
         return c_TA, g_TA, (s_TX, c_TA, g_TA)
 
-    def backward(self, dg_TA: np.ndarray, x_TD: np.ndarray, saved: tuple) -> np.ndarray:
+    def backward(self, dg_TA: np.ndarray, x_TD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dg (T, A), summed over the ranks, x, saved -> dx (T, D), the same on every rank. Adds into the gradients."""
         s_TX, c_TA, g_TA = saved
         s_TA = np.take_along_axis(s_TX, c_TA, axis=1)
@@ -83,7 +84,7 @@ class Router:
             dz_TX = -s_TX * sds_TA.sum(axis=1, keepdims=True)
             dz_TA = np.take_along_axis(dz_TX, c_TA, axis=1) + sds_TA
         np.put_along_axis(dz_TX, c_TA, dz_TA, axis=1)
-        self.Wr_DX.add_grad_product(x_TD, dz_TX)
+        self.Wr_DX.add_grad_product(x_TD, dz_TX, later)
         return dz_TX @ self.Wr_DX.data.T
 
     def _scores(self, z_TX: np.ndarray) -> np.ndarray:
@@ -112,3 +113,7 @@ class Router:
     def saved_bytes(self, tokens: int) -> int:
         chosen = message((tokens, self.active), np.dtype(np.intp).itemsize)
         return chosen + message((tokens, self.count + self.active), self.Wr_DX.data.itemsize)
+
+    def later_bytes(self, tokens: int) -> int:
+        """What is kept, beside x, where the product of the weights is put off."""
+        return message((tokens, self.count), self.Wr_DX.data.itemsize)

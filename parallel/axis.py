@@ -8,7 +8,7 @@ sent in the mesh's ledger. An axis of one rank is an ordinary axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from math import prod
 from time import perf_counter
 
@@ -72,9 +72,10 @@ class Pending:
                 self._axis._end(self._call, self._result, self._begun, left)
 
 
-def group_name(axis: str, ranks: range) -> str:
-    """What the ledger calls the group of `ranks` on `axis`: tp[1..2]."""
-    return f"{axis}[{ranks.start}..{ranks.stop - 1}]"
+def group_name(axis: str, ranks: Sequence[int]) -> str:
+    """What the ledger calls the group of `ranks` on `axis`: tp[1..2], pp[0,3]."""
+    between = [*ranks] == [*range(ranks[0], ranks[-1] + 1)]
+    return f"{axis}[{ranks[0]}..{ranks[-1]}]" if between else f"{axis}[{','.join(map(str, ranks))}]"
 
 
 class Axis:
@@ -92,25 +93,27 @@ class Axis:
         self.size, self.rank = comm.size, comm.rank
         self._comm = comm
         self._collectives = self._messages = 0
-        self._groups: dict[range, Axis] = {}
+        self._groups: dict[tuple[int, ...], Axis] = {}
 
     @property
     def place(self) -> dict[str, int]:
         """This rank's place, as a Layout asks for it."""
         return {self.name: self.rank}
 
-    def group(self, ranks: range) -> Axis:
-        """The axis of some ranks that follow one another on this one. Each of them calls this; the first call makes it.
+    def group(self, ranks: Sequence[int]) -> Axis:
+        """The axis of some ranks of this one, in ascending order. Each of them calls this; the first call makes it.
 
-        Its name is like `tp[1..2]`. A rank of several groups makes them in ascending order, so that none waits in a circle.
+        Its name is like `tp[1..2]`, or `pp[0,3]`. A rank of several groups makes them in ascending order, so that none waits in
+        a circle.
         """
-        if self.rank not in ranks or ranks.step != 1 or not 0 <= ranks.start < ranks.stop <= self.size:
+        ranks = tuple(ranks)
+        if self.rank not in ranks or [*ranks] != sorted({*ranks} & {*range(self.size)}):
             raise ValueError(f"rank {self.rank} of {self.name} ({self.size} ranks) cannot make a group of ranks {list(ranks)}")
         if ranks not in self._groups:
             members = self._comm.Get_group()
-            chosen = members.Incl(list(ranks))
+            chosen = members.Incl(ranks)
             name = group_name(self.name, ranks)
-            comm, inside = self._comm.Create_group(chosen), self.members[ranks.start : ranks.stop]
+            comm, inside = self._comm.Create_group(chosen), tuple(self.members[r] for r in ranks)
             self._groups[ranks] = type(self)(name, comm, self.ledger, self.watchers, inside)
             chosen.Free()
             members.Free()

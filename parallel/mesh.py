@@ -18,11 +18,12 @@ from parallel.call import Watcher
 from parallel.guard import Agreement, require_same_layout
 from parallel.ledger import Ledger
 from parallel.recorder import Recorder, Waiting
-from parallel.shard import Place
+from parallel.shard import AXES, Place
 
 
 class Mesh:
-    """The ranks of `comm` as a grid of named axes; `mesh.tp` is the Axis of this rank along tp.
+    """The ranks of `comm` as a grid of named axes; `mesh.tp` is the Axis of this rank along tp. An axis of AXES that is not
+    given has one rank.
 
     `watchers` hear of every verb on any of its axes, in this order. Before them come the flight recorder, where the process has
     attached one to `comm`, and with `check` an `Agreement`, which raises CollectiveMismatch on all ranks of an axis unless they
@@ -59,19 +60,24 @@ class Mesh:
             self._axes[name] = axis(name, own, self.ledger, self.watchers, tuple(line.tolist()))
 
     def __getattr__(self, name: str) -> Axis:
+        axes = self.__dict__.get("_axes", {})
+        if name not in axes and name in AXES:
+            # One rank along it, this one.
+            axes[name] = self._axis(name, MPI.COMM_SELF.Dup(), self.ledger, self.watchers, (self._comm.rank,))
         try:
-            return self.__dict__["_axes"][name]
+            return axes[name]
         except KeyError:
             raise AttributeError(f"this mesh has no axis {name!r}, only {', '.join(self.sizes)}") from None
 
     def over(self, *names: str) -> Axis:
         """These axes joined to one: all ranks that differ from this one in no other coordinate, in the order of the mesh.
 
-        All ranks of the mesh call it together; the first call makes it. In the ledger it is called like `dp*tp`.
+        All ranks of the mesh call it together; the first call makes it. In the ledger it is called like `dp*tp`: an axis of one
+        rank adds nothing, and is not named.
         """
-        names = tuple(name for name in self.sizes if name in names)
+        names = tuple(name for name, size in self.sizes.items() if name in names and size > 1) or names[:1]
         if len(names) == 1:
-            return self._axes[names[0]]
+            return getattr(self, names[0])
         if names not in self._joined:
             fixed = {name: at for name, at in self.place.items() if name not in names}
             places = map(self.place_of, range(self._comm.size))

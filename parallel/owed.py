@@ -4,7 +4,8 @@
     owed.sum()
 
 A gradient is owed a sum over an axis where what the parameter was multiplied with differs from rank to rank although they hold
-the same of it: the weights of a norm that is shared by heads, and key/value heads that the query heads of several ranks read.
+the same of it: the weights of a norm that is shared by heads, key/value heads that the query heads of several ranks read, a
+table that the first and the last stage of a pipeline use.
 The layer says so in `Parameter.owed`. Data axes are not named there: `GradientSums` sums over them.
 """
 
@@ -25,7 +26,7 @@ class Owed:
     the cut overlaps. What is summed over the same ranks travels as one message."""
 
     def __init__(self, mesh: Mesh, parameters: Iterable[Parameter]) -> None:
-        found: dict[tuple[str, range], list[tuple[Parameter, tuple[slice, ...]]]] = {}
+        found: dict[tuple[str, tuple[int, ...]], list[tuple[Parameter, tuple[slice, ...]]]] = {}
         for p in parameters:
             for name in p.owed:
                 axis: Axis = getattr(mesh, name)
@@ -33,7 +34,7 @@ class Owed:
                     found.setdefault((name, ranks), []).append((p, at))
         self._sums: list[tuple[Axis, list[tuple[Parameter, tuple[slice, ...]]]]] = []
         # In ascending order, as a rank of several groups makes them.
-        for (name, ranks), parts in sorted(found.items(), key=lambda item: (item[0][0], item[0][1].start, item[0][1].stop)):
+        for (name, ranks), parts in sorted(found.items(), key=lambda item: item[0]):
             axis = getattr(mesh, name)
             self._sums.append((axis if len(ranks) == axis.size else axis.group(ranks), parts))
 
@@ -56,14 +57,14 @@ class Owed:
         return [Traffic("all_reduce", axis.name, "backward", sum(size(*part) for part in parts)) for axis, parts in self._sums]
 
 
-def _shared(p: Parameter, axis: Axis) -> list[tuple[range, tuple[slice, ...]]]:
+def _shared(p: Parameter, axis: Axis) -> list[tuple[tuple[int, ...], tuple[slice, ...]]]:
     """What of this rank's part other ranks of the axis hold too: (the ranks that do, where it is in the part)."""
     if axis.name not in p.layout.cuts:
-        return [(range(axis.size), (slice(None),))]
+        return [(p.layout.held.get(axis.name, tuple(range(axis.size))), (slice(None),))]
     dim, cut = p.layout.cuts[axis.name]
     start = cut.bounds[axis.rank][0]
     return [
-        (ranks, (slice(None),) * dim + (slice(indices.start - start, indices.stop - start),))
+        (tuple(ranks), (slice(None),) * dim + (slice(indices.start - start, indices.stop - start),))
         for indices, ranks in cut.shared()
         if axis.rank in ranks
     ]

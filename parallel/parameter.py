@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from hashlib import blake2b
 from itertools import accumulate, pairwise
@@ -11,6 +11,7 @@ from math import sqrt
 
 import numpy as np
 
+from parallel.later import Later, put_off
 from parallel.mesh import Mesh
 from parallel.shard import Layout, Place
 
@@ -66,8 +67,12 @@ class Parameter:
         else:
             self.grad += g
 
-    def add_grad_product(self, a_TI: np.ndarray, b_TO: np.ndarray) -> None:
-        """grad += a^T b, where data has I O entries, in this order: the first product is written in place."""
+    def add_grad_product(self, a_TI: np.ndarray, b_TO: np.ndarray, later: Later | None = None) -> None:
+        """grad += a^T b, where data has I O entries, in this order: the first product is written in place. Given `later`, it is
+        put off."""
+        put_off(later, self._add_product, a_TI, b_TO)
+
+    def _add_product(self, a_TI: np.ndarray, b_TO: np.ndarray) -> None:
         if self.grad is not None:
             self.grad += (a_TI.T @ b_TO).reshape(self.data.shape)
             return
@@ -114,6 +119,15 @@ class Fused:
             self._kept = np.empty_like(self.data)
         return self._kept
 
+    def add_grad_product(self, a_TI: np.ndarray, b_TO: np.ndarray, later: Later | None = None) -> None:
+        """Each one's gradient += its part of a^T b, of data's I O entries, in this order. Given `later`, it is put off."""
+        put_off(later, self._add_product, a_TI, b_TO)
+
+    def _add_product(self, a_TI: np.ndarray, b_TO: np.ndarray) -> None:
+        grad = self.room()
+        np.matmul(a_TI.T, b_TO, out=grad.reshape(a_TI.shape[1], -1))
+        self.add_grad(grad)
+
     def add_grad(self, g: np.ndarray) -> None:
         """Each one's gradient += its part of g. g: of data's shape."""
         if self._kept is None:
@@ -138,6 +152,7 @@ class Weights:
 
     `room(name, shape)` gives memory. `fill(name, layout, place, mean, std, out)` writes the part; untrained weights have this
     mean and standard deviation. `prefix` leads every name. `summed`: how many layers' results the residual stream adds up.
+    `held`: which ranks of an axis hold them, where not all do; where several do, their gradients are owed a sum.
 
     `place`: this rank's, on the axes that the layout names. `d_in`: how many inputs a matrix has; untrained, its std is
     d_in^-0.5. `residual`: its product is added to the residual stream; untrained, its std is smaller by the root of `summed`
@@ -148,10 +163,15 @@ class Weights:
     fill: Callable[[str, Layout, Place, float, float, np.ndarray], None]
     prefix: str = ""
     summed: int = 1
+    held: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def within(self, prefix: str, summed: int | None = None) -> Weights:
         """The weights of a part of a model, whose names are led by `prefix`."""
         return replace(self, prefix=self.prefix + prefix, summed=self.summed if summed is None else summed)
+
+    def on(self, **held: Sequence[int]) -> Weights:
+        """The weights of what only these ranks of an axis hold: weights.on(pp=[0, 3])."""
+        return replace(self, held={axis: tuple(ranks) for axis, ranks in held.items()})
 
     def matrix(
         self,
@@ -199,7 +219,11 @@ class Weights:
     def _alone(self, name: str, layout: Layout, place: Place, mean: float, std: float, facts: dict = VECTOR) -> Parameter:
         name, data = self.prefix + name, self.room(self.prefix + name, layout.local_shape(place))
         self.fill(name, layout, place, mean, std, data)
-        return Parameter(name, layout, data, **facts)
+        return self._made(name, layout, data, facts)
+
+    def _made(self, name: str, layout: Layout, data: np.ndarray, facts: dict) -> Parameter:
+        owed = (*facts.get("owed", ()), *(axis for axis, ranks in self.held.items() if len(ranks) > 1))
+        return Parameter(name, replace(layout, held=self.held), data, **facts | {"owed": owed})
 
     def _beside(self, layouts: Mapping[str, Layout], dim: int, place: Place, std: float, facts: dict = VECTOR) -> Fused:
         layouts = {self.prefix + name: layout for name, layout in layouts.items()}
@@ -210,7 +234,7 @@ class Weights:
         for (name, layout), between in zip(layouts.items(), pairwise(ends), strict=True):
             at = (slice(None),) * dim + (slice(*between),)
             self.fill(name, layout, place, 0.0, std, data[at])
-            parts.append((Parameter(name, layout, data[at], **facts), at))
+            parts.append((self._made(name, layout, data[at], facts), at))
         return Fused(data, parts)
 
 

@@ -138,15 +138,17 @@ Place = Mapping[str, int]
 @dataclass(frozen=True)
 class Layout:
     """How a whole array of `shape` is held: by axis, which dim is cut over it, and how. Over an axis that is not named every
-    rank holds all of it.
+    rank holds all of it; or, where `held` names the axis, these ranks of it do, in ascending order, and the others nothing.
 
         Layout((X, D, F), {"ep": (0, by_expert), "tp": (2, cut)})
+        Layout((V, D), {"tp": (0, cut)}, held={"pp": (0, 3)})
 
     Where a method takes a `place`, it needs this rank's place on the axes that are named.
     """
 
     shape: tuple[int, ...]
     cuts: Mapping[str, tuple[int, Cut]] = field(default_factory=dict)
+    held: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for dim, cut in self.cuts.values():
@@ -173,11 +175,12 @@ class Layout:
 
     def owner(self, index: Sequence[int]) -> dict[str, int]:
         """The place of the lowest rank that holds the entry at the global `index`, on the axes that are named."""
-        return {axis: cut.owner(index[dim]) for axis, (dim, cut) in self.cuts.items()}
+        cut = {axis: cut.owner(index[dim]) for axis, (dim, cut) in self.cuts.items()}
+        return cut | {axis: ranks[0] for axis, ranks in self.held.items()}
 
     def first(self, place: Place) -> list[list[tuple[int, int]]]:
         """What this rank is the first to hold, on every axis of `place`: in each dim the ranges of indices that no lower rank
-        has. Over an axis that is not named, only rank 0 is the first.
+        has. Over an axis that does not cut, only the first rank that holds the array is the first.
 
         Together these boxes are the whole array, once.
         """
@@ -186,6 +189,6 @@ class Layout:
             if axis in self.cuts:
                 dim, cut = self.cuts[axis]
                 runs[dim] = cut.first(rank)
-            elif rank:
+            elif rank != self.held.get(axis, (0,))[0]:
                 return [[] for _ in self.shape]
         return runs

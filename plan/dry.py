@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from parallel.axis import group_name
@@ -22,9 +24,9 @@ class DryAxis:
     def place(self) -> dict[str, int]:
         return {self.name: self.rank}
 
-    def group(self, ranks: range) -> DryAxis:
-        """The axis of some ranks that follow one another on this one. Raises ValueError where this rank is none of them."""
-        members = self.members[ranks.start : ranks.stop]
+    def group(self, ranks: Sequence[int]) -> DryAxis:
+        """The axis of some ranks of this one. Raises ValueError where this rank is none of them."""
+        members = tuple(self.members[r] for r in ranks)
         return DryAxis(group_name(self.name, ranks), len(ranks), ranks.index(self.rank), members)
 
 

@@ -54,9 +54,9 @@ class Trainer:
         total = 0.0
         for batch in micro_batches:
             with self.mesh.phase("forward"):
-                logits_Tv, saved = self.model.forward(batch.ids, batch.lengths)
+                logits_Tv, saved = self.model.forward(batch.ids, self.model.batch(batch.lengths))
                 nll_T, saved_loss = self.model.loss.forward(logits_Tv, batch.targets)
-            self.saved_bytes = max(self.saved_bytes, nbytes(saved[1:]) + nbytes(saved_loss[:2]))
+            self.saved_bytes = max(self.saved_bytes, self.model.kept(saved) + nbytes(saved_loss[:2]))
             total += float(nll_T.sum(dtype=np.float64))
             with self.mesh.phase("backward"):
                 dlogits_Tv = self.model.loss.backward(np.full(len(nll_T), 1 / tokens, nll_T.dtype), saved_loss)
@@ -93,7 +93,7 @@ class Trainer:
     def loss(self, batch: MicroBatch) -> float:
         """The sum of this micro-batch's nll, no gradients."""
         with self.mesh.phase("validation"):
-            logits_Tv, _ = self.model.forward(batch.ids, batch.lengths)
+            logits_Tv, _ = self.model.forward(batch.ids, self.model.batch(batch.lengths))
             return float(self.model.loss.forward(logits_Tv, batch.targets)[0].sum(dtype=np.float64))
 
     def copies(self) -> Iterator[Copy]:

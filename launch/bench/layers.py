@@ -20,6 +20,7 @@ from launch.bench.turns import ratio
 from launch.lines import BYTES, column
 from launch.measure import products, step
 from layers.attention import Attention
+from layers.batch import Batch
 from layers.mlp import MLP
 from parallel.axis import Axis
 from parallel.control import Control
@@ -44,7 +45,7 @@ def subject(args: argparse.Namespace, sizes: Sizes, tp: Axis, tokens: int) -> Su
         mlp = MLP(tp, weights, sizes.d_model, sizes.d_ff, args.activation, bias)
         return Subject(mlp, x, dy, (), products.mlp(mlp, x))
     attention = Attention(tp, weights, sizes.d_model, sizes.heads, sizes.kv_heads, bias=bias, bias_out=bias)
-    return Subject(attention, x, dy, ([tokens],), products.attention(attention, x, [tokens]))
+    return Subject(attention, x, dy, (Batch([tokens]),), products.attention(attention, x, [tokens]))
 
 
 def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:

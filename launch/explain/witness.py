@@ -18,6 +18,7 @@ import numpy as np
 from launch.explain import source
 from launch.explain.source import Statement
 from launch.process.traced import is_layer
+from layers.batch import Batch
 from layers.saved import nbytes
 from parallel.call import ROOT, Call, Watched, Watcher, path_in_project, site
 from parallel.ledger import wire_bytes
@@ -181,7 +182,7 @@ class Witness(Watcher):
         return [*said.values()]
 
     def _said(self, name: str, value: object) -> dict | None:
-        """An array, a parameter, what was saved (its bytes), or a few whole numbers such as lengths; None of anything else."""
+        """An array, a parameter, what was saved (its bytes), or the lengths of a batch; None of anything else."""
         if isinstance(value, Parameter | Fused):
             parts = [self._part(p) for p, _ in value.parts]
             return _array(name, value.data) | {"parameter": " | ".join(parts)}
@@ -189,8 +190,8 @@ class Witness(Watcher):
             return _array(name, value)
         if isinstance(value, tuple) and (kept := nbytes(value)):
             return {"name": name, "bytes": kept}
-        if isinstance(value, list) and value and all(isinstance(n, int) for n in value):
-            return {"name": name, "value": value}
+        if isinstance(value, Batch):
+            return {"name": f"{name}.lengths", "value": [*value.lengths]}
         return None
 
     def _gradients(self, asked: Parameter | Fused) -> list[dict]:

@@ -1,7 +1,6 @@
 """One step of a layer, forward and backward, on a mesh: run and gathered, counted beside predicted, and timed.
 
-A layer has parameters, `forward(x, *more)`, `backward(dy, saved)`, `traffic(tokens)` and `saved_bytes(tokens)`. Cut rows come
-last in `more`, and after the tokens.
+A layer has parameters, `forward(x, *more)`, `backward(dy, saved)`, `traffic(tokens, rows)` and `saved_bytes(tokens, rows)`.
 """
 
 from __future__ import annotations
@@ -45,11 +44,10 @@ class Measured:
 def run(
     layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: object, rows: Cut | None = None
 ) -> Measured:
-    """One step on all ranks, gathered and counted. x, dy: whole, and cut here where `rows` are."""
-    cut = () if rows is None else (rows,)
-    asked = (len(x), *cut)
+    """One step on all ranks, gathered and counted. x, dy: whole, and cut here as `rows` says, which `more` says too."""
+    asked = (len(x), rows)
     x, dy = (own(a, rows, mesh.tp.rank) for a in (x, dy))
-    y, saved, dx = phases(layer, x, dy, mesh, *more, *cut)
+    y, saved, dx = phases(layer, x, dy, mesh, *more)
     predicted = [*layer.traffic(*asked), *Owed(mesh, layer.parameters).traffic()]
     communication = merged(control.everyone(mesh.ledger.report(predicted)))
     sizes = control.everyone((sum(p.data.nbytes for p in layer.parameters), nbytes(saved), layer.saved_bytes(*asked)))

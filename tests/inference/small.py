@@ -36,4 +36,5 @@ def lone(kind, dtype="float64", layers=2):
 
 def full_logits(kind, ids, layers=2):
     """(T, V): the logits of a forward of all of these at once, without a cache."""
-    return lone(kind, layers=layers).model.forward(np.array(ids), [len(ids)])[0]
+    model = lone(kind, layers=layers).model
+    return model.forward(np.array(ids), model.batch([len(ids)]))[0]

@@ -142,7 +142,7 @@ def test_log_probabilities_are_those_of_the_full_forward(mesh, control):
     tokens = control.from_first(done and [[tuple(t) for t in done[1][n]] for n in range(len(asks))])
     for ask, made in zip(asks, tokens, strict=True):
         ids = np.array(ask.prompt + [id for id, _, _ in made])
-        z_Tv, _ = model.forward(ids, [len(ids)])
+        z_Tv, _ = model.forward(ids, model.batch([len(ids)]))
         z_TV = np.concatenate(control.everyone(z_Tv), axis=1)
         log_TV = z_TV - np.log(np.exp(z_TV).sum(axis=1, keepdims=True))
         for n, (id, logprob, top) in enumerate(made):

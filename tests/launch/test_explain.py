@@ -14,6 +14,7 @@ from launch.explain.witness import Witness
 from launch.measure import step
 from launch.pictures import shards
 from layers.attention import Attention
+from layers.batch import Batch
 from layers.linear import RowParallelLinear
 from layers.mlp import MLP
 from parallel.call import Watcher
@@ -65,7 +66,7 @@ def layers(mesh):
     mlp = MLP(mesh.tp, drawn(0, "float64", 0.1), 36, 61, "swiglu")
     attention = Attention(mesh.tp, drawn(0, "float64", 0.1), 36, 9, 3, bias=True, bias_out=True, qk_norm=1e-6)
     yield mlp, lambda: step.phases(mlp, x, dy, mesh)
-    yield attention, lambda: step.phases(attention, x, dy, mesh, [1, 7])
+    yield attention, lambda: step.phases(attention, x, dy, mesh, Batch([1, 7]))
 
 
 def explained(comm, mesh, parameters, run, rank=0):

@@ -70,7 +70,7 @@ def test_alpha_is_the_mean_overlap_along_the_targets_text(mesh, draft, sampling)
     whole, own = (build(c, Mesh(MPI.COMM_SELF, tp=1).tp, drawn(s, "float64", 0.25)) for c, s in ((CONFIG, 1), (smaller, seed)))
     new = [s.token for s in Generator(target, mesh, make_cache(target, "paged")).tokens(PROMPT, sampling, 20)]
     text = PROMPT + new
-    p_nV, q_nV = (m.forward(np.array(text[:-1]), [len(text) - 1])[0][len(PROMPT) - 1 :] for m in (whole, own))
+    p_nV, q_nV = (m.forward(np.array(text[:-1]), m.batch([len(text) - 1]))[0][len(PROMPT) - 1 :] for m in (whole, own))
     if draft == "ngram":
         told = [Ngram().propose(text[:n], 1, sampling, 0).tokens for n in range(len(PROMPT), len(text))]
         assert any(told)

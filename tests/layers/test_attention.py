@@ -1,6 +1,7 @@
 """Sharded attention against the reference, entry by entry; its blocks; and the sabotages that must turn these checks red."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from launch import tp_attention as command
 from launch.measure import step
 from layers import attend
 from layers.attention import Attention
+from layers.batch import Batch
 from layers.latent_attention import LatentAttention
 from layers.rope import Rope, Yarn
 from parallel.control import Control
@@ -54,11 +56,11 @@ def run(mesh, comm, monkeypatch):
         layer = command.build(args, sizes, mesh.tp)
         x, dy = command.inputs(sizes.tokens, args.d_model, args.dtype, args.seed)
         rope = command.rope(args, sizes)
-        turn = None if rope is None else rope.at(np.concatenate([np.arange(n) for n in sizes.lengths]), args.dtype)
+        batch = Batch.of(sizes.lengths, rope, args.dtype)
         if sabotage:
-            turn = sabotage(layer, turn) or turn
+            batch = replace(batch, rotation=sabotage(layer, batch.rotation) or batch.rotation)
         mesh.ledger.rows.clear()
-        ran = step.run(layer, x, dy, mesh, Control(comm), sizes.lengths, turn)
+        ran = step.run(layer, x, dy, mesh, Control(comm), batch)
         asked = command.reference_options(args, sizes.lengths)
         compared = lambda share: command.compared(asked, args.heads, ran.whole | {"x": x}, dy, share)  # noqa: E731
         return shared(comm, compared) if check else None, ran
@@ -108,22 +110,22 @@ def test_grouped_queries_are_multi_head_attention_with_equal_keys_and_values(mes
     repeated = {n: a if n in ("Wq", "bq", "Wo") else np.repeat(a, 2, axis=-2) for n, a in whole.items()}
     plain = Attention(mesh.tp, given(repeated), 10, 6, 6, 4, bias=True)
     x = np.random.default_rng(0).standard_normal((9, 10))
-    np.testing.assert_allclose(grouped.forward(x, [2, 7])[0], plain.forward(x, [2, 7])[0], rtol=0, atol=1e-14)
+    np.testing.assert_allclose(grouped.forward(x, Batch([2, 7]))[0], plain.forward(x, Batch([2, 7]))[0], rtol=0, atol=1e-14)
 
 
 def test_absorbed_latent_attention_is_the_expanded(mesh):
     for query_latent in (0, 7):
         layer = LatentAttention(mesh.tp, drawn(1, "float64"), 20, 5, 9, 6, 4, 3, query_latent)
         x = 2 * np.random.default_rng(0).standard_normal((40, 20))
-        turn = Rope(4, scaling=Yarn(original=8)).at(np.r_[:13, :27], "float64")
-        y, _ = layer.forward(x, [13, 27], turn)
-        np.testing.assert_allclose(layer.forward_absorbed(x, [13, 27], turn), y, rtol=0, atol=1e-12)
+        batch = Batch.of([13, 27], Rope(4, scaling=Yarn(original=8)), "float64")
+        y, _ = layer.forward(x, batch)
+        np.testing.assert_allclose(layer.forward_absorbed(x, batch), y, rtol=0, atol=1e-12)
 
 
 def test_backward_adds_into_gradients_of_several_micro_batches(mesh):
     layer = Attention(mesh.tp, drawn(1, "float64", 0.1), 10, 6, 3, 4, bias=True, bias_out=True, qk_norm=1e-6)
     x, dy = np.random.default_rng(0).standard_normal((2, 9, 10))
-    (_, first), (_, second) = layer.forward(x, [9]), layer.forward(2 * x, [4, 5])
+    (_, first), (_, second) = layer.forward(x, Batch([9])), layer.forward(2 * x, Batch([4, 5]))
     once = []
     for saved in (first, second):
         layer.backward(dy, saved)
@@ -148,9 +150,9 @@ def test_what_cannot_be_is_refused(mesh):
     if mesh.tp.size < 4:
         layer, x = make(12, 3), np.zeros((5, 12), "float32")
         with pytest.raises(ValueError, match="sequence 1 has 0 tokens: use 1 or more"):
-            layer.forward(x, [3, 0, 2])
+            layer.forward(x, Batch([3, 0, 2]))
         with pytest.raises(ValueError, match="sequences of 4 tokens together cannot be read from 5 tokens"):
-            layer.forward(x, [4])
+            layer.forward(x, Batch([4]))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -56,7 +56,7 @@ def stepped(mesh, config, tokens, cuts_rows, recompute=False):
     lengths = [tokens] if tokens < 5 else [2, tokens - 5, 3]
     mesh.ledger.rows.clear()
     with mesh.phase("forward"):
-        logits, saved = model.forward(ids, lengths)
+        logits, saved = model.forward(ids, model.batch(lengths))
         nll, saved_loss = model.loss.forward(logits, targets)
     with mesh.phase("backward"):
         model.backward(model.loss.backward(np.full(tokens, 1 / tokens), saved_loss), saved)
@@ -99,7 +99,7 @@ def test_the_mlp_alone(mesh, comm, activation, tokens):
     x, dy = np.random.default_rng(0).standard_normal((2, tokens, 6))
     rows = cut_rows(tokens, comm.size)
     made = [MLP(mesh.tp, drawn(1, "float64", 0.1), 6, 13, activation, cuts_rows=cut) for cut in (True, False)]
-    cut = step.run(made[0], x, dy, mesh, Control(comm), rows=rows)
+    cut = step.run(made[0], x, dy, mesh, Control(comm), rows, rows=rows)
     mesh.ledger.rows.clear()
     whole = step.run(made[1], x, dy, mesh, Control(comm))
     for name, a in whole.whole.items():
@@ -114,7 +114,7 @@ def test_bytes_of_the_main_job_by_default(mesh, comm):
     """T 48, D 64, F 1024, float32, as the paper counts them."""
     mlp, rows = MLP(mesh.tp, drawn(0, "float32", 0.1), 64, 1024, cuts_rows=True), cut_rows(48, 4)
     x, dy = np.random.default_rng(0).standard_normal((2, 48, 64)).astype("float32")
-    ran = step.run(mlp, x, dy, mesh, Control(comm), rows=rows)
+    ran = step.run(mlp, x, dy, mesh, Control(comm), rows, rows=rows)
     wire = {}
     for r in ran.communication:
         kind = "owed" if r["verb"] == "all_reduce" else r["phase"]
@@ -205,7 +205,7 @@ def test_a_gathered_input_that_is_kept_is_seen_by_memory(mesh, monkeypatch):
 
     monkeypatch.setattr(ColumnParallelLinear, "forward", keeping)
     backward = ColumnParallelLinear.backward
-    monkeypatch.setattr(ColumnParallelLinear, "backward", lambda self, dz, saved: backward(self, dz, saved[:2]))
+    monkeypatch.setattr(ColumnParallelLinear, "backward", lambda self, dz, saved, later: backward(self, dz, saved[:2], later))
     _, _, (kept, predicted), sent = stepped(mesh, CONFIGS["gpt2 untied"], 7, True)
     assert kept > predicted
     assert not sent
@@ -222,7 +222,7 @@ def test_a_whole_sum_that_is_then_sliced_is_seen_by_bytes(mesh, monkeypatch):
 @pytest.mark.mpi(min_size=2)
 def test_a_seam_that_is_off_by_one_is_seen(mesh, monkeypatch):
     """Learned positions of the rows after one's own."""
-    import layers.transformer as module
+    import layers.stage as module
 
     right = module.own
     monkeypatch.setattr(module, "own", lambda a, rows, rank: right(np.roll(a, -1), rows, rank) if rows is not None else a)

@@ -5,6 +5,7 @@ import pytest
 
 from launch.measure import step
 from layers.attention import Attention
+from layers.batch import Batch
 from layers.block import Block
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
@@ -72,10 +73,9 @@ EPS = {"gpt2": 1e-5, "llama": 1e-6, "deepseek": 1e-6}
 def run(mesh, comm, kind, weights, x, dy, lengths, sabotage=None):
     """One step: all tensors by name, the weights', x's and y's included."""
     block, rope = BLOCKS[kind](mesh.tp, weights)
-    turn = None if rope is None else rope.at(np.concatenate([np.arange(n) for n in lengths]), x.dtype)
     if sabotage:
         sabotage(block)
-    ran = step.run(block, x, dy, mesh, Control(comm), lengths, turn)
+    ran = step.run(block, x, dy, mesh, Control(comm), Batch.of(lengths, rope, x.dtype))
     assert agrees(ran.communication)
     assert not ran.apart
     assert ran.memory["saved_bytes_per_rank"] == ran.memory["predicted_saved_bytes_per_rank"]
@@ -130,7 +130,7 @@ def dropped_residual_gradient(block):
     # What comes back through the attention loses the residual's part: dh is subtracted where it will be added.
     block.norm1.backward = lambda dn, saved, whole=block.norm1.backward: whole(dn, saved) - block.spoilt
 
-    def spy(dh, saved):
+    def spy(dh, saved, later):
         block.spoilt = dh
         return backward(dh, saved)
 

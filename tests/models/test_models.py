@@ -40,7 +40,7 @@ def arrays_of(folder):
 
 def whole_logits(mesh, source, ids, dtype="float64"):
     model = build(source.config, mesh.tp, source.weights(dtype))
-    logits, _ = model.forward(ids.ravel(), [ids.shape[-1]] * (ids.size // ids.shape[-1]))
+    logits, _ = model.forward(ids.ravel(), model.batch([ids.shape[-1]] * (ids.size // ids.shape[-1])))
     return mesh.tp.all_gather(logits, 1, model.embedding.cut).reshape(*ids.shape, -1)
 
 
@@ -72,7 +72,7 @@ def test_logits_are_those_of_transformers(mesh, name):
 def test_weights_and_gradients_come_back_by_their_own_names(mesh, name):
     expected, source = np.load(FAMILIES / name / "expected.npz"), open_model(FAMILIES / name)
     model, ids = build(source.config, mesh.tp, source.weights("float64")), expected["ids"]
-    logits, saved = model.forward(ids.ravel(), [ids.shape[1]] * len(ids))
+    logits, saved = model.forward(ids.ravel(), model.batch([ids.shape[1]] * len(ids)))
     targets = np.concatenate([ids[:, 1:], np.full((len(ids), 1), -1)], axis=1).ravel()
     nll, saved_loss = model.loss.forward(logits, targets)
     np.testing.assert_allclose(nll.sum() / (targets >= 0).sum(), expected["loss"], rtol=1e-13)

@@ -200,8 +200,16 @@ def test_a_mesh_must_fit_the_ranks(comm):
         Mesh(comm, dp=3, tp=5)
     with pytest.raises(ValueError, match="no axes"):
         Mesh(comm)
-    with Mesh(comm, tp=comm.size) as mesh, pytest.raises(AttributeError, match="no axis 'dp', only tp"):
-        _ = mesh.dp
+    with Mesh(comm, tp=comm.size) as mesh, pytest.raises(AttributeError, match="no axis 'rows', only tp"):
+        _ = mesh.rows
+
+
+def test_an_axis_that_is_not_given_has_one_rank(comm):
+    with Mesh(comm, check=True, tp=comm.size) as mesh:
+        assert (mesh.pp.size, mesh.pp.rank, mesh.pp.members, mesh.place) == (1, 0, (comm.rank,), {"tp": comm.rank})
+        assert mesh.pp is mesh.pp
+        assert mesh.pp.all_reduce(np.array([3.0])).item() == 3.0
+        assert mesh.over("pp", "dp").size == 1
 
 
 def test_meshes_are_freed(comm):
@@ -227,15 +235,18 @@ def test_axes_are_joined(comm):
     sizes = {1: (1, 1, 1), 2: (2, 1, 1), 3: (1, 3, 1), 4: (2, 1, 2)}[comm.size]
     with Mesh(comm, check=True, dp=sizes[0], ep=sizes[1], tp=sizes[2]) as mesh:
         data = mesh.over("ep", "dp")
-        assert data is mesh.over("dp", "ep")
-        assert (data.name, data.size) == ("dp*ep", sizes[0] * sizes[1])
+        assert data is mesh.over("ep", "dp")
+        # An axis of one rank adds nothing.
+        name = {1: "ep", 2: "dp", 3: "ep", 4: "dp"}[comm.size]
+        assert (data.name, data.size) == (name, sizes[0] * sizes[1])
         assert mesh.over("tp") is mesh.tp
         same = [r for r in range(comm.size) if mesh.place_of(r)["tp"] == mesh.place["tp"]]
         assert data.members == tuple(same)
         assert same[data.rank] == comm.rank == mesh.rank_at(mesh.place)
         assert data.all_reduce(np.array([10.0**comm.rank]))[0] == sum(10.0**r for r in same)
         assert mesh.over(*mesh.sizes).size == comm.size
-        assert agrees(mesh.ledger.report([Traffic("all_reduce", "dp*ep", "none", 8)]))
+        assert mesh.over(*mesh.sizes).name == {1: "dp", 2: "dp", 3: "ep", 4: "dp*tp"}[comm.size]
+        assert agrees(mesh.ledger.report([Traffic("all_reduce", name, "none", 8)]))
 
 
 def test_a_group_sums_over_its_own_ranks_and_is_counted_by_its_name(comm):
@@ -256,7 +267,16 @@ def test_a_group_sums_over_its_own_ranks_and_is_counted_by_its_name(comm):
         assert len(report) == len(pairs)
 
 
-@pytest.mark.parametrize("ranks", [range(0, 0), range(0, 3, 2), range(-1, 2), range(0, 99)])
+@pytest.mark.mpi(min_size=3)
+def test_a_group_may_leave_out_ranks_between(comm):
+    with Mesh(comm, check=True, pp=comm.size) as mesh:
+        if mesh.pp.rank in (0, comm.size - 1):
+            ends = mesh.pp.group((0, comm.size - 1))
+            assert (ends.name, ends.members) == (f"pp[0,{comm.size - 1}]", (0, comm.size - 1))
+            assert ends.all_reduce(np.array([10.0**comm.rank])).item() == 1 + 10.0 ** (comm.size - 1)
+
+
+@pytest.mark.parametrize("ranks", [range(0, 0), (3, 2, 1, 0), range(-1, 2), range(0, 99)])
 def test_a_group_that_is_none_is_refused(tp, ranks):
     with pytest.raises(ValueError, match=f"rank {tp.rank} of tp \\({tp.size} ranks\\) cannot make a group of ranks"):
         tp.group(ranks)

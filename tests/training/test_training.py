@@ -176,7 +176,7 @@ def test_pytorch_agrees(comm, kind):
         model = build(config, mesh.tp, given(of))
         trainer = Trainer(model, mesh, Plan(clip=0.5))
         part = MicroBatch(of["ids"], of["targets"], lengths)
-        logits, _ = model.forward(part.ids, lengths)
+        logits, _ = model.forward(part.ids, model.batch(lengths))
         logits = mesh.tp.all_gather(logits, 1, model.embedding.cut)
         np.testing.assert_allclose(logits, of["logits"], rtol=0, atol=1e-12 * np.abs(of["logits"]).max())
         for n, loss in enumerate(of["losses"]):

@@ -1,0 +1,198 @@
+"""Consecutive parts of a language model: a whole one, or what one rank of a pipeline computes.
+
+T tokens   D model width   V vocabulary   v, t this rank's share over tp of V and, where rows are cut, of T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import numpy as np
+
+from layers.batch import Batch
+from layers.block import Block, Recomputed
+from layers.embedding import Head, LearnedPositions, VocabParallelEmbedding
+from layers.loss import VocabParallelCrossEntropy
+from layers.norm import LayerNorm, RMSNorm
+from layers.rope import Rope
+from layers.saved import nbytes
+from parallel.axis import Axis
+from parallel.later import Later
+from parallel.ledger import Traffic
+from parallel.parameter import Parameter
+from parallel.rows import cut_rows, held, is_whole, own
+from parallel.shard import Cut
+
+
+class Beginning:
+    """What comes before the blocks: x_tD = embedding(ids_T) (+ Wpe[positions])."""
+
+    def __init__(self, embedding: VocabParallelEmbedding, positions: LearnedPositions | None = None) -> None:
+        self.embedding, self.positions = embedding, positions
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [*self.embedding.parameters, *([] if self.positions is None else self.positions.parameters)]
+
+    def forward(self, ids_T: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
+        """ids (T,) -> x (t, D), saved."""
+        x_tD, saved_embedding = self.embedding.forward(ids_T, batch.rows)
+        if self.positions is None:
+            return x_tD, (saved_embedding, None)
+        x_tD, saved_positions = self.positions.forward(x_tD, own(batch.positions_T, batch.rows, self.embedding.tp.rank))
+        return x_tD, (saved_embedding, saved_positions)
+
+    def backward(self, dx_tD: np.ndarray, saved: tuple, later: Later | None = None) -> None:
+        """dx (t, D), saved. Adds into the gradients."""
+        saved_embedding, saved_positions = saved
+        if self.positions is not None:
+            dx_tD = self.positions.backward(dx_tD, saved_positions, later)
+        self.embedding.backward(dx_tD, saved_embedding, later)
+
+    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send."""
+        return self.embedding.traffic(tokens, rows)
+
+    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+        """Nothing: the ids and the positions are the batch's."""
+        return 0
+
+    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+        """What is kept where the rows of the tables are put off. With whole rows both read the same dx."""
+        if self.positions is None or is_whole(rows):
+            return self.embedding.later_bytes(tokens)
+        return self.embedding.later_bytes(tokens) + self.embedding.later_bytes(held(tokens, rows, self.embedding.tp.rank))
+
+
+class End:
+    """What comes after the blocks: logits_Tv = head(norm(x_tD)), and the loss of these."""
+
+    def __init__(self, norm: RMSNorm | LayerNorm, head: Head) -> None:
+        self.norm, self.head = norm, head
+        self.loss = VocabParallelCrossEntropy(head.tp, head.cut)
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [*self.norm.parameters, *self.head.parameters]
+
+    def forward(self, x_tD: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
+        """x (t, D) -> logits (T, v), this rank's columns, saved."""
+        h_tD, saved_norm = self.norm.forward(x_tD)
+        logits_Tv, saved_head = self.head.forward(h_tD, batch.rows)
+        return logits_Tv, (saved_norm, saved_head)
+
+    def backward(self, dlogits_Tv: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
+        """dlogits (T, v), saved -> dx (t, D). Adds into the gradients."""
+        saved_norm, saved_head = saved
+        dh_tD = self.head.backward(dlogits_Tv, saved_head, later)
+        return self.norm.backward(dh_tD, saved_norm)
+
+    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send, without the loss."""
+        return self.head.traffic(tokens, rows)
+
+    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+        return self.norm.saved_bytes(held(tokens, rows, self.head.tp.rank)) + self.head.saved_bytes(tokens, rows)
+
+    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+        """What is kept where the product of the head is put off."""
+        return self.head.later_bytes(tokens)
+
+
+class Stage:
+    """`blocks` of a language model, one after another; with a `beginning` it takes token ids, with an `end` it gives logits.
+
+    y = part(x), part by part: beginning, blocks, end
+    dx = part'(dy), in reverse
+
+    `rope` rotates queries and keys by the positions 0, 1, ... of each sequence. `cuts_rows`: between products the tokens are
+    cut over tp (sequence parallelism, 2205.05198). Without blocks and ends it hands on what it gets. Saved for backward: what
+    the parts save.
+    """
+
+    def __init__(
+        self,
+        tp: Axis,
+        blocks: Sequence[Block | Recomputed],
+        beginning: Beginning | None = None,
+        end: End | None = None,
+        rope: Rope | None = None,
+        cuts_rows: bool = False,
+    ) -> None:
+        self.tp, self.blocks, self.beginning, self.end = tp, list(blocks), beginning, end
+        self.rope, self.cuts_rows = rope, cuts_rows
+        self.parts = [part for part in (beginning, *blocks, end) if part is not None]
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """In the order of forward."""
+        return [p for part in self.parts for p in part.parameters]
+
+    @property
+    def filling_order(self) -> list[Parameter]:
+        """The parameters in the order in which backward completes their gradients."""
+        return [p for part in reversed(self.parts) for p in part.parameters]
+
+    def rows(self, tokens: int) -> Cut | None:
+        """How the tokens are cut over tp between products; None where every rank has all of them."""
+        return cut_rows(tokens, self.tp.size) if self.cuts_rows else None
+
+    def batch(self, lengths: Sequence[int]) -> Batch:
+        """What the layers are told of sequences of `lengths`, one after another."""
+        rope = self.rope if self.blocks else None
+        return Batch.of(lengths, rope, None if rope is None else self.parameters[0].data.dtype, self.rows(sum(lengths)))
+
+    def forward(self, x: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
+        """x: ids (T,), or (t, D) where another stage has begun -> logits (T, v), or (t, D) where another goes on; saved."""
+        saved = []
+        for part in self.parts:
+            x, of_part = part.forward(x, batch)
+            saved.append(of_part)
+        return x, tuple(saved)
+
+    def backward(
+        self,
+        dy: np.ndarray,
+        saved: tuple,
+        filled: Callable[[list[Parameter]], None] = lambda parameters: None,
+        later: Later | None = None,
+    ) -> np.ndarray | None:
+        """dy of what forward gave, saved -> dx (t, D), or None with a beginning. Adds into the gradients. `filled` is told of
+        parameters whose gradients are complete, unless products are put off."""
+        for part, of_part in zip(reversed(self.parts), reversed(saved), strict=True):
+            dy = part.backward(dy, of_part, later)
+            if later is None:
+                filled(part.parameters)
+        return dy
+
+    def traffic_of_logits(self, tokens: int) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send, without a loss."""
+        rows = self.rows(tokens)
+        return [t for part in self.parts for t in part.traffic(tokens, rows)]
+
+    def traffic(self, tokens: int) -> list[Traffic]:
+        """What forward, loss and backward of `tokens` tokens send along tp."""
+        loss = [] if self.end is None else self.end.loss.traffic(tokens, self.end.head.matrix.data.itemsize)
+        return [*self.traffic_of_logits(tokens), *loss]
+
+    def flops(self, sequence_length: int) -> float:
+        """Operations a token of forward and backward, as model-FLOPs utilisation counts them (arXiv 2204.02311, appendix B):
+        those of the blocks, and 6 for each weight of the head."""
+        head = 0.0 if self.end is None else 6.0 * prod(self.end.head.matrix.layout.shape)
+        return head + sum(block.flops(sequence_length) for block in self.blocks)
+
+    def kept(self, saved: tuple) -> int:
+        """Bytes of what forward saved; ids and positions are the batch's and are not counted."""
+        return nbytes(saved[1:] if self.beginning is not None else saved)
+
+    def saved_bytes(self, tokens: int) -> int:
+        """What this rank keeps from forward to backward, the loss included; the batch's ids and positions are not counted."""
+        rows = self.rows(tokens)
+        loss = 0 if self.end is None else self.end.loss.saved_bytes(tokens, self.end.head.matrix.data.itemsize)
+        return loss + sum(part.saved_bytes(tokens, rows) for part in self.parts)
+
+    def later_bytes(self, tokens: int) -> int:
+        """What this rank keeps where the products of weights are put off."""
+        rows = self.rows(tokens)
+        return sum(part.later_bytes(tokens, rows) for part in self.parts)
