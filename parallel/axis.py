@@ -8,6 +8,7 @@ sent in the mesh's ledger. An axis of one rank is an ordinary axis.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from math import prod
 from time import perf_counter
@@ -15,61 +16,14 @@ from time import perf_counter
 import numpy as np
 from mpi4py import MPI
 
-from parallel.buffer import DTYPES, Held, reduction, require_own, result, sendable
+from parallel.buffer import Held, reduction, require_own, result, sendable
 from parallel.call import Call, Watcher, site
-from parallel.ledger import Ledger, Row
+from parallel.ledger import Ledger
+from parallel.message import fill, packed
+from parallel.pending import Pending
 from parallel.rows import is_whole
 from parallel.shard import Cut
 from parallel.verbs import VERBS
-
-
-class Pending:
-    """A verb under way: `wait` for its result; until then its buffers belong to it.
-
-    `poke` it now and then while computing: some MPI libraries move data inside MPI calls only. The ledger's seconds are those
-    spent in starting, poking and waiting; the rest of the verb's time was hidden behind computation.
-    """
-
-    def __init__(
-        self,
-        request: MPI.Request,
-        result: np.ndarray,
-        row: Row,
-        begun: float,
-        axis: Axis,
-        call: Call | None,
-        held: Held | None,
-    ) -> None:
-        self._request, self._result, self._row = request, result, row
-        self._axis, self._call, self._held = axis, call, held
-        self._begun, self._inside, self._done = begun, perf_counter() - begun, False
-
-    def poke(self) -> None:
-        if not self._done:
-            self._timed(self._request.Test)
-
-    def wait(self) -> np.ndarray:
-        """The result, once it is there."""
-        if not self._done:
-            if self._call is not None:
-                for watcher in self._axis.watchers:
-                    watcher.wait(self._axis, self._call)
-            self._timed(lambda: self._request.Wait() or True)
-        if self._held is not None:
-            self._held.release(f"{self._call} at {self._call.site}")
-            self._held = None
-        return self._result
-
-    def _timed(self, complete: Callable[[], bool]) -> None:
-        entered = perf_counter()
-        self._done = complete()
-        left = perf_counter()
-        self._inside += left - entered
-        if self._done:
-            self._row.seconds += self._inside
-            self._row.hidden_seconds += left - self._begun - self._inside
-            if self._call is not None:
-                self._axis._end(self._call, self._result, self._begun, left)
 
 
 def group_name(axis: str, ranks: Sequence[int]) -> str:
@@ -92,7 +46,8 @@ class Axis:
         self.name, self.ledger, self.watchers, self.members = name, ledger, watchers, members
         self.size, self.rank = comm.size, comm.rank
         self._comm = comm
-        self._collectives = self._messages = 0
+        self._collectives, self._messages = 0, Counter()
+        self._sends: list[Pending] = []
         self._groups: dict[tuple[int, ...], Axis] = {}
 
     @property
@@ -124,6 +79,7 @@ class Axis:
         return self._comm.Dup()
 
     def close(self) -> None:
+        self.poke()
         for group in self._groups.values():
             group.close()
         for watcher in self.watchers:
@@ -138,9 +94,10 @@ class Axis:
         y: np.ndarray | None,
         message: tuple[tuple[int, ...], np.dtype, int],
         *how: Hashable,
+        what: str = "",
     ) -> None:
         """Run one verb: tell the watchers, do it, and enter it in the ledger. `message`: its shape, dtype and bytes."""
-        call = self._begin(verb, False, x, message, how, site()) if self.watchers else None
+        call = self._begin(verb, False, x, message, how, site(), what) if self.watchers else None
         entered = perf_counter()
         try:
             exchange()
@@ -154,18 +111,24 @@ class Axis:
             self._end(call, y, entered, left)
 
     def _start(
-        self, verb: str, exchange: Callable[[np.ndarray], MPI.Request], x: np.ndarray, y: np.ndarray, *how: Hashable
+        self,
+        verb: str,
+        exchange: Callable[[np.ndarray], MPI.Request],
+        x: np.ndarray,
+        y: np.ndarray | None,
+        message: tuple[tuple[int, ...], np.dtype, int],
+        *how: Hashable,
+        what: str = "",
     ) -> Pending:
-        """Start one collective, which goes on while the rank computes; else as _run."""
-        message = x.shape, x.dtype, x.nbytes
-        call = self._begin(verb, True, x, message, how, site()) if self.watchers else None
+        """Start one verb, which goes on while the rank computes; else as _run."""
+        call = self._begin(verb, True, x, message, how, site(), what) if self.watchers else None
         held = Held(x, y is x) if any(w.holds_buffers for w in self.watchers) else None
         begun = perf_counter()
         request = exchange(x if held is None else held.sent)
         if call is not None:
             for watcher in self.watchers:
                 watcher.started(self, call)
-        return Pending(request, y, self.ledger.add(verb, self.name, x.nbytes, self.size, 0.0), begun, self, call, held)
+        return Pending(y, request, self.ledger.add(verb, self.name, message[2], self.size, 0.0), begun, self, call, held)
 
     def _begin(
         self,
@@ -175,14 +138,16 @@ class Axis:
         message: tuple[tuple[int, ...], np.dtype, int],
         how: tuple[Hashable, ...],
         place: tuple[str, str],
+        what: str,
     ) -> Call:
         """Describe the call and tell the watchers. Where one of them raises, those that have heard of the call hear its end."""
         if VERBS[verb].partner:
-            number, self._messages = self._messages, self._messages + 1
+            number = self._messages[verb, how[0]]
+            self._messages[verb, how[0]] = number + 1
         else:
             number, self._collectives = self._collectives, self._collectives + 1
         shape, dtype, message_bytes = message
-        call = Call(self.name, number, verb, started, shape, dtype, how, message_bytes, self.ledger.now, place[0], place[1])
+        call = Call(self.name, number, verb, started, shape, dtype, how, message_bytes, self.ledger.now, *place, what)
         heard = 0
         try:
             for watcher in self.watchers:
@@ -219,6 +184,10 @@ class Axis:
         if shape[dim] != length:
             raise ValueError(f"rank {self.rank} of {self.name}: dim {dim} of {shape} should have {length} entries")
 
+    def _require_rank(self, rank: int) -> None:
+        if not 0 <= rank < self.size:
+            raise ValueError(f"no rank {rank} on axis {self.name}: use 0 to {self.size - 1}")
+
     def all_reduce(self, x: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
         """The sum ('max', 'min') over the axis, on every rank. x: any shape, the same on every rank. NaN is kept."""
         x, mpi_op = sendable(x), reduction(op, x.dtype)
@@ -229,7 +198,7 @@ class Axis:
     def start_all_reduce(self, x: np.ndarray) -> Pending:
         """Sum x over the axis while this rank computes on. In place: x is the result once `wait` returns it."""
         require_own(x)
-        return self._start("all_reduce", self._start_sum, x, x, "sum")
+        return self._start("all_reduce", self._start_sum, x, x, (x.shape, x.dtype, x.nbytes), "sum")
 
     def start_reduce_scatter(self, x: np.ndarray, cut: Cut) -> Pending:
         """This rank's part, along the first dim, of the sum over the axis, while it computes on. x must stay as it is."""
@@ -238,7 +207,7 @@ class Axis:
         row = x[:1].size
         y = np.empty((cut.size(self.rank), *x.shape[1:]), x.dtype)
         exchange = lambda x: self._start_sum_parts(x, y, [n * row for n in cut.sizes])  # noqa: E731
-        return self._start("reduce_scatter", exchange, x, y, 0, cut)
+        return self._start("reduce_scatter", exchange, x, y, (x.shape, x.dtype, x.nbytes), 0, cut)
 
     def all_gather(self, x: np.ndarray, dim: int, cut: Cut, out: np.ndarray | None = None) -> np.ndarray:
         """The whole array on every rank, from parts cut along `dim`. x: this rank's part. `out`: for dim 0 of a partition."""
@@ -258,6 +227,18 @@ class Axis:
         shapes = [(*x.shape[:dim], n, *x.shape[dim + 1 :]) for n in cut.sizes]
         return cut.join([flat[e - c : e].reshape(s) for e, c, s in zip(ends, counts, shapes, strict=True)], dim)
 
+    def start_all_gather(self, x: np.ndarray, cut: Cut) -> Pending:
+        """The whole array on every rank, from parts cut along the first dim, while this rank computes on. x must stay as it is.
+        Raises ValueError unless the cut is a partition."""
+        x = sendable(x)
+        self._require_cut(cut, x.shape, 0, cut.size(self.rank))
+        if not cut.is_partition:
+            raise ValueError(f"start_all_gather takes only a partition of dim 0, not {cut}: use all_gather")
+        row = prod(x.shape[1:])
+        y = np.empty((cut.length, *x.shape[1:]), x.dtype)
+        exchange = lambda x: self._comm.Iallgatherv(x, [y, [n * row for n in cut.sizes]])  # noqa: E731
+        return self._start("all_gather", exchange, x, y, (y.shape, y.dtype, y.nbytes), 0, cut)
+
     def reduce_scatter(self, x: np.ndarray, dim: int, cut: Cut) -> np.ndarray:
         """This rank's part, along `dim`, of the sum over the axis. x: whole, the same shape on every rank."""
         x = sendable(x)
@@ -276,6 +257,14 @@ class Axis:
     def sum_rows(self, x: np.ndarray, rows: Cut | None) -> np.ndarray:
         """This rank's rows, by `rows`, of the sum over the axis. x: (T, ...), all rows."""
         return self.all_reduce(x) if is_whole(rows) else self.reduce_scatter(x, 0, rows)
+
+    def start_gather_rows(self, x: np.ndarray, rows: Cut | None) -> Pending:
+        """gather_rows, while this rank computes on. x must stay as it is."""
+        return Pending(x) if is_whole(rows) else self.start_all_gather(x, rows)
+
+    def start_sum_rows(self, x: np.ndarray, rows: Cut | None) -> Pending:
+        """sum_rows, while this rank computes on. x must stay as it is; where the rows are whole, it becomes the result."""
+        return self.start_all_reduce(x) if is_whole(rows) else self.start_reduce_scatter(x, rows)
 
     def all_to_all(self, x: np.ndarray, split_dim: int, split: Cut, join_dim: int, join: Cut) -> np.ndarray:
         """Move the cut from `join_dim` to `split_dim`. x: whole along split_dim, this rank's part along join_dim;
@@ -302,33 +291,43 @@ class Axis:
 
     def broadcast(self, x: np.ndarray, root: int = 0) -> np.ndarray:
         """Rank `root`'s x on every rank. x: the same shape and dtype on every rank; only the root's content is read."""
-        if not 0 <= root < self.size:
-            raise ValueError(f"no rank {root} on axis {self.name}: use 0 to {self.size - 1}")
+        self._require_rank(root)
         y = sendable(x).copy() if self.rank == root else np.empty(sendable(x).shape, x.dtype)
         sent = x if self.rank == root else None
         self._run("broadcast", lambda: self._comm.Bcast(y, root), sent, y, (y.shape, y.dtype, y.nbytes), root)
         return y
 
-    def send(self, x: np.ndarray, to: int) -> None:
-        """Send x to rank `to` of the axis, which must call receive. Returns when x may be reused."""
+    def send(self, x: np.ndarray, to: int, what: str = "") -> None:
+        """Send x to rank `to` of the axis, which must call receive. Returns when x may be reused.
+
+        `what` it is meant to be stands in reports and traces; where messages are checked, the receiver must expect the same.
+        """
+        x, data, tag = self._message(x, to, what)
+        self._run("send", lambda: self._comm.Send(data, to, tag), x, None, (x.shape, x.dtype, x.nbytes), to, what=what)
+
+    def start_send(self, x: np.ndarray, to: int, what: str = "") -> Pending:
+        """send, without waiting for anybody. x must stay as it is until the send is complete; the axis keeps it until then."""
+        x, data, tag = self._message(x, to, what)
+        self.poke()
+        exchange = lambda _: self._comm.Isend(data, to, tag)  # noqa: E731
+        self._sends.append(self._start("send", exchange, x, None, (x.shape, x.dtype, x.nbytes), to, what=what))
+        return self._sends[-1]
+
+    def poke(self) -> None:
+        """Let the sends that were started go on, and let go of those that are complete."""
+        self._sends = [send for send in self._sends if not send.poke()]
+
+    def _message(self, x: np.ndarray, to: int, what: str) -> tuple[np.ndarray, np.ndarray, int]:
+        """x as MPI can read it, the buffer that is sent for it, and its tag."""
+        self._require_rank(to)
         x = sendable(x)
-        # The tag carries the dtype: MPI itself would take the bytes for another dtype without a word.
-        exchange = lambda: self._comm.Send(x, to, tag=DTYPES.index(x.dtype))  # noqa: E731
-        self._run("send", exchange, x, None, (x.shape, x.dtype, x.nbytes), to)
+        return x, *packed(x, what, any(w.labels_messages for w in self.watchers))
 
-    def receive(self, shape: tuple[int, ...], dtype: np.dtype | type | str, source: int) -> np.ndarray:
-        """What rank `source` sent next. Raises ValueError when that is not of this shape's size and this dtype."""
+    def receive(self, shape: tuple[int, ...], dtype: np.dtype | type | str, source: int, what: str = "") -> np.ndarray:
+        """What rank `source` sent next. Raises MessageMismatch, a ValueError, when that is not of this shape's size and this
+        dtype; where messages are checked, when it is not of this shape or not `what` is expected."""
+        self._require_rank(source)
         y = np.empty(shape, dtype)
-
-        def exchange() -> None:
-            status = MPI.Status()
-            message = self._comm.Mprobe(source, MPI.ANY_TAG, status)
-            sent_dtype = DTYPES[status.tag]
-            sent = status.Get_count(MPI.BYTE) // sent_dtype.itemsize
-            if (sent_dtype, sent) != (y.dtype, y.size):
-                message.Recv(np.empty(sent, sent_dtype))
-                raise ValueError(f"rank {source} of {self.name} sent {sent} {sent_dtype}, receive expected {shape} {y.dtype}")
-            message.Recv(y)
-
-        self._run("receive", exchange, None, y, (y.shape, y.dtype, y.nbytes), source)
+        exchange = lambda: fill(y, self._comm, source, what, f"rank {source} of {self.name}")  # noqa: E731
+        self._run("receive", exchange, None, y, (y.shape, y.dtype, y.nbytes), source, what=what)
         return y

@@ -26,9 +26,10 @@ class Call:
     """One rank's call of one verb.
 
     `axis`: its name; of a group with its ranks, tp[0..1]. `number`: from 0 on this axis. Collectives have one row of numbers,
-    the same on every rank; sends and receives together have another. `verb`: its name in VERBS. `started`: it goes on while
-    the rank computes. `shape`: of the whole array, where the argument is a part. `how`: by the names in VERBS. `phase`: the
-    ledger's. `site`: file:line of the innermost frame outside parallel/; `function`: the name of the function there.
+    the same on every rank; the messages from one rank to another have their own, the same for both. `verb`: its name in VERBS.
+    `started`: it goes on while the rank computes. `shape`: of the whole array, where the argument is a part. `how`: by the
+    names in VERBS. `phase`: the ledger's. `site`: file:line of the innermost frame outside parallel/; `function`: the name of
+    the function there. `what`: what a message is meant to be, as its caller says; or "".
     """
 
     axis: str
@@ -42,6 +43,7 @@ class Call:
     phase: str
     site: str
     function: str
+    what: str = ""
 
     @property
     def peer(self) -> int | None:
@@ -50,7 +52,8 @@ class Call:
 
     def __str__(self) -> str:
         how = (f"{name} {value}" for name, value in zip(VERBS[self.verb].how, self.how, strict=True))
-        return " ".join([method_name(self.verb, self.started), str(self.shape), str(self.dtype), *how])
+        of = ["of", self.what] if self.what else []
+        return " ".join([method_name(self.verb, self.started), *of, str(self.shape), str(self.dtype), *how])
 
 
 class Watched(Protocol):
@@ -60,6 +63,7 @@ class Watched(Protocol):
     size: int
     rank: int
     members: tuple[int, ...]
+    watchers: list[Watcher]
 
     def duplicate(self) -> MPI.Intracomm: ...
 
@@ -69,10 +73,10 @@ class Watcher:
     A subclass overrides what it wants to know.
 
     A watcher leaves arrays alone, and sends nothing on the axis' own communicator. `holds_buffers`: the axis sees to it that
-    the buffers of what is started stay as they are until it is complete.
+    the buffers of what is started stay as they are until it is complete. `labels_messages`: that a message says what it is.
     """
 
-    holds_buffers = False
+    holds_buffers = labels_messages = False
 
     def begin(self, axis: Watched, call: Call, x: np.ndarray | None) -> None:
         """Before MPI is entered. `x`: what this rank sends, in any memory order; None where it sends nothing (receive, and

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from parallel.axis import Axis, Pending
+from parallel.axis import Axis
 from parallel.ledger import Traffic
 from parallel.parameter import Fused, Parameter
+from parallel.pending import Pending
 from parallel.shard import Cut, Layout, Place, even
 
 

@@ -28,11 +28,11 @@ class CollectiveMismatch(RuntimeError):
 
 
 class Agreement(Watcher):
-    """Checks every collective. With `most_bytes`, it checks those of an axis (or group) until so many bytes were reduced or
-    gathered on it: all ranks stop at the same call."""
+    """Checks every collective, and lets messages say what they are. With `most_bytes`, it checks the collectives of an axis
+    (or group) until so many bytes were reduced or gathered on it, and no message: all ranks stop at the same call."""
 
     def __init__(self, most_bytes: int | None = None) -> None:
-        self.most_bytes = most_bytes
+        self.most_bytes, self.labels_messages = most_bytes, most_bytes is None
         self._comms: dict[Watched, MPI.Intracomm] = {}
         self._bytes: dict[Watched, int] = {}
         self._digests: dict[tuple[Hashable, ...], int] = {}

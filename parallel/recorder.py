@@ -15,9 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_UN, lockf
 from functools import cache
+from math import inf
 from struct import Struct
 from threading import Lock
 from time import perf_counter
+from zlib import crc32
 
 import numpy as np
 from mpi4py import MPI
@@ -41,7 +43,11 @@ _VERB_SIZE = 272
 _DONE, _DONE_AT = Struct("?"), 24
 _ALARM = Struct("d")
 _NOW_into, _VERB_into = _NOW.pack_into, _VERB.pack_into
-_HEAD = 128
+# Which messages a rank has begun to send or receive, and how many: rings of verbs forget.
+_CELL, _COUNT, _COUNT_AT = Struct("qq"), Struct("q"), 8
+_COUNT_into = _COUNT.pack_into
+CELLS, _CELLS_AT = 64, 128
+_HEAD = _CELLS_AT + CELLS * _CELL.size
 _STACK = 16384
 _SLOT = _HEAD + KEPT * _VERB_SIZE + _STACK
 # Before the slots: when a rank first raised the alarm, and whether one has claimed to say why the run ends.
@@ -75,7 +81,7 @@ class RecordedCall:
 @dataclass(frozen=True)
 class Slot:
     """What a rank last did. `verbs`: its last ones, oldest first. `waiting`: the one that it is in, if any. `since`: when it
-    entered it, or left the last, in perf_counter seconds. `pid`: 0 for a rank of another host."""
+    entered it, or left the last, in perf_counter seconds. `pid`: 0 for a rank of another host. `messages`: see `begun`."""
 
     rank: int
     pid: int
@@ -85,11 +91,21 @@ class Slot:
     since: float
     verbs: list[RecordedCall]
     waiting: RecordedCall | None
+    messages: dict[int, int]
+
+    def begun(self, verb: str, axis: str, peer: int) -> float:
+        """How many messages to or from rank `peer` it has begun to send or receive; infinite where its slot has no room."""
+        return self.messages.get(message_key(verb, axis, peer), inf if len(self.messages) == CELLS else 0)
 
     @property
     def last(self) -> RecordedCall | None:
         """The verb that it left last."""
         return next((v for v in reversed(self.verbs) if v.done), None)
+
+
+def message_key(verb: str, axis: str, peer: int) -> int:
+    """What stands for the messages to or from rank `peer` of all, on this axis. Never 0."""
+    return 1 + crc32(f"{verb} {axis} {peer}".encode())
 
 
 def _text(axis: str, verb: str, what: str, place: str, function: str, ranks: Sequence[int], patient: bool = False) -> bytes:
@@ -143,7 +159,8 @@ class Recorder(Watcher):
         self._group, self._waits = comm.Get_group(), Counter()
         self._started: dict[Call, int] = {}
         self._claiming = Lock()
-        self._texts: dict[str, tuple | bytes] = {}
+        self._texts: dict[str, tuple] = {}
+        self._cells: dict[tuple[str, str, int], int] = {}
         self.now(RUNNING)
         self.beat(0)
 
@@ -170,12 +187,15 @@ class Recorder(Watcher):
     # --- what this rank does
 
     def begin(self, axis: Watched, call: Call, x: np.ndarray | None) -> None:
-        place, what = call.site, (call.verb, call.started, call.shape, call.dtype, call.how)
+        place, what = call.site, (call.verb, call.started, call.shape, call.dtype, call.how, call.what)
         known = self._texts.get(place)
         if known is None or known[0] is not axis or known[1] != what:
             ranks = axis.members if call.peer is None else (axis.members[call.peer],)
             text = _text(axis.name, call.verb, str(call), place, call.function, ranks)
-            known = self._texts[place] = axis, what, text
+            cell = None if call.peer is None else self._cell(call.verb, axis.name, ranks[0])
+            known = self._texts[place] = axis, what, text, cell
+        if known[3] is not None:
+            _COUNT_into(self._memory, known[3], call.number + 1)
         which = self._begun
         self._begun = after = which + 1
         now = perf_counter()
@@ -183,6 +203,21 @@ class Recorder(Watcher):
         if call.started:
             self._started[call] = which
         _NOW_into(self._memory, self._base, after, after, now, self._doing)
+
+    def _cell(self, verb: str, axis: str, peer: int) -> int | None:
+        """Where it is counted; None when there is no more room."""
+        key = verb, axis, peer
+        if key not in self._cells and len(self._cells) < CELLS:
+            cell = self._base + _CELLS_AT + len(self._cells) * _CELL.size
+            self._cells[key] = cell + _COUNT_AT
+            _CELL.pack_into(self._memory, cell, message_key(*key), 0)
+        return self._cells.get(key)
+
+    def close(self, axis: Watched) -> None:
+        # The messages of another mesh's axis of this name are numbered from 0.
+        for (_, name, _), cell in self._cells.items():
+            if name == axis.name:
+                _COUNT_into(self._memory, cell, 0)
 
     def started(self, axis: Watched, call: Call) -> None:
         _NOW_into(self._memory, self._base, self._begun, 0, perf_counter(), self._doing)
@@ -267,8 +302,10 @@ class Recorder(Watcher):
             with suppress(ValueError, TypeError):
                 on = tuple(range(*map(int, ranks.split(":"))))
             verbs.append(RecordedCall(which, number, entered, done, verb, what, axis, on, place, function, patient == "*"))
+        cells = self._memory[base + _CELLS_AT : base + _HEAD]
+        messages = {key: count for key, count in _CELL.iter_unpack(cells) if key}
         current = next((v for v in verbs if v.which == waiting - 1), None)
-        return Slot(rank, pid, beat, ready, doing, since, verbs, current)
+        return Slot(rank, pid, beat, ready, doing, since, verbs, current, messages)
 
     def stack_of(self, rank: int) -> str:
         """What faulthandler has written of that rank's Python stack."""

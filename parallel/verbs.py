@@ -40,10 +40,10 @@ def _twice_round(p: int) -> Fraction:
 VERBS = {
     "all_reduce": Verb(("op",), _twice_round, reduces=True, starts=True),
     "reduce_scatter": Verb(("dim", "cut"), _once_round, reduces=True, starts=True),
-    "all_gather": Verb(("dim", "cut"), _once_round),
+    "all_gather": Verb(("dim", "cut"), _once_round, starts=True),
     "all_to_all": Verb(("split dim", "split", "join dim", "join"), _once_round),
     "broadcast": Verb(("root",), _once_round),
-    "send": Verb(("to",), lambda _: Fraction(1), partner="receive"),
+    "send": Verb(("to",), lambda _: Fraction(1), starts=True, partner="receive"),
     "receive": Verb(("from",), lambda _: Fraction(0), partner="send"),
 }
 

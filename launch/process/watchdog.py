@@ -247,8 +247,8 @@ def _came(other: Slot, slot: Slot) -> bool:
     """Whether `other` has entered the verb that `slot` waits in, now or before."""
     verb = slot.waiting
     if partner := _partner(verb):
-        at = other.waiting
-        return at is not None and (at.verb, at.axis) == (partner, verb.axis) and slot.rank in at.ranks
+        # A send that was started and left has come.
+        return other.begun(partner, verb.axis, slot.rank) > verb.number
     row = [v for v in other.verbs if (v.axis, v.ranks) == (verb.axis, verb.ranks) and not _partner(v)]
     if not row and other.verbs and other.verbs[0].which > 0:
         # So long ago that its slot has forgotten.

@@ -29,9 +29,10 @@ from math import prod
 
 import numpy as np
 
-from parallel.axis import Axis, Pending
+from parallel.axis import Axis
 from parallel.call import Call, Watcher
 from parallel.mesh import Mesh
+from parallel.pending import Pending
 from parallel.verbs import METHODS
 
 VARIABLE = "RANKWISE_FAULT"
@@ -49,9 +50,9 @@ ALTER = {
     "root": ("broadcast",),
     "verb": ("all_reduce", "reduce_scatter", "all_gather", "broadcast"),
     "axis": ("all_reduce", "start_all_reduce", "broadcast"),
-    "skip": ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "receive"),
+    "skip": ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "start_send", "receive"),
     "double": METHODS,
-    "order": ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send"),
+    "order": ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "start_send"),
 }
 DEFAULT_WHEN = {"flip": "after"}
 FOREVER = 1e9
@@ -108,8 +109,8 @@ def parsed(text: str) -> Fault:
     allowed = ("before", "in", "after") if kind in BEFALL else ("before", "after") if kind in ("nan", "flip") else ("before",)
     if when not in allowed:
         raise ValueError(f"when={when} in {VARIABLE} has no meaning for {kind}: use {' or '.join(allowed)}")
-    if (kind, verb, when) == ("nan", "send", "after"):
-        raise ValueError(f"when=after in {VARIABLE}: nothing comes of send that could be NaN: use before")
+    if (kind, when) == ("nan", "after") and verb in ("send", "start_send"):
+        raise ValueError(f"when=after in {VARIABLE}: nothing comes of {verb} that could be NaN: use before")
     return Fault(int(given["rank"]), axis, verb, call, kind, amount, when)
 
 
@@ -267,7 +268,8 @@ class _Standing(Watcher):
         again = call.args[0].copy() if isinstance(call.args[0], np.ndarray) else call.args[0]
         first = partial(call.func, again, *call.args[1:], **call.keywords)()
         result = call()
-        if isinstance(first, Pending):
+        # Nobody may ever receive the second of two messages.
+        if isinstance(first, Pending) and verb != "start_send":
             first.wait()
         return result
 
@@ -283,10 +285,10 @@ def _changed(x: np.ndarray, change: Callable[[np.ndarray], None]) -> np.ndarray:
     return y
 
 
-def _of_the_right_shape(axis: Axis, verb: str, args: tuple) -> np.ndarray | None:
+def _of_the_right_shape(axis: Axis, verb: str, args: tuple) -> np.ndarray | Pending | None:
     """What a verb that was left out might have given."""
-    if verb == "send":
-        return None
+    if verb in ("send", "start_send"):
+        return None if verb == "send" else Pending(None)
     if verb == "receive":
         return np.zeros(*args[:2])
     x = args[0]

@@ -28,13 +28,14 @@ class Messages(Watcher):
         self._received: dict[Watched, Counter[int]] = {}
         self._last: dict[tuple[Watched, int], str] = {}
 
-    def end(self, axis: Watched, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
-        if call.peer is None:
-            return
+    def begin(self, axis: Watched, call: Call, x: np.ndarray | None) -> None:
+        # One that was started and that nobody receives may never end.
         if call.verb == "send":
             self._sent.setdefault(axis, Counter())[call.peer] += 1
             self._last[axis, call.peer] = f"{call} at {call.site} in {call.function}"
-        else:
+
+    def end(self, axis: Watched, call: Call, y: np.ndarray | None, entered: float, left: float) -> None:
+        if call.verb == "receive":
             self._received.setdefault(axis, Counter())[call.peer] += 1
 
     def close(self, axis: Watched) -> None:

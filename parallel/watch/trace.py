@@ -51,7 +51,8 @@ class Span(NamedTuple):
 
 class TracedCall(NamedTuple):
     """A `Call` and when it was, of plain objects alone, so that it travels light. `ranks`: of the axis among all, in its order.
-    `mesh`: how many meshes of the same axes there were before. `waited`: since when the rank waited for what it had started."""
+    `mesh`: how many meshes of the same axes there were before. `waited`: since when the rank waited for what it had started;
+    None where it never did."""
 
     axis: str
     ranks: tuple[int, ...]
@@ -66,6 +67,7 @@ class TracedCall(NamedTuple):
     message_bytes: int
     phase: str
     site: str
+    what: str
     entered: float
     left: float
     waited: float | None
@@ -297,4 +299,4 @@ class Trace(Watcher):
 def _plain(group: tuple[str, tuple[int, ...], int], call: Call, *times: float | None) -> TracedCall:
     how = ", ".join(str(getattr(h, "sizes", h)) for h in call.how)
     what = (call.number, call.verb, call.started, call.shape, str(call.dtype), how, call.peer)
-    return TracedCall(*group, *what, call.message_bytes, call.phase, call.site, *times)
+    return TracedCall(*group, *what, call.message_bytes, call.phase, call.site, call.what, *times)

@@ -157,18 +157,12 @@ def _lanes(timed: Iterable[_Timed]) -> dict[int, int]:
 def _linked(timed: Iterable[_Timed]) -> Iterator[list[_Timed]]:
     """Verbs that belong together: the calls of one collective, a send and its receive, or one alone."""
     groups: dict[tuple, list[_Timed]] = defaultdict(list)
-    messages: dict[tuple, int] = defaultdict(int)
     for t in timed:
         v = t.verb
-        key: tuple = (v.axis, v.ranks, v.mesh)
+        ends: tuple = ()
         if v.peer is not None:
             ends = (t.rank, v.ranks[v.peer]) if "to" in VERBS[v.verb].how else (v.ranks[v.peer], t.rank)
-            # Messages of one rank to another arrive in the order in which they were sent.
-            messages[(*key, *ends, v.verb)] += 1
-            key = (*key, *ends, messages[(*key, *ends, v.verb)])
-        else:
-            key = (*key, v.number)
-        groups[key].append(t)
+        groups[v.axis, v.ranks, v.mesh, ends, v.number].append(t)
     yield from groups.values()
 
 
@@ -184,6 +178,7 @@ def _args(t: _Timed, wait: int, transfer: int, ready: int) -> dict:
         "shape": list(v.shape),
         "dtype": v.dtype,
         "how": v.how,
+        **({"what": v.what} if v.what else {}),
         "phase": v.phase,
         "site": v.site,
         "message_bytes": v.message_bytes,

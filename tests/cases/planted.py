@@ -5,6 +5,7 @@ import launch.start as start  # isort: skip
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +24,8 @@ OUTSIDE = {
     "splitting": lambda comm, control: comm.Split(comm.rank % 2),
     "barrier": lambda comm, control: comm.Barrier(),
 }
+# Messages between ranks 0 and 1, of which some never come.
+MESSAGES = ("halted", "unsent")
 
 
 def options():
@@ -63,11 +66,24 @@ def main(args, comm, opened):
             while True:
                 pass
         if args.kind == "receive":
-            tp.receive((3,), "f4", 0)
+            tp.receive((3,), "f4", 0, "2I0")
+        if args.kind == "halted":
+            # Stopped in the receive for a while: nothing moves, though the message that it waits for is on its way.
+            subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -STOP {os.getpid()}; sleep 2.5; kill -CONT {os.getpid()}"])
+        if args.kind in MESSAGES:
+            tp.receive((3,), "f4", 0, "2F0")
+        if args.kind == "halted":
+            tp.send(np.zeros(3, "f4"), 0, "2I0")
+        if args.kind == "unsent":
+            tp.receive((3,), "f4", 0, "2F1")
         if args.kind == "return":
             return 0
         if args.kind in ("wait", "late", *OUTSIDE):
             time.sleep(1.5 if args.kind == "late" else 30)
+    if args.kind in MESSAGES and comm.rank == 0:
+        time.sleep(1)
+        tp.start_send(np.zeros(3, "f4"), 1, "2F0")
+        tp.receive((3,), "f4", 1, "2I0")
     if args.kind in OUTSIDE:
         OUTSIDE[args.kind](comm, control)
     if args.kind == "block":

@@ -42,6 +42,7 @@ def test_sums_are_the_fold_by_rank(comm, tp, shape, dtype):
         cut, again = even(shape[0], comm.size), every(comm, shape, dtype)[comm.rank]
         np.testing.assert_array_equal(tp.reduce_scatter(again, 0, cut), cut.take(want, 0, comm.rank), strict=True)
         np.testing.assert_array_equal(tp.start_reduce_scatter(again, cut).wait(), cut.take(want, 0, comm.rank), strict=True)
+        np.testing.assert_array_equal(tp.start_sum_rows(again, cut).wait(), cut.take(want, 0, comm.rank), strict=True)
 
 
 @on_ranks

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from parallel.axis import Axis
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
+from parallel.ordered import OrderedAxis
 from parallel.rows import cut_rows, gathered, held, is_whole, own, summed
 from parallel.shard import replicated
+from parallel.watch.messages import Messages
 
 
 @pytest.mark.parametrize(("tokens", "sizes"), [(7, (3, 2, 2)), (2, (1, 1, 0)), (0, (0, 0, 0)), (9, (3, 3, 3))])
@@ -29,17 +32,22 @@ def test_whole_rows_by_either_name():
 @pytest.mark.mpi
 @pytest.mark.parametrize("tokens", [1, 3, 7, 48])
 @pytest.mark.parametrize("cut", [True, False])
-def test_each_is_the_others_adjoint(comm, tokens, cut):
+@pytest.mark.parametrize("started", [True, False])
+@pytest.mark.parametrize("axis", [Axis, OrderedAxis])
+def test_each_is_the_others_adjoint(comm, tokens, cut, started, axis):
     """<gather x, y> == <x, sum y>, over all ranks, with small integers: so that == holds."""
-    with Mesh(comm, check=True, tp=comm.size) as mesh:
+    with Mesh(comm, check=True, watchers=[Messages()], axis=axis, tp=comm.size) as mesh:
         tp, random = mesh.tp, np.random.default_rng(tokens)
         rows = cut_rows(tokens, tp.size) if cut else replicated(tokens, tp.size)
         x = random.integers(-9, 9, (tokens, 5)).astype(float)
         y = random.integers(-9, 9, (tp.size, tokens, 5)).astype(float)
+        mine = own(x, rows, tp.rank)
         with mesh.phase("forward"):
-            gathered_x = tp.gather_rows(own(x, rows, tp.rank), rows)
+            gathered_x = tp.start_gather_rows(mine, rows).wait() if started else tp.gather_rows(mine, rows)
         with mesh.phase("backward"):
-            summed_y = tp.sum_rows(y[tp.rank], rows)
+            # In place, where the rows are whole.
+            partial = y[tp.rank].copy()
+            summed_y = tp.start_sum_rows(partial, rows).wait() if started else tp.sum_rows(partial, rows)
         assert (gathered_x == x).all()
         assert (summed_y == own(y.sum(axis=0), rows, tp.rank)).all()
         left = comm.allreduce(float(np.vdot(gathered_x, y[tp.rank])))

@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from launch.process.watchdog import headline, in_a_circle
-from parallel.recorder import LEFT_MAIN, RUNNING, RecordedCall, Slot
+from parallel.recorder import LEFT_MAIN, RUNNING, RecordedCall, Slot, message_key
 from tests.harness import mpirun
 
 # --- who holds up whom, from what the recorder says
 
 
-def slot(rank, *verbs, waiting=None, doing=RUNNING, pid=1):
-    return Slot(rank, pid, 0.0, 0, doing, 0.0, [*verbs, *([waiting] if waiting else [])], waiting)
+def slot(rank, *verbs, waiting=None, doing=RUNNING, pid=1, begun=()):
+    """`begun`: (verb, peer, how many) of the messages on tp that it has begun to send or receive."""
+    begun = {message_key(verb, "tp", peer): number for verb, peer, number in begun}
+    return Slot(rank, pid, 0.0, 0, doing, 0.0, [*verbs, *([waiting] if waiting else [])], waiting, begun)
 
 
 def at(method, number, ranks, axis="tp"):
@@ -69,7 +71,41 @@ ALL = range(3)
             "rank 1 did not come (waiting elsewhere): ranks 0 and 2 have waited",
         ),
         # A send and its receive.
-        ([slot(0, waiting=at("send", 0, [1])), slot(1, waiting=at("receive", 3, [0]))], False, "no rank waits for another"),
+        (
+            [
+                slot(0, waiting=at("send", 3, [1]), begun=[("send", 1, 4)]),
+                slot(1, waiting=at("receive", 3, [0]), begun=[("receive", 0, 4)]),
+            ],
+            False,
+            "no rank waits for another",
+        ),
+        # The sender has started the message and left; both receive.
+        (
+            [
+                slot(0, waiting=at("receive", 0, [1]), begun=[("send", 1, 4), ("receive", 1, 1)]),
+                slot(1, waiting=at("receive", 3, [0]), begun=[("receive", 0, 4)]),
+            ],
+            False,
+            "rank 1 did not come (waiting elsewhere): rank 0 has waited",
+        ),
+        # One message fewer was sent.
+        (
+            [
+                slot(0, waiting=at("receive", 0, [1]), begun=[("send", 1, 3), ("receive", 1, 1)]),
+                slot(1, waiting=at("receive", 3, [0]), begun=[("receive", 0, 4)]),
+            ],
+            True,
+            "rank 1 did not come (waiting elsewhere): rank 0 has waited",
+        ),
+        # A rank that waits for the end of a send to one that has received it all, and then for its answer.
+        (
+            [
+                slot(0, waiting=at("start_send", 0, [1]), begun=[("send", 1, 1)]),
+                slot(1, waiting=at("receive", 1, [0]), begun=[("receive", 0, 2)]),
+            ],
+            False,
+            "rank 0 did not come (waiting elsewhere): rank 1 has waited",
+        ),
         # Two axes crosswise: 0 waits for 1 on tp, 1 for 2 on dp, 2 computes.
         (
             [slot(0, waiting=at("all_reduce", 5, [0, 1])), slot(1, waiting=at("all_reduce", 2, [1, 2], "dp")), slot(2)],
@@ -118,17 +154,17 @@ def test_who_holds_up_whom(slots, circle, said):
 # --- real processes that hang, stop and die
 
 
-def ended(kind, ranks=3):
+def ended(kind):
     begun = time.monotonic()
-    limit = {"late": "5", "long": "3"}.get(kind, "1")
-    done = mpirun(ranks, "-m", "tests.cases.planted", kind, "--timeout", limit, timeout=40)
+    limit = {"late": "5", "long": "3", "halted": "8"}.get(kind, "1")
+    done = mpirun(2 if kind == "unsent" else 3, "-m", "tests.cases.planted", kind, "--timeout", limit, timeout=40)
     return done, time.monotonic() - begun
 
 
 @pytest.fixture(scope="module")
 def ends():
     """What came of each fault; several at a time, as most of it is waiting."""
-    kinds = ("spin", "stop", "receive", "return", "kill", "segv", "os._exit", "late", "long")
+    kinds = ("spin", "stop", "receive", "unsent", "halted", "return", "kill", "segv", "os._exit", "late", "long")
     with ThreadPoolExecutor(3) as pool:
         return dict(zip(kinds, pool.map(ended, kinds), strict=True))
 
@@ -146,8 +182,8 @@ WAITED = rf"ranks 0 and 2 have waited \d+\.\d s in all_reduce \(1,\) float64 op 
         ("return", rf"rank 1 did not come \(through with main\): {WAITED}", rf"last: {LAST}"),
         (
             "receive",
-            rf"rank 1 did not come \(waiting elsewhere\): {WAITED}; rank 1 waits in receive .*",
-            r"receive \(3,\) float32 .*",
+            rf"rank 1 did not come \(waiting elsewhere\): {WAITED}; rank 1 waits in receive of 2I0 .*",
+            r"receive of 2I0 \(3,\) float32 from 0 #0 on tp \(rank 0\) at .*",
         ),
     ],
 )
@@ -182,7 +218,20 @@ def test_a_rank_that_cannot_tell_how_it_died_is_told_by_another(ends, kind, how)
         assert "string_at" in done.stderr, "its stack"
 
 
-@pytest.mark.parametrize("kind", ["late", "long"])
+def test_ranks_that_wait_for_messages_which_nobody_sends_are_told_with_both(ends):
+    done, seconds = ends["unsent"]
+    assert done.returncode != 0
+    waits = {
+        r: rf"receive of {what} \(3,\) float32 from {1 - r} #{number} on tp \(rank {1 - r}\) at \S+ in main"
+        for r, what, number in [(0, "2I0", 0), (1, "2F1", 1)]
+    }
+    told = r"rank {} did not come \(waiting elsewhere\): rank {} has waited \d\.\d s in {}; rank {} waits in {}"
+    (line,) = [line for line in done.stderr.splitlines() if "did not come" in line]
+    assert any(re.fullmatch(told.format(r, 1 - r, waits[1 - r], r, waits[r]), line) for r in (0, 1)), done.stderr
+    assert seconds < 15
+
+
+@pytest.mark.parametrize("kind", ["late", "long", "halted"])
 def test_a_slow_rank_and_a_long_computation_raise_no_alarm(ends, kind):
     done, _ = ends[kind]
     assert (done.returncode, done.stderr) == (0, "")

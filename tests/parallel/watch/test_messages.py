@@ -32,13 +32,41 @@ def test_a_message_that_is_never_received(comm):
     )
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("size", [1, 2**19])
+def test_one_that_was_started_and_is_never_received(comm, size):
+    mesh, to = mesh_of(comm), (comm.rank + 1) % comm.size
+    mesh.tp.start_send(np.zeros(size), to, "1F0")
+    told = rf"from rank 0 to rank {1 % comm.size} was never received: the last is start_send of 1F0 \({size},\) float64 to"
+    with pytest.raises(NeverReceived, match=told):
+        mesh.close()
+    # The send has a buffer of the library's, which ends with its receiver.
+    mesh.tp._comm.Recv(np.empty(size), (comm.rank - 1) % comm.size)
+
+
 @pytest.mark.mpi(min_size=2)
 def test_all_are_received(comm):
     with mesh_of(comm) as mesh:
         if comm.rank == 0:
             mesh.tp.send(np.zeros(3), 1)
+            mesh.tp.start_send(np.zeros(3), 1)
         if comm.rank == 1:
             assert (mesh.tp.receive((3,), "f8", 0) == 0).all()
+            assert (mesh.tp.receive((3,), "f8", 0) == 0).all()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("poked", [True, False])
+def test_a_send_under_way_whose_buffer_is_changed(comm, poked):
+    with mesh_of(comm) as mesh:
+        x = np.arange(6.0)
+        pending = mesh.tp.start_send(x, (comm.rank + 1) % comm.size)
+        x[3] = 9
+        # MPI reads x when it likes: what arrives is nobody's.
+        mesh.tp.receive((6,), "f8", (comm.rank - 1) % comm.size)
+        done = (lambda: [pending.poke() for _ in iter(int, 1)]) if poked else pending.wait
+        with pytest.raises(BufferChanged, match=r"start_send .* at tests/.*changed: \[3\] was 3.0, is 9.0: wait"):
+            done()
 
 
 @pytest.mark.mpi

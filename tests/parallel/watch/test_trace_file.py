@@ -15,7 +15,7 @@ HERE = Clock(Reading(0.0, 0.0, 0.0))
 
 
 def verb(entered, left, ranks=(0, 1), number=0, verb="all_reduce", started=False, peer=None, waited=None, message_bytes=8000):
-    what = (number, verb, started, (1000,), "float64", "sum", peer, message_bytes, "forward", "here.py:1")
+    what = (number, verb, started, (1000,), "float64", "sum", peer, message_bytes, "forward", "here.py:1", "")
     return TracedCall("tp", ranks, 0, *what, entered, left, waited)
 
 
@@ -58,14 +58,27 @@ def test_clocks_are_brought_together(tmp_path):
 
 
 def test_a_message_is_linked_to_its_own_receive(tmp_path):
-    """The second send to the second receive, though other verbs of the axis lie between them on one rank only."""
+    """By their numbers, though another was complete first."""
     sends = [verb(1.0, 1.1, verb="send", peer=1, number=n) for n in (0, 1)]
-    receives = [verb(0.5, 1.5, verb="receive", peer=0, number=n) for n in (3, 7)]
+    receives = [verb(0.5, 1.5, verb="receive", peer=0, number=n) for n in (0, 1)]
     sends[1] = sends[1]._replace(entered=5.0, left=5.1)
     receives[1] = receives[1]._replace(entered=2.0, left=5.2)
-    line = written(tmp_path / "t", sends, receives)
+    line = written(tmp_path / "t", sends[::-1], receives)
     assert times(line.ranks[1].verbs) == [(0.5, 0.5), (3.0, 0.2)]
     assert timeline.kept_waiting(line) == {0: 3.5, 1: 0.0}
+
+
+def test_a_send_that_is_started_is_linked_and_hidden(tmp_path):
+    """On its way from 1 to 3, seen to be complete by a poke; another, waited for from 4, whose receiver comes at 5."""
+    sends = [verb(1.0, 3.0, verb="send", peer=1, started=True), verb(2.0, 6.0, verb="send", peer=1, started=True, number=1)]
+    sends[1] = sends[1]._replace(waited=4.0, what="1F0")
+    receives = [verb(2.5, 2.75, verb="receive", peer=0), verb(5.0, 5.5, verb="receive", peer=0, number=1)]
+    line = written(tmp_path / "t", sends, receives)
+    assert times(line.ranks[0].started) == [(0.0, 0.0), (1.0, 1.0)]
+    assert [s.args["hidden_us"] for s in line.ranks[0].started] == [2e6, 2e6]
+    assert times(line.ranks[1].verbs) == [(0.0, 0.25), (0.0, 0.5)]
+    assert [s.link for s in line.ranks[0].started] == [s.link for s in line.ranks[1].verbs]
+    assert [s.args.get("what") for s in line.ranks[0].started] == [None, "1F0"]
 
 
 def test_what_a_started_verb_hides(tmp_path):
