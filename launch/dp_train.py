@@ -33,7 +33,7 @@ from reference.compare import Comparison, compare
 from reference.layer import compared
 from reference.rounding import bounds
 from training.text import MicroBatch
-from training.trainer import Plan, Trainer
+from training.trainer import Recipe, Trainer
 
 RATE, VOCABULARY = 1e-2, 61
 # Comparisons use weights and biases of this spread at least.
@@ -117,7 +117,7 @@ class Steps:
     def __init__(self, args: argparse.Namespace, task: Task, mesh: Mesh, control: Control, micro_batches: int) -> None:
         overlap, bucket = args.overlap == "on", max(1, int(args.bucket_mib * 2**20))
         model = build(task.config, mesh.tp, drawn(args.seed, args.dtype, SPREAD), args.recompute)
-        self.trainer = Trainer(model, mesh, Plan(clip=1.0, zero=args.zero, overlap=overlap, bucket_bytes=bucket))
+        self.trainer = Trainer({0: model}, mesh, Recipe(clip=1.0, zero=args.zero, overlap=overlap, bucket_bytes=bucket))
         self.parts = share(task.batch, mesh.dp.size, mesh.dp.rank, micro_batches)
         tokens = sum(len(p.ids) for p in task.batch)
         self.step = lambda: self.trainer.step(self.parts, tokens, RATE)
@@ -135,7 +135,7 @@ class Steps:
         self.after = self._named("data")
 
     def _named(self, what: str) -> dict[str, np.ndarray]:
-        return {p.name: getattr(p, what).copy() for p in self.trainer.model.parameters}
+        return {p.name: getattr(p, what).copy() for p in self.trainer.parameters}
 
 
 def reference_loss(task: Task) -> Callable[[dict], complex]:
@@ -182,7 +182,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         about = (reference_loss(task), args.dtype, ours)
         checks = list(shown(chain(against_the_reference(*about), against_one_process(*about, alone))))
     control.wait(patient=True)
-    explained = view.explained(args, control, mesh, ours.trainer.model.parameters, ours.step)
+    explained = view.explained(args, control, mesh, ours.trainer.parameters, ours.step)
     if not first:
         return 0
     same = [all(np.array_equal(after[n], a) for n, a in ours.after.items()) for after in weights]

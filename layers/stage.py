@@ -114,13 +114,14 @@ class Stage:
     def __init__(
         self,
         tp: Axis,
+        d_model: int,
         blocks: Sequence[Block | Recomputed],
         beginning: Beginning | None = None,
         end: End | None = None,
         rope: Rope | None = None,
         cuts_rows: bool = False,
     ) -> None:
-        self.tp, self.blocks, self.beginning, self.end = tp, list(blocks), beginning, end
+        self.tp, self.d_model, self.blocks, self.beginning, self.end = tp, d_model, list(blocks), beginning, end
         self.rope, self.cuts_rows = rope, cuts_rows
         self.parts = [part for part in (beginning, *blocks, end) if part is not None]
 

@@ -35,7 +35,8 @@ class Transformer(Stage):
         rope: Rope | None = None,
         cuts_rows: bool = False,
     ) -> None:
-        super().__init__(beginning.embedding.tp, blocks, beginning, end, rope, cuts_rows)
+        embedding = beginning.embedding
+        super().__init__(embedding.tp, embedding.table_vD.data.shape[1], blocks, beginning, end, rope, cuts_rows)
         self.norm, self.head = end.norm, end.head
 
     @property

@@ -40,5 +40,6 @@ def stages(parts: Parts, weights: Weights, blocks: Sequence[range], rank_of: Seq
         if stage == last:
             head = TiedHead(embedding, apart=rank != rank_of[0]) if c.tied else parts.untied_head(own)
             end = parts.end(own, head)
-        held[stage] = Stage(parts.tp, [parts.block(own, i) for i in blocks[stage]], beginning, end, c.rope, parts.cuts_rows)
+        inside = [parts.block(own, i) for i in blocks[stage]]
+        held[stage] = Stage(parts.tp, c.d_model, inside, beginning, end, c.rope, parts.cuts_rows)
     return held

@@ -25,14 +25,15 @@ from parallel.shard import Cut, Layout, Place, even
 class Flat:
     """Every parameter of this rank in one array `data`, every gradient in one array `grad`, in the order given.
 
-    From here on each parameter's data and grad are views. Parameters that share memory (`Fused`) follow one another.
+    From here on each parameter's data and grad are views. Parameters that share memory (`Fused`) follow one another. `dtype`:
+    needed where there may be no parameters.
     """
 
-    def __init__(self, parameters: Iterable[Parameter]) -> None:
+    def __init__(self, parameters: Iterable[Parameter], dtype: np.dtype | str | None = None) -> None:
         self.homes: list[Parameter | Fused] = list(dict.fromkeys(p.home for p in parameters))
-        self.ends = np.cumsum([home.data.size for home in self.homes])
-        dtype = self.homes[0].data.dtype
-        self.data, self.grad = np.empty(self.ends[-1], dtype), np.zeros(self.ends[-1], dtype)
+        self.ends = np.cumsum([home.data.size for home in self.homes], dtype=np.int64)
+        size, dtype = sum(home.data.size for home in self.homes), dtype or self.homes[0].data.dtype
+        self.data, self.grad = np.empty(size, dtype), np.zeros(size, dtype)
         for home, at in self.places():
             home.move(self.data[at].reshape(home.data.shape), self.grad[at].reshape(home.data.shape))
 
@@ -88,7 +89,7 @@ class GradientSums:
         step = max(bucket_bytes // flat.data.itemsize, dp.size)
         # What is left over is no bucket of its own where not every rank could own some of it.
         starts = [at for at in range(0, size, step) if at == 0 or size - at >= dp.size]
-        self.buckets = [slice(a, b) for a, b in zip(starts, [*starts[1:], size], strict=True)]
+        self.buckets = [slice(a, b) for a, b in zip(starts, [*starts[1:], size], strict=False)]
         self.cuts: list[Cut] = [even(b.stop - b.start, dp.size, "entries of a bucket") for b in self.buckets] if split else []
         self._forget()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -15,6 +16,7 @@ from mpi4py import MPI
 
 from parallel.axis import Axis
 from parallel.call import Watcher
+from parallel.control import Control
 from parallel.guard import Agreement, require_same_layout
 from parallel.ledger import Ledger
 from parallel.recorder import Recorder, Waiting
@@ -94,6 +96,11 @@ class Mesh:
         """The lowest rank of the mesh at this place; of an axis that is not named, the first."""
         return int(np.ravel_multi_index([place.get(name, 0) for name in self.sizes], tuple(self.sizes.values())))
 
+    @cached_property
+    def control(self) -> Control:
+        """For control messages between all ranks of the mesh. All of them ask for it together."""
+        return Control(self._comm)
+
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Enter all that is sent inside under this phase: forward, backward, step, decode."""
         return self.ledger.phase(name)
@@ -102,6 +109,8 @@ class Mesh:
         """Free the communicators. All ranks call it together."""
         for axis in (*self._axes.values(), *self._joined.values()):
             axis.close()
+        if "control" in self.__dict__:
+            self.control.close()
 
     def __enter__(self) -> Mesh:
         return self

@@ -11,7 +11,7 @@ it receives from that rank, in the order of `sent`, until the array is there. Wh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -104,11 +104,11 @@ def read(text: str) -> Plan:
     return Plan(tuple(tuple(operation(w, n) for w in map(str.strip, line.split(",")) if w) for n, line in lines))
 
 
-def forward_only(plan: Plan, micro_batches: int) -> Plan:
-    """F alone, with the stages where `plan` has them, for validation. In the order in which they could begin; of two the later
-    stage first."""
-    held: list[list[int]] = [[] for _ in plan.ranks]
-    for stage, rank in plan.rank_of.items():
+def forward_only(rank_of: Mapping[int, int], micro_batches: int) -> Plan:
+    """F alone, for validation; `rank_of`: each stage's rank. In the order in which they could begin; of two the later stage
+    first."""
+    held: list[list[int]] = [[] for _ in range(1 + max(rank_of.values()))]
+    for stage, rank in rank_of.items():
         held[rank].append(stage)
     ops = ([Op("F", *at) for at in product(stages, range(micro_batches))] for stages in held)
     return Plan(tuple(tuple(sorted(own, key=lambda op: (op.stage + op.micro_batch, -op.stage))) for own in ops))

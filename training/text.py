@@ -17,11 +17,11 @@ TRAINED = 0.9
 class MicroBatch(NamedTuple):
     """What a rank computes at once: the tokens of some sequences, one after another.
 
-    ids, targets: (T,); the target of a token is the one after it.
+    ids, targets: (T,); the target of a token is the one after it. Without targets only logits are asked for.
     """
 
     ids: np.ndarray
-    targets: np.ndarray
+    targets: np.ndarray | None
     lengths: list[int]
 
 

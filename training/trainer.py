@@ -1,75 +1,104 @@
-"""A training step of a language model on a dp x tp mesh, and what it keeps and sends."""
+"""A training step of a language model on a mesh of pp, dp and tp, and what it keeps and sends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
+from layers import block
 from layers.optimizer import AdamW, global_norm
-from layers.saved import nbytes
-from layers.transformer import Transformer
+from layers.stage import Stage
+from parallel import pipeline, schedules
 from parallel.checkpoint import Checkpoint, Piece, pieces
 from parallel.data import Flat, GradientSums
-from parallel.ledger import Traffic
+from parallel.ledger import Traffic, message
 from parallel.mesh import Mesh
 from parallel.owed import Owed
 from parallel.parameter import Parameter
 from parallel.replicas import Copy, copies
+from parallel.schedule import Plan, forward_only
 from training.text import MicroBatch
+from training.work import Work, most_kept
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`clip`: the largest norm of the whole gradient, or 0 for none. `zero`: split the optimizer's state over dp.
-    `overlap`: send buckets of gradients while backward goes on."""
+class Recipe:
+    """How a step is made. `clip`: the largest norm of the whole gradient, or 0 for none. `zero`: split the optimizer's state
+    over dp. `overlap`: send buckets of gradients while backward goes on. `schedule`: of the stages along pp, by name or a plan
+    of one's own; `chunks`: stages a rank, where the schedule leaves it open."""
 
     clip: float = 1.0
     zero: bool = False
     overlap: bool = True
     bucket_bytes: int = 4 * 2**20
     weight_decay: float = 0.1
+    schedule: str | Plan = "1f1b"
+    chunks: int | None = None
 
 
 class Trainer:
-    """`step(...)` does all of it: forward and backward of each micro-batch, sums over dp, clipping, AdamW."""
+    """`step(...)` does all of it: forward and backward of the micro-batches in the order of a plan, sums over dp, clipping,
+    AdamW.
 
-    def __init__(self, model: Transformer, mesh: Mesh, plan: Plan) -> None:
-        self.model, self.mesh, self.plan = model, mesh, plan
-        self.owed = Owed(mesh, model.parameters)
-        # What is owed a sum comes last: it is sent when that has been made.
-        self._late = dict.fromkeys(self.owed.homes)
-        self.flat = Flat(sorted(model.filling_order, key=lambda p: p.home in self._late))
-        self.sums = GradientSums(self.flat, mesh.dp, plan.bucket_bytes, plan.overlap, plan.zero)
-        self.optimizer = AdamW(self.flat, self.sums.owned, weight_decay=plan.weight_decay)
-        self.everyone = mesh.over(*mesh.sizes)
+    `stages`: those of this rank of pp, by number; a whole model is stage 0.
+    """
+
+    def __init__(self, stages: Mapping[int, Stage], mesh: Mesh, recipe: Recipe) -> None:
+        self.stages, self.mesh, self.recipe = dict(stages), mesh, recipe
+        self.parameters = [p for stage in self.stages.values() for p in stage.parameters]
+        self.owed = Owed(mesh, self.parameters)
+        # Later stages are complete first.
+        filling = [p for _, stage in sorted(self.stages.items(), reverse=True) for p in stage.filling_order]
+        # What comes last: what is owed a sum is sent when that has been made, what two stages use when both are done.
+        ends = [stage.end.head.matrix for stage in self.stages.values() if stage.end is not None]
+        self._late = dict.fromkeys([*self.owed.homes, *(p.home for p in ends if self._of_another_stage(p))])
+        every = mesh.control.everyone((mesh.pp.rank, [*self.stages], str(filling[0].data.dtype) if filling else None))
+        self.rank_of = dict(sorted((stage, rank) for rank, stages, _ in every for stage in stages))
+        dtype = next(dtype for *_, dtype in every if dtype)
+        self.flat = Flat(sorted(filling, key=lambda p: p.home in self._late), dtype)
+        self.sums = GradientSums(self.flat, mesh.dp, recipe.bucket_bytes, recipe.overlap, recipe.zero)
+        self.optimizer = AdamW(self.flat, self.sums.owned, weight_decay=recipe.weight_decay)
+        self.everyone, self.data = mesh.over(*mesh.sizes), mesh.over("pp", "dp")
         # What is split over dp is counted wherever it lies.
-        self._counted = self.flat.counted_once({name: at for name, at in mesh.place.items() if name != "dp" or not plan.zero})
+        self._counted = self.flat.counted_once({name: at for name, at in mesh.place.items() if name != "dp" or not recipe.zero})
+        self._plans: dict[int, Plan] = {}
         self.saved_bytes = 0
+
+    def _of_another_stage(self, p: Parameter) -> bool:
+        return any(p in stage.parameters for stage in self.stages.values() if stage.end is None)
+
+    def plan(self, micro_batches: int) -> Plan:
+        """The order of a step of so many micro-batches. All ranks call it together; the first call sees that they agree."""
+        if micro_batches not in self._plans:
+            r, plan = self.recipe, self.recipe.schedule
+            if isinstance(plan, str):
+                plan = schedules.plan(plan, self.mesh.pp.size, micro_batches, r.chunks)
+            if plan.rank_of != self.rank_of or plan.micro_batches != micro_batches:
+                raise ValueError(
+                    f"the plan is for {plan.micro_batches} micro-batches and stages on ranks {[*plan.rank_of.values()]}, the "
+                    f"trainer has {micro_batches} and stages on ranks {[*self.rank_of.values()]}: use the same"
+                )
+            pipeline.require_same(plan, self.mesh.control)
+            self._plans[micro_batches] = plan
+        return self._plans[micro_batches]
 
     def gradients(self, micro_batches: Sequence[MicroBatch], tokens: int) -> float:
         """The gradient of the mean over the `tokens` of all ranks' micro-batches in flat.grad; the mean itself."""
         self.flat.zero_grad()
-        total = 0.0
-        for batch in micro_batches:
-            with self.mesh.phase("forward"):
-                logits_Tv, saved = self.model.forward(batch.ids, self.model.batch(batch.lengths))
-                nll_T, saved_loss = self.model.loss.forward(logits_Tv, batch.targets)
-            self.saved_bytes = max(self.saved_bytes, self.model.kept(saved) + nbytes(saved_loss[:2]))
-            total += float(nll_T.sum(dtype=np.float64))
-            with self.mesh.phase("backward"):
-                dlogits_Tv = self.model.loss.backward(np.full(len(nll_T), 1 / tokens, nll_T.dtype), saved_loss)
-                # Only the last micro-batch completes a gradient.
-                filled = self._filled if batch is micro_batches[-1] else lambda parameters: None
-                self.model.backward(dlogits_Tv, saved, filled)
+        plan = self.plan(len(micro_batches))
+        work = Work(self.stages, micro_batches, tokens, plan.ranks[self.mesh.pp.rank], self._filled)
+        pipeline.run(plan, self.mesh.pp, work, work.shape, self.flat.data.dtype)
+        self.saved_bytes = max(self.saved_bytes, work.most)
         with self.mesh.phase("backward"):
             self.owed.sum()
             if self._late:
                 self.sums.filled(p for home in self._late for p, _ in home.parts)
             self.sums.finish()
         with self.mesh.phase("step"):
-            return self.mesh.dp.all_reduce(np.array([total / tokens])).item()
+            return self.data.all_reduce(np.array([work.nats / tokens])).item()
 
     def _filled(self, parameters: Sequence[Parameter]) -> None:
         self.sums.filled(p for p in parameters if p.home not in self._late)
@@ -79,7 +108,7 @@ class Trainer:
         with self.mesh.phase("step"):
             norm = global_norm(self.flat, self.sums.owned, self._counted, self.everyone)
             # As PyTorch and Megatron clip: the small number is theirs.
-            scale = min(1.0, self.plan.clip / (norm + 1e-6)) if self.plan.clip else 1.0
+            scale = min(1.0, self.recipe.clip / (norm + 1e-6)) if self.recipe.clip else 1.0
             self.optimizer.step(lr, scale)
             self.sums.gather(self.flat.data)
         return norm
@@ -90,17 +119,17 @@ class Trainer:
         self.update(lr)
         return loss
 
-    def loss(self, batch: MicroBatch) -> float:
-        """The sum of this micro-batch's nll, no gradients."""
-        with self.mesh.phase("validation"):
-            logits_Tv, _ = self.model.forward(batch.ids, self.model.batch(batch.lengths))
-            return float(self.model.loss.forward(logits_Tv, batch.targets)[0].sum(dtype=np.float64))
+    def forward(self, micro_batches: Sequence[MicroBatch], phase: str) -> Work:
+        """These through all stages, no gradients: their `nats`, or without targets their `logits`, where the last stage is."""
+        work, plan = Work(self.stages, micro_batches), forward_only(self.rank_of, len(micro_batches))
+        pipeline.run(plan, self.mesh.pp, work, work.shape, self.flat.data.dtype, {"F": phase})
+        return work
 
     def copies(self) -> Iterator[Copy]:
         """What other ranks hold too, in the order of forward: weights, and the optimizer's state unless it is split over dp."""
         for home, at in reversed([*self.flat.places()]):
             kinds = [("", home.data)]
-            if not self.plan.zero:
+            if not self.recipe.zero:
                 kinds += zip(("m of ", "v of "), self.optimizer.state_in(at), strict=True)
             for kind, flat in kinds:
                 for p, index in home.parts:
@@ -108,18 +137,34 @@ class Trainer:
 
     def traffic(self, micro_batches: Sequence[MicroBatch]) -> list[Traffic]:
         """What one step on these micro-batches sends."""
-        sent = [t for batch in micro_batches for t in self.model.traffic(len(batch.ids))]
-        scalars = [Traffic("all_reduce", axis, "step", 8) for axis in ("dp", self.everyone.name)]
+        sent = [t for stage in self.stages.values() for part in micro_batches for t in stage.traffic(sum(part.lengths))]
+        sent += self._between(self.plan(len(micro_batches)), micro_batches)
+        scalars = [Traffic("all_reduce", axis.name, "step", 8) for axis in (self.data, self.everyone)]
         return [*sent, *self.owed.traffic(), *self.sums.traffic(), *scalars]
+
+    def forward_traffic(self, micro_batches: Sequence[MicroBatch], phase: str) -> list[Traffic]:
+        """What `forward` sends."""
+        sent = []
+        for stage, part in product(self.stages.values(), micro_batches):
+            ask = stage.traffic_of_logits if part.targets is None else stage.traffic
+            sent += block.forward_only(ask(sum(part.lengths)), phase)
+        return sent + self._between(forward_only(self.rank_of, len(micro_batches)), micro_batches, {"F": phase})
+
+    def _between(
+        self, plan: Plan, micro_batches: Sequence[MicroBatch], phases: Mapping[str, str] = pipeline.PHASES
+    ) -> list[Traffic]:
+        work, b = Work(self.stages, micro_batches), self.flat.data.itemsize
+        return pipeline.traffic(plan, self.mesh.pp, lambda i: message(work.shape(i), b), phases)
 
     def memory(self, micro_batches: Sequence[MicroBatch]) -> dict[str, int]:
         """This rank's bytes: counted, and where there is a closed form beside it."""
+        ops = self.plan(len(micro_batches)).ranks[self.mesh.pp.rank]
         return {
             "weights": self.flat.data.nbytes,
             "gradients": self.flat.grad.nbytes,
             "optimizer": self.optimizer.m.nbytes + self.optimizer.v.nbytes,
             "saved": self.saved_bytes,
-            "predicted_saved": max(self.model.saved_bytes(len(batch.ids)) for batch in micro_batches),
+            "predicted_saved": most_kept(ops, self.stages, [sum(part.lengths) for part in micro_batches]),
         }
 
     # --- checkpoints
@@ -130,7 +175,7 @@ class Trainer:
         place = {name: at for name, at in self.mesh.place.items() if name != "dp"}
         for n, (home, at) in enumerate(self.flat.places()):
             moments = self.optimizer.state_in(at)
-            if self.plan.zero:
+            if self.recipe.zero:
                 # Zero where another rank has it: the sum is exact.
                 with self.mesh.phase("checkpoint"):
                     moments = self.mesh.dp.all_reduce(moments)
@@ -155,5 +200,5 @@ class Trainer:
 
     def checkpoint_traffic(self) -> list[Traffic]:
         """What one checkpoint sends."""
-        sizes = [2 * home.data.nbytes for home in self.flat.homes] if self.plan.zero else []
+        sizes = [2 * home.data.nbytes for home in self.flat.homes] if self.recipe.zero else []
         return [Traffic("all_reduce", "dp", "checkpoint", n) for n in sizes]

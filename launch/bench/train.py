@@ -23,7 +23,7 @@ from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from training.text import VOCABULARY, dealt
-from training.trainer import Plan, Trainer
+from training.trainer import Recipe, Trainer
 
 KINDS = ("dp", "tp")
 # What a step of AdamW reads and writes of each weight: w, g, m, v in, w, m, v out. A copy: one in, one out.
@@ -32,12 +32,12 @@ ADAMW_ARRAYS, COPY_ARRAYS = 7, 2
 
 def trainer(sizes: Sizes, mesh: Mesh, dtype: str, seed: int, cuts_rows: bool = False) -> Trainer:
     config = gpt2_like(VOCABULARY, sizes.d_model, sizes.layers, sizes.heads, sizes.d_ff, sizes.sequence_length, tied=False)
-    return Trainer(build(config, mesh.tp, drawn(seed, dtype), cuts_rows=cuts_rows), mesh, Plan())
+    return Trainer({0: build(config, mesh.tp, drawn(seed, dtype), cuts_rows=cuts_rows)}, mesh, Recipe())
 
 
 def step_products(it: Trainer, tokens: int, sequence_length: int) -> Callable[[], None]:
     """The matrix products of a step on this rank's tokens, alone."""
-    model = it.model
+    model = it.stages[0]
     table = model.embedding.table_vD
     x = np.ones((tokens, table.data.shape[1]), table.data.dtype)
     lengths = [sequence_length] * (tokens // sequence_length)
@@ -67,7 +67,10 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
             if kind == "tp" and args.sequence_parallel:
                 cut = trainer(sizes, start.make_mesh(args, comm, dp=1, tp=comm.size), args.dtype, args.seed, True)
                 steps["rows_tp"] = lambda cut=cut, parts=parts: cut.step(parts, tokens, 1e-3)
-                kept = {"kept_bytes": it.model.saved_bytes(tokens), "kept_bytes_of_cut_rows": cut.model.saved_bytes(tokens)}
+                kept = {
+                    "kept_bytes": it.stages[0].saved_bytes(tokens),
+                    "kept_bytes_of_cut_rows": cut.stages[0].saved_bytes(tokens),
+                }
             if args.peer:
                 from launch.bench.torch_train import TrainPeer
 

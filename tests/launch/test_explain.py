@@ -58,7 +58,7 @@ def jobs(comm):
     args = dp_train.options().parse_args(["--micro-batches", "2", "--sequences", "9", "--steps", "1"])
     mesh = Mesh(comm, dp=comm.size, tp=1)
     steps = dp_train.Steps(args, dp_train.check(args, comm.size), mesh, Control(comm), 2)
-    yield mesh, steps.trainer.model.parameters, steps.step
+    yield mesh, steps.trainer.parameters, steps.step
 
 
 def layers(mesh):

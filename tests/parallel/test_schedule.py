@@ -73,7 +73,7 @@ def test_as_many_messages_as_stages_say(name):
 
 
 def test_forward_only():
-    made = forward_only(plan("zb-v", 2, 4), 2)
+    made = forward_only(plan("zb-v", 2, 4).rank_of, 2)
     assert made.text() == "0F0,0F1,3F0,3F1\n1F0,2F0,1F1,2F1\n"
     check(made, 4, 2, backward=False)
     assert refusal(check, made, 4, 2) == "stage 0 has F of micro-batch 0: give it one F and either B, or I and W"
@@ -81,7 +81,7 @@ def test_forward_only():
         # Nobody waits but for the first micro-batch to come: on a V each rank's second chunk comes p stages later.
         p, m = 4, 16
         whole = plan(name, p, m)
-        made = forward_only(whole, m)
+        made = forward_only(whole.rank_of, m)
         assert made.rank_of == whole.rank_of
         least = m * made.stages // p + p - 1
         assert least <= simulate(made, Costs(((1, 0, 0),) * made.stages)).makespan <= least + p - 1

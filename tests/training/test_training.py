@@ -15,7 +15,7 @@ from tests.apart import on_first
 from tests.grids import every_other
 from tests.harness import ROOT
 from training.text import MicroBatch, Order, dealt
-from training.trainer import Plan, Trainer
+from training.trainer import Recipe, Trainer
 
 pytestmark = pytest.mark.mpi
 
@@ -25,10 +25,10 @@ CONFIGS = {"gpt2": gpt2_like(V, 24, 2, 4, 10, S), "llama": llama_like(V, 24, 2, 
 MESHES = {1: [(1, 1)], 2: [(2, 1), (1, 2)], 3: [(3, 1), (1, 3)], 4: [(2, 2), (4, 1), (1, 4)]}
 
 
-def trained(mesh, kind, micro_batches=1, recompute=False, plan=None, steps=STEPS, cuts_rows=False):
+def trained(mesh, kind, micro_batches=1, recompute=False, recipe=None, steps=STEPS, cuts_rows=False):
     """Losses, and the weights after the last step by name, whole."""
     model = build(CONFIGS[kind], mesh.tp, drawn(1, "float64", 0.1), recompute, cuts_rows)
-    trainer = Trainer(model, mesh, plan or Plan(clip=0.8))
+    trainer = Trainer({0: model}, mesh, recipe or Recipe(clip=0.8))
     data = np.random.default_rng(5).integers(0, V, 60 * S + 1)
     order = Order(60, 7)
     losses = []
@@ -56,8 +56,8 @@ def test_twenty_steps_are_the_same_on_every_mesh(comm, alone, kind, options, axe
     zero, recompute, micro_batches = options
     with Mesh(comm, check=True, dp=axes[0], tp=axes[1]) as mesh:
         # 13 sequences over 4 ranks: unequal parts, in up to 3 micro-batches.
-        plan = Plan(clip=0.8, zero=zero, overlap=zero != recompute, bucket_bytes=5000)
-        got, after, _ = trained(mesh, kind, micro_batches, recompute, plan)
+        recipe = Recipe(clip=0.8, zero=zero, overlap=zero != recompute, bucket_bytes=5000)
+        got, after, _ = trained(mesh, kind, micro_batches, recompute, recipe)
         np.testing.assert_allclose(got, losses, rtol=0, atol=1e-10)
         for name, a in weights.items():
             np.testing.assert_allclose(after[name], a, rtol=0, atol=1e-10, err_msg=name)
@@ -70,8 +70,8 @@ def test_twenty_steps_with_tokens_cut_over_tp_are_the_same(comm, alone, kind, op
     losses, weights = alone[kind]
     zero, recompute, micro_batches = options
     with Mesh(comm, check=True, dp=axes[0], tp=axes[1]) as mesh:
-        plan = Plan(clip=0.8, zero=zero, bucket_bytes=5000)
-        got, after, trainer = trained(mesh, kind, micro_batches, recompute, plan, cuts_rows=True)
+        recipe = Recipe(clip=0.8, zero=zero, bucket_bytes=5000)
+        got, after, trainer = trained(mesh, kind, micro_batches, recompute, recipe, cuts_rows=True)
         np.testing.assert_allclose(got, losses, rtol=0, atol=1e-10)
         for name, a in weights.items():
             np.testing.assert_allclose(after[name], a, rtol=0, atol=1e-10, err_msg=name)
@@ -86,7 +86,9 @@ def test_the_norm_of_the_gradient_does_not_depend_on_how_tokens_are_cut(comm):
         with Mesh(comm, check=True, dp=dp, tp=tp) as mesh:
             norms = []
             for cuts_rows in (False, True):
-                trainer = Trainer(build(CONFIGS["llama"], mesh.tp, drawn(1, "float64", 0.1), cuts_rows=cuts_rows), mesh, Plan())
+                trainer = Trainer(
+                    {0: build(CONFIGS["llama"], mesh.tp, drawn(1, "float64", 0.1), cuts_rows=cuts_rows)}, mesh, Recipe()
+                )
                 data = np.random.default_rng(5).integers(0, V, 60 * S + 1)
                 trainer.gradients(dealt(data, np.arange(8), S, dp, mesh.dp.rank, 1), 8 * S)
                 norms.append(trainer.update(0.0))
@@ -95,7 +97,7 @@ def test_the_norm_of_the_gradient_does_not_depend_on_how_tokens_are_cut(comm):
 
 def test_zero_keeps_a_share_of_the_state_and_recomputation_less_for_backward(comm):
     with Mesh(comm, check=True, dp=comm.size, tp=1) as mesh:
-        held = {zero: trained(mesh, "llama", plan=Plan(zero=zero), steps=1)[2] for zero in (False, True)}
+        held = {zero: trained(mesh, "llama", recipe=Recipe(zero=zero), steps=1)[2] for zero in (False, True)}
         whole, part = (t.optimizer.m.nbytes for t in held.values())
         assert abs(part - whole / comm.size) <= 8 * len(held[True].sums.buckets)
         kept = [trained(mesh, "llama", recompute=r, steps=1)[2].saved_bytes for r in (False, True)]
@@ -114,12 +116,12 @@ def test_clipping_is_by_the_norm_of_the_whole_gradient(comm):
     for dp, tp in MESHES[comm.size]:
         with Mesh(comm, check=True, dp=dp, tp=tp) as mesh:
             model = build(CONFIGS["llama"], mesh.tp, drawn(1, "float64", 0.1))
-            trainer = Trainer(model, mesh, Plan(zero=True))
+            trainer = Trainer({0: model}, mesh, Recipe(zero=True))
             data = np.random.default_rng(5).integers(0, V, 60 * S + 1)
             trainer.gradients(dealt(data, np.arange(8), S, dp, mesh.dp.rank, 1), 8 * S)
             norm = trainer.update(0.0)
             lone = Mesh(MPI.COMM_SELF, dp=1, tp=1)
-            other = Trainer(build(CONFIGS["llama"], lone.tp, drawn(1, "float64", 0.1)), lone, Plan())
+            other = Trainer({0: build(CONFIGS["llama"], lone.tp, drawn(1, "float64", 0.1))}, lone, Recipe())
             other.gradients(dealt(data, np.arange(8), S, 1, 0, 1), 8 * S)
             assert norm == pytest.approx(np.linalg.norm(other.flat.grad), rel=1e-12)
 
@@ -156,7 +158,7 @@ def test_an_average_by_ranks_instead_of_tokens_is_seen(comm, alone):
     """Each rank's mean over its own tokens, averaged over ranks: right only where all have equally many."""
     with Mesh(comm, check=True, dp=comm.size, tp=1) as mesh:
         model = build(CONFIGS["llama"], mesh.tp, drawn(1, "float64", 0.1))
-        trainer = Trainer(model, mesh, Plan(clip=0.8))
+        trainer = Trainer({0: model}, mesh, Recipe(clip=0.8))
         data = np.random.default_rng(5).integers(0, V, 60 * S + 1)
         parts = dealt(data, Order(60, 7).next(SEQUENCES), S, comm.size, mesh.dp.rank, 1)
         loss = trainer.gradients(parts, len(parts[0].ids) * comm.size)
@@ -174,7 +176,7 @@ def test_pytorch_agrees(comm, kind):
         pytest.skip(f"this model has {config.heads} heads")
     with Mesh(comm, check=True, dp=1, tp=comm.size) as mesh:
         model = build(config, mesh.tp, given(of))
-        trainer = Trainer(model, mesh, Plan(clip=0.5))
+        trainer = Trainer({0: model}, mesh, Recipe(clip=0.5))
         part = MicroBatch(of["ids"], of["targets"], lengths)
         logits, _ = model.forward(part.ids, model.batch(lengths))
         logits = mesh.tp.all_gather(logits, 1, model.embedding.cut)

@@ -1,0 +1,104 @@
+"""The operations of a pipeline plan on a model's stages: what one rank computes in a step.
+
+T tokens   D model width   V vocabulary   v, t this rank's share over tp of V and, where rows are cut, of T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from layers.saved import nbytes
+from layers.stage import Stage
+from parallel.later import Later
+from parallel.parameter import Parameter
+from parallel.rows import held
+from parallel.schedule import Op
+from training.text import MicroBatch
+
+
+class Work:
+    """`work(op, x)` does one operation of this rank.
+
+    `tokens`: of the whole batch, over all ranks: the loss is the mean over these. `ops`: those of this rank; where all are F,
+    nothing is kept for backward. `filled` is told of parameters whose gradients are complete. What comes of it: `nats`, the sum
+    of this rank's losses; `logits`, by micro-batch, of those without targets; `most`, the most bytes that were kept at a time.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[int, Stage],
+        micro_batches: Sequence[MicroBatch],
+        tokens: int = 1,
+        ops: Sequence[Op] = (),
+        filled: Callable[[list[Parameter]], None] = lambda parameters: None,
+    ) -> None:
+        self.stages, self.micro_batches, self.tokens, self.filled = stages, micro_batches, tokens, filled
+        self.nats, self.logits, self.most = 0.0, {}, 0
+        self._batches = [{stage: it.batch(part.lengths) for stage, it in stages.items()} for part in micro_batches]
+        self._trains = {op.stage for op in ops if op.kind != "F"}
+        # After the last of these a stage's gradients are complete.
+        self._last = {op.stage: op for op in ops if op.kind in "BW"}
+        self._saved: dict[tuple[int, int], tuple] = {}
+        self._later: dict[tuple[int, int], Later] = {}
+        self._kept: dict[tuple[int, int], int] = {}
+
+    def __call__(self, op: Op, x: np.ndarray | None) -> np.ndarray | None:
+        do = {"F": self._forward, "I": self._backward, "B": self._backward, "W": self._weights}[op.kind]
+        made = do(op, x)
+        self.most = max(self.most, sum(self._kept.values()))
+        return made
+
+    def shape(self, micro_batch: int) -> tuple[int, int]:
+        """(t, D): of what crosses from stage to stage."""
+        stage = next(iter(self.stages.values()))
+        tokens = sum(self.micro_batches[micro_batch].lengths)
+        return held(tokens, stage.rows(tokens), stage.tp.rank), stage.d_model
+
+    def _forward(self, op: Op, x: np.ndarray | None) -> np.ndarray | None:
+        stage, part, at = self.stages[op.stage], self.micro_batches[op.micro_batch], op[1:]
+        y, saved = stage.forward(part.ids if x is None else x, self._batches[op.micro_batch][op.stage])
+        kept, saved_loss = stage.kept(saved), ()
+        if stage.end is not None and part.targets is None:
+            self.logits[op.micro_batch] = y
+        elif stage.end is not None:
+            nll_T, saved_loss = stage.end.loss.forward(y, part.targets)
+            self.nats += float(nll_T.sum(dtype=np.float64))
+            kept += nbytes(saved_loss[:2])
+        if op.stage in self._trains:
+            self._saved[at], self._kept[at] = (saved, saved_loss), kept
+        return None if stage.end is not None else y
+
+    def _backward(self, op: Op, dy: np.ndarray | None) -> np.ndarray | None:
+        """I or B: of the last stage from its loss."""
+        stage, at = self.stages[op.stage], op[1:]
+        saved, saved_loss = self._saved.pop(at)
+        if dy is None:
+            dnll_T = np.full(sum(self.micro_batches[op.micro_batch].lengths), 1 / self.tokens, saved_loss[0].dtype)
+            dy = stage.end.loss.backward(dnll_T, saved_loss)
+        if op.kind == "B":
+            dx = stage.backward(dy, saved, self.filled if op == self._last[op.stage] else lambda parameters: None)
+            del self._kept[at]
+            return dx
+        later = self._later[at] = Later()
+        dx = stage.backward(dy, saved, later=later)
+        self._kept[at] = later.nbytes
+        return dx
+
+    def _weights(self, op: Op, nothing: None) -> None:
+        self._later.pop(op[1:]).do()
+        del self._kept[op[1:]]
+        if op == self._last[op.stage]:
+            self.filled(self.stages[op.stage].filling_order)
+
+
+def most_kept(ops: Iterable[Op], stages: Mapping[int, Stage], tokens: Sequence[int]) -> int:
+    """The most bytes that a rank with these operations keeps at a time, by the closed forms. `tokens`: of each micro-batch."""
+    now: dict[tuple[int, int], int] = {}
+    most = 0
+    for op in ops:
+        stage, n = stages[op.stage], tokens[op.micro_batch]
+        now[op[1:]] = stage.saved_bytes(n) if op.kind == "F" else stage.later_bytes(n) if op.kind == "I" else 0
+        most = max(most, sum(now.values()))
+    return most
