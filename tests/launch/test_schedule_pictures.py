@@ -1,0 +1,105 @@
+"""Timed plans drawn, in characters and as a PNG."""
+
+import io
+import re
+from fractions import Fraction
+
+import pytest
+from matplotlib.axes import Axes
+
+from launch.measure import chart
+from launch.pictures import schedule
+from parallel.schedule import read
+from parallel.schedules import SCHEDULES, plan
+from parallel.simulation import Costs, simulate
+
+
+def timed(name, p, m, *costs, chunks=None):
+    made = plan(name, p, m, chunks)
+    return simulate(made, Costs.alike(made, *map(Fraction, costs or (1, 1, 1))))
+
+
+def test_a_plan_in_characters():
+    assert [*chart.drawn(timed("zb-h1", 2, 3), 80, "ms")] == [
+        "rank 0 F0F1..I0W0F2I1W1I2W2",
+        "rank 1 ..F0I0F1I1W0F2I2W1W2",
+        "       0 ms           10 ms",
+        "       F forward, I backward to the input, W to the weights, each with its",
+        "       micro-batch where there is room, dots: idle",
+    ]
+
+
+def test_chunks_and_pieces():
+    """What is too wide goes on below; the second chunk has small letters."""
+    assert [*chart.drawn(timed("zb-v", 2, 3), 40)] == [
+        "rank 0 F0F1F2f0i0w0f1i1w1I0W0f2i2w2I1W1I",
+        "rank 1 ..F0f0F1f1i0w0F2I0W0f2i1w1I1i2I2W",
+        "       0                            8.25",
+        "rank 0 2W2..",
+        "rank 1 1w2W2",
+        "       8.25 9.5",
+        "       F forward, I backward to the",
+        "       input, W to the weights, each",
+        "       with its micro-batch where there",
+        "       is room, small letters: chunk 1,",
+        "       dots: idle",
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80, 133])
+def test_it_fits_any_width_and_hides_no_idle_time(width):
+    for name in SCHEDULES:
+        for p, m, costs in ((1, 1, ()), (2, 5, ()), (4, 8, ("18.5", "18.1", "9.3")), (12, 100, ("1", "2", "0"))):
+            t = timed(name, p, m, *costs)
+            lines = [*chart.drawn(t, width)]
+            assert max(map(len, lines)) <= width
+            ranks = [re.sub(r"^rank \d+ +", "", line) for line in lines if line.startswith("rank")]
+            idle = sum(row.count(".") for row in ranks) / sum(map(len, ranks))
+            # A character at either end of what is drawn may be rounded away.
+            if m < 100:
+                assert abs(idle - t.bubble(t.makespan)) < 0.12
+
+
+def test_nothing_is_cut_that_would_name_another():
+    """F12 that has room for two characters is not F1."""
+    lines = [*chart.drawn(timed("1f1b", 2, 13, "1", "8", "8"), 200)]
+    assert "F1-" not in "".join(lines)
+    told = set(re.findall(r"[FB]\d+", "".join(lines)))
+    assert told == {f"B{i}" for i in range(13)}
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The texts that are drawn inside a plan's rows."""
+    texts, text = [], Axes.text
+    monkeypatch.setattr(Axes, "text", lambda axes, x, y, said, **k: texts.append(said) or text(axes, x, y, said, **k))
+    return texts
+
+
+def picture(timings, unit=""):
+    file = io.BytesIO()
+    schedule.draw(file, timings, unit)
+    return file.getvalue()
+
+
+def test_a_picture_has_each_operation_with_its_number_and_is_the_same_again(written):
+    timings = {name: timed(name, 2, 4) for name in SCHEDULES}
+    one = picture(timings)
+    assert one.startswith(b"\x89PNG\r\n\x1a\n")
+    numbers = sorted(text for text in written if text.isdigit())
+    assert numbers == sorted(str(op.micro_batch) for t in timings.values() for op in t.plan.place)
+    assert written.count("4 in flight") == 2 + 2
+    assert "1 in flight, 2 till W" in written
+    assert picture(timings) == one
+
+
+def test_numbers_that_have_no_room_are_left_out(written):
+    picture({"1f1b": timed("1f1b", 2, 120)})
+    assert [text for text in written if text.isdigit() and len(text) == 3] == []
+
+
+def test_what_stands_above_a_plan():
+    assert schedule.said("mine", simulate(read("0F0,0B0"), Costs(((1.5, 1.0, 0.5),))), "ms") == (
+        "mine: 1 micro-batch, makespan 3 ms, bubble 0.0 %; longest span 3 ms, bubble 0.0 %"
+    )
+    assert schedule.said("zb-h2", timed("zb-h2", 4, 8)).endswith("makespan 27, bubble 11.1 %; longest span 24, bubble 0.0 %")
