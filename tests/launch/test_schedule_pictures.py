@@ -49,23 +49,24 @@ def test_chunks_and_pieces():
 @pytest.mark.parametrize("width", [40, 80, 133])
 def test_it_fits_any_width_and_hides_no_idle_time(width):
     for name in SCHEDULES:
-        for p, m, costs in ((1, 1, ()), (2, 5, ()), (4, 8, ("18.5", "18.1", "9.3")), (12, 100, ("1", "2", "0"))):
+        for p, m, costs in ((1, 1, ()), (2, 5, ()), (4, 8, ("18.5", "18.1", "9.3")), (9, 60, ("1", "2", "0"))):
             t = timed(name, p, m, *costs)
             lines = [*chart.drawn(t, width)]
             assert max(map(len, lines)) <= width
             ranks = [re.sub(r"^rank \d+ +", "", line) for line in lines if line.startswith("rank")]
             idle = sum(row.count(".") for row in ranks) / sum(map(len, ranks))
             # A character at either end of what is drawn may be rounded away.
-            if m < 100:
+            if m < 60:
                 assert abs(idle - t.bubble(t.makespan)) < 0.12
 
 
 def test_nothing_is_cut_that_would_name_another():
-    """F12 that has room for two characters is not F1."""
-    lines = [*chart.drawn(timed("1f1b", 2, 13, "1", "8", "8"), 200)]
-    assert "F1-" not in "".join(lines)
-    told = set(re.findall(r"[FB]\d+", "".join(lines)))
-    assert told == {f"B{i}" for i in range(13)}
+    """Where F12 has room for two characters, F1 is not it."""
+    short, long = (1, 1, 0), (Fraction(3, 2), Fraction(3, 2), 0)
+    lines = [*chart.drawn(simulate(plan("1f1b", 5, 13), Costs((short, *4 * [long]))), 133)]
+    first, second = ("".join(line[7:] for line in lines if line.startswith(f"rank {rank}")) for rank in (0, 1))
+    assert sorted(re.findall(r"[FB]\d+", first)) == sorted(f"{kind}{i}" for kind in "FB" for i in range(10))
+    assert sorted(re.findall(r"[FB]\d+", second)) == sorted(f"{kind}{i}" for kind in "FB" for i in range(13))
 
 
 @pytest.fixture
@@ -83,12 +84,12 @@ def picture(timings, unit=""):
 
 
 def test_a_picture_has_each_operation_with_its_number_and_is_the_same_again(written):
-    timings = {name: timed(name, 2, 4) for name in SCHEDULES}
+    timings = {name: timed(name, 2, 4) for name in ("1f1b", "zb-h1", "dualpipe-v")}
     one = picture(timings)
     assert one.startswith(b"\x89PNG\r\n\x1a\n")
     numbers = sorted(text for text in written if text.isdigit())
     assert numbers == sorted(str(op.micro_batch) for t in timings.values() for op in t.plan.place)
-    assert written.count("4 in flight") == 2 + 2
+    assert written.count("5 in flight") == 2
     assert "1 in flight, 2 till W" in written
     assert picture(timings) == one
 
