@@ -1,14 +1,20 @@
-"""Timed plans as a picture: a row a rank, time to the right, each operation with its micro-batch."""
+"""Timed plans as a picture: a row a rank, time to the right, each operation with its micro-batch.
+
+`python -m launch.pictures.schedule` draws the pictures of docs/pipeline.md again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from launch.help import Parser
 from launch.measure.chart import chunks, time
 from launch.pictures.columns import INK
-from parallel.simulation import Timing
+from parallel.schedules import plan
+from parallel.simulation import Costs, Timing, simulate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,14 +28,17 @@ IDLE = "#F1F1F1"
 WIDTH, LEFT, RIGHT, ROW, ABOVE, BELOW = 12.0, 0.65, 1.0, 0.3, 0.3, 0.25
 # Of the numbers in the rows: a digit's width and what is free beside a number, in inches.
 DIGIT, FREE = 0.062, 0.015
+# The pictures of docs/pipeline.md: 4 ranks, 8 micro-batches, F = I = W = 1 on a rank, and no time for messages.
+PAGE = {"whole": ("gpipe", "1f1b", "interleaved"), "halves": ("zb-h1", "zb-h2"), "v": ("zb-v", "dualpipe-v")}
 
 
-def draw(file: Path | BinaryIO, timings: Mapping[str, Timing], unit: str = "") -> None:
-    """Write them as a PNG, under one another and to one scale, each under its name. `unit`: of the times, such as ms."""
+def draw(file: Path | BinaryIO, timings: Mapping[str, Timing], unit: str = "", whole: float = 0) -> None:
+    """Write them as a PNG, under one another and to one scale, each under its name. `unit`: of the times, such as ms. `whole`:
+    the time that the width stands for, if it is longer than they are."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    longest = float(max(t.makespan for t in timings.values()))
+    longest = float(max(whole, *(t.makespan for t in timings.values())))
     height = sum(ABOVE + ROW * len(t.times) + BELOW for t in timings.values()) + 0.35
     with rc_context({"font.size": 8, "font.family": "sans-serif"}):
         figure = Figure(figsize=(WIDTH, height))
@@ -93,3 +102,37 @@ def _key(figure: Figure, timings: Mapping[str, Timing]) -> None:
     most = max(n for t in timings.values() for n in chunks(t).values())
     patches += [Patch(color=_paler(COLOURS["F"], n / (most + 1)), label=f"chunk {n}") for n in range(1, most + 1)]
     figure.legend(handles=patches, loc="lower left", bbox_to_anchor=(LEFT / WIDTH, 0), ncols=len(patches), frameon=False)
+
+
+def page() -> dict[str, Timing]:
+    """The plans of the pictures, timed."""
+    plans = {name: plan(name, 4, 8) for names in PAGE.values() for name in names}
+    return {name: simulate(made, Costs.alike(made, *3 * [Fraction(1)])) for name, made in plans.items()}
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Draw them, all to one scale."""
+    timings, paths = page(), []
+    for kind, names in PAGE.items():
+        paths.append(folder / f"pipeline-{kind}.png")
+        draw(paths[-1], {name: timings[name] for name in names}, whole=max(t.makespan for t in timings.values()))
+    return paths
+
+
+def options() -> Parser:
+    p = Parser(prog="python -m launch.pictures.schedule", description="Draw the schedules of docs/pipeline.md.")
+    p.add_argument("folder", nargs="?", type=Path, default=Path("docs"), help="where")
+    return p
+
+
+def main() -> None:
+    p = options()
+    args = p.parse_args()
+    try:
+        print(*pictures(args.folder), sep="\n")
+    except OSError as error:
+        p.error(f"cannot draw into {args.folder}: {error}")
+
+
+if __name__ == "__main__":
+    main()
