@@ -12,6 +12,7 @@ from launch.pictures import schedule
 from parallel.schedule import read
 from parallel.schedules import SCHEDULES, plan
 from parallel.simulation import Costs, simulate
+from tests.harness import ROOT
 
 
 def timed(name, p, m, *costs, chunks=None):
@@ -104,3 +105,24 @@ def test_what_stands_above_a_plan():
         "mine: 1 micro-batch, makespan 3 ms, bubble 0.0 %; longest span 3 ms, bubble 0.0 %"
     )
     assert schedule.said("zb-h2", timed("zb-h2", 4, 8)).endswith("makespan 27, bubble 11.1 %; longest span 24, bubble 0.0 %")
+
+
+# --- docs/pipeline.md
+
+
+def test_the_pictures_are_what_the_code_draws(tmp_path):
+    said = (ROOT / "docs/pipeline.md").read_text()
+    for again in schedule.pictures(tmp_path):
+        assert again.read_bytes() == (ROOT / "docs" / again.name).read_bytes()
+        assert f"]({again.name})" in said
+
+
+def test_the_table_is_what_the_code_times():
+    said = (ROOT / "docs/pipeline.md").read_text()
+    for name, t in schedule.page().items():
+        messages = sum(len(t.plan.sent(a, b)) for a in range(4) for b in range(4))
+        cells = [name]
+        for whole in (t.makespan, t.span):
+            cells += [f"{float(whole):g}", f"{100 * float(t.bubble(whole)):.1f}"]
+        cells += [" ".join(map(str, t.plan.peaks(until))) for until in "IW"]
+        assert f"| {' | '.join([*cells, str(messages)])} |\n" in said
