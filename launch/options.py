@@ -106,6 +106,17 @@ def amount(text: str) -> float:
 amount.metavar = "X"
 
 
+def layers(text: str) -> tuple[int, ...]:
+    """An argparse type: how many blocks there are, or how many each stage of a pipeline has: 8, or 3,3,2,0."""
+    counts = tuple(int(part) if part.isdecimal() else -1 for part in text.split(","))
+    if min(counts) < 0 or not 0 < sum(counts) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of layers: use for instance 8, or 3,3,2,0 for four stages")
+    return counts
+
+
+layers.metavar = "N[,N...]"
+
+
 def axis_sizes(text: str) -> dict[str, int]:
     """An argparse type: ranks along axes, dp=2,tp=2."""
     sizes: dict[str, int] = {}
@@ -122,7 +133,7 @@ axis_sizes.metavar = "dp=N,tp=N"
 
 def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp", along: Sequence[str] = ("dp", "tp")) -> dict[str, int]:
     """Ranks along the axes that a command knows, `along`. Of those that are not given dp takes the ranks that are left, the
-    others have 1. If none is given, all ranks lie along `rest`.
+    others have 1. If none is given, all ranks lie along `rest`. Axes beyond dp and tp are named only where they are given.
 
     Raises UsageError where the product is not the number of ranks, or for more than 1 along an axis that is not known here.
     """
@@ -130,7 +141,8 @@ def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp", along: S
     if unknown := [name for name, n in given.items() if n > 1 and name not in along]:
         raise UsageError(f"--mesh {unknown[0]}={given[unknown[0]]}: this command lays ranks out along {' and '.join(along)}")
     others = prod(n for name, n in given.items() if name != "dp")
-    found = {name: given.get(name, max(1, ranks // others) if name == "dp" else 1) for name in along}
+    found = {name: given.get(name, max(1, ranks // others) if name == "dp" else 1)
+             for name in along if name in given or name in ("dp", "tp")}  # fmt: skip
     if prod(found.values()) != ranks:
         right = found | ({"dp": ranks // others} if ranks % others == 0 else {**dict.fromkeys(along, 1), "dp": ranks})
         said, use = (",".join(f"{name}={n}" for name, n in axes.items()) for axes in (found, right))

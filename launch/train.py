@@ -1,4 +1,4 @@
-"""Train a language model on text, on a dp x tp mesh; take it up again on another mesh.
+"""Train a language model on text, on a mesh of pp, dp and tp; take it up again on another mesh.
 
 T tokens   D model width   S sequence length   V vocabulary: the 256 bytes
 """
@@ -31,6 +31,7 @@ from launch.options import (
     add_replicas,
     amount,
     axis_sizes,
+    layers,
     natural,
     only_with,
     parser,
@@ -40,41 +41,43 @@ from launch.options import (
 from launch.pictures import curve
 from launch.printable import printable
 from launch.process.memory import available, lacking
-from layers.block import forward_only
 from layers.optimizer import warmup_cosine
-from models.build import build
+from models.build import Parts, build
 from models.config import Config, gpt2_like, llama_like
+from models.stage import by_hand, dealt, stages
+from parallel import schedules
 from parallel.checkpoint import Checkpoint, CheckpointError, latest, save
 from parallel.control import Control
-from parallel.ledger import Traffic, agrees
+from parallel.ledger import Traffic, agrees, merged
 from parallel.parameter import drawn
 from parallel.replicas import Copy, Replicas
+from parallel.schedule import Plan
 from plan.dry import DryAxis, dry_weights
 from training import text
-from training.trainer import Plan, Trainer
+from training.evaluation import Sample, Validation
+from training.trainer import Recipe, Trainer
 
 # What a run that is taken up again must have in common with the one that was left; the rest may change.
 FIXED = ("family", "layers", "d_model", "heads", "kv_heads", "d_ff", "tied", "sequence_length", "batch_tokens", "steps", "lr")
 FIXED += ("warmup", "clip", "weight_decay", "seed", "dtype")
-# What a sample begins with, and how freely it is drawn.
-PROMPT, TEMPERATURE = b"The ", 0.5
 
 
 def options() -> argparse.ArgumentParser:
     p = parser(
         "train",
-        "Train a byte-level language model, data- and tensor-parallel.",
+        "Train a byte-level language model, pipeline-, data- and tensor-parallel.",
         (
             "mpirun -n 4 python -m launch.train --mesh dp=2,tp=2",
+            "mpirun -n 4 python -m launch.train --mesh pp=2,dp=2 --schedule zb-h1 --micro-batches 4",
             "mpirun -n 4 python -m launch.train --checkpoint kept --save-every 100",
             "mpirun -n 2 python -m launch.train --checkpoint kept --resume",
         ),
     )
-    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in dp=2,tp=2 (default: all along dp)")
+    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in pp=2,dp=2,tp=2 (default: all along dp)")
     p.add_argument("--text", metavar="FILE", help="what to learn from (default: the documentation that comes with Python)")
     m = p.add_argument_group("model")
     m.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what it is like")
-    m.add_argument("--layers", type=positive, default=3, help="blocks")
+    m.add_argument("--layers", type=layers, default="3", help="blocks; or of each stage, as in 3,3,2,0")
     m.add_argument("--d-model", type=positive, default=128, help="D")
     m.add_argument("--heads", type=positive, default=4, help="query heads, a divisor of D")
     m.add_argument("--kv-heads", type=positive, help="key/value heads, a divisor of the heads (default: all of them)")
@@ -84,6 +87,10 @@ def options() -> argparse.ArgumentParser:
     t.add_argument("--sequence-length", type=positive, default=128, help="S, tokens of a sequence")
     t.add_argument("--batch-tokens", type=positive, default=2048, help="of a step, over all ranks; a multiple of S")
     t.add_argument("--micro-batches", type=positive, default=1, help="parts in which a rank takes its share of a batch")
+    t.add_argument("--schedule", choices=schedules.SCHEDULES, default="1f1b", help="order of the stages' work along pp")
+    t.add_argument(
+        "--chunks", type=positive, help="stages a rank of pp, for --schedule interleaved (default: the schedule's own)"
+    )
     t.add_argument("--steps", type=positive, default=1000, help="of the optimizer")
     t.add_argument("--lr", type=amount, default=2e-3, help="the largest learning rate, after warm-up")
     t.add_argument("--warmup", type=natural, default=50, help="steps of rising learning rate")
@@ -106,16 +113,19 @@ def options() -> argparse.ArgumentParser:
 
 
 class Task(NamedTuple):
-    """Ranks along each axis, the model, the bytes to train on and those to validate with."""
+    """Ranks along each axis, the model, the plan of a step and the blocks of each stage; the bytes to train on and those to
+    validate with."""
 
     axes: dict[str, int]
     config: Config
+    plan: Plan
+    blocks: list[range]
     train: np.ndarray
     validation: np.ndarray
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
-    axes = settled(args.mesh, ranks)
+    axes = settled(args.mesh, ranks, along=("pp", "dp", "tp"))
     D, H = args.d_model, args.heads
     kv_heads = args.kv_heads or H
     gated = args.family == "llama"
@@ -146,17 +156,34 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
         raise UsageError(str(error)) from None
     if args.checkpoint is not None:
         _check_folder(args.checkpoint, args.resume)
-    sizes = (text.VOCABULARY, D, args.layers, H, *([kv_heads] if gated else []), d_ff, S, args.tied)
+    plan, blocks = _stages(args, axes.get("pp", 1))
+    sizes = (text.VOCABULARY, D, sum(args.layers), H, *([kv_heads] if gated else []), d_ff, S, args.tied)
     config = (llama_like if gated else gpt2_like)(*sizes)
     _check_memory(config, args.dtype, axes, args.zero)
-    return Task(axes, config, *data)
+    return Task(axes, config, plan, blocks, *data)
+
+
+def _stages(args: argparse.Namespace, pp: int) -> tuple[Plan, list[range]]:
+    """The plan of a step, and the blocks of each of its stages."""
+    try:
+        plan = schedules.plan(args.schedule, pp, args.micro_batches, args.chunks)
+        blocks = by_hand(args.layers) if len(args.layers) > 1 else dealt(args.layers[0], plan.stages)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if len(blocks) != plan.stages:
+        said = ",".join(map(str, args.layers))
+        raise UsageError(
+            f"--layers {said} is for {len(blocks)} stages, {args.schedule} on pp={pp} has {plan.stages}: give so many"
+        )
+    return plan, blocks
 
 
 def _check_memory(config: Config, dtype: str, axes: dict[str, int], zero: bool) -> None:
-    dp, tp = axes["dp"], axes["tp"]
-    weights = sum(p.data.nbytes for p in build(config, DryAxis("tp", tp), dry_weights(dtype)).parameters)
-    # As many gradients, and twice as much of the optimizer's state.
-    if why := lacking(2 * weights + 2 * weights // (dp if zero else 1), dp * tp, available()):
+    dp = axes["dp"]
+    weights = sum(p.data.nbytes for p in build(config, DryAxis("tp", axes["tp"]), dry_weights(dtype)).parameters)
+    # On a rank of pp, on average; as many gradients, and twice as much of the optimizer's state.
+    weights //= axes.get("pp", 1)
+    if why := lacking(2 * weights + 2 * weights // (dp if zero else 1), prod(axes.values()), available()):
         raise UsageError(f"the model, its gradients and the optimizer's state take {why}: use smaller sizes")
 
 
@@ -174,11 +201,14 @@ class Run:
     def __init__(self, args: argparse.Namespace, task: Task, comm: MPI.Intracomm) -> None:
         self.args, self.control = args, Control(comm)
         self.mesh = start.make_mesh(args, comm, **task.axes)
-        model = build(task.config, self.mesh.tp, drawn(args.seed, args.dtype), args.recompute, args.sequence_parallel)
+        parts = Parts(task.config, self.mesh.tp, args.recompute, args.sequence_parallel)
+        placed = task.blocks, [*task.plan.rank_of.values()], self.mesh.pp.rank
         bucket = max(1, int(args.bucket_mib * 2**20))
-        plan = Plan(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay)
-        self.trainer = Trainer(model, self.mesh, plan)
-        self.train, self.validation = task.train, task.validation
+        recipe = Recipe(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay, task.plan)
+        self.trainer = Trainer(stages(parts, drawn(args.seed, args.dtype), *placed), self.mesh, recipe)
+        self.train, S = task.train, args.sequence_length
+        self.validation = Validation(self.trainer, task.validation, S, args.batch_tokens // S)
+        self.sample = Sample(self.trainer, S, args.sample, args.seed)
         self.order = text.Order(text.whole_sequences(self.train, args.sequence_length), args.seed)
         self.losses: list[float] = []
         self.table: LossTable | None = None
@@ -188,7 +218,8 @@ class Run:
         chosen = np.zeros(args.batch_tokens // args.sequence_length, int)
         self.shapes = self._dealt(chosen)
         # The options, with what they left open.
-        self.settled = vars(args) | {"kv_heads": task.config.kv_heads, "d_ff": task.config.d_ff}
+        self.settled = vars(args) | {name: getattr(task.config, name) for name in ("layers", "kv_heads", "d_ff")}
+        self.settled["layers_of_stages"] = [len(blocks) for blocks in task.blocks]
         self.identity = {name: self.settled[name] for name in FIXED}
         self.identity["text"] = sha256(self.train.tobytes()).hexdigest()
 
@@ -277,51 +308,12 @@ class Run:
         unwritten = {table.path: table.problem, picture: why}
         return [str(path) for path, why in unwritten.items() if why is None], list(unwritten.values())
 
-    def _validation(self) -> tuple[int, list[np.ndarray]]:
-        """How many sequences the validation text has, and this dp rank's, a batch at a time."""
-        dp, S = self.mesh.dp, self.args.sequence_length
-        count = text.whole_sequences(self.validation, S)
-        mine = np.arange(count)[dp.rank :: dp.size]
-        each = self.args.batch_tokens // S
-        return count, [mine[n : n + each] for n in range(0, len(mine), each)]
-
-    def validation_bits(self) -> float:
-        """Bits per byte of the validation text, its sequences dealt out over dp."""
-        count, batches = self._validation()
-        S = self.args.sequence_length
-        told = progress.items("validation", self.control.rank == 0)
-        total = sum(self.trainer.loss(text.sequences(self.validation, chosen, S)) for chosen in told(batches))
-        with self.mesh.phase("validation"):
-            total = self.mesh.dp.all_reduce(np.array([float(total)])).item()
-        return total / (count * S * log(2))
-
-    def sample(self) -> str:
-        """Bytes drawn at TEMPERATURE, each from a forward over what stands before it."""
-        random, model, tp = np.random.default_rng(self.args.seed), self.trainer.model, self.mesh.tp
-        ids = list(PROMPT)
-        with self.mesh.phase("sample"):
-            for _ in progress.items("sample", self.control.rank == 0)(range(self.args.sample)):
-                recent = np.array(ids[-self.args.sequence_length :])
-                logits_Tv, _ = model.forward(recent, model.batch([len(recent)]))
-                z_V = tp.all_gather(logits_Tv[-1], 0, model.embedding.cut).astype(np.float64)
-                # The largest of z / temperature + Gumbel noise is a draw from their softmax.
-                ids.append(int(np.argmax(z_V / TEMPERATURE + random.gumbel(size=len(z_V)))))
-        return bytes(ids).decode("utf-8", errors="replace") if self.args.sample else ""
-
     def predicted(self, steps: int) -> list[Traffic]:
         """What this rank sends by the closed forms: in `steps` steps and their checkpoints, the validation, the sample."""
-        trainer, model, S = self.trainer, self.trainer.model, self.args.sequence_length
-        step = trainer.traffic(self.shapes)
-        sent = [replace(t, calls=steps * t.calls) for t in step]
+        trainer = self.trainer
+        sent = [replace(t, calls=steps * t.calls) for t in trainer.traffic(self.shapes)]
         sent += [replace(t, calls=self.saves * t.calls) for t in trainer.checkpoint_traffic()]
-        for chosen in self._validation()[1]:
-            sent += forward_only([*model.traffic(len(chosen) * S)], "validation")
-        sent.append(Traffic("all_reduce", "dp", "validation", 8))
-        V = text.VOCABULARY * trainer.flat.data.itemsize
-        for n in range(self.args.sample):
-            without_loss = model.traffic_of_logits(min(S, len(PROMPT) + n))
-            sent += [*forward_only(without_loss, "sample"), Traffic("all_gather", "tp", "sample", V)]
-        return sent
+        return [*sent, *self.validation.traffic(), *self.sample.traffic()]
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
@@ -334,21 +326,25 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         seconds = run.steps()
     except CheckpointError as error:
         raise UsageError(str(error)) from None
-    bits, sample = run.validation_bits(), run.sample()
+    bits = run.validation.bits(progress.items("validation", comm.rank == 0))
+    sample = run.sample.text(progress.items("sample", comm.rank == 0))
     steps = len(run.losses) - begun_at
     rows = run.mesh.ledger.report(run.predicted(steps))
-    memory, sent = zip(*run.control.everyone((run.trainer.memory(run.shapes), agrees(rows))), strict=True)
+    mine = run.trainer.memory(run.shapes), rows, sum(stage.flops(args.sequence_length) for stage in run.trainer.stages.values())
+    memory, sent, flops = zip(*run.control.everyone(mine), strict=True)
     if comm.rank:
         return 0
-    wrong = report.of_ranks("communication", sent)
+    wrong = report.of_ranks("communication", map(agrees, sent))
     wrong += report.of_ranks("memory", [m["saved"] == m["predicted_saved"] or not steps for m in memory])
     tokens = steps * args.batch_tokens
-    flops = run.trainer.model.flops(args.sequence_length) * tokens
+    # Every stage is on as many ranks.
+    flops = sum(flops) * run.mesh.pp.size / comm.size * tokens
+    whole = build(task.config, DryAxis("tp", 1), dry_weights(args.dtype)).parameters
     files, unwritten = run.written(bits)
     elsewhere = (*COMMON, "mesh", "checkpoint", "output")
     result = report.header("train", args, run.mesh) | {
         "config": {k: v for k, v in run.settled.items() if k not in elsewhere},
-        "parameters": sum(prod(p.layout.shape) for p in run.trainer.flat.parameters),
+        "parameters": sum(prod(p.layout.shape) for p in whole),
         "first_step": begun_at + 1,
         "loss": run.losses[begun_at:],
         "validation_bits_per_byte": bits,
@@ -357,7 +353,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "model_flops_per_second": flops / seconds if steps else None,
         "matmul_flops_per_second": rate,
         "utilisation": flops / seconds / rate if steps else None,
-        "communication": rows,
+        "communication": merged(sent),
         "memory": report.by_rank(memory),
         "files": files,
         "sample": sample,

@@ -53,7 +53,7 @@ class Mesh:
             require_same_layout(comm, self.sizes)
         grid = np.arange(comm.size).reshape(tuple(axes.values()))
         self.place = self.place_of(comm.rank)
-        place = tuple(self.place.values())
+        place = tuple(self.place[name] for name in axes)
         self._comm, self._axis, self._joined = comm, axis, {}
         self._axes = {}
         for i, name in enumerate(axes):
@@ -77,9 +77,10 @@ class Mesh:
         All ranks of the mesh call it together; the first call makes it. In the ledger it is called like `dp*tp`: an axis of one
         rank adds nothing, and is not named.
         """
-        names = tuple(name for name, size in self.sizes.items() if name in names and size > 1) or names[:1]
-        if len(names) == 1:
-            return getattr(self, names[0])
+        known = [name for name in self.sizes if name in names]
+        names = tuple(name for name in known if self.sizes[name] > 1)
+        if len(names) < 2:
+            return getattr(self, (*names, *known, *AXES)[0])
         if names not in self._joined:
             fixed = {name: at for name, at in self.place.items() if name not in names}
             places = map(self.place_of, range(self._comm.size))
@@ -89,8 +90,10 @@ class Mesh:
         return self._joined[names]
 
     def place_of(self, rank: int) -> dict[str, int]:
-        """Where a rank of the mesh stands."""
-        return {name: int(at) for name, at in zip(self.sizes, np.unravel_index(rank, tuple(self.sizes.values())), strict=True)}
+        """Where a rank of the mesh stands, on every axis; on one that is not given, at 0."""
+        return dict.fromkeys(AXES, 0) | {
+            name: int(at) for name, at in zip(self.sizes, np.unravel_index(rank, tuple(self.sizes.values())), strict=True)
+        }
 
     def rank_at(self, place: Place) -> int:
         """The lowest rank of the mesh at this place; of an axis that is not named, the first."""

@@ -67,7 +67,12 @@ def explained(
     if control.rank == rank:
         with Witness(mesh, lambda p: _part(p, mesh.place)) as witness:
             step()
-        view = {"rank": rank, "mesh": mesh.sizes, "place": mesh.place, "holds": [*_holds(mesh, parameters, rank)]}
+        view = {
+            "rank": rank,
+            "mesh": mesh.sizes,
+            "place": {name: mesh.place[name] for name in mesh.sizes},
+            "holds": [*_holds(mesh, parameters, rank)],
+        }
         view |= {"steps": witness.steps, "sent": sent(witness.steps)}
     else:
         step()

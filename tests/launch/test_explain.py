@@ -269,7 +269,7 @@ def test_statements_say_what_they_read_and_make():
     assert unpacked.makes == (("x_Ti",), ("rows",))
     assert gathered.makes == (("dy_TO",),)
     assert (bias.asks, bias.makes) == (("self", "b_O"), ())
-    assert weights.text == "self.W_iO.add_grad_product(x_Ti, dy_TO)"
+    assert weights.text == "self.W_iO.add_grad_product(x_Ti, dy_TO, later)"
     assert weights.reads == (("self", "W_iO", "add_grad_product"), ("x_Ti",), ("dy_TO",))
     assert (returned.returns, returned.makes) == (True, (("",),))
     forward = {s.text.split(" = ")[0]: s for s in source.statements(Attention.forward.__code__).values()}

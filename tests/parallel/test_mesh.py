@@ -212,7 +212,12 @@ def test_a_mesh_must_fit_the_ranks(comm):
 
 def test_an_axis_that_is_not_given_has_one_rank(comm):
     with Mesh(comm, check=True, tp=comm.size) as mesh:
-        assert (mesh.pp.size, mesh.pp.rank, mesh.pp.members, mesh.place) == (1, 0, (comm.rank,), {"tp": comm.rank})
+        assert (mesh.pp.size, mesh.pp.rank, mesh.pp.members, mesh.place) == (
+            1,
+            0,
+            (comm.rank,),
+            {"pp": 0, "dp": 0, "ep": 0, "cp": 0, "tp": comm.rank},
+        )
         assert mesh.pp is mesh.pp
         assert mesh.pp.all_reduce(np.array([3.0])).item() == 3.0
         assert mesh.over("pp", "dp").size == 1
@@ -243,7 +248,7 @@ def test_axes_are_joined(comm):
         data = mesh.over("ep", "dp")
         assert data is mesh.over("ep", "dp")
         # An axis of one rank adds nothing.
-        name = {1: "ep", 2: "dp", 3: "ep", 4: "dp"}[comm.size]
+        name = {1: "dp", 2: "dp", 3: "ep", 4: "dp"}[comm.size]
         assert (data.name, data.size) == (name, sizes[0] * sizes[1])
         assert mesh.over("tp") is mesh.tp
         same = [r for r in range(comm.size) if mesh.place_of(r)["tp"] == mesh.place["tp"]]

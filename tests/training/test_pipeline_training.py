@@ -1,0 +1,132 @@
+"""Training in stages: the same losses and weights as on one process, whatever the schedule, and checkpoints for any mesh."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from launch import start
+from layers.optimizer import warmup_cosine
+from models.build import Parts
+from models.config import gpt2_like, llama_like
+from models.stage import by_hand, dealt, stages
+from parallel import schedules
+from parallel.checkpoint import Checkpoint, save
+from parallel.control import Control
+from parallel.ledger import agrees, merged
+from parallel.mesh import Mesh
+from parallel.parameter import drawn
+from parallel.replicas import Replicas
+from tests.apart import on_first
+from tests.grids import every_other
+from training import text
+from training.text import Order
+from training.trainer import Recipe, Trainer
+
+pytestmark = pytest.mark.mpi
+
+V, S, STEPS, SEQUENCES = 29, 10, 20, 13
+LAYERS = 4
+CONFIGS = {
+    "tied": gpt2_like(V, 24, LAYERS, 4, 10, S),
+    "untied": llama_like(V, 24, LAYERS, 6, 3, 14, S),
+}
+# Axes, the schedule, the layers by hand, sequence parallelism and ZeRO: each kind of mesh with schedules that differ.
+CASES = {
+    1: [({"pp": 1}, "1f1b", None, False, False), ({"pp": 1}, "zb-h1", None, False, True)],
+    2: [
+        ({"pp": 2}, "1f1b", [3, 1], False, False),
+        ({"pp": 2}, "zb-v", None, False, True),
+        ({"pp": 2}, "gpipe", None, False, False),
+    ],
+    3: [({"pp": 3}, "zb-h1", None, False, False), ({"pp": 3}, "interleaved", [1, 0, 1, 1, 0, 1], False, True)],
+    4: [
+        ({"pp": 4}, "1f1b", None, False, True),
+        ({"pp": 4}, "zb-v", [1, 0, 1, 0, 1, 0, 1, 0], False, False),
+        ({"pp": 2, "dp": 2}, "zb-h1", None, False, True),
+        ({"pp": 2, "dp": 2}, "interleaved", None, False, False),
+        ({"pp": 2, "tp": 2}, "dualpipe-v", None, False, True),
+        ({"pp": 2, "tp": 2}, "1f1b", None, True, False),
+    ],
+}
+
+
+def made(mesh, kind, schedule="1f1b", micro_batches=1, layers=None, cuts_rows=False, zero=False):
+    plan = schedules.plan(schedule, mesh.pp.size, micro_batches)
+    blocks = by_hand(layers) if layers else dealt(LAYERS, plan.stages)
+    parts = Parts(CONFIGS[kind], mesh.tp, cuts_rows=cuts_rows)
+    own = stages(parts, drawn(1, "float64", 0.1), blocks, [*plan.rank_of.values()], mesh.pp.rank)
+    return Trainer(own, mesh, Recipe(clip=0.8, zero=zero, bucket_bytes=5000, schedule=plan))
+
+
+def trained(mesh, trainer, micro_batches, begin=0, end=STEPS):
+    """Of the steps `begin` to `end`: losses and norms; this rank's weights after the last by name, whole; its last parts."""
+    data, order = np.random.default_rng(5).integers(0, V, 60 * S + 1), Order(60, 7)
+    for _ in range(begin):
+        order.next(SEQUENCES)
+    told = []
+    for n in range(begin, end):
+        parts = text.dealt(data, order.next(SEQUENCES), S, mesh.dp.size, mesh.dp.rank, micro_batches)
+        loss = trainer.gradients(parts, SEQUENCES * S)
+        told.append((loss, trainer.update(warmup_cosine(n, STEPS, 1e-2, 5))))
+    with mesh.phase("compare"):
+        return np.array(told), {p.name: p.whole(mesh, p.data) for p in trainer.parameters}, parts
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The same on one process in one stage."""
+    mesh = Mesh(MPI.COMM_SELF, dp=1, tp=1)
+    return on_first(start.begin(), lambda: {kind: trained(mesh, made(mesh, kind), 1)[:2] for kind in CONFIGS})
+
+
+@pytest.mark.limit(120)
+@pytest.mark.parametrize(("kind", "case"), every_other(CONFIGS, CASES[start.begin().size]), ids=str)
+def test_twenty_steps_in_stages_are_the_same(comm, alone, kind, case):
+    axes, schedule, layers, cuts_rows, zero = case
+    (told, weights), control = alone[kind], Control(comm)
+    with Mesh(comm, check=True, **axes) as mesh:
+        # 13 sequences over dp in 5 micro-batches: nothing divides.
+        trainer = made(mesh, kind, schedule, 5, layers, cuts_rows, zero)
+        got, after, parts = trained(mesh, trainer, 5)
+        np.testing.assert_allclose(got, told, rtol=0, atol=1e-10)
+        for name, a in after.items():
+            np.testing.assert_allclose(a, weights[name], rtol=0, atol=1e-10, err_msg=name)
+        assert {name for names in control.everyone([*after]) for name in names} == weights.keys()
+        predicted = [t for t in trainer.traffic(parts) for _ in range(STEPS)]
+        rows = merged(control.everyone(mesh.ledger.report(predicted)))
+        assert agrees(r for r in rows if r["phase"] != "compare")
+        memory = trainer.memory(parts)
+        assert memory["saved"] == memory["predicted_saved"]
+        Replicas(mesh, control, 1).check(1, trainer.copies)
+
+
+@pytest.mark.mpi(min_size=4, max_size=4)
+@pytest.mark.limit(120)
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_run_goes_on_from_one_mesh_to_the_next(comm, alone, kind, shared):
+    """Losses as if nothing had been, and what is loaded is written again to the bit."""
+    told, weights = alone[kind]
+    control, seen, end = Control(comm), [], 0
+    for axes, schedule, micro_batches, zero in (
+        ({"dp": 4}, "1f1b", 1, False),
+        ({"pp": 2, "tp": 2}, "zb-v", 4, True),
+        ({"tp": 4}, "1f1b", 2, False),
+    ):
+        with Mesh(comm, check=True, **axes) as mesh:
+            trainer = made(mesh, kind, schedule, micro_batches, zero=zero)
+            if end:
+                before = Checkpoint(shared / f"step-{end:08d}", control)
+                trainer.load(before)
+                again = Checkpoint(save(shared / "again", end, trainer.pieces(), {}, control), control)
+                for p, moment in product(trainer.parameters, ("", "m.", "v.")):
+                    a, b = (c.read(moment + p.name, p.layout, mesh.place, "float64") for c in (before, again))
+                    assert a.tobytes() == b.tobytes(), moment + p.name
+            begin, end = end, min(end + 7, STEPS)
+            got, after, _ = trained(mesh, trainer, micro_batches, begin, end)
+            seen += [loss for loss, _ in got]
+            save(shared, end, trainer.pieces(), {}, control)
+    np.testing.assert_allclose(seen, told[:, 0], rtol=0, atol=1e-10)
+    for name, a in after.items():
+        np.testing.assert_allclose(a, weights[name], rtol=0, atol=1e-10, err_msg=name)

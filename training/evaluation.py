@@ -1,0 +1,85 @@
+"""What a model has learned: its loss on text that it has not seen, and a sample of its own.
+
+T tokens   V vocabulary   v this rank's share of V over tp
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import log
+
+import numpy as np
+
+from parallel.ledger import Traffic, message
+from training.text import MicroBatch, sequences, whole_sequences
+from training.trainer import Trainer
+
+# What a sample begins with, and how freely it is drawn.
+PROMPT, TEMPERATURE = b"The ", 0.5
+
+Told = Callable[[Iterable], Iterable]
+
+
+class Validation:
+    """The sequences of `data`, of `length` tokens each, dealt out over dp; `each`: how many make a micro-batch.
+
+    They go through the stages in groups of as many micro-batches as there are ranks of pp.
+    """
+
+    def __init__(self, trainer: Trainer, data: np.ndarray, length: int, each: int) -> None:
+        dp, self.trainer = trainer.mesh.dp, trainer
+        self.tokens = whole_sequences(data, length) * length
+        mine = np.arange(self.tokens // length)[dp.rank :: dp.size]
+        parts = [sequences(data, mine[n : n + each], length) for n in range(0, len(mine), each)]
+        together = trainer.mesh.pp.size
+        self.groups = [parts[n : n + together] for n in range(0, len(parts), together)]
+
+    def bits(self, told: Told) -> float:
+        """Bits a token. `told`: goes through the groups and says how far it is."""
+        nats = sum(self.trainer.forward(group, "validation").nats for group in told(self.groups))
+        with self.trainer.mesh.phase("validation"):
+            nats = self.trainer.data.all_reduce(np.array([float(nats)])).item()
+        return nats / (self.tokens * log(2))
+
+    def traffic(self) -> list[Traffic]:
+        """What `bits` sends."""
+        sent = [t for group in self.groups for t in self.trainer.forward_traffic(group, "validation")]
+        return [*sent, Traffic("all_reduce", self.trainer.data.name, "validation", 8)]
+
+
+class Sample:
+    """`many` bytes after PROMPT, each drawn at TEMPERATURE from a forward over the last `length` that stand before it."""
+
+    def __init__(self, trainer: Trainer, length: int, many: int, seed: int) -> None:
+        self.trainer, self.length, self.many, self.seed = trainer, length, many, seed
+        self._last = [*trainer.rank_of.values()][-1]
+
+    def text(self, told: Told) -> str:
+        """PROMPT and what follows; "" where nothing is asked for."""
+        random, pp, ids = np.random.default_rng(self.seed), self.trainer.mesh.pp, list(PROMPT)
+        for _ in told(range(self.many)):
+            work = self.trainer.forward([self._recent(ids)], "sample")
+            with self.trainer.mesh.phase("sample"):
+                chosen = np.array([self._drawn(work.logits[0], random) if work.logits else 0])
+                ids.append(pp.broadcast(chosen, self._last).item())
+        return bytes(ids).decode("utf-8", errors="replace") if self.many else ""
+
+    def _recent(self, ids: Sequence[int]) -> MicroBatch:
+        recent = np.array(ids[-self.length :])
+        return MicroBatch(recent, None, [len(recent)])
+
+    def _drawn(self, logits_Tv: np.ndarray, random: np.random.Generator) -> int:
+        """The largest of z / temperature + Gumbel noise is a draw from their softmax."""
+        head = next(stage.end.head for stage in self.trainer.stages.values() if stage.end is not None)
+        z_V = head.tp.all_gather(logits_Tv[-1], 0, head.cut).astype(np.float64)
+        return int(np.argmax(z_V / TEMPERATURE + random.gumbel(size=len(z_V))))
+
+    def traffic(self) -> list[Traffic]:
+        """What `text` sends."""
+        trainer, sent = self.trainer, []
+        V = [stage.end.head.cut.length for stage in trainer.stages.values() if stage.end is not None]
+        for n in range(self.many):
+            sent += trainer.forward_traffic([self._recent([0] * (len(PROMPT) + n))], "sample")
+            sent += [Traffic("all_gather", "tp", "sample", message((size,), trainer.flat.data.itemsize)) for size in V]
+            sent.append(Traffic("broadcast", "pp", "sample", 8))
+        return sent
