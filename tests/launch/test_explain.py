@@ -186,6 +186,15 @@ def test_pages_fit_and_pictures_are_the_same_again(comm):
 
 
 @pytest.mark.mpi(min_size=4, max_size=4)
+def test_the_page_of_tensor_parallelism_shows_today_s_lines(comm, shared):
+    picture, page = shared / "rank1.png", (ROOT / "docs/tensor-parallel.md").read_text()
+    printed = inside(comm, "tp_mlp", "--data", "none", "--explain", "--rank", "1", "--explain-picture", picture)
+    shown = printed[printed.index("Rank 1 of 4") : printed.index("\nBACKWARD\n")]
+    assert f"```\n{shown}```\n" in page, "put there what `mpirun -n 4 python -m launch.tp_mlp --explain --rank 1` prints"
+    assert picture.read_bytes() == (ROOT / "docs/explain.png").read_bytes()
+
+
+@pytest.mark.mpi(min_size=4, max_size=4)
 def test_a_group_of_ranks_is_named(comm):
     uneven = ("--heads", "9", "--d-model", "27", "--d-head", "6", "--sequences", "1,7", "--kind", "gqa", "--kv-heads", "3")
     told = inside(comm, "tp_attention", *uneven, "--json", "--explain", "--rank", "2")["explain"]
