@@ -242,7 +242,8 @@ def _notes(axes: Axes, placed: Sequence[Place], notes: Iterable[tuple[str, str, 
 
 def options() -> Parser:
     p = Parser(prog="python -m launch.pictures.columns", description="Draw the pictures of docs/tensor-parallel.md.")
-    p.add_argument("what", nargs="?", choices=tuple(PICTURES), help="one of them (default: all)")
+    names = ", ".join(PICTURES)
+    p.add_argument("what", nargs="?", metavar="WHAT", choices=tuple(PICTURES), help=f"one of {names} (default: all)")
     p.add_argument("--into", type=Path, default=Path("docs"), metavar="DIR", help="the folder")
     p.add_argument("--ranks", type=int, default=2, choices=range(2, len(RANKS) + 1), help="of the tp axis")
     return p

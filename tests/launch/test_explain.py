@@ -186,7 +186,7 @@ def test_pages_fit_and_pictures_are_the_same_again(comm):
 
 
 @pytest.mark.mpi(min_size=4, max_size=4)
-def test_the_page_of_tensor_parallelism_shows_today_s_lines(comm, shared):
+def test_the_page_of_tensor_parallelism_shows_the_lines_of_today(comm, shared):
     picture, page = shared / "rank1.png", (ROOT / "docs/tensor-parallel.md").read_text()
     printed = inside(comm, "tp_mlp", "--data", "none", "--explain", "--rank", "1", "--explain-picture", picture)
     shown = printed[printed.index("Rank 1 of 4") : printed.index("\nBACKWARD\n")]
