@@ -19,7 +19,7 @@ from inference.speculation.gain import Account
 from inference.speculation.generator import Speculative
 from inference.speculation.rule import MOST
 from launch import pretrained, progress, report
-from launch.lines import BYTES, column, size
+from launch.lines import BYTES, column, counted, size
 from launch.measure import products
 from launch.options import UsageError, add_replicas, amount, natural, only_with, parser, positive
 from launch.printable import printable
@@ -111,7 +111,7 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     pretrained.check_ids(prompt, config, len(prompt) + 1)
     if len(prompt) + args.max_new_tokens > config.context:
         raise UsageError(
-            f"--max-new-tokens {args.max_new_tokens} after a prompt of {len(prompt)} tokens is beyond the model's "
+            f"--max-new-tokens {args.max_new_tokens} after a prompt of {counted(len(prompt), 'token')} is beyond the model's "
             f"context of {config.context}: use at most {config.context - len(prompt)}"
         )
     pretrained.check_memory(source, ranks, args.dtype, "--max-new-tokens", args.max_new_tokens, tokens=1)
@@ -289,12 +289,12 @@ def gain(account: Account) -> dict:
 def show(args: argparse.Namespace, result: dict) -> None:
     """The report for people."""
     rows = [
-        ("prompt", f"{len(result['prompt_tokens'])} tokens", f"{result['prefill_tokens_per_second']:.1f} tokens/s"),
+        ("prompt", counted(len(result["prompt_tokens"]), "token"), f"{result['prefill_tokens_per_second']:.1f} tokens/s"),
         ("time to first token", f"{1e3 * result['prefill_seconds']:.0f} ms", ""),
     ]
     if result["decode_tokens_per_second"]:
         share = result["decode_tokens_per_second"] / result["bandwidth_bound_tokens_per_second"]
-        rows.append(("decode", f"{len(result['tokens'])} tokens", f"{result['decode_tokens_per_second']:.1f} tokens/s"))
+        rows.append(("decode", counted(len(result["tokens"]), "token"), f"{result['decode_tokens_per_second']:.1f} tokens/s"))
         bound = f"{result['bandwidth_bound_tokens_per_second']:.1f} tokens/s"
         rows.append(("  bound by memory's bandwidth", f"{share:.0%} of", bound))
         rows.append(("sent by a rank, a token", size(result["mpi_bytes_per_token"]), ""))

@@ -37,6 +37,11 @@ def say(*lines: str, indent: str = "") -> None:
         print(fold(line, indent))
 
 
+def counted(n: int, noun: str) -> str:
+    """1 token, 1,024 tokens."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def size(n: float) -> str:
     """Bytes for people: 1.5 MiB."""
     unit = _unit([n], BYTES)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from math import inf, prod
 
-from launch.lines import BYTES, SECONDS, column, say, table
+from launch.lines import BYTES, SECONDS, column, counted, say, table
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
 from reference.compare import Comparison
@@ -69,7 +69,7 @@ def summary(checks: Sequence[Comparison], rows: Sequence[dict], wrong: Sequence[
     return (
         f"{verdict}{sum(tensors.values())} of {len(tensors)} tensors agree with the reference, "
         f"worst {worst:,.{1 if worst >= 0.05 else 3}f} % of tolerance; "
-        f"{calls:,} collective{'s' * (calls != 1)}, {sent:,} bytes, {'' if agrees(rows) else 'NOT '}as predicted"
+        f"{counted(calls, 'collective')}, {sent:,} bytes, {'' if agrees(rows) else 'NOT '}as predicted"
     )
 
 

@@ -294,6 +294,9 @@ def _to_the_end_of_all(main: Main) -> Main:
         except BrokenPipeError:
             # The reader of rank 0's output has gone, as in `| head`: nothing is left to print.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if launcher.size() is None:
+                # No other rank must be ended, and an abort would not be quiet.
+                return signals.status_of(signal.SIGPIPE)
             _begin().quietly()
         except BaseException as error:
             if (trace := traced.of(comm)) is not None:

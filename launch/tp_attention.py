@@ -18,6 +18,7 @@ from mpi4py import MPI
 
 from launch import progress, report
 from launch.explain import view
+from launch.lines import counted
 from launch.measure import products, step
 from launch.options import UsageError, only_with, parser, positive
 from layers.attention import Attention
@@ -316,8 +317,8 @@ def show(result: dict, checks: list[Comparison]) -> None:
     widths = f"C {c['d_latent']}, R {c['d_rope']}" if mla else f"K {c['kv_heads']} kv_heads, E {c['d_head']}"
     lengths = ", ".join(map(str, c["lengths"][:8])) + (", ..." if len(c["lengths"]) > 8 else "")
     report.say(
-        f"Tensor-parallel attention ({c['kind']}) on tp={ranks}: T {c['tokens']} tokens in sequences of {lengths}; "
-        f"D {c['d_model']}, H {c['heads']} heads, {widths}; rope {c['rope']}, "
+        f"Tensor-parallel attention ({c['kind']}) on tp={ranks}: T {counted(c['tokens'], 'token')} in sequences of {lengths}; "
+        f"D {c['d_model']}, H {counted(c['heads'], 'head')}, {widths}; rope {c['rope']}, "
         f"{'bidirectional' if c['bidirectional'] else 'causal'}, {result['dtype']}, seed {result['seed']}",
         f"Heads by rank: {dealt}" + ("" if mla else f"; key/value heads: {read}"),
         "",

@@ -16,6 +16,7 @@ from mpi4py import MPI
 
 from launch import progress, report
 from launch.explain import view
+from launch.lines import counted
 from launch.measure import products, step
 from launch.options import UsageError, parser, positive
 from layers.mlp import MLP
@@ -196,7 +197,7 @@ def show(result: dict, checks: list[Comparison], epochs: list[Comparison]) -> No
     cut = even(c["d_ff"], ranks).sizes
     widths = f"{cut[0]}" if len(set(cut)) == 1 else f"{cut[0]} or {cut[-1]}"
     report.say(
-        f"Tensor-parallel MLP on tp={ranks}: T {c['tokens']} tokens, D {c['d_model']}, F {c['d_ff']} "
+        f"Tensor-parallel MLP on tp={ranks}: T {counted(c['tokens'], 'token')}, D {c['d_model']}, F {c['d_ff']} "
         f"({widths} a rank), {c['activation']}, {'biases' if c['bias'] else 'no bias'}, {result['dtype']}, "
         f"seed {result['seed']}",
         "",

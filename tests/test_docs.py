@@ -1,14 +1,24 @@
-"""The documents lead where they say: links, headings, files and commands that they name exist."""
+"""The documents lead where they say: links, headings, files and commands are there. Numbers of one are computed again."""
 
 import re
 
 import pytest
 
 from launch.pictures import columns
+from layers.embedding import UntiedHead, VocabParallelEmbedding
+from layers.loss import VocabParallelCrossEntropy
+from layers.mlp import MLP
+from layers.norm import RMSNorm
+from parallel.ledger import Traffic, message, wire_bytes
+from parallel.rows import cut_rows, held
+from plan.dry import DryAxis, dry_weights
 from tests.harness import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", *PAGES, *sorted((ROOT / "practice").glob("*.md"))]
+TENSOR_PARALLEL = (ROOT / "docs/tensor-parallel.md").read_text()
+# The sizes that it is about.
+T, D, F, V, RANKS = 48, 64, 1024, 50_257, 4
 ROOMS = "launch|practice|plan|inference|training|models|layers|reference|parallel|tests|docs"
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -89,10 +99,71 @@ def test_the_contents_name_every_page():
     assert {name for name in linked if not name.startswith("../")} == pages
 
 
-def test_the_picture_is_what_the_code_draws(tmp_path):
-    picture = ROOT / "docs/column-row.png"
-    columns.draw(tmp_path / "again.png", ranks=2)
-    assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
-    assert picture.stat().st_size < 80_000
-    with pytest.raises(ValueError, match=r"cannot draw 5 ranks: use 1 to 4"):
-        columns.draw(tmp_path / "never.png", ranks=5)
+def test_the_pictures_are_what_the_code_draws(tmp_path):
+    for name, picture in columns.PICTURES.items():
+        kept, again = ROOT / f"docs/{name}.png", tmp_path / f"{name}.png"
+        columns.draw(again, picture, ranks=2)
+        assert again.read_bytes() == kept.read_bytes(), "python -m launch.pictures.columns draws them again"
+        assert kept.stat().st_size < 100_000
+        assert TENSOR_PARALLEL.count(f"]({name}.png)") == 1
+        with pytest.raises(ValueError, match=r"cannot draw 5 ranks: use 2 to 4"):
+            columns.draw(tmp_path / "never.png", picture, ranks=5)
+
+
+def told(heading):
+    """Of the table under a heading of the page, by row: the verbs that it names, and the numbers after =."""
+    section = TENSOR_PARALLEL.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").partition("|") for line in section.splitlines() if line.startswith("|")][2:]
+    return {first.strip(): re.findall(r"all_\w+|reduce_\w+|(?<== )[\d,]*\d", more) for first, _, more in rows}
+
+
+def says(text):
+    """Whether the page does, on however many lines."""
+    return text in " ".join(TENSOR_PARALLEL.split())
+
+
+def sent(traffic, phases=("forward", "backward")):
+    """What one of RANKS sends, on a ring."""
+    return sum(wire_bytes(t.verb, t.message_bytes, RANKS) for t in traffic if t.phase in phases)
+
+
+def row(traffic):
+    return [traffic.verb, f"{traffic.message_bytes:,}", f"{sent([traffic]):,}"]
+
+
+def test_the_sums_of_tensor_parallelism_are_the_layers_closed_forms():
+    tp, weights = DryAxis("tp", RANKS), dry_weights("float32")
+    y, dx = MLP(tp, weights, D, F).traffic(T)
+    assert told("Column and row parallel") == {"forward: y": row(y), "backward: dx": row(dx)}
+
+    embedding, head = VocabParallelEmbedding(tp, weights, V, D), UntiedHead(tp, weights, D, V)
+    (x,), (dh,), (top, both) = embedding.traffic(T), head.traffic(T), VocabParallelCrossEntropy(tp, embedding.cut).traffic(T, 4)
+    assert told("Vocabulary parallel") == {
+        "embedding, forward: x": row(x),
+        "head, backward: dh": row(dh),
+        "loss, forward: top": row(top),
+        "loss, forward: sum and picked": row(both),
+        "instead of the loss' two: whole logits": row(Traffic("all_gather", "tp", "forward", message((T, V), 4))),
+    }
+    first, *others = (f"{n:,}" for n in embedding.cut.sizes)
+    assert says(f"of {V:,} rows, rank 0 holds {first} and the others {others[0]}.")
+    assert len(set(others)) == 1
+
+
+def test_what_sequence_parallelism_sends_and_keeps_are_the_layers_closed_forms():
+    tp, weights, ways = DryAxis("tp", RANKS), dry_weights("float32"), (None, cut_rows(T, RANKS))
+    mlp, norm = MLP(tp, weights, D, F, cuts_rows=True), RMSNorm(weights, "1", D)
+    owed = sent([Traffic("all_reduce", "tp", "backward", sum(p.data.nbytes for p in mlp.parameters if p.owed))])
+    kept = [mlp.saved_bytes(T, rows) for rows in ways]
+    numbers = {
+        "forward, sent by one rank": [sent(mlp.traffic(T, rows), ["forward"]) for rows in ways],
+        "backward": [sent(mlp.traffic(T, rows), ["backward"]) for rows in ways],
+        "gradient of b2": [owed],
+        "kept of x": [mlp.up.saved_bytes(T, rows) for rows in ways],
+        "kept by the MLP": kept,
+        "kept by a norm": [norm.saved_bytes(held(T, rows, 0)) for rows in ways],
+    }
+    assert told("Sequence parallelism") == {name: [f"{n:,}" for n in of] for name, of in numbers.items()}
+    whole, cut = (sent(mlp.traffic(T, rows)) for rows in ways)
+    assert says(f"rank 0 keeps {kept[1]:,} bytes for backward, where whole rows would keep {kept[0]:,}, and")
+    assert says(f"and sends {cut + owed:,} bytes over the wire, where whole rows would send {whole:,}.")

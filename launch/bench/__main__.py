@@ -64,7 +64,7 @@ def options() -> argparse.ArgumentParser:
         type=positive,
         help="turns that each gets; medians are reported (default: 11; train, speculate 5, decode 7, serving 3)",
     )
-    p.add_argument("--sequence-parallel", action="store_true", help="train: time tokens cut over tp, too")
+    p.add_argument("--sequence-parallel", action="store_true", help="train: also with tokens cut over tp: time and memory")
     p.add_argument("--threads", type=positive, default=1, help="BLAS threads of each rank")
     p.add_argument("--peer", choices=("torch",), help="time the same layer in this library too, on the same ranks")
     pretrained.add_model(p)
@@ -73,6 +73,7 @@ def options() -> argparse.ArgumentParser:
         only_with(p, f"--{name.replace('_', '-')}", what=tuple(w for w, (_, own) in SUBJECTS.items() if name in own))
     only_with(p, "--d-model", what=("mlp", "attention", "train", "trace"))
     only_with(p, "--no-bias", "--memory", what=("mlp", "attention"))
+    only_with(p, "--sequence-parallel", what=("train",))
     only_with(p, "--model", what=("decode", "speculate", "serving"))
     only_with(p, "--rounds", "--peer", memory=False)
     return p

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tracemalloc
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -79,12 +78,7 @@ def memory(args: argparse.Namespace, sizes: Sizes, mesh: Mesh) -> dict:
     for tokens in (max(1, sizes.tokens * n // 8) for n in (1, 2, 4, 8)):
         it = subject(args, sizes, mesh.tp, tokens)
         once = step.of(it.layer, mesh, it.x, it.dy, *it.more)
-        tracemalloc.start()
-        once()
-        peaks.append(
-            {"tokens": tokens, "peak_bytes": tracemalloc.get_traced_memory()[1], "saved": it.layer.saved_bytes(tokens)}
-        )
-        tracemalloc.stop()
+        peaks.append({"tokens": tokens, "peak_bytes": step.peak_bytes(once), "saved": it.layer.saved_bytes(tokens)})
     return {"memory": peaks}
 
 

@@ -10,13 +10,14 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from launch import start
+from launch import report, start
 from launch.bench import turns
 from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
-from launch.lines import say
-from launch.measure import products
+from launch.lines import BYTES, column, say
+from launch.measure import products, step
 from layers.attention import Attention
+from layers.stage import Stage
 from models.build import build
 from models.config import gpt2_like
 from parallel.control import Control
@@ -54,7 +55,7 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
     sequences = tokens // S
     data = np.random.default_rng(args.seed).integers(0, VOCABULARY, tokens + 1)
     steps: dict[str, Callable[[], object]] = {}
-    kept: dict[str, int] = {}
+    held: dict[str, Stage] = {}
     with ExitStack() as stack:
         stack.enter_context(threadpool_limits(args.threads, user_api="blas"))
         control = Control(comm)
@@ -67,10 +68,7 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
             if kind == "tp" and args.sequence_parallel:
                 cut = trainer(sizes, start.make_mesh(args, comm, dp=1, tp=comm.size), args.dtype, args.seed, True)
                 steps["rows_tp"] = lambda cut=cut, parts=parts: cut.step(parts, tokens, 1e-3)
-                kept = {
-                    "kept_bytes": it.stages[0].saved_bytes(tokens),
-                    "kept_bytes_of_cut_rows": cut.stages[0].saved_bytes(tokens),
-                }
+                held = {"sharded_tp": it.stages[0], "rows_tp": cut.stages[0]}
             if args.peer:
                 from launch.bench.torch_train import TrainPeer
 
@@ -83,6 +81,14 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
                 flat, room = it.flat.data, np.empty_like(it.flat.data)
                 steps["copy"] = lambda flat=flat, room=room: np.copyto(room, flat)
         seconds = turns.in_turn(steps, sizes.rounds, comm)
+        # Apart from what is timed, which it would slow down.
+        memory = {
+            name: {
+                "kept_bytes_per_rank": control.everyone(model.saved_bytes(tokens)),
+                "peak_bytes_per_rank": control.everyone(step.peak_bytes(steps[name])),
+            }
+            for name, model in held.items()
+        }
     ratios = {f"sharded_to_matmul_only_{k}": ratio(seconds[f"sharded_{k}"], seconds[f"matmul_only_{k}"]) for k in KINDS}
     ratios["adamw_bandwidth_to_copy"] = ratio(seconds["copy"], seconds["adamw"]) * ADAMW_ARRAYS / COPY_ARRAYS
     if args.peer:
@@ -90,7 +96,7 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
     limits = {name: f"matmul_only_{name[-2:]}" if name[-2:] in KINDS else "copy" for name in seconds}
     if args.sequence_parallel:
         ratios["rows_tp_to_sharded_tp"] = ratio(seconds["rows_tp"], seconds["sharded_tp"])
-    return turns.summary(seconds, limits) | {"ratios": ratios, **kept}
+    return turns.summary(seconds, limits) | {"ratios": ratios, "memory": memory}
 
 
 LABELS = {
@@ -115,7 +121,13 @@ def show(result: dict) -> None:
         result,
         "to products (or copy)",
     )
-    if "kept_bytes" in result:
-        whole, cut = result["kept_bytes"] / 2**20, result["kept_bytes_of_cut_rows"] / 2**20
-        say(f"Kept for backward on rank 0: {whole:,.1f} MiB, with tokens cut {cut:,.1f} MiB")
+    if memory := result["memory"]:
+        most = lambda key: [max(m[key]) for m in memory.values()]  # noqa: E731
+        kept = column("kept for backward", most("kept_bytes_per_rank"), BYTES)
+        peak = column("peak", most("peak_bytes_per_rank"), BYTES)
+        report.table(
+            "What a step holds on the rank that holds most, beside weights, gradients and optimizer state",
+            ("", kept[0], peak[0]),
+            zip((LABELS[name] for name in memory), kept[1], peak[1], strict=True),
+        )
     say(f"AdamW moves {result['ratios']['adamw_bandwidth_to_copy']:.2f} times the bytes a second that a copy does")

@@ -5,6 +5,7 @@ A layer has parameters, `forward(x, *more)`, `backward(dy, saved)`, `traffic(tok
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -90,6 +91,16 @@ def once(layer: object, owed: Owed, x: np.ndarray, dy: np.ndarray, *more: object
     _, saved = layer.forward(x, *more)
     layer.backward(dy, saved)
     owed.sum()
+
+
+def peak_bytes(step: Callable[[], object]) -> int:
+    """The most that a step holds at once beside what is there before it, as Python and NumPy count it, which slows it down."""
+    tracemalloc.start()
+    try:
+        step()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def timed(step: Callable[[], object], comm: MPI.Intracomm) -> list[float]:

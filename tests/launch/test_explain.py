@@ -1,6 +1,7 @@
 """`--explain`: one rank's view of a step is what the step did, and a step that is looked at gives the same numbers."""
 
 import io
+import re
 import sys
 from collections import Counter
 from types import SimpleNamespace
@@ -183,6 +184,17 @@ def test_pages_fit_and_pictures_are_the_same_again(comm):
         shards.draw(two, told)
         assert one.getvalue().startswith(b"\x89PNG")
         assert one.getvalue() == two.getvalue()
+
+
+@pytest.mark.mpi(min_size=4, max_size=4)
+def test_the_page_of_tensor_parallelism_shows_what_is_printed(comm, shared):
+    picture, page = shared / "rank1.png", (ROOT / "docs/tensor-parallel.md").read_text()
+    printed = inside(comm, "tp_mlp", "--data", "none", "--explain", "--rank", "1", "--explain-picture", picture)
+    shown = printed[printed.index("Rank 1 of 4") : printed.index("\nBACKWARD\n")]
+    # Where a line stands changes too often for a page: dots there.
+    shown = re.sub(r"(?m)^ +\d+(?=  )|(?<=\.py:)\d+$", lambda number: re.sub(r"\d", ".", number[0]), shown)
+    assert f"```\n{shown}```\n" in page, "put it there as it is printed, with dots for the numbers of lines"
+    assert picture.read_bytes() == (ROOT / "docs/explain.png").read_bytes()
 
 
 @pytest.mark.mpi(min_size=4, max_size=4)

@@ -59,6 +59,7 @@ def test_an_option_needs_one_of_what_it_is_bound_to(bound, words, why):
         ("bench.__main__", "attention --d-ff 5", "--d-ff"),
         ("bench.__main__", "mlp --sequence-length 5", "--sequence-length"),
         ("bench.__main__", "mlp --model x", "--model"),
+        ("bench.__main__", "mlp --sequence-parallel", "--sequence-parallel"),
         ("bench.__main__", "train --memory", "--memory"),
         ("bench.__main__", "mlp --memory --rounds 3", "--rounds"),
     ],

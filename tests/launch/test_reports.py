@@ -64,7 +64,7 @@ REPORTS = [
     ("serving_bench", "--scheduler-only", "--full", "--requests", "9"),
     ("bench.__main__", "mlp", "--tokens", "64", "--d-model", "16", "--d-ff", "32", "--rounds", "1"),
     ("bench.__main__", "attention", *STEP[:-2], "--memory"),
-    ("bench.__main__", "train", *STEP, "--d-ff", "32", "--layers", "1", "--sequence-length", "8"),
+    ("bench.__main__", "train", *STEP, "--d-ff", "32", "--layers", "1", "--sequence-length", "8", "--sequence-parallel"),
     ("bench.__main__", "trace", *STEP, "--d-ff", "32", "--layers", "1", "--sequence-length", "8"),
     ("bench.__main__", "decode", "--model", FAMILIES / "llama", "--tokens", "3", "--rounds", "1"),
 ]
@@ -140,6 +140,10 @@ def test_prose_is_folded_between_words_and_paths_stay_whole(columns):
     assert lines.fold(f"The picture is {path}") == f"The picture is\n{path}"
     assert lines.fold("short  enough,   as it is") == "short  enough,   as it is"
     assert all(len(line) <= 40 for line in lines.fold("a bc " * 50, "    ").splitlines())
+
+
+def test_one_is_no_plural():
+    assert [lines.counted(n, "token") for n in (0, 1, 1024)] == ["0 tokens", "1 token", "1,024 tokens"]
 
 
 def test_a_table_folds_its_headings_then_its_cells_and_goes_on_below(columns, capsys):

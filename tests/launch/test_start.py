@@ -132,6 +132,18 @@ def test_a_closed_standard_output_is_noticed_before_the_work():
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_reader_that_leaves_ends_a_command_without_a_word():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.kv_cache"],
+        cwd=ROOT, env=launcher_free(dict(os.environ)), stdout=writing, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writing)
+    # As a shell knows a death by SIGPIPE.
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @pytest.mark.parametrize("odd", thinned(["--help", "--seed=3", "--trace=t.json", "--tokens=0"], ["--help"]))
 def test_ranks_that_are_given_other_options_are_told_so(odd):
     """As mpirun can: a part of the ranks has another command line."""

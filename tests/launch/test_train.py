@@ -226,3 +226,14 @@ def test_dp_train_agrees_with_the_reference_and_with_one_process(comm):
 def test_dp_train_refuses_what_it_cannot_deal_out(comm):
     refused = inside(comm, "dp_train", "--sequences", "2", status=2, ranks=3)
     assert refused == "error: cannot deal --sequences 2 to 3 ranks in 1 micro-batches: use 3 or more"
+
+
+@pytest.mark.mpi(min_size=2, max_size=3)
+def test_bench_measures_what_a_step_holds_with_rows_whole_and_cut(comm):
+    sizes = ("--tokens", "288", "--sequence-length", "48", "--d-model", "48", "--d-ff", "96", "--heads", "4", "--layers", "2")
+    bench = inside(comm, "bench.__main__", "train", *sizes, "--rounds", "1", "--sequence-parallel", "--json")
+    whole, cut = bench["memory"]["sharded_tp"], bench["memory"]["rows_tp"]
+    for key in ("kept_bytes_per_rank", "peak_bytes_per_rank"):
+        assert [c < w for c, w in zip(cut[key], whole[key], strict=True)] == [True] * comm.size
+    for held in (whole, cut):
+        assert all(p > k for p, k in zip(held["peak_bytes_per_rank"], held["kept_bytes_per_rank"], strict=True))
