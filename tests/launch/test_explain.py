@@ -282,7 +282,7 @@ def test_statements_say_what_they_read_and_make():
     assert gathered.makes == (("dy_TO",),)
     assert (bias.asks, bias.makes) == (("self", "b_O"), ())
     assert weights.text == "self.W_iO.add_grad_product(x_Ti, dy_TO, later)"
-    assert weights.reads == (("self", "W_iO", "add_grad_product"), ("x_Ti",), ("dy_TO",))
+    assert weights.reads == (("self", "W_iO", "add_grad_product"), ("x_Ti",), ("dy_TO",), ("later",))
     assert (returned.returns, returned.makes) == (True, (("",),))
     forward = {s.text.split(" = ")[0]: s for s in source.statements(Attention.forward.__code__).values()}
     assert forward["q_ThE, k_TkE, v_TkE"].makes == (("q_ThE",), ("k_TkE",), ("v_TkE",))
