@@ -123,7 +123,7 @@ def test_a_message_taken_for_another_is_named(comm, check, start, shape, dtype, 
 @pytest.mark.mpi(min_size=2)
 def test_a_slot_counts_the_messages_that_its_ring_of_verbs_has_forgotten(comm):
     recorder, control = Recorder.of(comm), Control(comm)
-    for sends in (40, 2):
+    for sends in (40, 0):
         with Mesh(comm, tp=comm.size) as mesh:
             for n in range(sends):
                 if comm.rank == 0:
