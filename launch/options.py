@@ -188,7 +188,7 @@ def parser(
         choices=("auto", "on", "off"),
         default=check_collectives,
         help="before each collective, see that all ranks mean the same one, at the price of a small message more; "
-        "auto: for the first 64 MiB of each axis",
+        "auto: for the first 64 MiB of each axis; on: for all, and for each message between two",
     )
     w.add_argument(
         "--timeout",

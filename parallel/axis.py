@@ -142,12 +142,15 @@ class Axis:
     ) -> Call:
         """Describe the call and tell the watchers. Where one of them raises, those that have heard of the call hear its end."""
         if VERBS[verb].partner:
-            number = self._messages[verb, how[0]]
-            self._messages[verb, how[0]] = number + 1
+            way = verb, how[0]
+            number = self._messages[way]
+            self._messages[way] = number + 1
         else:
             number, self._collectives = self._collectives, self._collectives + 1
         shape, dtype, message_bytes = message
-        call = Call(self.name, number, verb, started, shape, dtype, how, message_bytes, self.ledger.now, *place, what)
+        call = Call(
+            self.name, number, verb, started, shape, dtype, how, message_bytes, self.ledger.now, place[0], place[1], what
+        )
         heard = 0
         try:
             for watcher in self.watchers:
@@ -302,12 +305,16 @@ class Axis:
 
         `what` it is meant to be stands in reports and traces; where messages are checked, the receiver must expect the same.
         """
-        x, data, tag = self._message(x, to, what)
+        self._require_rank(to)
+        x = sendable(x)
+        data, tag = packed(x, what, self.watchers)
         self._run("send", lambda: self._comm.Send(data, to, tag), x, None, (x.shape, x.dtype, x.nbytes), to, what=what)
 
     def start_send(self, x: np.ndarray, to: int, what: str = "") -> Pending:
         """send, without waiting for anybody. x must stay as it is until the send is complete; the axis keeps it until then."""
-        x, data, tag = self._message(x, to, what)
+        self._require_rank(to)
+        x = sendable(x)
+        data, tag = packed(x, what, self.watchers)
         self.poke()
         exchange = lambda _: self._comm.Isend(data, to, tag)  # noqa: E731
         self._sends.append(self._start("send", exchange, x, None, (x.shape, x.dtype, x.nbytes), to, what=what))
@@ -317,17 +324,11 @@ class Axis:
         """Let the sends that were started go on, and let go of those that are complete."""
         self._sends = [send for send in self._sends if not send.poke()]
 
-    def _message(self, x: np.ndarray, to: int, what: str) -> tuple[np.ndarray, np.ndarray, int]:
-        """x as MPI can read it, the buffer that is sent for it, and its tag."""
-        self._require_rank(to)
-        x = sendable(x)
-        return x, *packed(x, what, any(w.labels_messages for w in self.watchers))
-
     def receive(self, shape: tuple[int, ...], dtype: np.dtype | type | str, source: int, what: str = "") -> np.ndarray:
         """What rank `source` sent next. Raises MessageMismatch, a ValueError, when that is not of this shape's size and this
         dtype; where messages are checked, when it is not of this shape or not `what` is expected."""
         self._require_rank(source)
         y = np.empty(shape, dtype)
-        exchange = lambda: fill(y, self._comm, source, what, f"rank {source} of {self.name}")  # noqa: E731
+        exchange = lambda: fill(y, self._comm, source, what, self.name)  # noqa: E731
         self._run("receive", exchange, None, y, (y.shape, y.dtype, y.nbytes), source, what=what)
         return y

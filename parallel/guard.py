@@ -7,6 +7,8 @@ themselves exchanged.
 What must agree: number, verb, shape, dtype, reduction, dim and cut, root, and the line that calls. By the line, two sums of one
 shape that a rank makes in another order are seen. A broadcast may stand on two lines of a function, as only its root has
 something to say. The order in memory may differ: verbs take any, and send in C order.
+
+Messages between two have no such exchange, as a sender need not wait: they say themselves what they are (`parallel.message`).
 """
 
 from __future__ import annotations

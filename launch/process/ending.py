@@ -27,6 +27,8 @@ from parallel.recorder import ENDED, Recorder
 STACK_SIGNAL = signal.SIGUSR2
 # Seconds for a rank that knows the cause to print it, before another ends the job.
 EXPLAINED = 1.5
+# Seconds for a watchdog to name a rank that is gone, where MPI met it first: a message is read out of its sender's memory.
+HEARD = 0.5
 
 
 class Ending:
@@ -72,6 +74,8 @@ class Ending:
         """This rank's traceback, each line led by its rank, in one write; then the end of all ranks. Memory that is not there
         is bad input: one line, and the status of that."""
         self._expected()
+        if isinstance(value, MPI.Exception) and self.comm.size > 1:
+            time.sleep(HEARD)
         if not self.recorder.claim():
             self.quietly()
         text, status = self._starved, 2

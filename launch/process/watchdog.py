@@ -283,7 +283,7 @@ def _doing(state: State, stack: list[str]) -> tuple[str, str]:
 
 
 _FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')
-_MACHINERY = re.compile(r"runpy|/launch/start|/parallel/(axis|mesh|guard|ordered|control)\.py|_pytest|pluggy")
+_MACHINERY = re.compile(r"runpy|/launch/start|/parallel/(axis|pending|message|mesh|guard|ordered|control)\.py|_pytest|pluggy")
 
 
 def _ours(stack: str) -> list[str]:

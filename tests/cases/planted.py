@@ -11,6 +11,7 @@ import threading
 import time
 
 import numpy as np
+from mpi4py import MPI
 
 from launch.options import UsageError, parser
 from parallel.control import Control
@@ -54,7 +55,9 @@ def main(args, comm, opened):
         if args.kind == "thread":
             threading.Thread(target=lambda: 1 / 0).start()
             time.sleep(30)
-        if args.kind == "kill":
+        if args.kind == "torn":
+            time.sleep(0.03)
+        if args.kind in ("kill", "torn"):
             os.kill(os.getpid(), 9)
         if args.kind == "segv":
             ctypes.string_at(0)
@@ -80,6 +83,9 @@ def main(args, comm, opened):
             return 0
         if args.kind in ("wait", "late", *OUTSIDE):
             time.sleep(1.5 if args.kind == "late" else 30)
+    if args.kind == "torn" and comm.rank == 0:
+        # As a receive does whose sender is gone.
+        raise MPI.Exception(MPI.ERR_OTHER)
     if args.kind in MESSAGES and comm.rank == 0:
         time.sleep(1)
         tp.start_send(np.zeros(3, "f4"), 1, "2F0")

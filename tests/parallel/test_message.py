@@ -8,10 +8,12 @@ import weakref
 import numpy as np
 import pytest
 
+from parallel.call import Watcher
 from parallel.control import Control
+from parallel.guard import Agreement
 from parallel.ledger import Traffic, agrees
 from parallel.mesh import Mesh
-from parallel.message import MessageMismatch
+from parallel.message import MessageMismatch, packed
 from parallel.recorder import CELLS, Recorder
 from parallel.watch.messages import Messages
 
@@ -48,6 +50,13 @@ def test_round_a_ring_with_several_under_way(comm, check):
         (row,) = [row for (verb, *_), row in mesh.ledger.rows.items() if verb == "send"]
         assert row.seconds > 0
         assert row.hidden_seconds > 0
+
+
+def test_without_the_check_no_byte_more_is_sent():
+    x = np.ones(3)
+    for watchers in ([], [Watcher(), Messages()], [Agreement(2**26)]):
+        assert packed(x, "2F3", watchers)[0] is x
+    assert packed(x, "2F3", [Agreement()])[0].nbytes > x.nbytes
 
 
 def test_a_send_of_any_memory_order_and_to_no_rank(comm):
@@ -123,7 +132,7 @@ def test_a_message_taken_for_another_is_named(comm, check, start, shape, dtype, 
 @pytest.mark.mpi(min_size=2)
 def test_a_slot_counts_the_messages_that_its_ring_of_verbs_has_forgotten(comm):
     recorder, control = Recorder.of(comm), Control(comm)
-    for sends in (40, 2):
+    for sends in (40, 0):
         with Mesh(comm, tp=comm.size) as mesh:
             for n in range(sends):
                 if comm.rank == 0:

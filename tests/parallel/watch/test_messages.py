@@ -95,6 +95,16 @@ def test_a_scattered_sum_under_way_whose_buffer_is_changed(comm, axis):
         pending.wait()
 
 
+@pytest.mark.mpi
+def test_a_gathering_under_way_whose_buffer_is_changed(comm):
+    mesh, x = mesh_of(comm), np.arange(3.0)
+    pending = mesh.tp.start_gather_rows(x, even(3 * comm.size, comm.size)) if comm.size > 1 else None
+    pending = pending or mesh.tp.start_all_gather(x, even(3, 1))
+    x[1] = 7
+    with pytest.raises(BufferChanged, match=r"start_all_gather .*\[1\] was 1.0, is 7.0"):
+        pending.wait()
+
+
 @pytest.mark.mpi(min_size=2)
 def test_a_command_with_checks_on_has_none(comm):
     done = ran(comm, "dp_train", "--steps", "2", "--check-collectives", "on", "--deterministic")
