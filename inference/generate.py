@@ -10,6 +10,7 @@ import numpy as np
 
 from inference.cache import CACHES, Cache, Striped
 from inference.sampling import Sampler, Sampling
+from layers.batch import Batch
 from layers.block import forward_only
 from layers.latent_attention import LatentAttention
 from layers.transformer import Transformer
@@ -142,7 +143,7 @@ class Generator:
 
     def traffic(self, tokens: int, phase: str, striped: bool | None = None) -> list[Traffic]:
         """What a forward of `tokens` new tokens sends, the choice of the next one left out. `striped`: as if the cache were."""
-        sent = forward_only(self.model.traffic_of_logits(tokens), phase)
+        sent = forward_only(self.model.traffic_of_logits(Batch([tokens])), phase)
         if self.striped if striped is None else striped:
             sent += [t for block in self.model.blocks for t in block.attention.traffic_striped(tokens, phase)]
         return sent

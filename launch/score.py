@@ -101,7 +101,7 @@ class Scored:
             self.nats = mesh.dp.all_reduce(np.array([nll_T.sum(dtype=np.float64)])).item()
         self.seconds = perf_counter() - begun
         self.count = B * (S - 1)
-        self.traffic = model.traffic(mine.size)
+        self.traffic = model.traffic(model.batch([S] * len(mine)))
         self.predicted = [t for t in self.traffic if t.phase == "forward"] + [Traffic("all_reduce", "dp", "score", 8)]
 
     def logits(self) -> np.ndarray:

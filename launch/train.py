@@ -1,4 +1,4 @@
-"""Train a language model on text, on a mesh of pp, dp and tp; take it up again on another mesh.
+"""Train a language model on text, on a mesh of pp, dp, cp and tp; take it up again on another mesh.
 
 T tokens   D model width   S sequence length   V vocabulary: the 256 bytes
 """
@@ -41,7 +41,9 @@ from launch.options import (
 from launch.pictures import curve
 from launch.printable import printable
 from launch.process.memory import available, lacking
+from layers.context import KINDS
 from layers.optimizer import warmup_cosine
+from layers.pieces import LAYOUTS
 from models.build import Parts, build
 from models.config import Config, gpt2_like, llama_like
 from models.stage import by_hand, dealt, stages
@@ -65,7 +67,7 @@ FIXED += ("warmup", "clip", "weight_decay", "seed", "dtype")
 def options() -> argparse.ArgumentParser:
     p = parser(
         "train",
-        "Train a byte-level language model, pipeline-, data- and tensor-parallel.",
+        "Train a byte-level language model, pipeline-, data-, context- and tensor-parallel.",
         (
             "mpirun -n 4 python -m launch.train --mesh dp=2,tp=2",
             "mpirun -n 4 python -m launch.train --mesh pp=2,dp=2 --schedule zb-h1 --micro-batches 4",
@@ -91,6 +93,8 @@ def options() -> argparse.ArgumentParser:
     t.add_argument(
         "--chunks", type=positive, help="stages a rank of pp, for --schedule interleaved (default: the schedule's own)"
     )
+    t.add_argument("--context", choices=KINDS, default="ring", help="how tokens that are cut over cp attend to one another")
+    t.add_argument("--layout", choices=LAYOUTS, default="zigzag", help="which tokens of a sequence each rank of cp has")
     t.add_argument("--steps", type=positive, default=1000, help="of the optimizer")
     t.add_argument("--lr", type=amount, default=2e-3, help="the largest learning rate, after warm-up")
     t.add_argument("--warmup", type=natural, default=50, help="steps of rising learning rate")
@@ -125,7 +129,7 @@ class Task(NamedTuple):
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
-    axes = settled(args.mesh, ranks, along=("pp", "dp", "tp"))
+    axes = settled(args.mesh, ranks, along=("pp", "dp", "cp", "tp"))
     D, H = args.d_model, args.heads
     kv_heads = args.kv_heads or H
     gated = args.family == "llama"
@@ -142,6 +146,8 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     for name, most in (("heads", H), ("d-ff", d_ff)):
         if tp > most:
             raise UsageError(f"cannot cut --{name} {most} over tp={tp}: use at most tp={most}")
+    if args.context == "ulysses" and axes.get("cp", 1) > H // tp:
+        raise UsageError(f"cannot cut {H // tp} heads of a rank over cp={axes['cp']}: use --context ring")
     S, batch = args.sequence_length, args.batch_tokens
     if batch % S:
         raise UsageError(f"--batch-tokens {batch} is not a multiple of --sequence-length {S}: use {max(1, batch // S) * S}")
@@ -201,10 +207,11 @@ class Run:
     def __init__(self, args: argparse.Namespace, task: Task, comm: MPI.Intracomm) -> None:
         self.args, self.control = args, Control(comm)
         self.mesh = start.make_mesh(args, comm, **task.axes)
-        parts = Parts(task.config, self.mesh.tp, args.recompute, args.sequence_parallel)
+        context = KINDS[args.context](self.mesh.cp)
+        parts = Parts(task.config, self.mesh.tp, args.recompute, args.sequence_parallel, context)
         placed = task.blocks, [*task.plan.rank_of.values()], self.mesh.pp.rank
         bucket = max(1, int(args.bucket_mib * 2**20))
-        recipe = Recipe(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay, task.plan)
+        recipe = Recipe(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay, task.plan, None, args.layout)
         self.trainer = Trainer(stages(parts, drawn(args.seed, args.dtype), *placed), self.mesh, recipe)
         self.train, S = task.train, args.sequence_length
         self.validation = Validation(self.trainer, task.validation, S, args.batch_tokens // S)

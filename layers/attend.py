@@ -11,34 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from itertools import accumulate, pairwise
 
 import numpy as np
+
+from layers.pieces import Span
 
 # Rows of scores and keys of a block: one float32 block is half of a core's L2 cache. Measured, with `launch.bench attention`.
 ROWS, KEYS = 256, 512
 # How far a score may exceed its row's base before exp: exp(60) times 1e12 is within float32's end.
 HEADROOM = 60.0
 
-# A sequence: where its queries and its keys are. Its queries are the last of its keys.
-Span = tuple[slice, slice]
-
 # What a cache does for a layer: given what it keeps of each new token, it appends that and yields, for one sequence or several
 # of as many new tokens each, where these are, what they must not see ((B, T, S): 0 or -inf; None for one sequence, which sees
 # all that is before it), and what is kept of all their tokens, (B, S, ...).
 Keep = Callable[..., Iterable[tuple]]
-
-
-def spans(lengths: Sequence[int], tokens: int) -> list[Span]:
-    """Sequences of these lengths, one after another, that read themselves.
-
-    Raises ValueError for an empty sequence, and where they do not sum to `tokens`.
-    """
-    if sum(lengths) != tokens:
-        raise ValueError(f"sequences of {sum(lengths)} tokens together cannot be read from {tokens} tokens")
-    if min(lengths) < 1:
-        raise ValueError(f"sequence {list(lengths).index(min(lengths))} has {min(lengths)} tokens: use 1 or more")
-    return [(slice(*ends), slice(*ends)) for ends in pairwise(accumulate(lengths, initial=0))]
 
 
 def head_chunks(span: Span, heads: int, group: int) -> Iterator[slice]:
@@ -70,10 +56,10 @@ def _rows(x_TKgE: np.ndarray, heads: slice, queries: slice) -> np.ndarray:
     return x_NQgE.reshape(N, Q * g, E)
 
 
-def _put_rows(out_TKgE: np.ndarray, heads: slice, queries: slice, x_NRE: np.ndarray) -> None:
-    out_QNgE = out_TKgE[queries, heads]
-    Q, N, g, E = out_QNgE.shape
-    out_QNgE[...] = x_NRE.reshape(N, Q, g, E).transpose(1, 0, 2, 3)
+def _as_rows(x_NRE: np.ndarray, group: int) -> np.ndarray:
+    """A block of rows as (Q, N, g, E), a view."""
+    N, R, E = x_NRE.shape
+    return x_NRE.reshape(N, R // group, group, E).transpose(1, 0, 2, 3)
 
 
 @cache
@@ -115,12 +101,16 @@ def attend(
     sequences: Sequence[Span],
     scale: float,
     causal: bool = True,
+    more: bool = False,
 ) -> None:
-    """Write o = softmax(scale q k^T) v of each sequence, and the log-sum-exp of its rows of scores.
+    """Write o = softmax(scale q k^T) v of each span, and the log-sum-exp of its rows of scores.
 
     Block by block, with a running base m, sum l and output o of each row (Milakov and Gimelshein, arXiv 1805.02867). A row's
-    base is the score of the query's own key, and the product itself takes it off; it rises to a block's maximum only where
-    that exceeds it by more than HEADROOM, so that most blocks need no pass for it. l is at least exp(-HEADROOM), p finite.
+    base is the score of the query's own key (of the first one, where none is hidden), and the product itself takes it off; it
+    rises to a block's maximum only where that exceeds it by more than HEADROOM, so that most blocks need no pass for it. l is
+    at least exp(-HEADROOM), p finite.
+
+    `more`: these keys are added to what o and lse already hold; a row's base is then its lse, and no key is hidden.
     """
     K, g, E = q_TKgE.shape[1:]
     room, ones_C, scale = _room(g, q_TKgE.dtype), np.ones(KEYS, q_TKgE.dtype), q_TKgE.dtype.type(scale)
@@ -131,10 +121,14 @@ def attend(
             for queries, blocks in tiles(span, g, causal):
                 q_NRE = _rows(q_TKgE, heads, queries) * scale
                 N, R, _ = q_NRE.shape
-                own = np.s_[queries.start + before - start : queries.stop + before - start]
-                m_NR1 = np.vecdot(q_NRE.reshape(N, R // g, g, E), k1_NSE[:, own, None, :E]).reshape(N, R, 1)
+                if more:
+                    m_NR1, o_NRV = _rows(lse_TKg[..., None], heads, queries).copy(), _rows(o_TKgV, heads, queries).copy()
+                    l_NR1 = np.ones_like(m_NR1)
+                else:
+                    own = np.s_[queries.start + before - start : queries.stop + before - start] if causal else np.s_[:1]
+                    m_NR1 = np.vecdot(q_NRE.reshape(N, R // g, g, E), k1_NSE[:, own, None, :E]).reshape(N, R, 1)
+                    l_NR1, o_NRV = np.zeros_like(m_NR1), np.zeros((N, R, v_SKV.shape[-1]), q_NRE.dtype)
                 q_NRE = _beside(q_NRE, -m_NR1)
-                l_NR1, o_NRV = np.zeros_like(m_NR1), np.zeros((N, R, v_SKV.shape[-1]), q_NRE.dtype)
                 for keys in blocks:
                     C = keys.stop - keys.start
                     s_NRC = room[: N * R * C].reshape(N, R, C)
@@ -153,8 +147,22 @@ def attend(
                     l_NR1 += (p_NRC @ ones_C[:C])[..., None]
                     o_NRV += p_NRC @ v_SKV[keys, heads].transpose(1, 0, 2)
                 o_NRV /= l_NR1
-                _put_rows(o_TKgV, heads, queries, o_NRV)
-                _put_rows(lse_TKg[..., None], heads, queries, m_NR1 + np.log(l_NR1))
+                o_TKgV[queries, heads] = _as_rows(o_NRV, g)
+                lse_TKg[queries, heads] = _as_rows(m_NR1 + np.log(l_NR1), g)[..., 0]
+
+
+def merge(*parts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(o (..., V), lse (...)) over all keys, from those over parts of them: a part without keys has an lse of -inf.
+
+    lse = log sum_r exp(lse_r);  o = sum_r exp(lse_r - lse) o_r
+    """
+    o_pV, lse_p = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+    top = lse_p.max(axis=0)
+    weight_p = np.exp(lse_p - np.where(np.isfinite(top), top, 0))
+    total = weight_p.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        o = np.where(total[..., None] > 0, (weight_p[..., None] * o_pV).sum(axis=0) / total[..., None], 0)
+        return o.astype(o_pV.dtype, copy=False), top + np.log(total)
 
 
 # Rows of scores that are computed at once where there are so few of them: a step of decoding, a verified draft.
@@ -213,7 +221,7 @@ def attend_backward(
     scale: float,
     causal: bool = True,
 ) -> None:
-    """Write dq, dk and dv, the scores computed again from q, k and the log-sum-exp:
+    """Add into dq, dk and dv, the scores computed again from q, k and the log-sum-exp:
 
     p   = exp(scale q k^T - lse)
     dv  = p^T do
@@ -251,6 +259,6 @@ def attend_backward(
                     dq_NRE += ds_NRC @ k1_NSE[*at, :E]
                     dk_NSE[at] += ds_NRC.transpose(0, 2, 1) @ q_NRE[..., :E]
                 dq_NRE *= scale
-                _put_rows(dq_TKgE, heads, queries, dq_NRE)
-            dk_SKE[span[1], heads] = dk_NSE.transpose(1, 0, 2)
-            dv_SKV[span[1], heads] = dv_NSV.transpose(1, 0, 2)
+                dq_TKgE[queries, heads] += _as_rows(dq_NRE, g)
+            dk_SKE[span[1], heads] += dk_NSE.transpose(1, 0, 2)
+            dv_SKV[span[1], heads] += dv_NSV.transpose(1, 0, 2)

@@ -7,35 +7,21 @@ n = h + 2 k: queries, keys and values side by side, from one product
 
 from __future__ import annotations
 
-from itertools import groupby
-from typing import NamedTuple
-
 import numpy as np
 
-from layers.attend import Keep, attend, attend_backward, attend_cached, spans
+from layers.attend import Keep, attend_cached
 from layers.batch import Batch
+from layers.context import Core, Local, runs_of
 from layers.linear import RowParallelLinear
 from layers.norm import rms_norm, rms_norm_backward
-from layers.ops import product
+from layers.ops import flattened, product
 from layers.rope import Rotation
 from parallel.axis import Axis
 from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
 from parallel.rows import gathered, held, summed
-from parallel.shard import Cut, Layout, covering, even, group_sizes
-
-
-class Run(NamedTuple):
-    """Where on this rank key/value heads `kv` and query heads `q` are, of which `group` (g) read each of the former."""
-
-    q: slice
-    kv: slice
-    group: int
-
-    def queries(self, a_Th: np.ndarray) -> np.ndarray:
-        """A view of this run's query heads in (T, h, ...), by the key/value head that they read: (T, k, g, ...)."""
-        return a_Th[:, self.q].reshape(len(a_Th), -1, self.group, *a_Th.shape[2:])
+from parallel.shard import Layout, covering, even, group_sizes
 
 
 class Attention:
@@ -52,9 +38,10 @@ class Attention:
     Query heads are dealt out as evenly as they go; a rank holds the key/value heads that its query heads read. `kv_heads`: H
     (multi-head, the default), 1 (multi-query) or a divisor of H. `qk_norm`: None, or eps of an RMS norm of each head's queries
     and keys, before rotation (as Qwen3); its weights are shared by the heads, so that their gradients are owed over tp too.
-    `scale`: of the scores, E^-0.5 unless given. `cuts_rows`: whether it will be called with rows that are cut. Saved for
-    backward: x, q, k, v, o and the log-sum-exp (and, normed, q and k as they were and a number a head). Raises ValueError for
-    more ranks than heads, kv_heads that do not divide heads, or no `d_head` and heads that do not divide d_model.
+    `scale`: of the scores, E^-0.5 unless given. `context`: how tokens that are cut over cp meet (`layers.context`).
+    `cuts_rows`: whether it will be called with rows that are cut. Saved for backward: x, q, k, v, o and the log-sum-exp (and,
+    normed, q and k as they were and a number a head). Raises ValueError for more ranks than heads, kv_heads that do not divide
+    heads, or no `d_head` and heads that do not divide d_model.
     """
 
     def __init__(
@@ -72,6 +59,7 @@ class Attention:
         causal: bool = True,
         scale: float | None = None,
         cuts_rows: bool = False,
+        context: Local | None = None,
     ) -> None:
         kv_heads = kv_heads or heads
         if d_head is None and d_model % heads:
@@ -94,12 +82,9 @@ class Attention:
         self.b_nE = weights.biases(b, 0, tp.place, owed=(tp.name,)) if bias else None
         self.norms = [] if qk_norm is None else [weights.norm(name, E, owed=(tp.name,)) for name in ("wqn", "wkn")]
         self.out = RowParallelLinear(tp, weights, "o", (heads, E), d_model, cut, bias_out, cuts_rows)
-        self.runs: list[Run] = []
-        q = kv = 0
-        for group, same in groupby(group_sizes(cut, heads // kv_heads, tp.rank)):
-            n = len(list(same))
-            self.runs.append(Run(slice(q, q + n * group), slice(kv, kv + n), group))
-            q, kv = q + n * group, kv + n
+        self.runs = runs_of(group_sizes(cut, heads // kv_heads, tp.rank))
+        self.context = context or Local()
+        self.context.require(self.h)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -109,16 +94,11 @@ class Attention:
     def forward(self, x_tD: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
         """x (t, D) -> y (t, D), saved."""
         x_TD = self.tp.gather_rows(x_tD, batch.rows)
-        sequences = spans(batch.lengths, len(x_TD))
+        batch.require(len(x_TD))
         z_TnE, qk_TnE, saved_norm = self._projected(x_TD, batch.rotation)
-        o_ThE = np.empty((len(x_TD), self.h, self.E), x_TD.dtype)
-        lse_Th = np.empty((len(x_TD), self.h), x_TD.dtype)
-        q_ThE, k_TkE, v_TkE = self._by_heads(qk_TnE, z_TnE)
-        for run in self.runs:
-            q, o, lse = (run.queries(a) for a in (q_ThE, o_ThE, lse_Th))
-            attend(q, k_TkE[:, run.kv], v_TkE[:, run.kv], o, lse, sequences, self.scale, self.causal)
+        o_ThE, kept = self.context.forward(*self._by_heads(qk_TnE, z_TnE), self._core, batch)
         y_tD, saved_out = self.out.forward(o_ThE, batch.rows)
-        return y_tD, (x_tD, batch, z_TnE, saved_norm, sequences, lse_Th, saved_out)
+        return y_tD, (x_tD, batch, z_TnE, saved_norm, kept, saved_out)
 
     def cached(self, x_TD: np.ndarray, rotation: Rotation | None, keep: Keep) -> np.ndarray:
         """x (T, D), new tokens of some sequences -> y (T, D): their queries read the keys and values that a cache has, and
@@ -135,27 +115,27 @@ class Attention:
         return self.out.forward(o_ThE)[0]
 
     @property
+    def _core(self) -> Core:
+        return Core(self.runs, self.scale, self.causal)
+
+    @property
     def cache_shapes(self) -> list[tuple[int, ...]]:
         """What a cache keeps of a token on this rank: a key and a value of each of its heads."""
         return [(self.k, self.E), (self.k, self.E)]
 
     def backward(self, dy_tD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dy (t, D), saved -> dx (t, D). Adds into the gradients."""
-        x_tD, batch, z_TnE, saved_norm, sequences, lse_Th, saved_out = saved
+        x_tD, batch, z_TnE, saved_norm, kept, saved_out = saved
         do_ThE = self.out.backward(dy_tD, saved_out, later)
         o_ThE = saved_out[0].reshape(do_ThE.shape)
         qk_TnE = saved_norm[0] if saved_norm else self._queries_keys(z_TnE)
-        dz_TnE = np.empty_like(z_TnE)
-        q_ThE, k_TkE, v_TkE = self._by_heads(qk_TnE, z_TnE)
-        dq_ThE, dk_TkE, dv_TkE = self._by_heads(dz_TnE, dz_TnE)
-        for run in self.runs:
-            do, q, o, lse, dq = (run.queries(a) for a in (do_ThE, q_ThE, o_ThE, lse_Th, dq_ThE))
-            k, v, dk, dv = (a[:, run.kv] for a in (k_TkE, v_TkE, dk_TkE, dv_TkE))
-            attend_backward(do, q, k, v, o, lse, dq, dk, dv, sequences, self.scale, self.causal)
+        dz_TnE = np.zeros_like(z_TnE)
+        qkv, into = self._by_heads(qk_TnE, z_TnE), self._by_heads(dz_TnE, dz_TnE)
+        self.context.backward(do_ThE, o_ThE, qkv, into, self._core, batch, kept)
         if batch.rotation is not None:
             batch.rotation.backward(self._queries_keys(dz_TnE))
         self._normed_backward(dz_TnE, z_TnE, saved_norm)
-        x_TD, dz_Tn = self.tp.gather_rows(x_tD, batch.rows), dz_TnE.reshape(len(dz_TnE), -1)
+        x_TD, dz_Tn = self.tp.gather_rows(x_tD, batch.rows), flattened(dz_TnE)
         self.W_DnE.add_grad_product(x_TD, dz_Tn, later)
         if self.b_nE is not None:
             self.b_nE.add_grad(dz_TnE.sum(axis=0))
@@ -163,7 +143,7 @@ class Attention:
 
     def _projected(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray, tuple]:
         """z (T, n, E), the queries and keys in it (or in an array of their own, if normed) rotated, and what is saved."""
-        z_TnE = product(x_TD, self.W_DnE.data.reshape(self.d_model, -1)).reshape(len(x_TD), -1, self.E)
+        z_TnE = product(x_TD, self.W_DnE.data.reshape(self.d_model, -1)).reshape(len(x_TD), *self.W_DnE.data.shape[1:])
         if self.b_nE is not None:
             z_TnE += self.b_nE.data
         qk_TnE, saved_norm = self._normed(z_TnE)
@@ -198,21 +178,22 @@ class Attention:
         h, k = self.h, self.k
         return qk_TnE[:, :h], qk_TnE[:, h : h + k], z_TnE[:, h + k :]
 
-    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
-        """What forward and backward of `tokens` tokens send."""
-        size, tp = message((tokens, self.d_model), self.W_DnE.data.itemsize), self.tp.name
-        gathers = [t for phase in ("forward", "backward") for t in gathered(tp, rows, phase, size)]
-        return [*gathers, *self.out.traffic(tokens, rows), *summed(tp, rows, "backward", size)]
+    def traffic(self, batch: Batch) -> list[Traffic]:
+        """What forward and backward of the batch send."""
+        size, tp, b = message((batch.tokens, self.d_model), self.W_DnE.data.itemsize), self.tp.name, self.W_DnE.data.itemsize
+        gathers = [t for phase in ("forward", "backward") for t in gathered(tp, batch.rows, phase, size)]
+        around = self.context.traffic(self._core, batch, (self.E, self.E), b)
+        return [*gathers, *around, *self.out.traffic(batch.tokens, batch.rows), *summed(tp, batch.rows, "backward", size)]
 
-    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+    def saved_bytes(self, batch: Batch) -> int:
         """What this rank keeps from forward to backward. The rotation belongs to the batch and is not counted."""
-        h, k, E = self.h, self.k, self.E
+        (h, k, E), tokens, b = (self.h, self.k, self.E), batch.tokens, self.W_DnE.data.itemsize
         normed = (h + k) * (E + 1) if self.norms else 0
-        b = self.W_DnE.data.itemsize
-        x = message((held(tokens, rows, self.tp.rank), self.d_model), b)
-        return x + message((tokens, (h + 2 * k) * E + h + normed), b) + self.out.saved_bytes(tokens)
+        x = message((held(tokens, batch.rows, self.tp.rank), self.d_model), b)
+        kept = self.context.saved_bytes(self._core, batch, (E, E), b)
+        return x + message((tokens, (h + 2 * k) * E + normed), b) + kept + self.out.saved_bytes(tokens)
 
-    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+    def later_bytes(self, batch: Batch) -> int:
         """What is kept where the products of weights are put off."""
-        size = message((tokens, self.d_model + (self.h + 2 * self.k) * self.E), self.W_DnE.data.itemsize)
-        return size + self.out.later_bytes(tokens)
+        size = message((batch.tokens, self.d_model + (self.h + 2 * self.k) * self.E), self.W_DnE.data.itemsize)
+        return size + self.out.later_bytes(batch.tokens)

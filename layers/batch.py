@@ -7,30 +7,55 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from layers import pieces
+from layers.pieces import Pieces
 from layers.rope import Rope, Rotation
 from parallel.shard import Cut
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of `lengths`, one after another. `rotation`: of their positions, where queries and keys are rotated. `rows`:
-    how the tokens are cut over tp between products (sequence parallelism), or None where every rank has all of them."""
+    """Sequences of `lengths`, one after another.
+
+    `rotation`: of this rank's tokens' positions, where queries and keys are rotated. `rows`: how its tokens are cut over tp
+    between products (sequence parallelism), or None where every rank of tp has all of them. `every`: the pieces of the
+    sequences that each rank of cp has, and `rank`, which of these this one is; one rank has all, whole.
+    """
 
     lengths: Sequence[int]
     rotation: Rotation | None = None
     rows: Cut | None = None
+    every: tuple[Pieces, ...] = ()
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.every:
+            object.__setattr__(self, "every", (pieces.whole(self.lengths),))
 
     @classmethod
     def of(cls, lengths: Sequence[int], rope: Rope | None, dtype: np.dtype | str, rows: Cut | None = None) -> Batch:
-        """With the rotation by `rope`, if there is one."""
-        return cls(lengths, None if rope is None else rope.at(positions(lengths), dtype), rows)
+        """Whole sequences, with the rotation by `rope`, if there is one."""
+        return cls(lengths, None if rope is None else rope.at(pieces.positions(pieces.whole(lengths)), dtype), rows)
+
+    @property
+    def mine(self) -> Pieces:
+        return self.every[self.rank]
+
+    @property
+    def tokens(self) -> int:
+        """This rank's, before tp cuts them."""
+        return pieces.count(self.mine)
 
     @property
     def positions_T(self) -> np.ndarray:
         """Each token's place in its sequence."""
-        return positions(self.lengths)
+        return pieces.positions(self.mine)
 
+    def take(self, whole_T: np.ndarray) -> np.ndarray:
+        """This rank's tokens of an array of all."""
+        return whole_T if len(self.every) == 1 else whole_T[pieces.places(self.lengths, self.mine)]
 
-def positions(lengths: Sequence[int]) -> np.ndarray:
-    """0, 1, ... of each sequence (T,)."""
-    return np.concatenate([np.arange(n) for n in lengths])
+    def require(self, tokens: int) -> None:
+        """Raises ValueError unless the pieces sum to so many tokens."""
+        if self.tokens != tokens:
+            raise ValueError(f"sequences of {self.tokens} tokens together cannot be read from {tokens} tokens")

@@ -23,7 +23,6 @@ from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter
 from parallel.rows import held
-from parallel.shard import Cut
 
 
 class Block:
@@ -69,9 +68,9 @@ class Block:
         h_TD = x_TD + store.attended(self.attention, self.norm1.forward(x_TD)[0], rotation)
         return h_TD + self.mlp.apply(self.norm2.forward(h_TD)[0])
 
-    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
-        """What forward and backward of `tokens` tokens send."""
-        return [*self.attention.traffic(tokens, rows), *self.mlp.traffic(tokens, rows)]
+    def traffic(self, batch: Batch) -> list[Traffic]:
+        """What forward and backward of the batch send."""
+        return [*self.attention.traffic(batch), *self.mlp.traffic(batch.tokens, batch.rows)]
 
     def flops(self, sequence_length: int) -> float:
         """Operations a token of forward and backward: 6 for each weight that multiplies, and 6 H (E + V) for each key that a
@@ -79,15 +78,15 @@ class Block:
         weights = sum(prod(p.layout.shape) for p in self.parameters if p.multiplies)
         return 6.0 * (weights + self.attention.score_width * (sequence_length + 1) / 2)
 
-    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+    def saved_bytes(self, batch: Batch) -> int:
         """What this rank keeps from forward to backward."""
-        own = held(tokens, rows, self.attention.tp.rank)
+        own = held(batch.tokens, batch.rows, self.attention.tp.rank)
         norms = self.norm1.saved_bytes(own) + self.norm2.saved_bytes(own)
-        return norms + self.attention.saved_bytes(tokens, rows) + self.mlp.saved_bytes(tokens, rows)
+        return norms + self.attention.saved_bytes(batch) + self.mlp.saved_bytes(batch.tokens, batch.rows)
 
-    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+    def later_bytes(self, batch: Batch) -> int:
         """What is kept where the products of weights are put off."""
-        return self.attention.later_bytes(tokens, rows) + self.mlp.later_bytes(tokens, rows)
+        return self.attention.later_bytes(batch) + self.mlp.later_bytes(batch.tokens, batch.rows)
 
 
 def forward_only(traffic: Iterable[Traffic], phase: str) -> list[Traffic]:
@@ -118,17 +117,17 @@ class Recomputed:
         _, again = self.block.forward(*saved)
         return self.block.backward(dy_tD, again, later)
 
-    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
-        sent = self.block.traffic(tokens, rows)
+    def traffic(self, batch: Batch) -> list[Traffic]:
+        sent = self.block.traffic(batch)
         return [*sent, *(replace(t, phase="backward") for t in sent if t.phase == "forward")]
 
     def flops(self, sequence_length: int) -> float:
         """The block's: what is computed again is not counted."""
         return self.block.flops(sequence_length)
 
-    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+    def saved_bytes(self, batch: Batch) -> int:
         width, itemsize = len(self.block.norm1.w_D.data), self.block.norm1.w_D.data.itemsize
-        return message((held(tokens, rows, self.attention.tp.rank), width), itemsize)
+        return message((held(batch.tokens, batch.rows, self.attention.tp.rank), width), itemsize)
 
-    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
-        return self.block.later_bytes(tokens, rows)
+    def later_bytes(self, batch: Batch) -> int:
+        return self.block.later_bytes(batch)

@@ -6,19 +6,24 @@ N width of a head's queries and keys without position   R rotated width, one key
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from layers.attend import Keep, attend, attend_backward, attend_cached, spans
+from layers.attend import Keep, attend, attend_backward, attend_cached, merge
 from layers.batch import Batch
+from layers.context import Local, all_spans
 from layers.linear import RowParallelLinear
 from layers.norm import RMSNorm
+from layers.ops import flattened
+from layers.pieces import own_spans
 from layers.rope import Rotation
 from parallel.axis import Axis
 from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
 from parallel.rows import gathered, held, is_whole, summed
-from parallel.shard import Cut, Layout, even
+from parallel.shard import Layout, even
 
 
 class LatentAttention:
@@ -58,6 +63,7 @@ class LatentAttention:
         causal: bool = True,
         scale: float | None = None,
         cuts_rows: bool = False,
+        context: Local | None = None,
     ) -> None:
         if d_rope < 2 or d_rope % 2:
             raise ValueError(f"cannot rotate a width of {d_rope}: use an even one, 2 or more")
@@ -67,6 +73,7 @@ class LatentAttention:
         self.score_width = heads * (d_nope + d_rope + d_value)
         cut = even(heads, tp.size, "heads")
         self.cut, self.h = cut, cut.size(tp.rank)
+        self.context = context or Local()
 
         owed = (tp.name,) if cuts_rows else ()
 
@@ -95,38 +102,42 @@ class LatentAttention:
         rows = batch.rows
         c_tC, kr_tR, cq_tQ, saved_norms = self._down(x_tD)
         c_TC, kr_TR, cq_TQ = (self.tp.gather_rows(a, rows) for a in (c_tC, kr_tR, cq_tQ))
-        sequences, T = spans(batch.lengths, len(c_TC)), len(c_TC)
+        batch.require(len(c_TC))
         q_Thn = self._rotated(cq_TQ, kr_TR, batch.rotation)
-        kv_Thn = (c_TC @ self.Wukv_Chn.data.reshape(self.C, -1)).reshape(T, self.h, -1)
-        o_ThV, lse_Th = np.empty((T, self.h, self.V), x_tD.dtype), np.empty((T, self.h), x_tD.dtype)
-        attend(*self._heads(q_Thn, kv_Thn, kr_TR), o_ThV[:, :, None], lse_Th[..., None], sequences, self.scale, self.causal)
+        c_SC, kr_SR = (self.context.gathered(a, batch) for a in (c_TC, kr_TR))
+        kv_Shn = (c_SC @ self.Wukv_Chn.data.reshape(self.C, -1)).reshape(len(c_SC), *self.Wukv_Chn.data.shape[1:])
+        o_ThV, lse_Th = np.empty((*q_Thn.shape[:2], self.V), x_tD.dtype), np.empty(q_Thn.shape[:2], x_tD.dtype)
+        spans = all_spans(batch, self.causal)
+        attend(*self._heads(q_Thn, kv_Shn, kr_SR), o_ThV[:, :, None], lse_Th[..., None], spans, self.scale, self.causal)
         y_tD, saved_out = self.out.forward(o_ThV, rows)
-        return y_tD, (x_tD, batch, sequences, saved_norms, cq_tQ, c_tC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out)
+        return y_tD, (x_tD, batch, saved_norms, cq_tQ, c_tC, kr_SR, q_Thn, kv_Shn, lse_Th, saved_out)
 
     def backward(self, dy_tD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dy (t, D), saved -> dx (t, D). Adds into the gradients."""
-        x_tD, batch, sequences, saved_norms, cq_tQ, c_tC, kr_TR, q_Thn, kv_Thn, lse_Th, saved_out = saved
+        x_tD, batch, saved_norms, cq_tQ, c_tC, kr_SR, q_Thn, kv_Shn, lse_Th, saved_out = saved
         rows, rotation = batch.rows, batch.rotation
         c_TC, cq_TQ = (self.tp.gather_rows(a, rows) for a in (c_tC, cq_tQ))
+        c_SC = self.context.gathered(c_TC, batch)
         do_ThV = self.out.backward(dy_tD, saved_out, later)
-        q_Th1n, k_Thn, v_ThV = self._heads(q_Thn, kv_Thn, kr_TR)
-        dq_Thn, dk_Thn, dkv_Thn = np.empty_like(q_Thn), np.empty_like(k_Thn), np.empty_like(kv_Thn)
+        q_Th1n, k_Shn, v_ShV = self._heads(q_Thn, kv_Shn, kr_SR)
+        dq_Thn, dk_Shn, dkv_Shn = np.zeros_like(q_Thn), np.zeros_like(k_Shn), np.zeros_like(kv_Shn)
         of = saved_out[0].reshape(do_ThV.shape)[:, :, None], lse_Th[..., None]
-        into = dq_Thn[:, :, None], dk_Thn, dkv_Thn[..., self.N :]
-        attend_backward(do_ThV[:, :, None], q_Th1n, k_Thn, v_ThV, *of, *into, sequences, self.scale, self.causal)
-        dkv_Thn[..., : self.N] = dk_Thn[..., : self.N]
+        into = dq_Thn[:, :, None], dk_Shn, dkv_Shn[..., self.N :]
+        spans = all_spans(batch, self.causal)
+        attend_backward(do_ThV[:, :, None], q_Th1n, k_Shn, v_ShV, *of, *into, spans, self.scale, self.causal)
+        dkv_Shn[..., : self.N] = dk_Shn[..., : self.N]
         if rotation is not None:
             rotation.backward(dq_Thn[..., self.N :])
         # The latents and the rotated key feed the heads of every rank: what comes back through this rank's is partial.
-        dq_Tn, dkv_Tn = dq_Thn.reshape(len(c_TC), -1), dkv_Thn.reshape(len(c_TC), -1)
+        dq_Tn, dkv_Sn = flattened(dq_Thn), flattened(dkv_Shn)
         self.Wq_Qhn.add_grad_product(cq_TQ, dq_Tn, later)
-        self.Wukv_Chn.add_grad_product(c_TC, dkv_Tn, later)
-        dc_TC = dkv_Tn @ self.Wukv_Chn.data.reshape(self.C, -1).T
-        dkr_TR = dk_Thn[..., self.N :].sum(axis=1)
+        self.Wukv_Chn.add_grad_product(c_SC, dkv_Sn, later)
+        dc_SC = dkv_Sn @ self.Wukv_Chn.data.reshape(self.C, -1).T
+        dckr_TM = self.context.summed(np.concatenate([dc_SC, dk_Shn[..., self.N :].sum(axis=1)], axis=1), batch)
         dcq_TQ = dq_Tn @ self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1).T
         if rotation is not None:
-            rotation.backward(dkr_TR[:, None])
-        whole_tn = self.tp.sum_rows(np.concatenate([dc_TC, dkr_TR, dcq_TQ], axis=1), rows)
+            rotation.backward(dckr_TM[:, None, self.C :])
+        whole_tn = self.tp.sum_rows(np.concatenate([dckr_TM, dcq_TQ], axis=1), rows)
         dc_tC, dkr_tR, dcq_tQ = np.split(whole_tn, [self.C, self.C + self.R], axis=1)
         saved_c, saved_q = saved_norms
         dx_tD = self._down_backward(self.Wdkv_DC, self.norm.backward(dc_tC, saved_c), x_tD, later)
@@ -142,12 +153,11 @@ class LatentAttention:
         oc_ThC = softmax(...) c_TC
         o_ThV  = oc_ThC @ Wuv_ChV
         """
-        sequences = spans(batch.lengths, len(x_TD))
         q_ThM, c_TM = self._absorbed(x_TD, batch.rotation)
         oc_ThC, lse_Th = np.empty((len(x_TD), self.h, self.C), x_TD.dtype), np.empty((len(x_TD), self.h), x_TD.dtype)
         # One key/value head, the latent, that all query heads read.
         of = q_ThM[:, None], c_TM[:, None], c_TM[:, None, : self.C], oc_ThC[:, None], lse_Th[:, None]
-        attend(*of, sequences, self.scale, self.causal)
+        attend(*of, own_spans(batch.mine, self.causal), self.scale, self.causal)
         return self._out_absorbed(oc_ThC)
 
     def cached(self, x_TD: np.ndarray, rotation: Rotation | None, keep: Keep) -> np.ndarray:
@@ -185,9 +195,7 @@ class LatentAttention:
         ranks = even(p * T, p)
         back = self.tp.all_to_all(part_TH, 1, self.cut, 0, ranks)
         parts_pThC = back.reshape(p, T, self.h, self.C + 1)
-        lse_pTh1 = parts_pThC[..., self.C :]
-        weight_pTh1 = np.exp(lse_pTh1 - lse_pTh1.max(axis=0))
-        oc_ThC = (weight_pTh1 * parts_pThC[..., : self.C]).sum(axis=0) / weight_pTh1.sum(axis=0)
+        oc_ThC, _ = merge(*((part_ThC[..., : self.C], part_ThC[..., self.C]) for part_ThC in parts_pThC))
         return self._out_absorbed(oc_ThC)
 
     @property
@@ -218,7 +226,7 @@ class LatentAttention:
 
     def _rotated(self, cq_TQ: np.ndarray, kr_TR: np.ndarray, rotation: Rotation | None) -> np.ndarray:
         """q (T, h, N + R) with its last R rotated; kr is rotated in place."""
-        q_Thn = (cq_TQ @ self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1)).reshape(len(cq_TQ), self.h, -1)
+        q_Thn = (cq_TQ @ self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1)).reshape(len(cq_TQ), *self.Wq_Qhn.data.shape[1:])
         if rotation is not None:
             rotation.forward(q_Thn[..., self.N :])
             rotation.forward(kr_TR[:, None])
@@ -237,13 +245,15 @@ class LatentAttention:
         W_DI.add_grad_product(x_tD, d_tI, later)
         return d_tI @ W_DI.data.T
 
-    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
-        """What forward and backward of `tokens` tokens send."""
-        b, tp, Q = self.Wq_Qhn.data.itemsize, self.tp.name, len(self.Wq_Qhn.data)
-        size = lambda width: message((tokens, width), b)  # noqa: E731
-        again = [("forward", self.C), ("forward", self.R), ("forward", Q), ("backward", self.C), ("backward", Q)]
+    def traffic(self, batch: Batch) -> list[Traffic]:
+        """What forward and backward of the batch send."""
+        b, tp, Q, rows, C = self.Wq_Qhn.data.itemsize, self.tp.name, len(self.Wq_Qhn.data), batch.rows, self.C
+        size = lambda width: message((batch.tokens, width), b)  # noqa: E731
+        again = [("forward", C), ("forward", self.R), ("forward", Q), ("backward", C), ("backward", Q)]
         gathers = [t for phase, width in again for t in gathered(tp, rows, phase, size(width))]
-        return [*gathers, *self.out.traffic(tokens, rows), *summed(tp, rows, "backward", size(self.C + self.R + Q))]
+        c, kr, both = (self.context.traffic_gathered(batch, width, b) for width in (C, self.R, C + self.R))
+        around = [*c[:1], *kr[:1], *(replace(t, phase="backward") for t in c[:1]), *both[1:]]
+        return [*gathers, *around, *self.out.traffic(batch.tokens, rows), *summed(tp, rows, "backward", size(C + self.R + Q))]
 
     def traffic_striped(self, tokens: int, phase: str) -> list[Traffic]:
         """What `cached_striped` sends beside what `cached` does: all queries to all, partial outputs to their heads' ranks."""
@@ -252,22 +262,24 @@ class LatentAttention:
         back = message((tokens, H, self.C + 1), b)
         return [Traffic("all_gather", self.tp.name, phase, queries), Traffic("all_to_all", self.tp.name, phase, back)]
 
-    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+    def saved_bytes(self, batch: Batch) -> int:
         """What this rank keeps from forward to backward. The rotation belongs to the batch and is not counted."""
-        b, own = self.Wq_Qhn.data.itemsize, held(tokens, rows, self.tp.rank)
-        per_head = (self.N + self.R) + (self.N + self.V) + 1
-        kept = message((own, self.d_model + self.C), b) + message((tokens, self.R + self.h * per_head), b)
-        kept += self.norm.saved_bytes(own) + self.out.saved_bytes(tokens)
+        b, tokens, every = self.Wq_Qhn.data.itemsize, batch.tokens, sum(batch.lengths)
+        own = held(tokens, batch.rows, self.tp.rank)
+        kept = message((own, self.d_model + self.C), b) + message((tokens, self.h * (self.N + self.R + 1)), b)
+        kept += (
+            message((every, self.R + self.h * (self.N + self.V)), b) + self.norm.saved_bytes(own) + self.out.saved_bytes(tokens)
+        )
         if self.norm_q is None:
             return kept
         return kept + message((own, len(self.norm_q.w_D.data)), b) + self.norm_q.saved_bytes(own)
 
-    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+    def later_bytes(self, batch: Batch) -> int:
         """What is kept where the products of weights are put off. The down-projections share x, this rank's rows of it, which
         is also what queries are projected from where they are not compressed."""
-        b, own, Q = self.Wq_Qhn.data.itemsize, held(tokens, rows, self.tp.rank), len(self.Wq_Qhn.data)
-        heads = self.h * (self.N + self.R + self.N + self.V) + self.C
+        tokens, rows, b, Q = batch.tokens, batch.rows, self.Wq_Qhn.data.itemsize, len(self.Wq_Qhn.data)
         shared = is_whole(rows) and self.Wdq_DQ is None
-        compressed = 0 if self.Wdq_DQ is None else Q
-        down = message((own, self.d_model + self.C + self.R + compressed), b)
-        return message((tokens, heads + (0 if shared else Q)), b) + down + self.out.later_bytes(tokens)
+        queries = message((tokens, self.h * (self.N + self.R) + (0 if shared else Q)), b)
+        keys = message((sum(batch.lengths), self.h * (self.N + self.V) + self.C), b)
+        down = (held(tokens, rows, self.tp.rank), self.d_model + self.C + self.R + (0 if self.Wdq_DQ is None else Q))
+        return queries + keys + message(down, b) + self.out.later_bytes(tokens)

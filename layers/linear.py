@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from layers.ops import product
+from layers.ops import flattened, product
 from parallel.axis import Axis
 from parallel.later import Later
 from parallel.ledger import Traffic, message
@@ -65,7 +65,7 @@ class ColumnParallelLinear:
         x_TI = self.tp.gather_rows(x_tI, rows)
         if self.b_o is not None:
             self.b_o.add_grad(dz_To.sum(axis=0))
-        dz_To = dz_To.reshape(len(x_TI), -1)
+        dz_To = flattened(dz_To)
         self.W_Io.add_grad_product(x_TI, dz_To, later)
         return self.tp.sum_rows(dz_To @ self.W_Io.data.reshape(self.d_in, -1).T, rows)
 
@@ -118,7 +118,7 @@ class RowParallelLinear:
 
     def forward(self, x_Ti: np.ndarray, rows: Cut | None = None) -> tuple[np.ndarray, tuple]:
         """x (T, ...i) -> y (t, O), saved."""
-        x_Ti = x_Ti.reshape(len(x_Ti), -1)
+        x_Ti = flattened(x_Ti)
         y_tO = self.tp.sum_rows(product(x_Ti, self.W_iO.data.reshape(-1, self.d_out)), rows)
         if self.b_O is not None:
             y_tO += self.b_O.data

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import pi, sqrt
+from math import pi, prod, sqrt
 
 import numpy as np
 
@@ -30,6 +30,11 @@ ROW_BY_ROW = 2
 # The BLAS takes rows four at a time, and one that is left over costs as much as four: 7 rows take 1.45 times as long as 8. So
 # a few rows are filled up with rows of zeros. From MANY rows on that gains nothing.
 AT_ONCE, MANY = 4, 64
+
+
+def flattened(x_T: np.ndarray) -> np.ndarray:
+    """x (T, ...) as (T, n), whatever T is."""
+    return x_T.reshape(len(x_T), prod(x_T.shape[1:]))
 
 
 def product(x_TI: np.ndarray, W_IO: np.ndarray) -> np.ndarray:

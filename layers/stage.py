@@ -6,6 +6,7 @@ T tokens   D model width   V vocabulary   v, t this rank's share over tp of V an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -15,6 +16,7 @@ from layers.block import Block, Recomputed
 from layers.embedding import Head, LearnedPositions, VocabParallelEmbedding
 from layers.loss import VocabParallelCrossEntropy
 from layers.norm import LayerNorm, RMSNorm
+from layers.pieces import Pieces
 from layers.rope import Rope
 from layers.saved import nbytes
 from parallel.axis import Axis
@@ -22,7 +24,6 @@ from parallel.later import Later
 from parallel.ledger import Traffic
 from parallel.parameter import Parameter
 from parallel.rows import cut_rows, held, is_whole, own
-from parallel.shard import Cut
 
 
 class Beginning:
@@ -50,19 +51,20 @@ class Beginning:
             dx_tD = self.positions.backward(dx_tD, saved_positions, later)
         self.embedding.backward(dx_tD, saved_embedding, later)
 
-    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
-        """What forward and backward of `tokens` tokens send."""
-        return self.embedding.traffic(tokens, rows)
+    def traffic(self, batch: Batch) -> list[Traffic]:
+        """What forward and backward of the batch send."""
+        return self.embedding.traffic(batch.tokens, batch.rows)
 
-    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+    def saved_bytes(self, batch: Batch) -> int:
         """Nothing: the ids and the positions are the batch's."""
         return 0
 
-    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+    def later_bytes(self, batch: Batch) -> int:
         """What is kept where the rows of the tables are put off. With whole rows both read the same dx."""
-        if self.positions is None or is_whole(rows):
-            return self.embedding.later_bytes(tokens)
-        return self.embedding.later_bytes(tokens) + self.embedding.later_bytes(held(tokens, rows, self.embedding.tp.rank))
+        size = self.embedding.later_bytes(batch.tokens)
+        if self.positions is None or is_whole(batch.rows):
+            return size
+        return size + self.embedding.later_bytes(held(batch.tokens, batch.rows, self.embedding.tp.rank))
 
 
 class End:
@@ -88,16 +90,17 @@ class End:
         dh_tD = self.head.backward(dlogits_Tv, saved_head, later)
         return self.norm.backward(dh_tD, saved_norm)
 
-    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
-        """What forward and backward of `tokens` tokens send, without the loss."""
-        return self.head.traffic(tokens, rows)
+    def traffic(self, batch: Batch) -> list[Traffic]:
+        """What forward and backward of the batch send, without the loss."""
+        return self.head.traffic(batch.tokens, batch.rows)
 
-    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
-        return self.norm.saved_bytes(held(tokens, rows, self.head.tp.rank)) + self.head.saved_bytes(tokens, rows)
+    def saved_bytes(self, batch: Batch) -> int:
+        own = held(batch.tokens, batch.rows, self.head.tp.rank)
+        return self.norm.saved_bytes(own) + self.head.saved_bytes(batch.tokens, batch.rows)
 
-    def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
+    def later_bytes(self, batch: Batch) -> int:
         """What is kept where the product of the head is put off."""
-        return self.head.later_bytes(tokens)
+        return self.head.later_bytes(batch.tokens)
 
 
 class Stage:
@@ -135,14 +138,15 @@ class Stage:
         """The parameters in the order in which backward completes their gradients."""
         return [p for part in reversed(self.parts) for p in part.parameters]
 
-    def rows(self, tokens: int) -> Cut | None:
-        """How the tokens are cut over tp between products; None where every rank has all of them."""
-        return cut_rows(tokens, self.tp.size) if self.cuts_rows else None
-
-    def batch(self, lengths: Sequence[int]) -> Batch:
-        """What the layers are told of sequences of `lengths`, one after another."""
-        rope = self.rope if self.blocks else None
-        return Batch.of(lengths, rope, None if rope is None else self.parameters[0].data.dtype, self.rows(sum(lengths)))
+    def batch(self, lengths: Sequence[int], every: tuple[Pieces, ...] = (), rank: int = 0) -> Batch:
+        """What the layers are told of sequences of `lengths`, one after another; `every`, `rank`: of their pieces, as Batch has
+        them."""
+        plain = Batch(lengths, None, None, every, rank)
+        rows = cut_rows(plain.tokens, self.tp.size) if self.cuts_rows else None
+        turns = self.rope is not None and self.blocks
+        return replace(
+            plain, rows=rows, rotation=self.rope.at(plain.positions_T, self.parameters[0].data.dtype) if turns else None
+        )
 
     def forward(self, x: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
         """x: ids (T,), or (t, D) where another stage has begun -> logits (T, v), or (t, D) where another goes on; saved."""
@@ -167,15 +171,14 @@ class Stage:
                 filled(part.parameters)
         return dy
 
-    def traffic_of_logits(self, tokens: int) -> list[Traffic]:
-        """What forward and backward of `tokens` tokens send, without a loss."""
-        rows = self.rows(tokens)
-        return [t for part in self.parts for t in part.traffic(tokens, rows)]
+    def traffic_of_logits(self, batch: Batch) -> list[Traffic]:
+        """What forward and backward of the batch send, without a loss."""
+        return [t for part in self.parts for t in part.traffic(batch)]
 
-    def traffic(self, tokens: int) -> list[Traffic]:
-        """What forward, loss and backward of `tokens` tokens send along tp."""
-        loss = [] if self.end is None else self.end.loss.traffic(tokens, self.end.head.matrix.data.itemsize)
-        return [*self.traffic_of_logits(tokens), *loss]
+    def traffic(self, batch: Batch) -> list[Traffic]:
+        """What forward, loss and backward of the batch send, within the stage."""
+        loss = [] if self.end is None else self.end.loss.traffic(batch.tokens, self.end.head.matrix.data.itemsize)
+        return [*self.traffic_of_logits(batch), *loss]
 
     def flops(self, sequence_length: int) -> float:
         """Operations a token of forward and backward, as model-FLOPs utilisation counts them (arXiv 2204.02311, appendix B):
@@ -187,13 +190,11 @@ class Stage:
         """Bytes of what forward saved; ids and positions are the batch's and are not counted."""
         return nbytes(saved[1:] if self.beginning is not None else saved)
 
-    def saved_bytes(self, tokens: int) -> int:
+    def saved_bytes(self, batch: Batch) -> int:
         """What this rank keeps from forward to backward, the loss included; the batch's ids and positions are not counted."""
-        rows = self.rows(tokens)
-        loss = 0 if self.end is None else self.end.loss.saved_bytes(tokens, self.end.head.matrix.data.itemsize)
-        return loss + sum(part.saved_bytes(tokens, rows) for part in self.parts)
+        loss = 0 if self.end is None else self.end.loss.saved_bytes(batch.tokens, self.end.head.matrix.data.itemsize)
+        return loss + sum(part.saved_bytes(batch) for part in self.parts)
 
-    def later_bytes(self, tokens: int) -> int:
+    def later_bytes(self, batch: Batch) -> int:
         """What this rank keeps where the products of weights are put off."""
-        rows = self.rows(tokens)
-        return sum(part.later_bytes(tokens, rows) for part in self.parts)
+        return sum(part.later_bytes(batch) for part in self.parts)

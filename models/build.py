@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from layers.attention import Attention
 from layers.block import Block, Recomputed
+from layers.context import Local
 from layers.embedding import LearnedPositions, TiedHead, UntiedHead, VocabParallelEmbedding
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
@@ -21,7 +22,7 @@ from parallel.parameter import Weights
 @dataclass(frozen=True)
 class Parts:
     """Makes the parts of a model on `tp`, each from the weights that it is given. `recompute`: blocks keep their input only.
-    `cuts_rows`: sequence parallelism.
+    `cuts_rows`: sequence parallelism. `context`: how tokens that are cut over cp meet.
 
     Raises ValueError for sizes that cannot be cut over tp, naming both numbers.
     """
@@ -30,6 +31,7 @@ class Parts:
     tp: Axis
     recompute: bool = False
     cuts_rows: bool = False
+    context: Local | None = None
 
     @property
     def _owed(self) -> tuple[str, ...]:
@@ -60,16 +62,16 @@ class Parts:
         return kind(weights, name, self.config.d_model, self.config.eps, self._owed)
 
     def _attention(self, weights: Weights) -> Attention | LatentAttention:
-        c, tp, cuts_rows = self.config, self.tp, self.cuts_rows
+        c, tp, more = self.config, self.tp, {"cuts_rows": self.cuts_rows, "context": self.context}
         correction = 1.0 if c.rope is None else c.rope.softmax_factor
         if c.latent is not None:
             m = c.latent
             sizes = (m.d_latent, m.d_nope, m.d_rope, m.d_value, m.d_query_latent)
             scale = (m.d_nope + m.d_rope) ** -0.5 * correction
-            return LatentAttention(tp, weights, c.d_model, c.heads, *sizes, eps=m.eps, scale=scale, cuts_rows=cuts_rows)
+            return LatentAttention(tp, weights, c.d_model, c.heads, *sizes, eps=m.eps, scale=scale, **more)
         norm = c.eps if c.qk_norm else None
         scale = (c.d_head or c.d_model // c.heads) ** -0.5 * correction
-        more = {"bias": c.bias, "bias_out": c.bias_out, "qk_norm": norm, "scale": scale, "cuts_rows": cuts_rows}
+        more |= {"bias": c.bias, "bias_out": c.bias_out, "qk_norm": norm, "scale": scale}
         return Attention(tp, weights, c.d_model, c.heads, c.kv_heads, c.d_head, **more)
 
     def _mlp(self, weights: Weights, i: int) -> MLP | MoE:

@@ -292,6 +292,33 @@ class Axis:
         ends = np.cumsum(counts)
         return join.join([flat[e - c : e].reshape(s) for e, c, s in zip(ends, counts, shapes, strict=True)], join_dim)
 
+    def shift(self, x: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+        """What the rank before had, the first rank what the last had. `counts`: rows that each rank has; x: this rank's."""
+        x = sendable(x)
+        y, exchange = self._around(x, counts)
+        message = (sum(counts), *x.shape[1:]), x.dtype, x.nbytes
+        self._run("shift", lambda: exchange(x, self._comm.Alltoallv), x, y, message, tuple(counts))
+        return y
+
+    def start_shift(self, x: np.ndarray, counts: Sequence[int]) -> Pending:
+        """shift, while this rank computes on. x must stay as it is."""
+        x = sendable(x)
+        y, exchange = self._around(x, counts)
+        message = (sum(counts), *x.shape[1:]), x.dtype, x.nbytes
+        return self._start("shift", lambda x: exchange(x, self._comm.Ialltoallv), x, y, message, tuple(counts))
+
+    def _around(self, x: np.ndarray, counts: Sequence[int]) -> tuple[np.ndarray, Callable]:
+        """Room for what comes, and how it is exchanged."""
+        if len(counts) != self.size or len(x) != counts[self.rank]:
+            raise ValueError(
+                f"rank {self.rank} of {self.name} has {len(x)} rows to shift, by {list(counts)}: use one count a rank"
+            )
+        before, after, row = (self.rank - 1) % self.size, (self.rank + 1) % self.size, prod(x.shape[1:])
+        y = np.empty((counts[before], *x.shape[1:]), x.dtype)
+        sent, received = ([0] * self.size for _ in range(2))
+        sent[after], received[before] = x.size, counts[before] * row
+        return y, lambda x, verb: verb([x, sent], [y, received])
+
     def broadcast(self, x: np.ndarray, root: int = 0) -> np.ndarray:
         """Rank `root`'s x on every rank. x: the same shape and dtype on every rank; only the root's content is read."""
         self._require_rank(root)

@@ -78,9 +78,10 @@ class Mesh:
         rank adds nothing, and is not named.
         """
         known = [name for name in self.sizes if name in names]
-        names = tuple(name for name in known if self.sizes[name] > 1)
-        if len(names) < 2:
-            return getattr(self, (*names, *known, *AXES)[0])
+        several = tuple(name for name in known if self.sizes[name] > 1)
+        if len(several) < 2:
+            return getattr(self, (*several, *known, *names)[0])
+        names = several
         if names not in self._joined:
             fixed = {name: at for name, at in self.place.items() if name not in names}
             places = map(self.place_of, range(self._comm.size))

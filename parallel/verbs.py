@@ -29,6 +29,10 @@ class Verb:
         return "root" in self.how
 
 
+def _one(p: int) -> Fraction:
+    return Fraction(1)
+
+
 def _once_round(p: int) -> Fraction:
     return Fraction(p - 1, p)
 
@@ -42,8 +46,9 @@ VERBS = {
     "reduce_scatter": Verb(("dim", "cut"), _once_round, reduces=True, starts=True),
     "all_gather": Verb(("dim", "cut"), _once_round, starts=True),
     "all_to_all": Verb(("split dim", "split", "join dim", "join"), _once_round),
+    "shift": Verb(("counts",), lambda p: Fraction(int(p > 1)), starts=True),
     "broadcast": Verb(("root",), _once_round),
-    "send": Verb(("to",), lambda _: Fraction(1), starts=True, partner="receive"),
+    "send": Verb(("to",), _one, starts=True, partner="receive"),
     "receive": Verb(("from",), lambda _: Fraction(0), partner="send"),
 }
 

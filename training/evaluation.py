@@ -38,13 +38,13 @@ class Validation:
         """Bits a token. `told`: goes through the groups and says how far it is."""
         nats = sum(self.trainer.forward(group, "validation").nats for group in told(self.groups))
         with self.trainer.mesh.phase("validation"):
-            nats = self.trainer.data.all_reduce(np.array([float(nats)])).item()
+            nats = self.trainer.losses.all_reduce(np.array([float(nats)])).item()
         return nats / (self.tokens * log(2))
 
     def traffic(self) -> list[Traffic]:
         """What `bits` sends."""
         sent = [t for group in self.groups for t in self.trainer.forward_traffic(group, "validation")]
-        return [*sent, Traffic("all_reduce", self.trainer.data.name, "validation", 8)]
+        return [*sent, Traffic("all_reduce", self.trainer.losses.name, "validation", 8)]
 
 
 class Sample:

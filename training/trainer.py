@@ -1,14 +1,14 @@
-"""A training step of a language model on a mesh of pp, dp and tp, and what it keeps and sends."""
+"""A training step of a language model on a mesh of pp, dp, cp and tp, and what it keeps and sends."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
 from layers import block
+from layers import pieces as pieces_of
 from layers.optimizer import AdamW, global_norm
 from layers.stage import Stage
 from parallel import pipeline, schedules
@@ -23,12 +23,16 @@ from parallel.schedule import Plan, forward_only
 from training.text import MicroBatch
 from training.work import Work, most_kept
 
+# The axes over which ranks see different tokens.
+DATA = ("dp", "ep", "cp")
+
 
 @dataclass(frozen=True)
 class Recipe:
     """How a step is made. `clip`: the largest norm of the whole gradient, or 0 for none. `zero`: split the optimizer's state
-    over dp. `overlap`: send buckets of gradients while backward goes on. `schedule`: of the stages along pp, by name or a plan
-    of one's own; `chunks`: stages a rank, where the schedule leaves it open."""
+    over the data axes. `overlap`: send buckets of gradients while backward goes on. `schedule`: of the stages along pp, by name
+    or a plan of one's own; `chunks`: stages a rank, where the schedule leaves it open. `layout`: how cp cuts sequences.
+    """
 
     clip: float = 1.0
     zero: bool = False
@@ -37,11 +41,12 @@ class Recipe:
     weight_decay: float = 0.1
     schedule: str | Plan = "1f1b"
     chunks: int | None = None
+    layout: str = "zigzag"
 
 
 class Trainer:
-    """`step(...)` does all of it: forward and backward of the micro-batches in the order of a plan, sums over dp, clipping,
-    AdamW.
+    """`step(...)` does all of it: forward and backward of the micro-batches in the order of a plan, sums over the data
+    axes, clipping, AdamW.
 
     `stages`: those of this rank of pp, by number; a whole model is stage 0.
     """
@@ -59,11 +64,14 @@ class Trainer:
         self.rank_of = dict(sorted((stage, rank) for rank, stages, _ in every for stage in stages))
         dtype = next(dtype for *_, dtype in every if dtype)
         self.flat = Flat(sorted(filling, key=lambda p: p.home in self._late), dtype)
-        self.sums = GradientSums(self.flat, mesh.dp, recipe.bucket_bytes, recipe.overlap, recipe.zero)
+        self.everyone, self.data = mesh.over(*mesh.sizes), mesh.over(*DATA)
+        self.losses = mesh.over("pp", *DATA)
+        self.sums = GradientSums(self.flat, self.data, recipe.bucket_bytes, recipe.overlap, recipe.zero)
         self.optimizer = AdamW(self.flat, self.sums.owned, weight_decay=recipe.weight_decay)
-        self.everyone, self.data = mesh.over(*mesh.sizes), mesh.over("pp", "dp")
-        # What is split over dp is counted wherever it lies.
-        self._counted = self.flat.counted_once({name: at for name, at in mesh.place.items() if name != "dp" or not recipe.zero})
+        # What is split over the data axes is counted wherever it lies.
+        self._counted = self.flat.counted_once(
+            {name: at for name, at in mesh.place.items() if name not in DATA or not recipe.zero}
+        )
         self._plans: dict[int, Plan] = {}
         self.saved_bytes = 0
 
@@ -89,7 +97,7 @@ class Trainer:
         """The gradient of the mean over the `tokens` of all ranks' micro-batches in flat.grad; the mean itself."""
         self.flat.zero_grad()
         plan = self.plan(len(micro_batches))
-        work = Work(self.stages, micro_batches, tokens, plan.ranks[self.mesh.pp.rank], self._filled)
+        work = Work(self.stages, micro_batches, tokens, plan.ranks[self.mesh.pp.rank], self._filled, self._pieces)
         pipeline.run(plan, self.mesh.pp, work, work.shape, self.flat.data.dtype)
         self.saved_bytes = max(self.saved_bytes, work.most)
         with self.mesh.phase("backward"):
@@ -98,7 +106,14 @@ class Trainer:
                 self.sums.filled(p for home in self._late for p, _ in home.parts)
             self.sums.finish()
         with self.mesh.phase("step"):
-            return self.data.all_reduce(np.array([work.nats / tokens])).item()
+            return self.losses.all_reduce(np.array([work.nats / tokens])).item()
+
+    def _pieces(self, lengths: Sequence[int]) -> tuple:
+        """Of sequences of these lengths, as Batch has them."""
+        return pieces_of.LAYOUTS[self.recipe.layout](lengths, self.mesh.cp.size), self.mesh.cp.rank
+
+    def _work(self, micro_batches: Sequence[MicroBatch]) -> Work:
+        return Work(self.stages, micro_batches, of=self._pieces)
 
     def _filled(self, parameters: Sequence[Parameter]) -> None:
         self.sums.filled(p for p in parameters if p.home not in self._late)
@@ -121,12 +136,12 @@ class Trainer:
 
     def forward(self, micro_batches: Sequence[MicroBatch], phase: str) -> Work:
         """These through all stages, no gradients: their `nats`, or without targets their `logits`, where the last stage is."""
-        work, plan = Work(self.stages, micro_batches), forward_only(self.rank_of, len(micro_batches))
+        work, plan = self._work(micro_batches), forward_only(self.rank_of, len(micro_batches))
         pipeline.run(plan, self.mesh.pp, work, work.shape, self.flat.data.dtype, {"F": phase})
         return work
 
     def copies(self) -> Iterator[Copy]:
-        """What other ranks hold too, in the order of forward: weights, and the optimizer's state unless it is split over dp."""
+        """What other ranks hold too, in the order of forward: weights, and the optimizer's state unless it is split."""
         for home, at in reversed([*self.flat.places()]):
             kinds = [("", home.data)]
             if not self.recipe.zero:
@@ -137,24 +152,25 @@ class Trainer:
 
     def traffic(self, micro_batches: Sequence[MicroBatch]) -> list[Traffic]:
         """What one step on these micro-batches sends."""
-        sent = [t for stage in self.stages.values() for part in micro_batches for t in stage.traffic(sum(part.lengths))]
-        sent += self._between(self.plan(len(micro_batches)), micro_batches)
-        scalars = [Traffic("all_reduce", axis.name, "step", 8) for axis in (self.data, self.everyone)]
+        work = self._work(micro_batches)
+        sent = [t for batches in work.batches for stage, batch in batches.items() for t in self.stages[stage].traffic(batch)]
+        sent += self._between(self.plan(len(micro_batches)), work)
+        scalars = [Traffic("all_reduce", axis.name, "step", 8) for axis in (self.losses, self.everyone)]
         return [*sent, *self.owed.traffic(), *self.sums.traffic(), *scalars]
 
     def forward_traffic(self, micro_batches: Sequence[MicroBatch], phase: str) -> list[Traffic]:
         """What `forward` sends."""
-        sent = []
-        for stage, part in product(self.stages.values(), micro_batches):
-            ask = stage.traffic_of_logits if part.targets is None else stage.traffic
-            sent += block.forward_only(ask(sum(part.lengths)), phase)
-        return sent + self._between(forward_only(self.rank_of, len(micro_batches)), micro_batches, {"F": phase})
+        work, sent = self._work(micro_batches), []
+        for part, (stage, batch) in (
+            (part, of) for part, n in zip(micro_batches, work.batches, strict=True) for of in n.items()
+        ):
+            ask = Stage.traffic_of_logits if part.targets is None else Stage.traffic
+            sent += block.forward_only(ask(self.stages[stage], batch), phase)
+        return sent + self._between(forward_only(self.rank_of, len(micro_batches)), work, {"F": phase})
 
-    def _between(
-        self, plan: Plan, micro_batches: Sequence[MicroBatch], phases: Mapping[str, str] = pipeline.PHASES
-    ) -> list[Traffic]:
-        work, b = Work(self.stages, micro_batches), self.flat.data.itemsize
-        return pipeline.traffic(plan, self.mesh.pp, lambda i: message(work.shape(i), b), phases)
+    def _between(self, plan: Plan, work: Work, phases: Mapping[str, str] = pipeline.PHASES) -> list[Traffic]:
+        """What goes from stage to stage."""
+        return pipeline.traffic(plan, self.mesh.pp, lambda i: message(work.shape(i), self.flat.data.itemsize), phases)
 
     def memory(self, micro_batches: Sequence[MicroBatch]) -> dict[str, int]:
         """This rank's bytes: counted, and where there is a closed form beside it."""
@@ -164,22 +180,22 @@ class Trainer:
             "gradients": self.flat.grad.nbytes,
             "optimizer": self.optimizer.m.nbytes + self.optimizer.v.nbytes,
             "saved": self.saved_bytes,
-            "predicted_saved": most_kept(ops, self.stages, [sum(part.lengths) for part in micro_batches]),
+            "predicted_saved": most_kept(self._work(micro_batches), ops),
         }
 
     # --- checkpoints
 
     def pieces(self) -> Iterator[Piece]:
-        """What this rank writes of weights and optimizer state. All ranks go through it together: state that is split over dp
-        is put together one array at a time, and the arrays are dealt out over dp to be written."""
-        place = {name: at for name, at in self.mesh.place.items() if name != "dp"}
+        """What this rank writes of weights and optimizer state. All ranks go through it together: state that is split is put
+        together one array at a time, and the arrays are dealt out over the data axes to be written."""
+        place = {name: at for name, at in self.mesh.place.items() if name not in DATA}
         for n, (home, at) in enumerate(self.flat.places()):
             moments = self.optimizer.state_in(at)
             if self.recipe.zero:
                 # Zero where another rank has it: the sum is exact.
                 with self.mesh.phase("checkpoint"):
-                    moments = self.mesh.dp.all_reduce(moments)
-            if n % self.mesh.dp.size != self.mesh.dp.rank:
+                    moments = self.data.all_reduce(moments)
+            if n % self.data.size != self.data.rank:
                 continue
             for kind, flat in (("", home.data), ("m.", moments[0]), ("v.", moments[1])):
                 for p, index in home.parts:
@@ -201,4 +217,4 @@ class Trainer:
     def checkpoint_traffic(self) -> list[Traffic]:
         """What one checkpoint sends."""
         sizes = [2 * home.data.nbytes for home in self.flat.homes] if self.recipe.zero else []
-        return [Traffic("all_reduce", "dp", "checkpoint", n) for n in sizes]
+        return [Traffic("all_reduce", self.data.name, "checkpoint", n) for n in sizes]

@@ -21,9 +21,13 @@ from training.text import MicroBatch
 class Work:
     """`work(op, x)` does one operation of this rank.
 
-    `tokens`: of the whole batch, over all ranks: the loss is the mean over these. `ops`: those of this rank; where all are F,
-    nothing is kept for backward. `filled` is told of parameters whose gradients are complete. What comes of it: `nats`, the sum
-    of this rank's losses; `logits`, by micro-batch, of those without targets; `most`, the most bytes that were kept at a time.
+    Micro-batches are whole; `of` says which pieces of sequences of such lengths each rank of cp has, as Batch has them, and
+    this rank's tokens are taken here. `tokens`: of the whole batch, over all ranks: the loss is the mean over these. `ops`:
+    those of this rank; where all are F, nothing is kept for backward. `filled` is told of parameters whose gradients are
+    complete.
+
+    What comes of it: `nats`, the sum of this rank's losses; `logits`, by micro-batch, of those without targets; `most`, the
+    most bytes that were kept at a time.
     """
 
     def __init__(
@@ -33,10 +37,13 @@ class Work:
         tokens: int = 1,
         ops: Sequence[Op] = (),
         filled: Callable[[list[Parameter]], None] = lambda parameters: None,
+        of: Callable[[Sequence[int]], tuple] = lambda lengths: (),
     ) -> None:
         self.stages, self.micro_batches, self.tokens, self.filled = stages, micro_batches, tokens, filled
         self.nats, self.logits, self.most = 0.0, {}, 0
-        self._batches = [{stage: it.batch(part.lengths) for stage, it in stages.items()} for part in micro_batches]
+        self.batches = [
+            {stage: it.batch(part.lengths, *of(part.lengths)) for stage, it in stages.items()} for part in micro_batches
+        ]
         self._trains = {op.stage for op in ops if op.kind != "F"}
         # After the last of these a stage's gradients are complete.
         self._last = {op.stage: op for op in ops if op.kind in "BW"}
@@ -52,18 +59,18 @@ class Work:
 
     def shape(self, micro_batch: int) -> tuple[int, int]:
         """(t, D): of what crosses from stage to stage."""
-        stage = next(iter(self.stages.values()))
-        tokens = sum(self.micro_batches[micro_batch].lengths)
-        return held(tokens, stage.rows(tokens), stage.tp.rank), stage.d_model
+        stage, batch = next(iter((self.stages[s], batch) for s, batch in self.batches[micro_batch].items()))
+        return held(batch.tokens, batch.rows, stage.tp.rank), stage.d_model
 
     def _forward(self, op: Op, x: np.ndarray | None) -> np.ndarray | None:
         stage, part, at = self.stages[op.stage], self.micro_batches[op.micro_batch], op[1:]
-        y, saved = stage.forward(part.ids if x is None else x, self._batches[op.micro_batch][op.stage])
+        batch = self.batches[op.micro_batch][op.stage]
+        y, saved = stage.forward(batch.take(part.ids) if x is None else x, batch)
         kept, saved_loss = stage.kept(saved), ()
         if stage.end is not None and part.targets is None:
             self.logits[op.micro_batch] = y
         elif stage.end is not None:
-            nll_T, saved_loss = stage.end.loss.forward(y, part.targets)
+            nll_T, saved_loss = stage.end.loss.forward(y, batch.take(part.targets))
             self.nats += float(nll_T.sum(dtype=np.float64))
             kept += nbytes(saved_loss[:2])
         if op.stage in self._trains:
@@ -75,7 +82,8 @@ class Work:
         stage, at = self.stages[op.stage], op[1:]
         saved, saved_loss = self._saved.pop(at)
         if dy is None:
-            dnll_T = np.full(sum(self.micro_batches[op.micro_batch].lengths), 1 / self.tokens, saved_loss[0].dtype)
+            p_Tv = saved_loss[0]
+            dnll_T = np.full(len(p_Tv), 1 / self.tokens, p_Tv.dtype)
             dy = stage.end.loss.backward(dnll_T, saved_loss)
         if op.kind == "B":
             dx = stage.backward(dy, saved, self.filled if op == self._last[op.stage] else lambda parameters: None)
@@ -93,12 +101,12 @@ class Work:
             self.filled(self.stages[op.stage].filling_order)
 
 
-def most_kept(ops: Iterable[Op], stages: Mapping[int, Stage], tokens: Sequence[int]) -> int:
-    """The most bytes that a rank with these operations keeps at a time, by the closed forms. `tokens`: of each micro-batch."""
+def most_kept(work: Work, ops: Iterable[Op]) -> int:
+    """The most bytes that a rank with these operations keeps at a time, by the closed forms."""
     now: dict[tuple[int, int], int] = {}
     most = 0
     for op in ops:
-        stage, n = stages[op.stage], tokens[op.micro_batch]
-        now[op[1:]] = stage.saved_bytes(n) if op.kind == "F" else stage.later_bytes(n) if op.kind == "I" else 0
+        stage, batch = work.stages[op.stage], work.batches[op.micro_batch][op.stage]
+        now[op[1:]] = stage.saved_bytes(batch) if op.kind == "F" else stage.later_bytes(batch) if op.kind == "I" else 0
         most = max(most, sum(now.values()))
     return most

@@ -78,7 +78,9 @@ def memory(args: argparse.Namespace, sizes: Sizes, mesh: Mesh) -> dict:
     for tokens in (max(1, sizes.tokens * n // 8) for n in (1, 2, 4, 8)):
         it = subject(args, sizes, mesh.tp, tokens)
         once = step.of(it.layer, mesh, it.x, it.dy, *it.more)
-        peaks.append({"tokens": tokens, "peak_bytes": step.peak_bytes(once), "saved": it.layer.saved_bytes(tokens)})
+        peaks.append(
+            {"tokens": tokens, "peak_bytes": step.peak_bytes(once), "saved": it.layer.saved_bytes(*(it.more or (tokens,)))}
+        )
     return {"memory": peaks}
 
 

@@ -84,7 +84,7 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
         # Apart from what is timed, which it would slow down.
         memory = {
             name: {
-                "kept_bytes_per_rank": control.everyone(model.saved_bytes(tokens)),
+                "kept_bytes_per_rank": control.everyone(model.saved_bytes(model.batch([S] * sequences))),
                 "peak_bytes_per_rank": control.everyone(step.peak_bytes(steps[name])),
             }
             for name, model in held.items()

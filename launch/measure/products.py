@@ -13,10 +13,11 @@ import numpy as np
 from mpi4py import MPI
 
 from launch.measure.step import timed
-from layers.attend import head_chunks, spans, tiles
+from layers.attend import head_chunks, tiles
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
+from layers.pieces import own_spans, whole
 
 
 def rate(comm: MPI.Intracomm, dtype: str, size: int = 768) -> float:
@@ -82,7 +83,7 @@ def scores(x: np.ndarray, lengths: Sequence[int], K: int, g: int, E: int, V: int
         return np.ones(shape, x.dtype)
 
     def run() -> None:
-        for span in spans(lengths, len(x)):
+        for span in own_spans(whole(lengths), causal):
             start, S = span[1].start, span[1].stop - span[1].start
             for heads in head_chunks(span, K, g):
                 N = heads.stop - heads.start

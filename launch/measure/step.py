@@ -1,6 +1,7 @@
 """One step of a layer, forward and backward, on a mesh: run and gathered, counted beside predicted, and timed.
 
-A layer has parameters, `forward(x, *more)`, `backward(dy, saved)`, `traffic(tokens, rows)` and `saved_bytes(tokens, rows)`.
+A layer has parameters, `forward(x, *more)`, `backward(dy, saved)`, `traffic` and `saved_bytes`, of a Batch or of
+(tokens, rows).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
+from layers.batch import Batch
 from layers.saved import nbytes
 from parallel import threads
 from parallel.control import Control
@@ -46,7 +48,8 @@ def run(
     layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: object, rows: Cut | None = None
 ) -> Measured:
     """One step on all ranks, gathered and counted. x, dy: whole, and cut here as `rows` says, which `more` says too."""
-    asked = (len(x), rows)
+    # Of a batch, or of so many tokens.
+    asked = more if more and isinstance(more[0], Batch) else (len(x), rows)
     x, dy = (own(a, rows, mesh.tp.rank) for a in (x, dy))
     y, saved, dx = phases(layer, x, dy, mesh, *more)
     predicted = [*layer.traffic(*asked), *Owed(mesh, layer.parameters).traffic()]

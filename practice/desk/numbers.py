@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from inference.speculation.gain import expected_tokens, speedup
+from layers.batch import Batch
 from layers.loss import VocabParallelCrossEntropy
 from models.build import build
 from models.config import cache_entries
@@ -67,8 +68,8 @@ def memory() -> Rows:
     return [
         *((what, mib(size)) for what, size in states),
         (f"weights, gradients, m and v of rank 0 of tp = {RANKS}", mib(4 * part)),
-        (f"a block keeps for backward, {TOKENS:,} tokens", mib(whole.blocks[0].saved_bytes(TOKENS))),
-        (f"the same on rank 0 of tp = {RANKS}", mib(cut.blocks[0].saved_bytes(TOKENS))),
+        (f"a block keeps for backward, {TOKENS:,} tokens", mib(whole.blocks[0].saved_bytes(Batch([TOKENS])))),
+        (f"the same on rank 0 of tp = {RANKS}", mib(cut.blocks[0].saved_bytes(Batch([TOKENS])))),
         ("scores of one head, were they kept", mib(TOKENS * TOKENS * SINGLE)),
     ]
 
@@ -82,7 +83,7 @@ def communication() -> Rows:
     ]
     for what, traffic in (
         ("MLP", block.mlp.traffic(TOKENS)),
-        ("attention", block.attention.traffic(TOKENS)),
+        ("attention", block.attention.traffic(Batch([TOKENS]))),
         ("vocabulary-parallel loss", loss.traffic(TOKENS, SINGLE)),
     ):
         ways = [mib(sent(traffic, phase, RANKS)) for phase in ("forward", "backward")]

@@ -12,6 +12,7 @@ from layers import attend
 from layers.attention import Attention
 from layers.batch import Batch
 from layers.latent_attention import LatentAttention
+from layers.pieces import own_spans, whole
 from layers.rope import Rope, Yarn
 from parallel.control import Control
 from parallel.ledger import agrees
@@ -184,9 +185,9 @@ def test_memory_grows_with_the_tokens_not_with_their_square(comm):
         q, k, v, o, do, dq, dk, dv = np.zeros((8, tokens, 1, 4), "float32")
         lse = np.zeros((tokens, 1, 1), "float32")
         tracemalloc.start()
-        attend.attend(q[:, :, None], k, v, o[:, :, None], lse, attend.spans([tokens], tokens), 1.0)
+        attend.attend(q[:, :, None], k, v, o[:, :, None], lse, own_spans(whole([tokens]), True), 1.0)
         many = (do[:, :, None], q[:, :, None], k, v, o[:, :, None], lse, dq[:, :, None], dk, dv)
-        attend.attend_backward(*many, attend.spans([tokens], tokens), 1.0)
+        attend.attend_backward(*many, own_spans(whole([tokens]), True), 1.0)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 4096 * 4096

@@ -64,8 +64,8 @@ def run(mesh, comm, kind, dtype="float64", recompute=False, sabotage=None, sprea
         owed = Owed(mesh, model.parameters)
         owed.sum()
     assert filled == model.filling_order
-    assert nbytes(saved[1:]) + nbytes(saved_loss[:2]) == model.saved_bytes(len(ids))
-    report = merged(Control(comm).everyone(mesh.ledger.report([*model.traffic(len(ids)), *owed.traffic()])))
+    assert nbytes(saved[1:]) + nbytes(saved_loss[:2]) == model.saved_bytes(model.batch(LENGTHS))
+    report = merged(Control(comm).everyone(mesh.ledger.report([*model.traffic(model.batch(LENGTHS)), *owed.traffic()])))
     whole = whole_of(model, mesh) | {f"d{p.name}": p.whole(mesh, p.grad) for p in model.parameters}
     return whole | {"y": np.array(nll.mean())}, model, report
 
@@ -97,7 +97,7 @@ def test_recomputation_gives_the_same_bits_and_keeps_less(mesh, comm):
     (plain, model, _), (again, less, report) = (run(mesh, comm, "llama", recompute=r) for r in (False, True))
     for name, a in plain.items():
         np.testing.assert_array_equal(again[name], a)
-    assert less.saved_bytes(13) < model.saved_bytes(13)
+    assert less.saved_bytes(model.batch([13])) < model.saved_bytes(model.batch([13]))
     assert agrees(report)
 
 

@@ -36,7 +36,7 @@ def gradients(mesh, kind, cuts_rows, recompute, put_off, later=Frozen):  # noqa:
             model.backward(dlogits, saved, later=kept[-1])
         else:
             model.backward(dlogits, saved)
-    sizes = [(part.nbytes, model.later_bytes(sum(LENGTHS))) for part in kept]
+    sizes = [(part.nbytes, model.later_bytes(model.batch(LENGTHS))) for part in kept]
     for part in kept:
         part.do()
     return {p.name: p.grad for p in model.parameters}, sizes

@@ -113,8 +113,8 @@ def test_a_language_model_with_a_dense_and_a_routed_block(mesh, comm):
         model.backward(model.loss.backward(np.full(len(ids), 1 / len(ids)), saved_loss), saved)
         owed = Owed(mesh, model.parameters)
         owed.sum()
-    assert nbytes(saved[1:]) + nbytes(saved_loss[:2]) == model.saved_bytes(len(ids))
-    assert agrees(merged(Control(comm).everyone(mesh.ledger.report([*model.traffic(len(ids)), *owed.traffic()]))))
+    assert nbytes(saved[1:]) + nbytes(saved_loss[:2]) == model.saved_bytes(model.batch(lengths))
+    assert agrees(merged(Control(comm).everyone(mesh.ledger.report([*model.traffic(model.batch(lengths)), *owed.traffic()]))))
     br = model.blocks[1].mlp.buffers[0].data
     whole = {p.name: p.whole(mesh, p.data) for p in model.parameters} | {"y": np.array(nll.mean())}
     assert {"blocks.0.W1", "blocks.1.Wr", "blocks.1.W1", "blocks.1.shared.W2"} <= whole.keys()

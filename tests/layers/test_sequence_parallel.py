@@ -63,8 +63,13 @@ def stepped(mesh, config, tokens, cuts_rows, recompute=False):
         owed = Owed(mesh, model.parameters)
         owed.sum()
     kept = nbytes(saved[1:]) + nbytes(saved_loss[:2])
-    sent = agrees(mesh.ledger.report([*model.traffic(tokens), *owed.traffic()]))
-    return float(nll.mean()), {p.name: p.whole(mesh, p.grad) for p in model.parameters}, (kept, model.saved_bytes(tokens)), sent
+    sent = agrees(mesh.ledger.report([*model.traffic(model.batch(lengths)), *owed.traffic()]))
+    return (
+        float(nll.mean()),
+        {p.name: p.whole(mesh, p.grad) for p in model.parameters},
+        (kept, model.saved_bytes(model.batch(lengths))),
+        sent,
+    )
 
 
 @pytest.mark.parametrize(("kind", "tokens"), every_other(CONFIGS, TOKENS))
@@ -135,7 +140,7 @@ def test_a_block_keeps_its_own_rows_of_the_residual_stream(mesh):
     T, D, b = 7, 24, 8
     t, h, E, f = cut_rows(T, mesh.tp.size).size(mesh.tp.rank), block.attention.h, block.attention.E, block.mlp.d_ff_local
     n = h + 2 * block.attention.k
-    assert block.saved_bytes(T, model.rows(T)) == (4 * D + 2) * t * b + T * (n * E + h + h * E + 3 * f) * b
+    assert block.saved_bytes(model.batch([T])) == (4 * D + 2) * t * b + T * (n * E + h + h * E + 3 * f) * b
 
 
 # Sabotages: each turns a check of its own red.

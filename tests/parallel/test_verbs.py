@@ -45,6 +45,8 @@ def test_each_call_is_described_as_its_row_says(comm):
         tp.all_gather(x[:1], 0, cut)
         tp.start_all_gather(x[:1], cut).wait()
         tp.all_to_all(x[:, :1], 0, cut, 1, cut)
+        tp.shift(x[:1], [1] * p)
+        tp.start_shift(x[:1], [1] * p).wait()
         tp.broadcast(x)
         if p > 1 and tp.rank == 0:
             tp.send(x, 1)
@@ -82,6 +84,6 @@ def test_a_verb_called_inside_parallel_has_the_line_outside(comm):
 def test_the_shares_are_those_of_a_ring(ranks):
     """Of a message of one number a rank: a turn round the ring is ranks - 1 numbers from each."""
     turn = ranks - 1
-    sent = {"all_reduce": 2 * turn, "send": ranks, "receive": 0}
+    sent = {"all_reduce": 2 * turn, "send": ranks, "receive": 0, "shift": ranks * (ranks > 1)}
     for verb in VERBS:
         assert wire_bytes(verb, ranks, ranks) == sent.get(verb, turn), verb

@@ -9,6 +9,7 @@ from time import process_time
 import numpy as np
 import pytest
 
+from layers.batch import Batch
 from models.build import build
 from models.config import Experts, Latent, gpt2_like, llama_like
 from models.published import PUBLISHED
@@ -34,7 +35,12 @@ def test_a_dry_model_says_of_itself_what_one_on_real_ranks_says(comm, kind):
         for a, b in zip(real.parameters, dry.parameters, strict=True):
             assert (a.name, a.layout, a.data.shape, a.data.dtype) == (b.name, b.layout, b.data.shape, b.data.dtype)
             assert (a.decays, a.multiplies, a.read) == (b.decays, b.multiplies, b.read)
-        asks = (lambda m: m.traffic(9), lambda m: m.saved_bytes(9), lambda m: m.flops(17), lambda m: m.read_bytes)
+        asks = (
+            lambda m: m.traffic(Batch([9])),
+            lambda m: m.saved_bytes(Batch([9])),
+            lambda m: m.flops(17),
+            lambda m: m.read_bytes,
+        )
         assert [ask(real) for ask in asks] == [ask(dry) for ask in asks]
         # 9 query heads on 2 or 4 ranks share key/value heads: these ranks are an axis of their own.
         for a, b in zip(real.blocks, dry.blocks, strict=True):

@@ -1,4 +1,4 @@
-"""Training in stages: the same losses and weights as on one process, whatever the schedule, and checkpoints for any mesh."""
+"""Training in stages, and with sequences cut over cp: losses and weights as on one process, checkpoints for any mesh."""
 
 from itertools import product
 
@@ -7,6 +7,7 @@ import pytest
 from mpi4py import MPI
 
 from launch import start
+from layers.context import KINDS
 from layers.optimizer import warmup_cosine
 from models.build import Parts
 from models.config import gpt2_like, llama_like
@@ -32,7 +33,7 @@ CONFIGS = {
     "tied": gpt2_like(V, 24, LAYERS, 4, 10, S),
     "untied": llama_like(V, 24, LAYERS, 6, 3, 14, S),
 }
-# Axes, the schedule, the layers by hand, sequence parallelism and ZeRO: each kind of mesh with schedules that differ.
+# Axes, the schedule, the layers by hand, sequence parallelism, ZeRO, and how cp meets: meshes and schedules that differ.
 CASES = {
     1: [({"pp": 1}, "1f1b", None, False, False), ({"pp": 1}, "zb-h1", None, False, True)],
     2: [
@@ -40,7 +41,11 @@ CASES = {
         ({"pp": 2}, "zb-v", None, False, True),
         ({"pp": 2}, "gpipe", None, False, False),
     ],
-    3: [({"pp": 3}, "zb-h1", None, False, False), ({"pp": 3}, "interleaved", [1, 0, 1, 1, 0, 1], False, True)],
+    3: [
+        ({"cp": 3}, "1f1b", None, False, True),
+        ({"pp": 3}, "zb-h1", None, False, False),
+        ({"pp": 3}, "interleaved", [1, 0, 1, 1, 0, 1], False, True),
+    ],
     4: [
         ({"pp": 4}, "1f1b", None, False, True),
         ({"pp": 4}, "zb-v", [1, 0, 1, 0, 1, 0, 1, 0], False, False),
@@ -48,14 +53,19 @@ CASES = {
         ({"pp": 2, "dp": 2}, "interleaved", None, False, False),
         ({"pp": 2, "tp": 2}, "dualpipe-v", None, False, True),
         ({"pp": 2, "tp": 2}, "1f1b", None, True, False),
+        ({"cp": 4}, "1f1b", None, False, True),
+        ({"cp": 2, "tp": 2}, "1f1b", None, False, False, "gather"),
+        ({"cp": 2, "tp": 2}, "1f1b", None, True, False),
+        ({"dp": 2, "cp": 2}, "1f1b", None, False, True, "ulysses"),
+        ({"pp": 2, "cp": 2}, "zb-h1", None, False, False),
     ],
 }
 
 
-def made(mesh, kind, schedule="1f1b", micro_batches=1, layers=None, cuts_rows=False, zero=False):
+def made(mesh, kind, schedule="1f1b", micro_batches=1, layers=None, cuts_rows=False, zero=False, context="ring"):
     plan = schedules.plan(schedule, mesh.pp.size, micro_batches)
     blocks = by_hand(layers) if layers else dealt(LAYERS, plan.stages)
-    parts = Parts(CONFIGS[kind], mesh.tp, cuts_rows=cuts_rows)
+    parts = Parts(CONFIGS[kind], mesh.tp, cuts_rows=cuts_rows, context=KINDS[context](mesh.cp))
     own = stages(parts, drawn(1, "float64", 0.1), blocks, [*plan.rank_of.values()], mesh.pp.rank)
     return Trainer(own, mesh, Recipe(clip=0.8, zero=zero, bucket_bytes=5000, schedule=plan))
 
@@ -84,12 +94,13 @@ def alone():
 @pytest.mark.limit(120)
 @pytest.mark.parametrize(("kind", "case"), every_other(CONFIGS, CASES[start.begin().size]), ids=str)
 def test_twenty_steps_in_stages_are_the_same(comm, alone, kind, case):
-    axes, schedule, layers, cuts_rows, zero = case
+    axes, schedule, *how = case
     (told, weights), control = alone[kind], Control(comm)
     with Mesh(comm, check=True, **axes) as mesh:
-        # 13 sequences over dp in 5 micro-batches: nothing divides.
-        trainer = made(mesh, kind, schedule, 5, layers, cuts_rows, zero)
-        got, after, parts = trained(mesh, trainer, 5)
+        # 13 sequences over dp in 5 micro-batches, or 2: nothing divides.
+        micro_batches = 5 if mesh.pp.size > 1 else 2
+        trainer = made(mesh, kind, schedule, micro_batches, *how)
+        got, after, parts = trained(mesh, trainer, micro_batches)
         np.testing.assert_allclose(got, told, rtol=0, atol=1e-10)
         for name, a in after.items():
             np.testing.assert_allclose(a, weights[name], rtol=0, atol=1e-10, err_msg=name)
@@ -112,7 +123,7 @@ def test_a_run_goes_on_from_one_mesh_to_the_next(comm, alone, kind, shared):
     for axes, schedule, micro_batches, zero in (
         ({"dp": 4}, "1f1b", 1, False),
         ({"pp": 2, "tp": 2}, "zb-v", 4, True),
-        ({"tp": 4}, "1f1b", 2, False),
+        ({"cp": 2, "tp": 2}, "1f1b", 2, False),
     ):
         with Mesh(comm, check=True, **axes) as mesh:
             trainer = made(mesh, kind, schedule, micro_batches, zero=zero)
