@@ -70,7 +70,7 @@ def options() -> argparse.ArgumentParser:
         "Train a byte-level language model, pipeline-, data-, context- and tensor-parallel.",
         (
             "mpirun -n 4 python -m launch.train --mesh dp=2,tp=2",
-            "mpirun -n 4 python -m launch.train --mesh pp=2,dp=2 --schedule zb-h1 --micro-batches 4",
+            "mpirun -n 4 python -m launch.train --mesh pp=4 --layers 4 --micro-batches 8",
             "mpirun -n 4 python -m launch.train --checkpoint kept --save-every 100",
             "mpirun -n 2 python -m launch.train --checkpoint kept --resume",
         ),
