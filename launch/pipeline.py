@@ -33,7 +33,7 @@ from launch.measure.pipeline import (
     one_by_one,
     operations,
 )
-from launch.options import UsageError, amount, natural, only_with, parser, positive
+from launch.options import UsageError, amount, layers, only_with, parser, positive
 from launch.pictures import schedule as picture
 from launch.process import launcher
 from models.stage import by_hand, dealt
@@ -76,7 +76,7 @@ def options() -> argparse.ArgumentParser:
     )
     m = p.add_argument_group("model")
     m.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what it is like")
-    m.add_argument("--layers", type=_counts, metavar="N,..", help="blocks, or those of each stage (default: 4, or one a stage)")
+    m.add_argument("--layers", type=layers, help="blocks; or of each stage, as in 3,3,2,0 (default: 4, or one a stage)")
     m.add_argument("--tied", action="store_true", help="one table for embedding and output, on the first and last stage")
     m.add_argument("--d-model", type=positive, default=16, help="D")
     m.add_argument("--heads", type=positive, default=2, help="query heads, a divisor of D")
@@ -84,20 +84,8 @@ def options() -> argparse.ArgumentParser:
     m.add_argument("--sequences", type=positive, help="of a step (default: 3 for 2 micro-batches)")
     m.add_argument("--sequence-length", type=positive, default=6, help="tokens of the longest; the others are shorter")
     m.add_argument("--timed", type=_sizes, metavar="T,D,F", default="64,256,1024", help="sizes when timed; T of a micro-batch")
-    of_a_plan = ("--schedule", "--stages", "--chunks", "--micro-batches")
-    only_with(p, *of_a_plan, plan=False)
-    of_ranks = (
-        "--family",
-        "--layers",
-        "--tied",
-        "--d-model",
-        "--heads",
-        "--d-ff",
-        "--sequences",
-        "--sequence-length",
-        "--timed",
-    )
-    only_with(p, *of_ranks, "--dtype", "--seed", "--trace", simulate=False)
+    only_with(p, "--schedule", "--stages", "--chunks", "--micro-batches", plan=False)
+    only_with(p, *(f"--{a.dest.replace('_', '-')}" for a in m._group_actions), "--dtype", "--seed", "--trace", simulate=False)
     return p
 
 
@@ -111,14 +99,6 @@ def _costs(text: str) -> tuple[float, ...]:
             f"{text!r}: F, I and W take no time, or none beside the rest: use for instance 1,1,1,0"
         )
     return costs
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    """An argparse type: 4, or 3,3,2,0."""
-    counts = tuple(natural(part) for part in text.split(","))
-    if not sum(counts):
-        raise argparse.ArgumentTypeError(f"{text!r} is a model without blocks: use 1 or more")
-    return counts
 
 
 def _sizes(text: str) -> tuple[int, int, int]:
@@ -180,8 +160,9 @@ def _planned(args: argparse.Namespace, ranks: int) -> Plan:
     _bounded(ranks * chunks, args.micro_batches)
     plan = planned(args.schedule, ranks, args.micro_batches, chunks)
     if stages not in (None, plan.stages):
+        other = "" if schedule.any_chunks else " or --schedule interleaved"
         on = f"{ranks} rank{'s' * (ranks > 1)} with {chunks} chunk{'s' * (chunks > 1)} each"
-        raise UsageError(f"cannot put {stages} stages on {on}: use --stages {plan.stages}, or --schedule interleaved")
+        raise UsageError(f"cannot put {stages} stages on {on}: use --stages {plan.stages}{other}")
     return plan
 
 
@@ -219,7 +200,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     if task.jobs is None:
         return 0 if comm.rank else simulated(args, task)
     plan, (job, larger) = task.plan, task.jobs
-    mesh = start.make_mesh(args, comm, pp=comm.size, dp=1, tp=1)
+    mesh = start.make_mesh(args, comm, pp=comm.size)
     stepped, whole = Stepped(job, plan, mesh), job.whole()
     weights, apart = gathered(stepped.weights, whole, mesh)
     gradients, unlike = gathered(stepped.gradients, whole, mesh)
@@ -244,7 +225,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     wrong = [c.tensor for c in checks if not c.ok] + [f"d{name}, unlike on its ranks" for name in unlike]
     wrong += [f"weights {name}" for name in strange] + _uncounted(result)
     wrong += [f"d{name}, unlike one by one" for name in differ if not may_differ(job, plan, name)]
-    drawn = _drawn(args, task.name, schedules.scaled(timing, 1e3), "ms")
+    drawn = _drawn(args, result, schedules.scaled(timing, 1e3), "ms")
     shown = partial(show, task, result, checks, timing)
     return report.publish(args.json, result, shown, wrong, checks=checks, unwritten=drawn)
 
@@ -266,22 +247,26 @@ def simulated(args: argparse.Namespace, task: Task) -> int:
         )
         schedules.show(result, timing, "Schedules, simulated")
 
-    return report.publish(args.json, result, shown, agreed=None, unwritten=_drawn(args, task.name, timing))
+    return report.publish(args.json, result, shown, agreed=None, unwritten=_drawn(args, result, timing))
 
 
 def _simulation(args: argparse.Namespace, task: Task, timing: Timing, costs: Callable[[Plan], Costs]) -> dict:
     """The plan, as it was simulated, and all schedules beside it."""
     plan, chunks = task.plan, args.chunks if SCHEDULES[args.schedule].any_chunks else None
     others, impossible = schedules.alternatives(len(plan.ranks), plan.micro_batches, chunks, costs)
-    rows = {task.name: timing} | others | {task.name: timing}
+    rows = ({} if args.plan is None else {task.name: timing}) | others | {task.name: timing}
     found = {"schedule": task.name, "plan": plan.text().splitlines()} | schedules.as_json(timing)
     found["schedules"] = [{"schedule": name} | schedules.as_json(t) for name, t in rows.items()]
     return found | {"impossible": impossible}
 
 
-def _drawn(args: argparse.Namespace, name: str, timing: Timing, unit: str = "") -> list[str | None]:
-    """The picture, where one is asked for: why it could not be written."""
-    return [targets.write(args.draw, lambda file: picture.draw(file, {name: timing}, unit))] if args.draw else []
+def _drawn(args: argparse.Namespace, result: dict, timing: Timing, unit: str = "") -> list[str | None]:
+    """Draw the plan where that is asked for, and enter it into the result. Why it could not be written."""
+    unwritten = []
+    if args.draw is not None:
+        unwritten = [targets.write(args.draw, lambda file: picture.draw(file, {result["schedule"]: timing}, unit))]
+    result["picture"] = str(args.draw) if unwritten == [None] else None
+    return unwritten
 
 
 def _config(args: argparse.Namespace, job: Job) -> dict:

@@ -75,3 +75,5 @@ def show(result: dict, timing: Timing, title: str, unit: str = "", by: float = 1
     table({r["schedule"]: r for r in result["schedules"]}, title, unit, by)
     report.say(*result["impossible"], *[""] * bool(result["impossible"]))
     print(*chart.drawn(scaled(timing, by), width(), unit), "", sep="\n")
+    if result["picture"]:
+        report.say(f"wrote {result['picture']}", "")
