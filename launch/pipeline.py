@@ -64,7 +64,9 @@ def options() -> argparse.ArgumentParser:
     )
     p.add_argument("--schedule", choices=tuple(SCHEDULES), default="1f1b", help="who does what when")
     p.add_argument("--plan", metavar="FILE", type=Path, help="a plan of your own: a line a rank, of operations like 0F0,0B0")
-    p.add_argument("--stages", type=positive, metavar="N", help="of the model, over all ranks (default: chunks times ranks)")
+    p.add_argument(
+        "--stages", type=positive, metavar="N", help="over all ranks (default: chunks times ranks, of which a simulation has 4)"
+    )
     p.add_argument("--chunks", type=positive, metavar="V", help="stages of a rank (default: the schedule's)")
     p.add_argument("--micro-batches", type=positive, metavar="M", default=8, help="parts in which a batch goes through")
     p.add_argument("--draw", metavar="FILE", type=targets.Picture, help="also draw the plan in time, as a PNG")

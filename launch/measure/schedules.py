@@ -67,7 +67,7 @@ def _counts(peaks: Sequence[int]) -> str:
     """Of each rank; of many that differ, the range."""
     if len(set(peaks)) == 1 and len(peaks) > 1:
         return f"{peaks[0]} each"
-    return " ".join(map(str, peaks)) if len(peaks) <= 8 else f"{min(peaks)} to {max(peaks)}"
+    return " ".join(map(str, peaks)) if len(peaks) <= 4 else f"{min(peaks)} to {max(peaks)}"
 
 
 def show(result: dict, timing: Timing, title: str, unit: str = "", by: float = 1) -> None:
