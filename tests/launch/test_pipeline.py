@@ -12,6 +12,7 @@ from parallel import pipeline as executor
 from parallel.owed import Owed
 from parallel.schedule import check, read
 from parallel.schedules import SCHEDULES, plan
+from parallel.simulation import simulate
 from tests.harness import command
 from tests.inside import inside, ran
 from training import trainer
@@ -94,8 +95,12 @@ def test_what_is_predicted_is_the_time_of_operations_that_take_theirs(comm, monk
     monkeypatch.setattr(measure, "Work", Slow)
     for schedule, makespan in (("1f1b", 0.048), ("zb-h1", 0.044)):
         got = inside(comm, "pipeline", *small(schedule, 3, "--layers", "2"), "--json")
-        assert makespan <= got["seconds"]["predicted"] < 3 * makespan
-        assert got["seconds"]["measured"] == pytest.approx(got["seconds"]["predicted"], rel=0.25)
+        # Neither can be shorter. How much longer the real one is, a busy machine decides.
+        measured, predicted = got["seconds"].values()
+        assert makespan <= predicted
+        assert makespan <= measured < 4 * predicted
+        told = {(n, kind): s for n, stage in enumerate(got["timed"]["seconds_by_stage"]) for kind, s in stage.items()}
+        assert predicted == simulate(plan(schedule, 2, 3), measure.Times(told, got["timed"]["hop"])).makespan
         # Of what the plan does not have, from its other form.
         least = {"F": 0.004, "I": 0.006, "W": 0.002, "B": 0.008}
         assert all(stage[kind] >= least[kind] for stage in got["timed"]["seconds_by_stage"] for kind in least)
