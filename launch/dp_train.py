@@ -9,7 +9,7 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
@@ -18,24 +18,24 @@ from mpi4py import MPI
 
 from launch import progress, report
 from launch.explain import view
+from launch.measure import small
+from launch.measure.small import VOCABULARY, joined, ragged, reference_loss
 from launch.options import UsageError, add_replicas, amount, parser, positive
 from models.build import build
-from models.config import Config, gpt2_like, llama_like
+from models.config import Config
 from parallel.control import Control
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.replicas import Copy, Replicas
 from parallel.shard import even
-from reference import transformer as reference
-from reference.attention import Options
 from reference.compare import Comparison, compare
 from reference.layer import compared
 from reference.rounding import bounds
 from training.text import MicroBatch
 from training.trainer import Recipe, Trainer
 
-RATE, VOCABULARY = 1e-2, 61
+RATE = 1e-2
 # Comparisons use weights and biases of this spread at least.
 SPREAD = 0.1
 
@@ -76,32 +76,16 @@ class Task(NamedTuple):
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
     view.check(args, ranks)
-    if args.d_model % args.heads:
-        raise UsageError(f"--heads {args.heads} does not divide --d-model {args.d_model}: use a divisor of {args.d_model}")
-    if args.family == "llama" and args.d_model // args.heads % 2:
-        raise UsageError(f"heads of odd width {args.d_model // args.heads} cannot be rotated: use --family gpt2")
+    # GPT-2 has one table for embedding and output.
+    sizes = (args.layers, args.d_model, args.heads, args.d_ff, args.sequence_length)
+    config = small.model(args.family, *sizes, tied=args.family == "gpt2")
     least = ranks * args.micro_batches
     if args.sequences < least:
         raise UsageError(
             f"cannot deal --sequences {args.sequences} to {ranks} ranks in {args.micro_batches} micro-batches: "
             f"use {least} or more"
         )
-    sizes, make, kv_heads = (VOCABULARY, args.d_model, args.layers, args.heads), llama_like, [args.heads]
-    if args.family == "gpt2":
-        make, kv_heads = gpt2_like, []
-    return Task(make(*sizes, *kv_heads, args.d_ff, args.sequence_length), batch(args))
-
-
-def batch(args: argparse.Namespace) -> list[MicroBatch]:
-    """One part a sequence, of unequal lengths, so that the ranks' numbers of tokens differ."""
-    random = np.random.default_rng(args.seed)
-    lengths = [max(1, args.sequence_length - 3 * n % args.sequence_length) for n in range(args.sequences)]
-    return [MicroBatch(*random.integers(0, VOCABULARY, (2, n)), [n]) for n in lengths]
-
-
-def joined(parts: Sequence[MicroBatch]) -> MicroBatch:
-    ids, targets = (np.concatenate(arrays) for arrays in zip(*((p.ids, p.targets) for p in parts), strict=True))
-    return MicroBatch(ids, targets, [n for p in parts for n in p.lengths])
+    return Task(config, ragged(args.sequences, args.sequence_length, args.seed))
 
 
 def share(parts: list[MicroBatch], ranks: int, rank: int, micro_batches: int) -> list[MicroBatch]:
@@ -138,13 +122,6 @@ class Steps:
         return {p.name: getattr(p, what).copy() for p in self.trainer.parameters}
 
 
-def reference_loss(task: Task) -> Callable[[dict], complex]:
-    """The reference's own loss of the whole batch, of weights by name."""
-    whole = joined(task.batch)
-    asked = Options(whole.lengths, True, None if task.config.rope is None else {"pairing": "half"})
-    return lambda W: reference.cross_entropy(reference.logits(W, whole.ids, asked, task.config.eps), whole.targets)
-
-
 def against_the_reference(loss: Callable[[dict], complex], dtype: str, ours: Steps) -> Iterator[Comparison]:
     """The first step's loss and gradients."""
     whole = {"y": np.array(ours.loss[0], dtype)} | ours.before | {f"d{n}": g for n, g in ours.gradients[0].items()}
@@ -179,7 +156,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     if first:
         alone = Steps(args, task, Mesh(MPI.COMM_SELF, dp=1, tp=1), Control(MPI.COMM_SELF), 1)
         shown = progress.items("the reference, tensor by tensor", True, 2 + 2 * len(ours.before) + len(ours.after))
-        about = (reference_loss(task), args.dtype, ours)
+        about = (reference_loss(task.config, task.batch), args.dtype, ours)
         checks = list(shown(chain(against_the_reference(*about), against_one_process(*about, alone))))
     control.wait(patient=True)
     explained = view.explained(args, control, mesh, ours.trainer.parameters, ours.step)

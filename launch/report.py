@@ -65,11 +65,15 @@ def summary(checks: Sequence[Comparison], rows: Sequence[dict], wrong: Sequence[
         name = c.tensor.removesuffix(", all")
         tensors[name] = tensors.get(name, True) and c.ok
     worst = 100 * max(map(_used, checks))
-    calls, sent = (sum(r[k] for r in rows) for k in ("calls", "message_bytes"))
+    # What is received was sent.
+    rows = [r for r in rows if r["verb"] != "receive"]
+    messages = sum(r["calls"] for r in rows if r["verb"] == "send")
+    calls = sum(r["calls"] for r in rows) - messages
+    sent = counted(calls, "collective") + f" and {counted(messages, 'message')}" * bool(messages)
     return (
         f"{verdict}{sum(tensors.values())} of {len(tensors)} tensors agree with the reference, "
         f"worst {worst:,.{1 if worst >= 0.05 else 3}f} % of tolerance; "
-        f"{counted(calls, 'collective')}, {sent:,} bytes, {'' if agrees(rows) else 'NOT '}as predicted"
+        f"{sent}, {sum(r['message_bytes'] for r in rows):,} bytes, {'' if agrees(rows) else 'NOT '}as predicted"
     )
 
 

@@ -66,7 +66,8 @@ class AdamW:
         ends = np.array([stop for stop, _ in decays])
         self._runs: list[tuple[slice, slice, bool]] = []
         state = 0
-        for at in self.owned:
+        # A stage without blocks owns an empty one.
+        for at in (at for at in self.owned if at.start < at.stop):
             inside = [int(e) for e in ends if at.start < e < at.stop]
             for start, stop in pairwise([at.start, *inside, at.stop]):
                 decay = decays[int(np.searchsorted(ends, start, side="right"))][1]

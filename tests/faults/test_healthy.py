@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "--layers 1 --d-model 16 --heads 4 --d-ff 22 --sequence-length 24 --batch-tokens 144 --steps 5 --sample 5 --zero "
     "--text {tmp}/text.txt --output {tmp}/out --mesh dp={n},tp=1",
     "dp_train": "--steps 2 --sequences 4 --sequence-length 5",
+    "pipeline": "--layers 2 --d-model 8 --d-ff 6 --micro-batches 2 --sequence-length 3 --timed 5,8,8 --schedule zb-h1 --tied",
     "generate": f"{LLAMA} --tokens 1,2,3 --max-new-tokens 6 --temperature 1 --speculate ngram",
     "speculate": f"{LLAMA} --tokens 1,2,3,4 --gammas 2 --max-new-tokens 5 --png {{tmp}}/picture.png",
     "score": f"{LLAMA} --tokens 1,2,3,4,5,6",
@@ -24,7 +25,9 @@ COMMANDS = {
 OFF, ON = ("--check-collectives", "off"), ("--check-collectives", "on")
 WATCHED = ("train", "dp_train", "generate")
 # What a clock or the operating system tells, and the options that differ by intention.
-MEASURED = re.compile(r"second|bandwidth|peak_bytes|utilisation|check_|files|^matmul|^read_|costs|factor_|words")
+MEASURED = re.compile(
+    r"second|bandwidth|peak_bytes|utilisation|check_|files|^matmul|^read_|costs|factor_|words|span|bubble|^timed"
+)
 
 
 def lasting(value: object) -> object:

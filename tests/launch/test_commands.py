@@ -18,6 +18,8 @@ LLAMA = f"--model {ROOT}/tests/oracles/families/llama"
         "tp_attention",
         "tp_attention --kind mla",
         "dp_train",
+        "pipeline",
+        "pipeline --simulate 1,1,1,0",
         "train",
         f"generate --tokens 1,2 {LLAMA} --draft {ROOT}/tests/oracles/families/llama",
         f"score --tokens 1,2 {LLAMA}",

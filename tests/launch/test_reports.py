@@ -54,6 +54,8 @@ REPORTS = [
     ("tp_attention", *HEADS, "--sequences", "1,2,3,4,1,2,1,2,3"),
     ("tp_attention", "--kind", "mla", *HEADS, "--tokens", "8"),
     ("dp_train", "--zero", "--steps", "2", "--sequences", "4"),
+    ("pipeline", "--layers", "2", "--micro-batches", "3", "--sequence-length", "3", "--timed", "5,8,8"),
+    ("pipeline", "--schedule", "zb-v", "--simulate", "18.5,18.1,9.3,0.6", "--stages", "32"),
     ("train", *MODEL, "--batch-tokens", "64", "--steps", "3", "--text", "text.txt", "--sample", "200"),
     ("generate", *TOKENS, "--max-new-tokens", "3", "--logprobs", "--speculate", "ngram"),
     ("generate", *LATENT, "--max-new-tokens", "3"),

@@ -19,7 +19,7 @@ MODULES = {name: "bench.__main__" if name == "bench" else name for name in comma
 NEEDED = {"generate": ["--tokens", "1"], "score": ["--tokens", "1,2"], "bench": ["mlp"], "trace": ["no-such-file"]}
 NEEDED |= {"--explain-picture": ["--explain"]}
 # Options that name what is read.
-READ = {"--model", "--draft", "--text-file", "--tokens-file", "--compare", "FILE"}
+READ = {"--model", "--draft", "--text-file", "--tokens-file", "--compare", "--plan", "FILE"}
 
 
 def declared(module):
@@ -131,6 +131,7 @@ QUICK = ("--layers", "1", "--d-model", "8", "--heads", "2", "--d-ff", "8", "--se
 DRAWN = {
     "kv_cache": ("launch.pictures.cache.draw_kinds", ("--pictures",), "pictures"),
     "serving_bench": ("launch.pictures.occupancy.picture", ("--scheduler-only", "--requests", "4", "--png"), "png"),
+    "pipeline": ("launch.pictures.schedule.draw", ("--simulate", "1,1,1,0", "--draw"), "picture"),
     "train": ("launch.pictures.curve.draw", (*QUICK, "--steps", "1", "--sample", "0", "--text", "TEXT", "--output"), "files"),
 }
 
@@ -153,4 +154,4 @@ def test_results_are_not_lost_to_a_picture(comm, shared, monkeypatch, name):
     assert told["ok"]
     written = told[key] if isinstance(told[key], list) else [told[key]] * (told[key] is not None)
     assert all(os.path.exists(path) for path in written)
-    assert len(written) == {"kv_cache": 3, "serving_bench": 0, "train": 1}[name]
+    assert len(written) == {"kv_cache": 3, "serving_bench": 0, "pipeline": 0, "train": 1}[name]
