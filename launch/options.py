@@ -139,7 +139,8 @@ def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp", along: S
     """
     given = {rest: ranks} if sizes is None else sizes
     if unknown := [name for name, n in given.items() if n > 1 and name not in along]:
-        raise UsageError(f"--mesh {unknown[0]}={given[unknown[0]]}: this command lays ranks out along {', '.join(along[:-1])} and {along[-1]}")
+        known = f"{', '.join(along[:-1])} and {along[-1]}"
+        raise UsageError(f"--mesh {unknown[0]}={given[unknown[0]]}: this command lays ranks out along {known}")
     others = prod(n for name, n in given.items() if name != "dp")
     found = {name: given.get(name, max(1, ranks // others) if name == "dp" else 1)
              for name in along if name in given or name in ("dp", "tp")}  # fmt: skip

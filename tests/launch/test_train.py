@@ -172,7 +172,11 @@ BAD = [
     (4, ("--mesh", "dp=2"), "--mesh dp=2,tp=1 is for 2 ranks, these are 4: use for instance dp=4,tp=1"),
     (3, ("--mesh", "tp=2"), "--mesh dp=1,tp=2 is for 2 ranks, these are 3: use for instance dp=3,tp=1"),
     (1, ("--mesh", "ep=2"), "--mesh ep=2: this command lays ranks out along pp, dp, cp and tp"),
-    (4, ("--mesh", "cp=4,tp=1", "--context", "ulysses", "--heads", "2"), "cannot cut 2 heads of a rank over cp=4: use --context"),
+    (
+        4,
+        ("--mesh", "cp=4,tp=1", "--context", "ulysses", "--heads", "2"),
+        "cannot cut 2 heads of a rank over cp=4",
+    ),
     (2, ("--mesh", "pp=2", "--layers", "1"), "cannot put 1 layers on 2 stages: give --layers, 0 for stages without blocks"),
     (2, ("--mesh", "pp=2", "--layers", "1,1,1"), "--layers 1,1,1 is for 3 stages, 1f1b on pp=2 has 2: give so many"),
     (1, ("--layers", "1,-1"), "argument --layers: '1,-1' is no number of layers: use for instance 8, or 3,3,2,0"),

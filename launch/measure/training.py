@@ -1,0 +1,169 @@
+"""A training run on one rank, as launch.train makes it: what it trains, where in the text it is, what is kept of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+from mpi4py import MPI
+
+from launch import progress, start, targets
+from launch.measure.losses import LossTable
+from launch.pictures import curve
+from layers.context import KINDS
+from layers.optimizer import warmup_cosine
+from models.build import Parts
+from models.config import Config
+from models.stage import stages
+from parallel.checkpoint import Checkpoint, CheckpointError, latest, save
+from parallel.control import Control
+from parallel.ledger import Traffic
+from parallel.parameter import drawn
+from parallel.replicas import Copy, Replicas
+from parallel.schedule import Plan
+from training import text
+from training.evaluation import Sample, Validation
+from training.trainer import Recipe, Trainer
+
+# What a run that is taken up again must have in common with the one that was left; the rest may change.
+FIXED = ("family", "layers", "d_model", "heads", "kv_heads", "d_ff", "tied", "sequence_length", "batch_tokens", "steps", "lr")
+FIXED += ("warmup", "clip", "weight_decay", "seed", "dtype")
+
+
+class Task(NamedTuple):
+    """Ranks along each axis, the model, the plan of a step and the blocks of each stage; the bytes to train on and those to
+    validate with."""
+
+    axes: dict[str, int]
+    config: Config
+    plan: Plan
+    blocks: list[range]
+    train: np.ndarray
+    validation: np.ndarray
+
+
+class Run:
+    """A training run on one rank: the trainer, where in the text it is, and the losses so far."""
+
+    def __init__(self, args: argparse.Namespace, task: Task, comm: MPI.Intracomm) -> None:
+        self.args, self.control = args, Control(comm)
+        self.mesh = start.make_mesh(args, comm, **task.axes)
+        context = KINDS[args.context](self.mesh.cp)
+        parts = Parts(task.config, self.mesh.tp, args.recompute, args.sequence_parallel, context)
+        placed = task.blocks, [*task.plan.rank_of.values()], self.mesh.pp.rank
+        bucket = max(1, int(args.bucket_mib * 2**20))
+        recipe = Recipe(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay, task.plan, None, args.layout)
+        self.trainer = Trainer(stages(parts, drawn(args.seed, args.dtype), *placed), self.mesh, recipe)
+        self.train, S = task.train, args.sequence_length
+        self.validation = Validation(self.trainer, task.validation, S, args.batch_tokens // S)
+        self.sample = Sample(self.trainer, S, args.sample, args.seed)
+        self.order = text.Order(text.whole_sequences(self.train, args.sequence_length), args.seed)
+        self.losses: list[float] = []
+        self.table: LossTable | None = None
+        self.replicas = Replicas(self.mesh, self.control, args.check_replicas)
+        self.saves = 0
+        # Every step has these shapes.
+        chosen = np.zeros(args.batch_tokens // args.sequence_length, int)
+        self.shapes = self._dealt(chosen)
+        # The options, with what they left open.
+        self.settled = vars(args) | {name: getattr(task.config, name) for name in ("layers", "kv_heads", "d_ff")}
+        self.settled["layers_of_stages"] = [len(blocks) for blocks in task.blocks]
+        self.identity = {name: self.settled[name] for name in FIXED}
+        self.identity["text"] = sha256(self.train.tobytes()).hexdigest()
+
+    def _dealt(self, chosen: np.ndarray) -> list[text.MicroBatch]:
+        args, dp = self.args, self.mesh.dp
+        return text.dealt(self.train, chosen, args.sequence_length, dp.size, dp.rank, args.micro_batches)
+
+    def steps(self) -> float:
+        """All steps that are left, and the checkpoints among them: seconds of the steps."""
+        args, seconds = self.args, 0.0
+        if self.control.rank == 0:
+            self.table = LossTable(args.output / "loss.csv", args.batch_tokens, self.losses)
+        if not self.losses:
+            self._tell_what_is_kept(0)
+        with progress.steps("training", args.steps, len(self.losses), args.batch_tokens, self.control.rank == 0) as advance:
+            while len(self.losses) < args.steps:
+                begun = perf_counter()
+                loss = self.step()
+                seconds += perf_counter() - begun
+                advance(loss)
+                if self.table is not None:
+                    self.table.add(loss)
+                done = len(self.losses)
+                if args.checkpoint is not None and (done == args.steps or (args.save_every and done % args.save_every == 0)):
+                    self.save()
+        return seconds
+
+    def step(self) -> float:
+        args = self.args
+        parts = self._dealt(self.order.next(args.batch_tokens // args.sequence_length))
+        lr = warmup_cosine(len(self.losses), args.steps, args.lr, min(args.warmup, args.steps))
+        loss = self.trainer.step(parts, args.batch_tokens, lr)
+        self.losses.append(loss)
+        self.replicas.check(len(self.losses), lambda: self.copies(parts))
+        return loss
+
+    def copies(self, parts: list[text.MicroBatch]) -> Iterator[Copy]:
+        """What must be the same on several ranks after a step on these micro-batches."""
+        yield Copy("the random state of the text's order", self.order.state())
+        for n, part in enumerate(parts):
+            yield Copy(f"the tokens of micro-batch {n}", part.ids, ("dp",))
+        yield from self.trainer.copies()
+        yield Copy("the losses", self.losses)
+
+    def save(self) -> None:
+        state = {"run": self.identity, "order": self.order.state(), "losses": self.losses}
+        save(self.args.checkpoint, len(self.losses), self.trainer.pieces(), state, self.control)
+        self.saves += 1
+        self._tell_what_is_kept(len(self.losses))
+
+    def _tell_what_is_kept(self, step: int) -> None:
+        """What is said where the run is interrupted."""
+        args = self.args
+        start.kept(
+            f"step {step} of {args.steps} is kept in {args.checkpoint}: the same command "
+            f"{'' if args.resume else 'with --resume '}goes on from there"
+            if step
+            else "no step is kept: --checkpoint DIR and --save-every N keep some"
+        )
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint. Raises CheckpointError on all ranks if it is damaged, or of another run."""
+        checkpoint = Checkpoint(latest(self.args.checkpoint), self.control)
+        was = checkpoint.state.get("run")
+        if not isinstance(was, dict):
+            raise CheckpointError(f"{checkpoint.path}: its state is not that of a training run")
+        for name, here in self.identity.items():
+            if was.get(name) != here:
+                what = "was made from another text" if name == "text" else f"has {name} {was.get(name)}, this run {here}"
+                raise CheckpointError(f"{self.args.checkpoint}: the checkpoint {what}: use the same, or another folder")
+        self.trainer.load(checkpoint)
+        try:
+            self.order.resume(checkpoint.state["order"])
+            self.losses = [float(loss) for loss in checkpoint.state["losses"]]
+            if len(self.losses) != checkpoint.step:
+                raise ValueError(f"{len(self.losses)} losses")
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise CheckpointError(f"{checkpoint.path}: its state is not that of a training run: {error!r}") from None
+        self._tell_what_is_kept(len(self.losses))
+
+    def written(self, validation_bits: float) -> tuple[list[str], list[str | None]]:
+        """The files of the curve, and why those that are not there could not be written. Rank 0."""
+        table, picture = self.table, self.args.output / "loss.png"
+        table.add()
+        why = targets.write(picture, lambda file: curve.draw(file, self.losses, validation_bits))
+        unwritten = {table.path: table.problem, picture: why}
+        return [str(path) for path, why in unwritten.items() if why is None], list(unwritten.values())
+
+    def predicted(self, steps: int) -> list[Traffic]:
+        """What this rank sends by the closed forms: in `steps` steps and their checkpoints, the validation, the sample."""
+        trainer = self.trainer
+        sent = [replace(t, calls=steps * t.calls) for t in trainer.traffic(self.shapes)]
+        sent += [replace(t, calls=self.saves * t.calls) for t in trainer.checkpoint_traffic()]
+        return [*sent, *self.validation.traffic(), *self.sample.traffic()]
