@@ -48,38 +48,51 @@ class Validation:
 
 
 class Sample:
-    """`many` bytes after PROMPT, each drawn at TEMPERATURE from a forward over the last `length` that stand before it."""
+    """`many` bytes after PROMPT, each drawn at TEMPERATURE from a forward over the last `length` that stand before it: by the
+    rank that has the last token's logits, which then tells the others."""
 
     def __init__(self, trainer: Trainer, length: int, many: int, seed: int) -> None:
         self.trainer, self.length, self.many, self.seed = trainer, length, many, seed
         self._last = [*trainer.rank_of.values()][-1]
+        self._heads = [stage.end.head for stage in trainer.stages.values() if stage.end is not None]
 
     def text(self, told: Told) -> str:
         """PROMPT and what follows; "" where nothing is asked for."""
-        random, pp, ids = np.random.default_rng(self.seed), self.trainer.mesh.pp, list(PROMPT)
+        random, mesh, ids = np.random.default_rng(self.seed), self.trainer.mesh, list(PROMPT)
         for _ in told(range(self.many)):
-            work = self.trainer.forward([self._recent(ids)], "sample")
-            with self.trainer.mesh.phase("sample"):
-                chosen = np.array([self._drawn(work.logits[0], random) if work.logits else 0])
-                ids.append(pp.broadcast(chosen, self._last).item())
+            work, owner = self.trainer.forward([self._recent(ids)], "sample"), self._owner(len(ids))
+            with mesh.phase("sample"):
+                chosen = np.array([self._drawn(work.logits[0], owner, random) if self._heads else 0])
+                chosen = mesh.cp.broadcast(chosen, owner)
+                ids.append(mesh.pp.broadcast(chosen, self._last).item())
         return bytes(ids).decode("utf-8", errors="replace") if self.many else ""
 
     def _recent(self, ids: Sequence[int]) -> MicroBatch:
         recent = np.array(ids[-self.length :])
         return MicroBatch(recent, None, [len(recent)])
 
-    def _drawn(self, logits_Tv: np.ndarray, random: np.random.Generator) -> int:
+    def _owner(self, tokens: int) -> int:
+        """The rank of cp that has the last of so many tokens; there it is the last row."""
+        last = min(tokens, self.length)
+        every, _ = self.trainer.pieces_of([last])
+        return next(rank for rank, pieces in enumerate(every) if any(p.stop == last for p in pieces))
+
+    def _drawn(self, logits_Tv: np.ndarray, owner: int, random: np.random.Generator) -> int:
         """The largest of z / temperature + Gumbel noise is a draw from their softmax."""
-        head = next(stage.end.head for stage in self.trainer.stages.values() if stage.end is not None)
+        head = self._heads[0]
+        noise_V = random.gumbel(size=head.cut.length)
+        if self.trainer.mesh.cp.rank != owner:
+            return 0
         z_V = head.tp.all_gather(logits_Tv[-1], 0, head.cut).astype(np.float64)
-        return int(np.argmax(z_V / TEMPERATURE + random.gumbel(size=len(z_V))))
+        return int(np.argmax(z_V / TEMPERATURE + noise_V))
 
     def traffic(self) -> list[Traffic]:
         """What `text` sends."""
         trainer, sent = self.trainer, []
-        V = [stage.end.head.cut.length for stage in trainer.stages.values() if stage.end is not None]
-        for n in range(self.many):
-            sent += trainer.forward_traffic([self._recent([0] * (len(PROMPT) + n))], "sample")
-            sent += [Traffic("all_gather", "tp", "sample", message((size,), trainer.flat.data.itemsize)) for size in V]
-            sent.append(Traffic("broadcast", "pp", "sample", 8))
+        for n in range(len(PROMPT), len(PROMPT) + self.many):
+            sent += trainer.forward_traffic([self._recent([0] * n)], "sample")
+            if self._heads and trainer.mesh.cp.rank == self._owner(n):
+                logits = message((self._heads[0].cut.length,), trainer.flat.data.itemsize)
+                sent.append(Traffic("all_gather", "tp", "sample", logits))
+            sent += [Traffic("broadcast", axis, "sample", 8) for axis in ("cp", "pp")]
         return sent

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from layers import block
-from layers import pieces as pieces_of
 from layers.optimizer import AdamW, global_norm
+from layers.pieces import LAYOUTS, Pieces
 from layers.stage import Stage
 from parallel import pipeline, schedules
 from parallel.checkpoint import Checkpoint, Piece, pieces
@@ -97,7 +97,7 @@ class Trainer:
         """The gradient of the mean over the `tokens` of all ranks' micro-batches in flat.grad; the mean itself."""
         self.flat.zero_grad()
         plan = self.plan(len(micro_batches))
-        work = Work(self.stages, micro_batches, tokens, plan.ranks[self.mesh.pp.rank], self._filled, self._pieces)
+        work = Work(self.stages, micro_batches, tokens, plan.ranks[self.mesh.pp.rank], self._filled, self.pieces_of)
         pipeline.run(plan, self.mesh.pp, work, work.shape, self.flat.data.dtype)
         self.saved_bytes = max(self.saved_bytes, work.most)
         with self.mesh.phase("backward"):
@@ -108,12 +108,12 @@ class Trainer:
         with self.mesh.phase("step"):
             return self.losses.all_reduce(np.array([work.nats / tokens])).item()
 
-    def _pieces(self, lengths: Sequence[int]) -> tuple:
+    def pieces_of(self, lengths: Sequence[int]) -> tuple[tuple[Pieces, ...], int]:
         """Of sequences of these lengths, as Batch has them."""
-        return pieces_of.LAYOUTS[self.recipe.layout](lengths, self.mesh.cp.size), self.mesh.cp.rank
+        return LAYOUTS[self.recipe.layout](lengths, self.mesh.cp.size), self.mesh.cp.rank
 
     def _work(self, micro_batches: Sequence[MicroBatch]) -> Work:
-        return Work(self.stages, micro_batches, of=self._pieces)
+        return Work(self.stages, micro_batches, of=self.pieces_of)
 
     def _filled(self, parameters: Sequence[Parameter]) -> None:
         self.sums.filled(p for p in parameters if p.home not in self._late)

@@ -49,24 +49,39 @@ def whole(tmp_path_factory, text):
     return train(start.begin(), tmp_path_factory.mktemp("whole"), text, ranks=1)
 
 
-# Of how many ranks, and how they go about it.
+# By the number of ranks, how they go about it.
 MESHES = {
-    2: ("--overlap", "off", "--bucket-mib", "0.001"),
-    3: ("--mesh", "tp=3", "--recompute"),
-    4: ("--mesh", "dp=2,tp=2", "--zero", "--micro-batches", "2"),
+    2: [
+        ("--overlap", "off", "--bucket-mib", "0.001"),
+        ("--mesh", "pp=2", "--schedule", "zb-h1"),
+        ("--mesh", "cp=2"),
+    ],
+    3: [
+        ("--mesh", "tp=3", "--recompute"),
+        ("--mesh", "pp=3", "--layers", "1,0,1"),
+        ("--mesh", "cp=3", "--context", "gather"),
+    ],
+    4: [
+        ("--mesh", "dp=2,tp=2", "--zero", "--micro-batches", "2"),
+        ("--mesh", "pp=2,cp=2"),
+        ("--mesh", "cp=2,tp=2", "--sequence-parallel", "--zero"),
+        ("--mesh", "dp=2,cp=2", "--context", "ulysses", "--layout", "contiguous"),
+    ],
 }
 
 
-@pytest.mark.mpi(min_size=2)
-def test_the_same_losses_on_every_mesh(comm, shared, text, whole):
-    options = MESHES[comm.size]
+@on_ranks
+@pytest.mark.parametrize("options", MESHES.get(start.begin().size, []), ids=" ".join)
+def test_the_same_numbers_on_every_mesh(comm, shared, text, whole, options):
+    """Losses, bits of the validation text, and the sample byte for byte."""
     got = train(comm, shared, text, *options)
     assert got["ok"]
     np.testing.assert_allclose(got["loss"], whole["loss"], rtol=0, atol=1e-10)
     assert got["validation_bits_per_byte"] == pytest.approx(whole["validation_bits_per_byte"], abs=1e-10)
     assert got["sample"] == whole["sample"]
+    assert got["parameters"] == whole["parameters"]
     assert len(got["memory"]["weights_bytes_per_rank"]) == comm.size
-    if "--zero" in options:
+    if "dp=2,tp=2" in options:
         assert max(got["memory"]["optimizer_bytes_per_rank"]) < 0.6 * max(got["memory"]["weights_bytes_per_rank"]) * 2
     if "--recompute" in options:
         assert max(got["memory"]["saved_bytes_per_rank"]) < 0.5 * whole["memory"]["saved_bytes_per_rank"][0]
@@ -85,7 +100,7 @@ def test_curve_and_report_are_written(comm, shared, text, whole):
 def test_killed_at_any_step_and_taken_up_on_other_meshes(comm, tmp_path, text, whole):
     """kill -9 of one rank, three times, each time resumed on another mesh: as if nothing had happened."""
     folder = tmp_path / "kept"
-    meshes = [(4, "dp=2,tp=2"), (2, "tp=2"), (3, "dp=3")]
+    meshes = [(4, "dp=2,tp=2"), (2, "pp=2"), (3, "cp=3")]
     random = np.random.default_rng(0)
     for n, (ranks, mesh) in enumerate(meshes):
         command = [*QUICK, "--text", str(text), "--output", str(tmp_path / "out"), "--mesh", mesh, "--save-every", "1"]
