@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
+from itertools import zip_longest
 
 import numpy as np
 
@@ -75,12 +76,10 @@ def require_same(plan: Plan, control: Control) -> None:
 
 def _difference(every: Sequence[list[str]]) -> str:
     """In words, where plans first differ: a line a rank of pp."""
-    for line in range(max(map(len, every))):
-        of_rank = [[*lines, *[""] * len(every)][line].split(",") for lines in every]
-        for n in range(max(map(len, of_rank))):
-            words = [[*ops, *[""] * n][n] or "nothing" for ops in of_rank]
+    for line, of_rank in enumerate(zip_longest(*every, fillvalue="")):
+        for n, words in enumerate(zip_longest(*(ops.split(",") for ops in of_rank), fillvalue="")):
             if len(set(words)) > 1:
-                who = sorted(((named([r for r, w in enumerate(words) if w == word]), word) for word in set(words)), key=len)
-                said = ", ".join(f"{ranks} has {word}" for ranks, word in sorted(who))
-                return f"plans differ: as operation {n} of rank {line} of pp {said}"
-    return "plans differ"
+                having = {word: [rank for rank, other in enumerate(words) if other == word] for word in words}
+                said = [f"{named(r)} {'has' if len(r) == 1 else 'have'} {word or 'nothing'}" for word, r in having.items()]
+                return f"plans differ: as operation {n} of rank {line} of pp, {', '.join(sorted(said, key=len))}"
+    return "plans differ: some are for more ranks"
