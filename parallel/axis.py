@@ -347,6 +347,11 @@ class Axis:
         self._sends.append(self._start("send", exchange, x, None, (x.shape, x.dtype, x.nbytes), to, what=what))
         return self._sends[-1]
 
+    def operation(self, what: str) -> None:
+        """Tell the watchers what this rank does from here on, such as 2F3; "": nothing that has a name."""
+        for watcher in self.watchers:
+            watcher.operation(self, what)
+
     def poke(self) -> None:
         """Let the sends that were started go on, and let go of those that are complete."""
         self._sends = [send for send in self._sends if not send.poke()]

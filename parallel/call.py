@@ -93,6 +93,9 @@ class Watcher:
         wire (an all_gather's parts one after another); None for send and where an exception ended the verb.
         `entered`, `left`: perf_counter seconds; equal where a watcher's `begin` raised."""
 
+    def operation(self, axis: Watched, what: str) -> None:
+        """What the rank does from here on, as an operation of a plan; "": nothing that has a name."""
+
     def close(self, axis: Watched) -> None:
         """The axis is closed: all its ranks come here together."""
 

@@ -43,6 +43,7 @@ def run(
     there: dict[Op, np.ndarray | None] = {}
     sends = []
     for op in plan.ranks[pp.rank]:
+        pp.operation(str(op))
         need = plan.needs(op)
         while need is not None and need not in there:
             source = plan.rank_of[need.stage]
@@ -56,6 +57,7 @@ def run(
                 there[op] = made
             elif to is not None:
                 sends.append(pp.start_send(made, to, what=str(op)))
+    pp.operation("")
     for send in sends:
         send.wait()
 

@@ -36,6 +36,8 @@ RUNNING, LEFT_MAIN, ENDED = 0, 1, 2
 _NOW = Struct("qqdq")
 # process; watchdog's last beat; readiness to report
 _SELF = Struct("qdq")
+# what it is at, as an operation of a plan
+_OPERATION, _OPERATION_AT = Struct("48s"), _NOW.size + _SELF.size
 # which verb, its number on the axis, when it was entered, whether it is done once the rank waits for it no more, what it is
 _TEXT = 240
 _VERB = Struct(f"qqd?{_TEXT}s")
@@ -81,7 +83,8 @@ class RecordedCall:
 @dataclass(frozen=True)
 class Slot:
     """What a rank last did. `verbs`: its last ones, oldest first. `waiting`: the one that it is in, if any. `since`: when it
-    entered it, or left the last, in perf_counter seconds. `pid`: 0 for a rank of another host. `messages`: see `begun`."""
+    entered it, or left the last, in perf_counter seconds. `pid`: 0 for a rank of another host. `messages`: see `begun`.
+    `operation`: of a plan, that it is at."""
 
     rank: int
     pid: int
@@ -92,6 +95,7 @@ class Slot:
     verbs: list[RecordedCall]
     waiting: RecordedCall | None
     messages: dict[int, int]
+    operation: str = ""
 
     def begun(self, verb: str, axis: str, peer: int) -> float:
         """How many messages to or from rank `peer` it has begun to send or receive; infinite where its slot has no room."""
@@ -232,6 +236,9 @@ class Recorder(Watcher):
             _DONE.pack_into(self._memory, self._verbs + which % KEPT * _VERB_SIZE + _DONE_AT, True)
         _NOW_into(self._memory, self._base, self._begun, 0, left, self._doing)
 
+    def operation(self, axis: Watched, what: str) -> None:
+        _OPERATION.pack_into(self._memory, self._base + _OPERATION_AT, what.encode())
+
     def enter(self, what: str, place: tuple[str, str], ranks: Sequence[int], patient: bool) -> None:
         """This rank waits for these ranks, but in no verb of a mesh, until `leave`."""
         which, now = self._begun, perf_counter()
@@ -305,7 +312,8 @@ class Recorder(Watcher):
         cells = self._memory[base + _CELLS_AT : base + _HEAD]
         messages = {key: count for key, count in _CELL.iter_unpack(cells) if key}
         current = next((v for v in verbs if v.which == waiting - 1), None)
-        return Slot(rank, pid, beat, ready, doing, since, verbs, current, messages)
+        operation = _OPERATION.unpack_from(self._memory, base + _OPERATION_AT)[0].rstrip(b"\0").decode(errors="replace")
+        return Slot(rank, pid, beat, ready, doing, since, verbs, current, messages, operation)
 
     def stack_of(self, rank: int) -> str:
         """What faulthandler has written of that rank's Python stack."""

@@ -18,7 +18,7 @@ from typing import NoReturn
 from mpi4py import MPI
 
 from launch.process import keeper, signals
-from launch.process.watchdog import Watchdog
+from launch.process.watchdog import Watchdog, at_operation
 from parallel import remains
 from parallel.call import path_in_project
 from parallel.recorder import ENDED, Recorder
@@ -80,7 +80,8 @@ class Ending:
             self.quietly()
         text, status = self._starved, 2
         with suppress(MemoryError):
-            text, status = keeper.led(f"rank {self.comm.rank} of {self.comm.size}", kind, value, trace), 1
+            at = at_operation(self.recorder.slot(self.comm.rank))
+            text, status = keeper.led(f"rank {self.comm.rank} of {self.comm.size}", kind, value, trace, at), 1
             if (lacking := lacks_memory(value)) is not None:
                 text, status = f"error: rank {self.comm.rank} of {self.comm.size} {lacking}{_at(trace)}: use smaller sizes", 2
         self.tell(text, status)

@@ -110,11 +110,11 @@ def name() -> str:
     return f"rank {launcher.rank()} of {launcher.size()}"
 
 
-def led(first: str, kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> str:
-    """The traceback of this rank's exception, each line led by its rank. `first`: who failed."""
+def led(first: str, kind: type[BaseException], value: BaseException, trace: TracebackType | None, at: str = "") -> str:
+    """The traceback of this rank's exception, each line led by its rank. `first`: who failed; `at`: where."""
     cause = format_exception_only(kind, value)[-1].splitlines()
     lines = "".join(format_exception(kind, value, trace)).splitlines()
-    whole = (f"{first} failed: {cause[0] if cause else kind.__name__}", *lines)
+    whole = (f"{first} failed{at}: {cause[0] if cause else kind.__name__}", *lines)
     return "\n".join(f"[{launcher.rank()}] {line}" for line in whole)
 
 

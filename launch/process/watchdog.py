@@ -152,10 +152,14 @@ def _state(slot: Slot) -> State:
     return State(slot, "?", 0)
 
 
+def at_operation(slot: Slot) -> str:
+    return f" at operation {slot.operation}" if slot.operation else ""
+
+
 def _after(slot: Slot) -> str:
     if slot.waiting is not None:
-        return f" in {slot.waiting}"
-    return f" after {slot.last}" if slot.last else " before any verb"
+        return f"{at_operation(slot)} in {slot.waiting}"
+    return at_operation(slot) + (f" after {slot.last}" if slot.last else " before any verb")
 
 
 def _indented(stack: str) -> str:
@@ -193,6 +197,7 @@ def table(states: Sequence[State], stacks: Sequence[list[str]]) -> str:
     doing = [_doing(state, stack) for state, stack in zip(states, stacks, strict=True)]
     rows = [("rank", "is", "for", "where")]
     for slot, (what, where) in zip(slots, doing, strict=True):
+        where = f"operation {slot.operation}: {where}" if slot.operation else where
         rows.append((str(slot.rank), what, f"{now - slot.since:.1f} s" if slot.pid else "", where))
     return "\n".join([headline(slots, doing, now), "", *aligned(rows)])
 
@@ -221,7 +226,7 @@ def headline(slots: list[Slot], doing: list[tuple[str, str]], now: float) -> str
     # Seen from the side of the most ranks, and from a verb rather than from another wait.
     late = min(held_up, key=lambda s: (not s.waiting.axis, -len(together(s)), s.since))
     there = idle or missing[late.rank]
-    how = "; ".join(dict.fromkeys(doing[r][0] for r in idle)) if idle else "waiting elsewhere"
+    how = "; ".join(dict.fromkeys(doing[r][0] + at_operation(slots[r]) for r in idle)) if idle else "waiting elsewhere"
     others = [r for r in together(late) if r not in there]
     have = "has" if len(others) == 1 else "have"
     text = f"{named(there)} did not come ({how}): {named(others)} {have} waited {now - late.since:.1f} s in {late.waiting}"

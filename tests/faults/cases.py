@@ -37,6 +37,7 @@ COMMANDS = {
     "train": "launch.train --layers 2 --d-model 16 --heads 4 --kv-heads 4 --d-ff 22 --sequence-length 24 --batch-tokens 144 "
     "--steps 6 --warmup 2 --sample 3 --text {tmp}/text.txt --output {tmp}/out --mesh {mesh}",
     "dp": "launch.dp_train --steps 3",
+    "piped": "tests.cases.piped",
     "generate": "launch.generate --model tests/oracles/families/llama --tokens 1,2,3 --max-new-tokens 6",
 }
 HANG = ("--timeout", "2")
@@ -96,6 +97,9 @@ MISMATCHES = [
          ("rank {r} did not come", f"all_gather .* at {SITE}"), more=HANG),
     Case("made twice", "at=all_reduce:1,kind=double", "mlp", odd("all_reduce", "all_reduce"), each=True),
     Case("started twice", "at=start_all_reduce:1,kind=double", "dp", odd("start_all_reduce", ""), alike=True),
+    Case("another order of a pipeline plan", None, "piped",
+         (r"rank 1 of {n} failed at operation 1F0: \S+MessageMismatch: rank 0 of pp sent 0F1 .*, receive expected 0F0 ",), 1,
+         more=("--fault", "swap:0", "--check-collectives", "on")),
 ]  # fmt: skip
 
 DEATHS = [
@@ -119,6 +123,8 @@ DEATHS = [
     Case("killed while decoding", "at=all_reduce:9,kind=kill,when=after", "generate",
          ("rank {r} of {n} was killed by SIGKILL",), alike=True),
     Case("a segmentation fault", "at=all_reduce:2,kind=segv", "mlp", ("rank {r} of {n} was killed by SIGSEGV",), open_mpi=True),
+    Case("killed in a send of a pipeline plan", "at=start_send:2,kind=kill,when=in", "piped",
+         (rf"rank {{r}} of {{n}} was killed by SIGKILL at operation {{r}}I1 in start_send of {{r}}I1 .* to \d .* at {SITE}",)),
     Case("a segmentation fault in a verb", "at=start_all_reduce:1,kind=segv,when=in", "dp",
          ("rank {r} of {n} was killed by SIGSEGV in start_all_reduce",), alike=True),
 ]  # fmt: skip
@@ -136,6 +142,12 @@ HANGS = [
     Case("an endless sleep", "at=all_reduce:9,kind=sleep:1000", "generate", (r"rank {r} did not come \(asleep",), more=HANG),
     Case("an endless sleep after a verb", "at=all_reduce:1,kind=sleep:1000,when=after", "attention",
          (r"rank {r} did not come \(asleep",), more=HANG, alike=True),
+    Case("stopped in a receive of a pipeline plan", "at=receive:2,kind=stop,when=in", "piped",
+         (r"rank {r} did not come \(stopped \(SIGSTOP\) at operation {r}F1\): rank \d has waited .* in receive of {r}I1 ",
+          r"(?m)^{r} +stopped .* operation {r}F1: receive of \dF1 .* from \d #1 on pp"), more=HANG),
+    Case("sends of a pipeline that wait", None, "piped",
+         (r"\(waiting elsewhere\): .* in send of 0F1 .* to 1 #1 ", "in send of 1B0 .* to 0 #0 "), ranks=(2,),
+         more=("--fault", "sends:wait", "--entries", "100000", "--schedule", "1f1b")),
     Case("an early return", "at=all_reduce:2,kind=return", "mlp", (r"rank {r} did not come \(through with main\)",), more=HANG),
     Case("an early return while training", "at=tp.all_reduce:30,kind=return", "train",
          (r"rank {r} did not come \(through with main\)",), more=HANG, alike=True),

@@ -7,6 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from parallel import pipeline, schedules
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.recorder import KEPT, Recorder
@@ -65,3 +66,26 @@ def test_a_rank_that_waits_is_seen_where_it_waits(comm):
         control.wait()
         assert waiting() is None
         control.wait()
+
+
+@pytest.mark.mpi
+def test_the_operation_that_a_rank_is_at_is_seen_until_there_is_none(comm):
+    recorder = Recorder.of(comm)
+    with Mesh(comm, pp=comm.size) as mesh, closing(Control(comm)) as control:
+        for operation in (f"{comm.rank}F10", f"{comm.rank}B1", ""):
+            mesh.pp.operation(operation)
+            control.wait()
+            assert [recorder.slot(r).operation for r in range(comm.size)] == [
+                operation and f"{r}{operation[1:]}" for r in range(comm.size)
+            ]
+            control.wait()
+        # The executor says each, and at the end that there are no more.
+        plan, at = schedules.plan("zb-h1", comm.size, 3), []
+
+        def do(op, x):
+            at.append((str(op), recorder.slot(comm.rank).operation))
+            return np.zeros(1)
+
+        pipeline.run(plan, mesh.pp, do, lambda i: (1,), float)
+        assert at == [(str(op), str(op)) for op in plan.ranks[comm.rank]]
+        assert recorder.slot(comm.rank).operation == ""

@@ -27,7 +27,7 @@ class Calls(Watcher):
 def test_the_table_has_the_verbs_of_an_axis():
     public = {name for name, _ in inspect.getmembers(Axis, inspect.isfunction) if not name.startswith("_")}
     # Of rows they are the verbs that the table has, or none.
-    assert public - {"group", "duplicate", "close", "poke", *ROWS} == set(METHODS)
+    assert public - {"group", "duplicate", "close", "operation", "poke", *ROWS} == set(METHODS)
     partners = {name: verb.partner for name, verb in VERBS.items() if verb.partner}
     assert all(partners[partner] == name for name, partner in partners.items())
 
