@@ -45,7 +45,7 @@ _VERB_SIZE = 272
 _DONE, _DONE_AT = Struct("?"), 24
 _ALARM = Struct("d")
 _NOW_into, _VERB_into = _NOW.pack_into, _VERB.pack_into
-# Which messages a rank has begun to send or receive, and how many: rings of verbs forget.
+# How many messages a rank has begun to send or receive, and how many other calls on each axis: rings of verbs forget.
 _CELL, _COUNT, _COUNT_AT = Struct("qq"), Struct("q"), 8
 _COUNT_into = _COUNT.pack_into
 CELLS, _CELLS_AT = 64, 128
@@ -83,7 +83,7 @@ class RecordedCall:
 @dataclass(frozen=True)
 class Slot:
     """What a rank last did. `verbs`: its last ones, oldest first. `waiting`: the one that it is in, if any. `since`: when it
-    entered it, or left the last, in perf_counter seconds. `pid`: 0 for a rank of another host. `messages`: see `begun`.
+    entered it, or left the last, in perf_counter seconds. `pid`: 0 for a rank of another host. `counts`: see `begun`.
     `operation`: of a plan, that it is at."""
 
     rank: int
@@ -94,22 +94,34 @@ class Slot:
     since: float
     verbs: list[RecordedCall]
     waiting: RecordedCall | None
-    messages: dict[int, int]
+    counts: dict[int, int]
     operation: str = ""
 
     def begun(self, verb: str, axis: str, peer: int) -> float:
         """How many messages to or from rank `peer` it has begun to send or receive; infinite where its slot has no room."""
-        return self.messages.get(message_key(verb, axis, peer), inf if len(self.messages) == CELLS else 0)
+        return self._count(message_key(verb, axis, peer))
+
+    def entered(self, axis: str, ranks: Sequence[int]) -> float:
+        """How many calls of all these ranks together it has begun; infinite where its slot has no room."""
+        return self._count(call_key(axis, ranks))
+
+    def _count(self, key: int) -> float:
+        return self.counts.get(key, inf if len(self.counts) == CELLS else 0)
 
     @property
     def last(self) -> RecordedCall | None:
-        """The verb that it left last."""
-        return next((v for v in reversed(self.verbs) if v.done), None)
+        """The verb that it left last; one that was started may still be under way."""
+        return next((v for v in reversed(self.verbs) if v is not self.waiting), None)
 
 
 def message_key(verb: str, axis: str, peer: int) -> int:
     """What stands for the messages to or from rank `peer` of all, on this axis. Never 0."""
     return 1 + crc32(f"{verb} {axis} {peer}".encode())
+
+
+def call_key(axis: str, ranks: Sequence[int]) -> int:
+    """What stands for the calls of all these ranks together. Never 0."""
+    return 1 + crc32(f"{axis} {ranks[0]} {ranks[-1]}".encode())
 
 
 def _text(axis: str, verb: str, what: str, place: str, function: str, ranks: Sequence[int], patient: bool = False) -> bytes:
@@ -164,7 +176,8 @@ class Recorder(Watcher):
         self._started: dict[Call, int] = {}
         self._claiming = Lock()
         self._texts: dict[str, tuple] = {}
-        self._cells: dict[tuple[str, str, int], int] = {}
+        # By axis and key: where it is counted.
+        self._cells: dict[tuple[str, int], int] = {}
         self.now(RUNNING)
         self.beat(0)
 
@@ -196,8 +209,8 @@ class Recorder(Watcher):
         if known is None or known[0] is not axis or known[1] != what:
             ranks = axis.members if call.peer is None else (axis.members[call.peer],)
             text = _text(axis.name, call.verb, str(call), place, call.function, ranks)
-            cell = None if call.peer is None else self._cell(call.verb, axis.name, ranks[0])
-            known = self._texts[place] = axis, what, text, cell
+            key = call_key(axis.name, ranks) if call.peer is None else message_key(call.verb, axis.name, ranks[0])
+            known = self._texts[place] = axis, what, text, self._cell(axis.name, key)
         if known[3] is not None:
             _COUNT_into(self._memory, known[3], call.number + 1)
         which = self._begun
@@ -208,18 +221,17 @@ class Recorder(Watcher):
             self._started[call] = which
         _NOW_into(self._memory, self._base, after, after, now, self._doing)
 
-    def _cell(self, verb: str, axis: str, peer: int) -> int | None:
+    def _cell(self, axis: str, key: int) -> int | None:
         """Where it is counted; None when there is no more room."""
-        key = verb, axis, peer
-        if key not in self._cells and len(self._cells) < CELLS:
+        if (axis, key) not in self._cells and len(self._cells) < CELLS:
             cell = self._base + _CELLS_AT + len(self._cells) * _CELL.size
-            self._cells[key] = cell + _COUNT_AT
-            _CELL.pack_into(self._memory, cell, message_key(*key), 0)
-        return self._cells.get(key)
+            self._cells[axis, key] = cell + _COUNT_AT
+            _CELL.pack_into(self._memory, cell, key, 0)
+        return self._cells.get((axis, key))
 
     def close(self, axis: Watched) -> None:
-        # The messages of another mesh's axis of this name are numbered from 0.
-        for (_, name, _), cell in self._cells.items():
+        # The calls of another mesh's axis of this name are numbered from 0.
+        for (name, _), cell in self._cells.items():
             if name == axis.name:
                 _COUNT_into(self._memory, cell, 0)
 
@@ -247,6 +259,8 @@ class Recorder(Watcher):
         _VERB_into(self._memory, self._verbs + which % KEPT * _VERB_SIZE, which, self._waits[ranks], now, True, text)
         _NOW_into(self._memory, self._base, which + 1, which + 1, now, self._doing)
         self._waits[ranks] += 1
+        if (cell := self._cell("", call_key("", ranks))) is not None:
+            _COUNT_into(self._memory, cell, self._waits[ranks])
 
     def leave(self) -> None:
         _NOW_into(self._memory, self._base, self._begun, 0, perf_counter(), self._doing)
@@ -310,10 +324,10 @@ class Recorder(Watcher):
                 on = tuple(range(*map(int, ranks.split(":"))))
             verbs.append(RecordedCall(which, number, entered, done, verb, what, axis, on, place, function, patient == "*"))
         cells = self._memory[base + _CELLS_AT : base + _HEAD]
-        messages = {key: count for key, count in _CELL.iter_unpack(cells) if key}
+        counts = {key: count for key, count in _CELL.iter_unpack(cells) if key}
         current = next((v for v in verbs if v.which == waiting - 1), None)
         operation = _OPERATION.unpack_from(self._memory, base + _OPERATION_AT)[0].rstrip(b"\0").decode(errors="replace")
-        return Slot(rank, pid, beat, ready, doing, since, verbs, current, messages, operation)
+        return Slot(rank, pid, beat, ready, doing, since, verbs, current, counts, operation)
 
     def stack_of(self, rank: int) -> str:
         """What faulthandler has written of that rank's Python stack."""

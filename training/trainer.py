@@ -55,11 +55,10 @@ class Trainer:
         self.stages, self.mesh, self.recipe = dict(stages), mesh, recipe
         self.parameters = [p for stage in self.stages.values() for p in stage.parameters]
         self.owed = Owed(mesh, self.parameters)
-        # Later stages are complete first.
+        # Later stages come first: what the first stage shares with the last is sent when both are complete.
         filling = [p for _, stage in sorted(self.stages.items(), reverse=True) for p in stage.filling_order]
-        # What comes last: what is owed a sum is sent when that has been made, what two stages use when both are done.
-        ends = [stage.end.head.matrix for stage in self.stages.values() if stage.end is not None]
-        self._late = dict.fromkeys([*self.owed.homes, *(p.home for p in ends if self._of_another_stage(p))])
+        # What is owed a sum comes last: it is sent when that has been made.
+        self._late = dict.fromkeys(self.owed.homes)
         every = mesh.control.everyone((mesh.pp.rank, [*self.stages], str(filling[0].data.dtype) if filling else None))
         self.rank_of = dict(sorted((stage, rank) for rank, stages, _ in every for stage in stages))
         dtype = next(dtype for *_, dtype in every if dtype)
@@ -74,9 +73,6 @@ class Trainer:
         )
         self._plans: dict[int, Plan] = {}
         self.saved_bytes = 0
-
-    def _of_another_stage(self, p: Parameter) -> bool:
-        return any(p in stage.parameters for stage in self.stages.values() if stage.end is None)
 
     def plan(self, micro_batches: int) -> Plan:
         """The order of a step of so many micro-batches. All ranks call it together; the first call sees that they agree."""

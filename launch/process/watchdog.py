@@ -255,11 +255,12 @@ def _came(other: Slot, slot: Slot) -> bool:
         # A send that was started and left has come.
         return other.begun(partner, verb.axis, slot.rank) > verb.number
     row = [v for v in other.verbs if (v.axis, v.ranks) == (verb.axis, verb.ranks) and not _partner(v)]
-    if not row and other.verbs and other.verbs[0].which > 0:
-        # So long ago that its slot has forgotten.
-        return True
-    if not verb.axis and other.doing != slot.doing:
-        # A rank that is through with main waits for the others' end: that is another exchange, even with the same number.
+    # A rank that is through with main waits for the others' end: that is another exchange, even with the same number.
+    apart = not verb.axis and other.doing != slot.doing
+    if not row:
+        # So long ago that its slot has forgotten the call, or not yet.
+        return other.entered(verb.axis, verb.ranks) > verb.number + apart
+    if apart:
         return any(v.number > verb.number for v in row)
     return any(v.number > verb.number or _key(v) == _key(verb) for v in row)
 
@@ -288,7 +289,9 @@ def _doing(state: State, stack: list[str]) -> tuple[str, str]:
 
 
 _FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')
-_MACHINERY = re.compile(r"runpy|/launch/start|/parallel/(axis|pending|message|mesh|guard|ordered|control)\.py|_pytest|pluggy")
+_MACHINERY = re.compile(
+    r"runpy|/launch/start|/parallel/(axis|pending|message|owned|mesh|guard|ordered|control)\.py|_pytest|pluggy"
+)
 
 
 def _ours(stack: str) -> list[str]:

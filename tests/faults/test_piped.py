@@ -24,7 +24,7 @@ PLANS = [("zb-v", 2, 2), ("1f1b", 4, 4), ("zb-h1", 3, 3)]
 ANY_OTHER = r"(receive of \S+ .* from {r}|send of \S+ .* to {r}|all_reduce .*|[\w.]+) .* at \w+/.*"
 SAYS = {
     # Before its first message no peer is known.
-    "kill": r"(?m)^rank {r} of {n} was killed by SIGKILL at operation {op} (before any verb|(after|in) .* (to|from) \d #\d)",
+    "kill": r"(?m)^rank {r} of {n} was killed by SIGKILL at operation ({op} (after|in) .* (to|from) \d #\d|0F0 after Split)",
     "stop": rf"(?m)^rank {{r}} did not come \(stopped \(SIGSTOP\) at operation {{op}}\): .* waited .* in {ANY_OTHER}",
     "raise": r"(?m)^\[{r}\] rank {r} of {n} failed at operation {op}: IndexError: pop from empty list",
 }

@@ -144,6 +144,6 @@ def test_a_slot_counts_the_messages_that_its_ring_of_verbs_has_forgotten(comm):
             slots = [recorder.slot(r) for r in range(2)]
             assert [slots[0].begun("send", "tp", 1), slots[1].begun("receive", "tp", 0)] == [sends, sends]
             assert [slots[0].begun("send", "tp", 0), slots[0].begun("send", "dp", 1)] == [0, 0]
-            assert len(slots[0].messages) < CELLS
+            assert len(slots[0].counts) < CELLS
             control.wait()
     control.close()

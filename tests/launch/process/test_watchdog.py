@@ -7,15 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from launch.process.watchdog import headline, in_a_circle
-from parallel.recorder import LEFT_MAIN, RUNNING, RecordedCall, Slot, message_key
+from parallel.recorder import LEFT_MAIN, RUNNING, RecordedCall, Slot, call_key, message_key
 from tests.harness import mpirun
 
 # --- who holds up whom, from what the recorder says
 
 
-def slot(rank, *verbs, waiting=None, doing=RUNNING, pid=1, begun=()):
-    """`begun`: (verb, peer, how many) of the messages on tp that it has begun to send or receive."""
-    begun = {message_key(verb, "tp", peer): number for verb, peer, number in begun}
+def slot(rank, *verbs, waiting=None, doing=RUNNING, pid=1, begun=(), entered=0):
+    """`begun`: (verb, peer, how many) of the messages on tp that it has begun to send or receive; `entered`: how many calls of
+    all ranks there."""
+    begun = {message_key(verb, "tp", peer): number for verb, peer, number in begun} | {call_key("tp", ALL): entered}
     return Slot(rank, pid, 0.0, 0, doing, 0.0, [*verbs, *([waiting] if waiting else [])], waiting, begun)
 
 
@@ -137,6 +138,25 @@ ALL = range(3)
             ],
             True,
             "rank 1 did not come (busy): ranks 0 and 2 have waited",
+        ),
+        # Its ring of verbs has but messages: it has forgotten the sum that the others are in, or has not come to it.
+        (
+            [
+                slot(0, waiting=at("all_reduce", 5, ALL)),
+                slot(1, at("receive", 9, [0]), entered=5),
+                slot(2, waiting=at("all_reduce", 5, ALL)),
+            ],
+            False,
+            "rank 1 did not come (busy): ranks 0 and 2 have waited",
+        ),
+        (
+            [
+                slot(0, waiting=at("all_reduce", 5, ALL)),
+                slot(1, at("receive", 9, [0]), entered=6),
+                slot(2, waiting=at("all_reduce", 5, ALL)),
+            ],
+            False,
+            "no rank waits for another",
         ),
         # At the end all wait for the slowest.
         (
