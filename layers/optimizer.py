@@ -58,9 +58,8 @@ class AdamW:
         weight_decay: float = 0.1,
     ) -> None:
         self.flat, self.betas, self.eps, self.weight_decay = flat, betas, eps, weight_decay
-        # A stage of a pipeline may have no parameters.
-        self.owned, self.steps = [at for at in owned if at.start < at.stop], 0
-        size = sum(at.stop - at.start for at in self.owned)
+        self.owned, self.steps = list(owned), 0
+        size = sum(at.stop - at.start for at in owned)
         self.m, self.v = (np.zeros(size, flat.data.dtype) for _ in range(2))
         # Owned ranges, cut where decay begins or ends.
         decays = [(at.stop, home.decays) for home, at in flat.places()]
