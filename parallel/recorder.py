@@ -249,7 +249,9 @@ class Recorder(Watcher):
         _NOW_into(self._memory, self._base, self._begun, 0, left, self._doing)
 
     def operation(self, axis: Watched, what: str) -> None:
-        _OPERATION.pack_into(self._memory, self._base + _OPERATION_AT, what.encode())
+        # On one rank a plan is but forward and backward by turns, which the verbs' lines say better.
+        if axis.size > 1:
+            _OPERATION.pack_into(self._memory, self._base + _OPERATION_AT, what.encode())
 
     def enter(self, what: str, place: tuple[str, str], ranks: Sequence[int], patient: bool) -> None:
         """This rank waits for these ranks, but in no verb of a mesh, until `leave`."""

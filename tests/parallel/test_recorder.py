@@ -68,7 +68,7 @@ def test_a_rank_that_waits_is_seen_where_it_waits(comm):
         control.wait()
 
 
-@pytest.mark.mpi
+@pytest.mark.mpi(min_size=2)
 def test_the_operation_that_a_rank_is_at_is_seen_until_there_is_none(comm):
     recorder = Recorder.of(comm)
     with Mesh(comm, pp=comm.size) as mesh, closing(Control(comm)) as control:
