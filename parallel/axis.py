@@ -17,7 +17,7 @@ import numpy as np
 from mpi4py import MPI
 
 from parallel.buffer import Held, reduction, require_own, result, sendable
-from parallel.call import Call, Watcher, site
+from parallel.call import Call, Rows, Watcher, site
 from parallel.ledger import Ledger
 from parallel.message import fill, packed
 from parallel.pending import Pending
@@ -95,9 +95,10 @@ class Axis:
         message: tuple[tuple[int, ...], np.dtype, int],
         *how: Hashable,
         what: str = "",
+        rows: Rows = (),
     ) -> None:
         """Run one verb: tell the watchers, do it, and enter it in the ledger. `message`: its shape, dtype and bytes."""
-        call = self._begin(verb, False, x, message, how, site(), what) if self.watchers else None
+        call = self._begin(verb, False, x, message, how, site(), what, rows) if self.watchers else None
         entered = perf_counter()
         try:
             exchange()
@@ -139,6 +140,7 @@ class Axis:
         how: tuple[Hashable, ...],
         place: tuple[str, str],
         what: str,
+        rows: Rows = (),
     ) -> Call:
         """Describe the call and tell the watchers. Where one of them raises, those that have heard of the call hear its end."""
         if VERBS[verb].partner:
@@ -148,9 +150,7 @@ class Axis:
         else:
             number, self._collectives = self._collectives, self._collectives + 1
         shape, dtype, message_bytes = message
-        call = Call(
-            self.name, number, verb, started, shape, dtype, how, message_bytes, self.ledger.now, place[0], place[1], what
-        )
+        call = Call(self.name, number, verb, started, shape, dtype, how, message_bytes, self.ledger.now, *place, what, rows)
         heard = 0
         try:
             for watcher in self.watchers:
@@ -319,6 +319,29 @@ class Axis:
         sent[after], received[before] = x.size, counts[before] * row
         return y, lambda x, verb: verb([x, sent], [y, received])
 
+    def exchange(self, x: np.ndarray, sent: Sequence[int], received: Sequence[int]) -> np.ndarray:
+        """Rows to the ranks that they are for: of x (rows, ...) the first sent[0] to rank 0, then sent[1] to rank 1, ...; the
+        result: received[0] rows from rank 0, then those from rank 1, ... Any of them may be 0. Its backward is the same with
+        `sent` and `received` swapped. The ranks know beforehand how many rows they get: nothing is said of it here.
+
+        Counted is what leaves this rank. On an axis of one rank nothing does: the result is x itself.
+        """
+        if len(sent) != self.size or len(received) != self.size or sum(sent) != len(x):
+            raise ValueError(
+                f"rank {self.rank} of {self.name} ({self.size} ranks) cannot send {[*sent]} of {len(x)} rows and receive "
+                f"{[*received]}: use a count for each rank, those sent adding up to the rows"
+            )
+        if self.size == 1:
+            return x
+        x = sendable(x)
+        row = prod(x.shape[1:])
+        y = np.empty((sum(received), *x.shape[1:]), x.dtype)
+        counts = ([n * row for n in sent], [n * row for n in received])
+        leaving = (len(x) - sent[self.rank]) * row * x.itemsize
+        exchange = lambda: self._comm.Alltoallv([x, counts[0]], [y, counts[1]])  # noqa: E731
+        self._run("exchange", exchange, x, y, (x.shape[1:], x.dtype, leaving), rows=(tuple(sent), tuple(received)))
+        return y
+
     def broadcast(self, x: np.ndarray, root: int = 0) -> np.ndarray:
         """Rank `root`'s x on every rank. x: the same shape and dtype on every rank; only the root's content is read."""
         self._require_rank(root)
@@ -364,3 +387,19 @@ class Axis:
         exchange = lambda: fill(y, self._comm, source, what, self.name)  # noqa: E731
         self._run("receive", exchange, None, y, (y.shape, y.dtype, y.nbytes), source, what=what)
         return y
+
+
+class Alone:
+    """An axis of one rank, this one, where there is no mesh to ask for it. Nothing leaves."""
+
+    size, rank = 1, 0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def place(self) -> dict[str, int]:
+        return {self.name: 0}
+
+    def exchange(self, x: np.ndarray, sent: Sequence[int], received: Sequence[int]) -> np.ndarray:
+        return x

@@ -21,15 +21,20 @@ ROOT = os.path.dirname(_HERE)
 _INSIDE = frozenset(os.path.join(folder, name) for folder, _, names in os.walk(_HERE) for name in names)
 
 
+# How many rows go to each rank, and come from each.
+Rows = tuple[tuple[int, ...], ...]
+
+
 @dataclass(slots=True, eq=False)
 class Call:
     """One rank's call of one verb.
 
     `axis`: its name; of a group with its ranks, tp[0..1]. `number`: from 0 on this axis. Collectives have one row of numbers,
     the same on every rank; the messages from one rank to another have their own, the same for both. `verb`: its name in VERBS.
-    `started`: it goes on while the rank computes. `shape`: of the whole array, where the argument is a part. `how`: by the
-    names in VERBS. `phase`: the ledger's. `site`: file:line of the innermost frame outside parallel/; `function`: the name of
-    the function there. `what`: what a message is meant to be, as its caller says; or "".
+    `started`: it goes on while the rank computes. `shape`: of the whole array, where the argument is a part; of one row,
+    where each rank has as many rows as it likes. `how`: by the names in VERBS. `phase`: the ledger's. `site`: file:line of the
+    innermost frame outside parallel/; `function`: the name of the function there. `what`: what a message is meant to be, as its
+    caller says; or "". `rows`: of an exchange, how many go to each rank and how many come from each.
     """
 
     axis: str
@@ -44,6 +49,7 @@ class Call:
     site: str
     function: str
     what: str = ""
+    rows: Rows = ()
 
     @property
     def peer(self) -> int | None:

@@ -4,9 +4,10 @@ MPI itself gives wrong numbers without a word when ranks differ in dtype, reduct
 of its call and a hash of eight bytes to all others, on a communicator of the guard's own. Only where these differ are the calls
 themselves exchanged.
 
-What must agree: number, verb, shape, dtype, reduction, dim and cut, root, and the line that calls. By the line, two sums of one
-shape that a rank makes in another order are seen. A broadcast may stand on two lines of a function, as only its root has
-something to say. The order in memory may differ: verbs take any, and send in C order.
+What must agree: number, verb, shape, dtype, reduction, dim and cut, root, and the line that calls; of an exchange the shape of
+a row, and that each rank expects as many rows as it is sent. By the line, two sums of one shape that a rank makes in another
+order are seen. A broadcast may stand on two lines of a function, as only its root has something to say. The order in memory may
+differ: verbs take any, and send in C order.
 
 Messages between two have no such exchange, as a sender need not wait: they say themselves what they are (`parallel.message`).
 """
@@ -56,6 +57,10 @@ class Agreement(Watcher):
         if (every != every[0]).any():
             order = "-" if x is None else "C" if x.flags.c_contiguous else "F" if x.flags.f_contiguous else "strided"
             raise CollectiveMismatch(explained(axis.name, axis.members, comm.allgather((call, order))))
+        if call.rows:
+            told = np.empty((axis.size, 2, axis.size), np.int64)
+            comm.Allgather(np.array(call.rows, np.int64), told)
+            _require_as_expected(axis, call, told)
 
     def _digest(self, call: Call) -> int:
         key = call.verb, call.started, call.shape, call.dtype, call.how, call.function, call.site
@@ -70,6 +75,15 @@ class Agreement(Watcher):
         comm = self._comms.pop(axis, None)
         if comm is not None:
             comm.Free()
+
+
+def _require_as_expected(axis: Watched, call: Call, told: np.ndarray) -> None:
+    """Raise CollectiveMismatch unless each rank expects as many rows as it is sent. `told`: (rank, sent or received, rank)."""
+    for source, to in np.argwhere(told[:, 0] != told[:, 1].T).tolist():
+        raise CollectiveMismatch(
+            f"on {axis.name}, rank {axis.members[source]} sends {told[source, 0, to]} rows to rank {axis.members[to]}, which "
+            f"expects {told[to, 1, source]}, in {call} at {call.site} in {call.function}"
+        )
 
 
 def explained(axis: str, members: tuple[int, ...], calls: list[tuple[Call, str]]) -> str:

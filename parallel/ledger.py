@@ -1,6 +1,7 @@
 """The ledger: everything that crosses a process, counted where it is sent.
 
-A row is (verb, axis, phase). *Message bytes* are those of the buffer reduced or exchanged, or of the whole array gathered.
+A row is (verb, axis, phase). *Message bytes* are those of the buffer reduced or exchanged, or of the whole array gathered; of
+rows that go where each is for (`exchange`), those that leave the rank.
 *Wire bytes* are what one rank sends, on average, when the verb runs on a ring of p ranks (Patarasuk and Yuan, 2009).
 """
 

@@ -30,6 +30,11 @@ def summed(axis: str, rows: Cut | None, phase: str, message_bytes: int) -> list[
     return [Traffic("all_reduce" if is_whole(rows) else "reduce_scatter", axis, phase, message_bytes)]
 
 
+def exchanged(axis: str, ranks: int, phase: str, message_bytes: int) -> list[Traffic]:
+    """What `exchange` on an axis of so many ranks sends. `message_bytes`: of the rows that leave this one."""
+    return [Traffic("exchange", axis, phase, message_bytes)] if ranks > 1 else []
+
+
 def is_whole(rows: Cut | None) -> bool:
     """Whether every rank has all rows."""
     return rows is None or set(rows.bounds) == {(0, rows.length)}

@@ -47,6 +47,7 @@ VERBS = {
     "all_gather": Verb(("dim", "cut"), _once_round, starts=True),
     "all_to_all": Verb(("split dim", "split", "join dim", "join"), _once_round),
     "shift": Verb(("counts",), lambda p: Fraction(int(p > 1)), starts=True),
+    "exchange": Verb((), _one),
     "broadcast": Verb(("root",), _once_round),
     "send": Verb(("to",), _one, starts=True, partner="receive"),
     "receive": Verb(("from",), lambda _: Fraction(0), partner="send"),

@@ -42,9 +42,10 @@ NUMBERED = ("exit", "osexit", "sleep", "disk")
 SENDING = tuple(v for v in METHODS if v != "receive")
 ALTER = {
     "nan": SENDING,
-    "flip": ("all_reduce", "start_all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"),
+    "flip": ("all_reduce", "start_all_reduce", "reduce_scatter", "all_gather", "all_to_all", "exchange", "broadcast"),
     "forder": SENDING,
-    "shape": SENDING,
+    # Rows differ from rank to rank: how many there are is no shape that the ranks agree on.
+    "shape": tuple(v for v in SENDING if v != "exchange"),
     "dtype": SENDING,
     "op": ("all_reduce",),
     "root": ("broadcast",),
@@ -226,7 +227,7 @@ class _Standing(Watcher):
         return alter(result)
 
     def _nan(self, axis: Axis, verb: str, call: partial) -> object:
-        return self._altered(call, lambda x: _changed(x, lambda y: y.__setitem__(0, np.nan)))
+        return self._altered(call, lambda x: _changed(x, lambda y: y[:1].fill(np.nan)))
 
     def _flip(self, axis: Axis, verb: str, call: partial) -> object:
         def flip(y: np.ndarray) -> None:

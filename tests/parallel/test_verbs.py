@@ -47,6 +47,7 @@ def test_each_call_is_described_as_its_row_says(comm):
         tp.all_to_all(x[:, :1], 0, cut, 1, cut)
         tp.shift(x[:1], [1] * p)
         tp.start_shift(x[:1], [1] * p).wait()
+        tp.exchange(x, [1] * p, [1] * p)
         tp.broadcast(x)
         if p > 1 and tp.rank == 0:
             tp.send(x, 1)
@@ -59,9 +60,13 @@ def test_each_call_is_described_as_its_row_says(comm):
     methods = [method_name(call.verb, call.started) for call in calls.heard]
     between_two = ["send", "start_send", "receive"]
     here = [["send", "receive", "start_send"], ["receive", "send", "receive"]][tp.rank] if p > 1 and tp.rank < 2 else []
-    assert methods == [m for m in METHODS if m not in between_two] + here
+    # On an axis of one rank nothing is exchanged.
+    absent = [*between_two, *(["exchange"] if p == 1 else [])]
+    assert methods == [m for m in METHODS if m not in absent] + here
     for call, name in zip(calls.heard, methods, strict=True):
-        assert str(call).startswith(f"{name} ({p}, {p if 'to_all' in name else 4}) float64 {VERBS[call.verb].how[0]} ")
+        shape = "(4,)" if name == "exchange" else f"({p}, {p if 'to_all' in name else 4})"
+        assert str(call).startswith(" ".join([name, shape, "float64", *VERBS[call.verb].how[:1]]))
+        assert call.rows == (((1,) * p, (1,) * p) if name == "exchange" else ())
         assert call.peer == (1 - tp.rank if VERBS[call.verb].partner else None)
     assert [call.number for call in calls.heard] == [*range(len(methods) - len(here)), 0, 0, 1][: len(methods)]
 
@@ -84,6 +89,7 @@ def test_a_verb_called_inside_parallel_has_the_line_outside(comm):
 def test_the_shares_are_those_of_a_ring(ranks):
     """Of a message of one number a rank: a turn round the ring is ranks - 1 numbers from each."""
     turn = ranks - 1
-    sent = {"all_reduce": 2 * turn, "send": ranks, "receive": 0, "shift": ranks * (ranks > 1)}
+    whole = {"send": ranks, "exchange": ranks, "shift": ranks * (ranks > 1)}
+    sent = {"all_reduce": 2 * turn, "receive": 0} | whole
     for verb in VERBS:
         assert wire_bytes(verb, ranks, ranks) == sent.get(verb, turn), verb
