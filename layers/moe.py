@@ -1,24 +1,26 @@
-"""Routed MLPs (mixture of experts, arXiv 1701.06538), tensor-parallel by the experts' hidden width: every rank has a part of
-every expert, so that no token moves.
+"""Routed MLPs (mixture of experts, arXiv 1701.06538). Over tp every rank has a part of every expert, so that no token moves;
+over ep a rank has some of the experts, and tokens go to them and come back (GShard, 2006.16668).
 
 T tokens   D model width   X experts   A experts active for a token   F hidden width of an expert   S of the shared one
-f, s this rank's share of F, S over tp   t the tokens of one expert
+f, s this rank's share of F, S over tp   x of X over ep, whose ranks have tokens of their own   t the rows of one expert
+P pairs (token, expert) that leave this rank   Q that come to it
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 
+from layers.dispatch import Dispatch, Moved, beside, by_expert, dispatched, joined
 from layers.ops import ACTIVATIONS, product
 from layers.routing import Router
-from parallel.axis import Axis
+from parallel.axis import Alone, Axis
 from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
-from parallel.rows import gathered, held, is_whole, own, summed
+from parallel.rows import exchanged, gathered, held, is_whole, own, summed
 from parallel.shard import Cut, Layout, even
 
 SWIGLU = ACTIVATIONS["swiglu"]
@@ -79,14 +81,19 @@ class MoE:
     """y = the chosen experts' outputs, weighed, and the shared expert's: one all-reduce forward and one backward for it all.
 
         x_TD  = gather_rows(x_oD)                               o: this rank's own rows, where they are cut
-        c_TA, g_TA = route(x_TD)                                the same on every rank
-        h_tf  = silu(x_tD @ W1_Df[0]) * (x_tD @ W1_Df[1])       of each expert, x_tD the rows of its tokens
+        c_TA, g_TA = route(x_TD)                                the same on every rank of tp
+        [x|g]_Qn = exchange([x|g]_Pn)                           n = D + 1: the weight travels with its row
+        h_tf  = silu(x_tD @ W1_Df[0]) * (x_tD @ W1_Df[1])       of each expert, x_tD the rows of its tokens, own and come
         u_tf  = g_t h_tf
-        y_oD  = sum_rows(sum_A u_tf @ W2_fD + shared(x_TD))
+        o_tD  = u_tf @ W2_fD                                    partial over f
+        y_PD  = exchange(o_QD)                                  back to where the tokens are
+        y_oD  = sum_rows(sum_A [o | y_PD] + shared(x_TD))
+        dy_QD = exchange(dy_PD)
         du_tf = dy_tD @ W2_fD^T
         dg_t  = sum_f h_tf du_tf                                partial over f
         dz_t2f = act'(z) g_t du_tf
         dx_tD = dz_t2f @ W1_D2f^T                               partial over f
+        [dx|dg]_Pn = exchange([dx|dg]_Qn)
         [dx_oD | dg_oA] = sum_rows([sum_A dx + shared' | dg])
         dx_oD += route'(dg_oA)                                  by own rows: then the router's gradient is owed over tp
 
@@ -97,9 +104,12 @@ class MoE:
     Mixtral (2401.04088): normed. DeepSeek-V2 (2405.04434): not normed, groups, group_top 1, scale. DeepSeek-V3 (2412.19437):
     sigmoid, normed, groups, group_top 2, scale, correction.
 
-    Tokens are sorted by expert, as many as there are: no padding, no capacity, none dropped. Saved for backward: x, the scores
-    and the choice, and by expert its tokens, h and the slope. Raises ValueError for more ranks than hidden units or options
-    that do not fit one another.
+    `ep`: the axis whose ranks share the experts out; without it this rank has all of them. Each of its ranks has tokens of its
+    own: for all but the experts it is a data axis. The experts' gradients are of all its tokens.
+
+    Rows are sorted by expert, as many as there are: no padding, no capacity, none dropped. Saved for backward: x, the scores
+    and the choice, what came, and by expert h and the slope. Raises ValueError for more ranks than hidden units or experts, or
+    options that do not fit one another.
     """
 
     def __init__(
@@ -119,22 +129,24 @@ class MoE:
         active_groups: int = 1,
         group_top: int = 1,
         cuts_rows: bool = False,
+        ep: Axis | None = None,
     ) -> None:
-        self.tp, self.d_model = tp, d_model
+        self.tp, self.ep, self.d_model = tp, Alone("ep") if ep is None else ep, d_model
         routing = (scoring, normed, scale, correction, groups, active_groups, group_top)
         self.router = Router(weights, d_model, count, active, *routing, owed=(tp.name,) if cuts_rows else ())
-        cut = even(d_ff, tp.size, "hidden units of an expert (d_ff)")
-        W1, W2 = Layout((count, d_model, 2, d_ff), {tp.name: (3, cut)}), Layout((count, d_ff, d_model), {tp.name: (1, cut)})
+        self.cut, hidden = even(count, self.ep.size, "experts"), even(d_ff, tp.size, "hidden units of an expert (d_ff)")
+        W1 = Layout((count, d_model, 2, d_ff), {self.ep.name: (0, self.cut), tp.name: (3, hidden)})
+        W2 = Layout((count, d_ff, d_model), {self.ep.name: (0, self.cut), tp.name: (1, hidden)})
         # Each beside none but itself: a gradient is made expert by expert, in memory that is kept.
-        share = Fraction(active, count)
-        self.W1_XD2f = weights.matrices({"W1": W1}, 0, tp.place, d_model, read=share)
-        self.W2_XfD = weights.matrices({"W2": W2}, 0, tp.place, d_ff, read=share, residual=True)
+        place, share = self.ep.place | tp.place, Fraction(active, count)
+        self.W1_xD2f = weights.matrices({"W1": W1}, 0, place, d_model, read=share)
+        self.W2_xfD = weights.matrices({"W2": W2}, 0, place, d_ff, read=share, residual=True)
         self.shared = SharedExpert(tp, weights.within("shared."), d_model, d_shared) if d_shared else None
 
     @property
     def parameters(self) -> list[Parameter]:
         shared = [] if self.shared is None else self.shared.parameters
-        return [self.router.Wr_DX, *self.W1_XD2f.parameters, *self.W2_XfD.parameters, *shared]
+        return [self.router.Wr_DX, *self.W1_xD2f.parameters, *self.W2_xfD.parameters, *shared]
 
     @property
     def buffers(self) -> list[Parameter]:
@@ -146,79 +158,119 @@ class MoE:
         x_TD = self.tp.gather_rows(x_oD, rows)
         c_TA, g_TA, saved_router = self.router.forward(x_TD)
         y_TD, saved_shared = (np.zeros_like(x_TD), ()) if self.shared is None else self.shared.forward(x_TD)
-        experts = []
-        for e, pairs in by_expert(c_TA, self.router.count):
-            tokens = pairs // self.router.active
-            h_tf, slope_t2f = SWIGLU.forward(gate_up(x_TD[tokens], self.W1_XD2f.data[e]))
-            y_TD[tokens] += product(g_TA.reshape(-1)[pairs, None] * h_tf, self.W2_XfD.data[e])
-            experts.append((e, pairs, h_tf, slope_t2f))
-        return self.tp.sum_rows(y_TD, rows), (x_oD, rows, saved_router, tuple(experts), saved_shared)
+        routed = self._add_routed(y_TD, x_TD, c_TA, g_TA, SWIGLU.forward)
+        return self.tp.sum_rows(y_TD, rows), (x_oD, rows, saved_router, *routed, saved_shared)
 
     def apply(self, x_TD: np.ndarray) -> np.ndarray:
         """x (T, D) -> y (T, D), where there is no backward."""
         c_TA, g_TA, _ = self.router.forward(x_TD)
         y_TD = np.zeros_like(x_TD) if self.shared is None else self.shared.apply(x_TD)
-        for e, pairs in by_expert(c_TA, self.router.count):
-            tokens = pairs // self.router.active
-            h_tf = SWIGLU.apply(gate_up(x_TD[tokens], self.W1_XD2f.data[e]))
-            y_TD[tokens] += product(g_TA.reshape(-1)[pairs, None] * h_tf, self.W2_XfD.data[e])
+        self._add_routed(y_TD, x_TD, c_TA, g_TA, lambda z_t2f: (SWIGLU.apply(z_t2f), None))
         return self.tp.all_reduce(y_TD)
+
+    def _add_routed(
+        self, y_TD: np.ndarray, x_TD: np.ndarray, c_TA: np.ndarray, g_TA: np.ndarray, hidden: Callable
+    ) -> tuple[Dispatch, np.ndarray, tuple]:
+        """y += the chosen experts' outputs, weighed, partial over f. What is saved: the way, what came, and by expert h and the
+        slope, as `hidden` gives them for z."""
+        pairs_N, n_X = by_expert(c_TA, self.router.count)
+        n_Rx = self.ep.exchange(n_X, self.cut.sizes, [len(self.W2_xfD.data)] * self.ep.size).reshape(self.ep.size, -1)
+        way = dispatched(pairs_N, n_X, n_Rx, self.cut, self.ep.rank)
+        xg_Qn = self.ep.exchange(beside(x_TD, g_TA, way.leaving_P), way.sent, way.received)
+        D, A, kept = self.d_model, self.router.active, []
+        x_QD, g_Q, o_QD = xg_Qn[:, :D], xg_Qn[:, D], np.empty((len(xg_Qn), D), x_TD.dtype)
+        for e, pairs, places in way.experts():
+            tokens, stay = pairs // A, len(pairs)
+            x_tD, g_t = joined(x_TD[tokens], x_QD, places), joined(g_TA.reshape(-1)[pairs], g_Q, places)
+            h_tf, slope_t2f = hidden(gate_up(x_tD, self.W1_xD2f.data[e]))
+            o_tD = product(g_t[:, None] * h_tf, self.W2_xfD.data[e])
+            y_TD[tokens] += o_tD[:stay]
+            if len(places):
+                o_QD[places] = o_tD[stay:]
+            kept.append((h_tf, slope_t2f))
+        y_PD = self.ep.exchange(o_QD, way.received, way.sent)
+        for pairs, back in way.returned():
+            y_TD[pairs // A] += y_PD[back]
+        return way, xg_Qn, tuple(kept)
 
     def backward(self, dy_oD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dy (o, D), saved -> dx (o, D). Adds into the gradients; the experts' own are not put off."""
-        x_oD, rows, saved_router, experts, saved_shared = saved
+        x_oD, rows, saved_router, way, xg_Qn, kept, saved_shared = saved
         x_TD, dy_TD = self.tp.gather_rows(x_oD, rows), self.tp.gather_rows(dy_oD, rows)
         T, D, A = len(x_TD), self.d_model, self.router.active
         _, _, g_TA = saved_router
+        dy_QD = self.ep.exchange(dy_TD[way.leaving_P // A], way.sent, way.received)
         # What is partial over f, side by side: one sum serves both.
-        packed_Tn = np.zeros((T, D + A), dy_TD.dtype)
+        packed_Tn, back_Qn = np.zeros((T, D + A), dy_TD.dtype), np.empty_like(xg_Qn)
         dx_TD, dg_TA = packed_Tn[:, :D], packed_Tn[:, D:]
         if self.shared is not None:
             dx_TD += self.shared.backward(dy_TD, x_TD, saved_shared, later)
-        dW1_XD2f, dW2_XfD = self.W1_XD2f.room(), self.W2_XfD.room()
-        idle = sorted(set(range(self.router.count)) - {e for e, *_ in experts})
-        dW1_XD2f[idle] = dW2_XfD[idle] = 0
-        for e, pairs, h_tf, slope_t2f in experts:
-            tokens, at = pairs // A, pairs % A
-            x_tD, dy_tD, g_t1 = x_TD[tokens], dy_TD[tokens], g_TA.reshape(-1)[pairs, None]
-            np.matmul((g_t1 * h_tf).T, dy_tD, out=dW2_XfD[e])
-            du_tf = dy_tD @ self.W2_XfD.data[e].T
-            dg_TA[tokens, at] = np.vecdot(h_tf, du_tf)
-            dz_tn = SWIGLU.backward(g_t1 * du_tf, slope_t2f).reshape(len(tokens), -1)
-            np.matmul(x_tD.T, dz_tn, out=dW1_XD2f[e].reshape(D, -1))
-            dx_TD[tokens] += dz_tn @ self.W1_XD2f.data[e].reshape(D, -1).T
-        self.W1_XD2f.add_grad(dW1_XD2f)
-        self.W2_XfD.add_grad(dW2_XfD)
+        dW1_xD2f, dW2_xfD = self.W1_xD2f.room(), self.W2_xfD.room()
+        idle = sorted(set(range(len(dW2_xfD))) - {e for e, *_ in way.here})
+        dW1_xD2f[idle] = dW2_xfD[idle] = 0
+        for (e, pairs, places), (h_tf, slope_t2f) in zip(way.experts(), kept, strict=True):
+            tokens, at, stay = pairs // A, pairs % A, len(pairs)
+            x_tD, dy_tD = joined(x_TD[tokens], xg_Qn[:, :D], places), joined(dy_TD[tokens], dy_QD, places)
+            g_t1 = joined(g_TA.reshape(-1)[pairs], xg_Qn[:, D], places)[:, None]
+            np.matmul((g_t1 * h_tf).T, dy_tD, out=dW2_xfD[e])
+            du_tf = dy_tD @ self.W2_xfD.data[e].T
+            dg_t = np.vecdot(h_tf, du_tf)
+            dz_tn = SWIGLU.backward(g_t1 * du_tf, slope_t2f).reshape(len(x_tD), -1)
+            np.matmul(x_tD.T, dz_tn, out=dW1_xD2f[e].reshape(D, -1))
+            dx_tD = dz_tn @ self.W1_xD2f.data[e].reshape(D, -1).T
+            dx_TD[tokens] += dx_tD[:stay]
+            dg_TA[tokens, at] = dg_t[:stay]
+            back_Qn[places, :D], back_Qn[places, D] = dx_tD[stay:], dg_t[stay:]
+        self.W1_xD2f.add_grad(dW1_xD2f)
+        self.W2_xfD.add_grad(dW2_xfD)
+        back_Pn = self.ep.exchange(back_Qn, way.received, way.sent)
+        for pairs, back in way.returned():
+            dx_TD[pairs // A] += back_Pn[back, :D]
+            dg_TA[pairs // A, pairs % A] = back_Pn[back, D]
         whole_on = self.tp.sum_rows(packed_Tn, rows)
         routed = tuple(own(a, rows, self.tp.rank) for a in saved_router)
         return whole_on[:, :D] + self.router.backward(whole_on[:, D:], x_oD, routed, later)
 
-    def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
-        """What forward and backward of `tokens` tokens send."""
-        tp, D = self.tp.name, self.d_model
-        size = lambda width: message((tokens, width), self.W1_XD2f.data.itemsize)  # noqa: E731
-        gathers = [t for phase in ("forward", "backward", "backward") for t in gathered(tp, rows, phase, size(D))]
-        sums = {"forward": D, "backward": D + self.router.active}
-        return [*gathers, *(t for phase, width in sums.items() for t in summed(tp, rows, phase, size(width)))]
+    @staticmethod
+    def moved(saved: tuple) -> Moved:
+        """How many pairs left and came in the forward that saved this."""
+        return saved[3].moved
 
-    def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
-        """What this rank keeps from forward to backward, whatever the choice."""
-        b, pairs, f = self.W1_XD2f.data.itemsize, tokens * self.router.active, self.W2_XfD.data.shape[1]
-        experts = message((pairs, 3, f), b) + message((pairs,), np.dtype(np.intp).itemsize)
+    def traffic(self, tokens: int, rows: Cut | None = None, moved: Moved | None = None) -> list[Traffic]:
+        """What forward and backward of `tokens` tokens send. `moved`: needed where several ranks share the experts."""
+        tp, D, P, Q = self.tp.name, self.d_model, *self._moved(moved)
+        size = lambda n, width: message((n, width), self.W1_xD2f.data.itemsize)  # noqa: E731
+        gathers = [t for phase in ("forward", "backward", "backward") for t in gathered(tp, rows, phase, size(tokens, D))]
+        sums = {"forward": D, "backward": D + self.router.active}
+        others = self.cut.length - self.cut.size(self.ep.rank)
+        leaving = [
+            ("forward", message((others,), np.dtype(np.int64).itemsize)),
+            ("forward", size(P, D + 1)),
+            ("forward", size(Q, D)),
+            ("backward", size(P, D)),
+            ("backward", size(Q, D + 1)),
+        ]
+        return [
+            *gathers,
+            *(t for phase, n in leaving for t in exchanged(self.ep.name, self.ep.size, phase, n)),
+            *(t for phase, width in sums.items() for t in summed(tp, rows, phase, size(tokens, width))),
+        ]
+
+    def _moved(self, moved: Moved | None) -> Moved:
+        if moved is None and self.ep.size > 1:
+            raise ValueError(f"{self.ep.size} ranks share the experts: what moves depends on the choice, give `moved`")
+        return moved or Moved(0, 0)
+
+    def saved_bytes(self, tokens: int, rows: Cut | None = None, moved: Moved | None = None) -> int:
+        """What this rank keeps from forward to backward. `moved`: as for `traffic`; else it is the same whatever the choice."""
+        b, (P, Q), (_, f, D) = self.W1_xD2f.data.itemsize, self._moved(moved), self.W2_xfD.data.shape
+        pairs = tokens * self.router.active
+        experts = message((pairs - P + Q, 3, f), b) + message((Q, D + 1), b) + message((pairs + Q,), np.dtype(np.intp).itemsize)
         shared = 0 if self.shared is None else self.shared.saved_bytes(tokens)
-        return message((held(tokens, rows, self.tp.rank), self.d_model), b) + self.router.saved_bytes(tokens) + experts + shared
+        return message((held(tokens, rows, self.tp.rank), D), b) + self.router.saved_bytes(tokens) + experts + shared
 
     def later_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         """What is kept where the products of router and shared expert are put off. With whole rows both read the same x."""
-        own, b = held(tokens, rows, self.tp.rank), self.W1_XD2f.data.itemsize
+        own, b = held(tokens, rows, self.tp.rank), self.W1_xD2f.data.itemsize
         x = 0 if self.shared is not None and is_whole(rows) else message((own, self.d_model), b)
         return x + self.router.later_bytes(own) + (0 if self.shared is None else self.shared.later_bytes(tokens))
-
-
-def by_expert(c_TA: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Each expert that was chosen, with the places in c, flat and ascending, where it was: token * A + which of its A."""
-    pairs = np.argsort(c_TA, axis=None, kind="stable")
-    sizes = np.bincount(c_TA.reshape(-1), minlength=count)
-    ends = np.cumsum(sizes)
-    for e in np.flatnonzero(sizes):
-        yield int(e), pairs[ends[e] - sizes[e] : ends[e]]

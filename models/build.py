@@ -22,7 +22,8 @@ from parallel.parameter import Weights
 @dataclass(frozen=True)
 class Parts:
     """Makes the parts of a model on `tp`, each from the weights that it is given. `recompute`: blocks keep their input only.
-    `cuts_rows`: sequence parallelism. `context`: how tokens that are cut over cp meet.
+    `cuts_rows`: sequence parallelism. `context`: how tokens that are cut over cp meet. `ep`: the axis whose ranks share routed
+    experts out; without it none do.
 
     Raises ValueError for sizes that cannot be cut over tp, naming both numbers.
     """
@@ -32,6 +33,7 @@ class Parts:
     recompute: bool = False
     cuts_rows: bool = False
     context: Local | None = None
+    ep: Axis | None = None
 
     @property
     def _owed(self) -> tuple[str, ...]:
@@ -81,13 +83,15 @@ class Parts:
         e = c.experts
         routing = {"scoring": e.scoring, "normed": e.normed, "scale": e.scale, "correction": e.correction}
         groups = {"groups": e.groups, "active_groups": e.active_groups, "group_top": e.group_top}
-        more = {"d_shared": e.d_shared, "cuts_rows": self.cuts_rows}
+        more = {"d_shared": e.d_shared, "cuts_rows": self.cuts_rows, "ep": self.ep}
         return MoE(tp, weights, c.d_model, e.d_ff, e.count, e.active, **more, **routing, **groups)
 
 
-def build(config: Config, tp: Axis, weights: Weights, recompute: bool = False, cuts_rows: bool = False) -> Transformer:
-    """The whole model on `tp`; else as Parts."""
-    parts = Parts(config, tp, recompute, cuts_rows)
+def build(
+    config: Config, tp: Axis, weights: Weights, recompute: bool = False, cuts_rows: bool = False, ep: Axis | None = None
+) -> Transformer:
+    """The whole model on `tp`, its experts over `ep`; else as Parts."""
+    parts = Parts(config, tp, recompute, cuts_rows, ep)
     embedding = parts.embedding(weights)
     blocks = [parts.block(weights, i) for i in range(config.layers)]
     head = TiedHead(embedding) if config.tied else parts.untied_head(weights)
