@@ -16,7 +16,8 @@ import numpy as np
 from layers.dispatch import Dispatch, Moved, beside, by_expert, dispatched, joined
 from layers.ops import ACTIVATIONS, product
 from layers.routing import Router
-from parallel.axis import Alone, Axis
+from parallel.alone import Alone
+from parallel.axis import Axis
 from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights

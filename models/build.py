@@ -91,7 +91,7 @@ def build(
     config: Config, tp: Axis, weights: Weights, recompute: bool = False, cuts_rows: bool = False, ep: Axis | None = None
 ) -> Transformer:
     """The whole model on `tp`, its experts over `ep`; else as Parts."""
-    parts = Parts(config, tp, recompute, cuts_rows, ep)
+    parts = Parts(config, tp, recompute, cuts_rows, ep=ep)
     embedding = parts.embedding(weights)
     blocks = [parts.block(weights, i) for i in range(config.layers)]
     head = TiedHead(embedding) if config.tied else parts.untied_head(weights)

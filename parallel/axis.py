@@ -387,19 +387,3 @@ class Axis:
         exchange = lambda: fill(y, self._comm, source, what, self.name)  # noqa: E731
         self._run("receive", exchange, None, y, (y.shape, y.dtype, y.nbytes), source, what=what)
         return y
-
-
-class Alone:
-    """An axis of one rank, this one, where there is no mesh to ask for it. Nothing leaves."""
-
-    size, rank = 1, 0
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @property
-    def place(self) -> dict[str, int]:
-        return {self.name: 0}
-
-    def exchange(self, x: np.ndarray, sent: Sequence[int], received: Sequence[int]) -> np.ndarray:
-        return x

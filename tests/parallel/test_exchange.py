@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from parallel.axis import Alone, Axis
+from parallel.alone import Alone
+from parallel.axis import Axis
 from parallel.guard import CollectiveMismatch
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
