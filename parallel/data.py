@@ -11,7 +11,8 @@ gradient of the mean, however unequal the parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -58,10 +59,11 @@ class Flat:
                 part[index] = holds[p.name]
         return found
 
-    def counted_once(self, place: Place) -> np.ndarray:
+    def counted_once(self, place: Place, split: Collection[str] = ()) -> np.ndarray:
         """Which entries this rank counts in a sum over all weights and over the axes of `place`: those that it is the first to
-        hold."""
-        return self.mask({p.name: _first(p.layout, place) for p in self.parameters})
+        hold. Axes of `split` are left out where they do not cut: what is split over them is counted wherever it lies."""
+        of = lambda cuts: {axis: at for axis, at in place.items() if axis in cuts or axis not in split}  # noqa: E731
+        return self.mask({p.name: _first(p.layout, of(p.layout.cuts)) for p in self.parameters})
 
 
 def _first(layout: Layout, place: Place) -> np.ndarray:
@@ -80,29 +82,40 @@ class GradientSums:
 
     Buckets are ranges of flat.grad: as backward fills it from the front, every bucket that is full is sent. With `overlap`
     off, all are sent in `finish`. With `split` (ZeRO stage 1, arXiv 1910.02054) a rank gets only its part of each bucket,
-    `owned`, updates the weights there, and `gather` brings the others' parts: as many bytes as whole sums take.
+    `owned`, updates the weights there, and `gather` brings the others' parts: as many bytes as whole sums take. `homes`: the
+    range of flat.homes that is meant, where others' gradients are summed over other ranks.
     """
 
-    def __init__(self, flat: Flat, dp: Axis, bucket_bytes: int, overlap: bool = True, split: bool = False) -> None:
+    def __init__(
+        self,
+        flat: Flat,
+        dp: Axis,
+        bucket_bytes: int,
+        overlap: bool = True,
+        split: bool = False,
+        homes: slice = slice(None),
+    ) -> None:
         self.flat, self.dp, self.overlap, self.split = flat, dp, overlap, split
-        size = len(flat.data)
+        self.homes, self.ends = flat.homes[homes], flat.ends[homes]
+        stop = int(self.ends[-1]) if self.homes else 0
+        begin = stop - sum(home.data.size for home in self.homes)
         step = max(bucket_bytes // flat.data.itemsize, dp.size)
         # What is left over is no bucket of its own where not every rank could own some of it.
-        starts = [at for at in range(0, size, step) if at == 0 or size - at >= dp.size]
-        self.buckets = [slice(a, b) for a, b in zip(starts, [*starts[1:], size], strict=False)]
+        starts = [at for at in range(begin, stop, step) if at == begin or stop - at >= dp.size]
+        self.buckets = [slice(a, b) for a, b in zip(starts, [*starts[1:], stop], strict=False)]
         self.cuts: list[Cut] = [even(b.stop - b.start, dp.size, "entries of a bucket") for b in self.buckets] if split else []
         self._forget()
 
     def _forget(self) -> None:
         self._filled: set[int] = set()
-        self._homes = self._end = 0
+        self._done = self._end = 0
         self._pending: list[Pending] = []
 
     @property
     def owned(self) -> list[slice]:
         """The ranges of the flat arrays whose gradients this rank gets whole, and whose weights it updates."""
         if not self.split:
-            return [slice(0, len(self.flat.data))]
+            return [slice(self.buckets[0].start, self.buckets[-1].stop)] if self.buckets else []
         bounds = (cut.bounds[self.dp.rank] for cut in self.cuts)
         return [slice(b.start + start, b.start + stop) for b, (start, stop) in zip(self.buckets, bounds, strict=True)]
 
@@ -111,10 +124,10 @@ class GradientSums:
         self._filled |= {id(p.home) for p in parameters}
         for pending in self._pending:
             pending.poke()
-        while self._homes < len(self.flat.homes) and id(self.flat.homes[self._homes]) in self._filled:
-            self._make_zero_where_none(self.flat.homes[self._homes])
-            self._end = int(self.flat.ends[self._homes])
-            self._homes += 1
+        while self._done < len(self.homes) and id(self.homes[self._done]) in self._filled:
+            self._make_zero_where_none(self.homes[self._done])
+            self._end = int(self.ends[self._done])
+            self._done += 1
         if self.overlap:
             self._send()
 
@@ -135,8 +148,8 @@ class GradientSums:
 
     def finish(self) -> None:
         """Wait until every bucket is summed. Raises ValueError if backward has left gradients unfilled."""
-        if self._homes < len(self.flat.homes):
-            missing = [p.name for p, _ in self.flat.homes[self._homes].parts]
+        if self._done < len(self.homes):
+            missing = [p.name for p, _ in self.homes[self._done].parts]
             raise ValueError(f"gradients of {', '.join(missing)} were never filled: pass `filled` to backward")
         self._send()
         sums = [pending.wait() for pending in self._pending]
@@ -157,3 +170,47 @@ class GradientSums:
         verb = "reduce_scatter" if self.split else "all_reduce"
         sent = [Traffic(verb, self.dp.name, "backward", n) for n in size]
         return sent + [Traffic("all_gather", self.dp.name, "step", n) for n in size if self.split]
+
+
+class Groups:
+    """GradientSums of a flat array whose gradients are not all summed over the same ranks: those of experts that are cut over
+    ep are not summed over it, as what came over it is in them already. The verbs are those of GradientSums.
+
+    `axes`: each with the parameters' homes that it sums, the same axes on every rank, also where it has none of these.
+    """
+
+    def __init__(
+        self,
+        axes: Mapping[Axis, Collection[Parameter | Fused]],
+        bucket_bytes: int,
+        overlap: bool = True,
+        split: bool = False,
+        dtype: np.dtype | str | None = None,
+    ) -> None:
+        self.flat = Flat([p for homes in axes.values() for home in homes for p, _ in home.parts], dtype)
+        ends = [0, *accumulate(len(homes) for homes in axes.values())]
+        self.each = [
+            GradientSums(self.flat, axis, bucket_bytes, overlap, split, slice(*at))
+            for axis, at in zip(axes, pairwise(ends), strict=True)
+        ]
+        self.axis_of = {home: axis for axis, homes in axes.items() for home in homes}
+
+    @property
+    def owned(self) -> list[slice]:
+        return [at for sums in self.each for at in sums.owned]
+
+    def filled(self, parameters: Iterable[Parameter]) -> None:
+        parameters = list(parameters)
+        for sums in self.each:
+            sums.filled(parameters)
+
+    def finish(self) -> None:
+        for sums in self.each:
+            sums.finish()
+
+    def gather(self, flat: np.ndarray) -> None:
+        for sums in self.each:
+            sums.gather(flat)
+
+    def traffic(self) -> list[Traffic]:
+        return [t for sums in self.each for t in sums.traffic()]

@@ -1,4 +1,4 @@
-"""A training step of a language model on a mesh of pp, dp, cp and tp, and what it keeps and sends."""
+"""A training step of a language model on a mesh of pp, dp, ep, cp and tp, and what it keeps and sends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from layers.optimizer import AdamW, global_norm
 from layers.pieces import LAYOUTS, Pieces
 from layers.stage import Stage
 from parallel import pipeline, schedules
+from parallel.axis import Axis
 from parallel.checkpoint import Checkpoint, Piece, pieces
-from parallel.data import Flat, GradientSums
+from parallel.data import Groups
 from parallel.ledger import Traffic, message
 from parallel.mesh import Mesh
 from parallel.owed import Owed
-from parallel.parameter import Parameter
+from parallel.parameter import Fused, Parameter
 from parallel.replicas import Copy, copies
 from parallel.schedule import Plan, forward_only
 from training.text import MicroBatch
@@ -62,15 +63,17 @@ class Trainer:
         every = mesh.control.everyone((mesh.pp.rank, [*self.stages], str(filling[0].data.dtype) if filling else None))
         self.rank_of = dict(sorted((stage, rank) for rank, stages, _ in every for stage in stages))
         dtype = next(dtype for *_, dtype in every if dtype)
-        self.flat = Flat(sorted(filling, key=lambda p: p.home in self._late), dtype)
         self.everyone, self.data = mesh.over(*mesh.sizes), mesh.over(*DATA)
         self.losses = mesh.over("pp", *DATA)
-        self.sums = GradientSums(self.flat, self.data, recipe.bucket_bytes, recipe.overlap, recipe.zero)
+        # All ranks make the same axes, whatever their stages have.
+        over = {cut: mesh.over(*(name for name in DATA if name not in cut)) for cut in ((), ("ep",))}
+        axes: dict[Axis, dict[Parameter | Fused, None]] = {axis: {} for axis in over.values()}
+        for p in sorted(filling, key=lambda p: p.home in self._late):
+            axes[over[tuple(name for name in p.layout.cuts if name in DATA)]][p.home] = None
+        self.sums = Groups(axes, recipe.bucket_bytes, recipe.overlap, recipe.zero, dtype)
+        self.flat = self.sums.flat
         self.optimizer = AdamW(self.flat, self.sums.owned, weight_decay=recipe.weight_decay)
-        # What is split over the data axes is counted wherever it lies.
-        self._counted = self.flat.counted_once(
-            {name: at for name, at in mesh.place.items() if name not in DATA or not recipe.zero}
-        )
+        self._counted = self.flat.counted_once(mesh.place, DATA if recipe.zero else ())
         self._plans: dict[int, Plan] = {}
         self.saved_bytes = 0
 
@@ -184,18 +187,18 @@ class Trainer:
     def pieces(self) -> Iterator[Piece]:
         """What this rank writes of weights and optimizer state. All ranks go through it together: state that is split is put
         together one array at a time, and the arrays are dealt out over the data axes to be written."""
-        place = {name: at for name, at in self.mesh.place.items() if name not in DATA}
         for n, (home, at) in enumerate(self.flat.places()):
-            moments = self.optimizer.state_in(at)
+            moments, data = self.optimizer.state_in(at), self.sums.axis_of[home]
             if self.recipe.zero:
                 # Zero where another rank has it: the sum is exact.
                 with self.mesh.phase("checkpoint"):
-                    moments = self.data.all_reduce(moments)
-            if n % self.data.size != self.data.rank:
+                    moments = data.all_reduce(moments)
+            if n % data.size != data.rank:
                 continue
             for kind, flat in (("", home.data), ("m.", moments[0]), ("v.", moments[1])):
                 for p, index in home.parts:
-                    part = flat.reshape(home.data.shape)[index]
+                    part, cuts = flat.reshape(home.data.shape)[index], p.layout.cuts
+                    place = {name: at for name, at in self.mesh.place.items() if name not in DATA or name in cuts}
                     yield from pieces(kind + p.name, p.layout, place, part)
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -212,5 +215,5 @@ class Trainer:
 
     def checkpoint_traffic(self) -> list[Traffic]:
         """What one checkpoint sends."""
-        sizes = [2 * home.data.nbytes for home in self.flat.homes] if self.recipe.zero else []
-        return [Traffic("all_reduce", self.data.name, "checkpoint", n) for n in sizes]
+        split = self.flat.homes if self.recipe.zero else []
+        return [Traffic("all_reduce", self.sums.axis_of[home].name, "checkpoint", 2 * home.data.nbytes) for home in split]

@@ -251,6 +251,9 @@ def test_axes_are_joined(comm):
         name = {1: "dp", 2: "dp", 3: "ep", 4: "dp"}[comm.size]
         assert (data.name, data.size) == (name, sizes[0] * sizes[1])
         assert mesh.over("tp") is mesh.tp
+        # Of axes that are not given there is one rank, whatever the others have.
+        assert mesh.over("cp", "pp") is mesh.cp
+        assert mesh.cp.size == 1
         same = [r for r in range(comm.size) if mesh.place_of(r)["tp"] == mesh.place["tp"]]
         assert data.members == tuple(same)
         assert same[data.rank] == comm.rank == mesh.rank_at(mesh.place)
