@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from parallel.guard import CollectiveMismatch
 from parallel.mesh import Mesh
 from parallel.message import MessageMismatch
 from parallel.watch.fault import Planted, parsed, plant
@@ -44,3 +45,20 @@ def test_a_fault_in_a_send_that_is_started(comm, kind, sender, told):
         receive = lambda n: mesh.tp.receive((3,), "f8", 0, f"2F{n}")  # noqa: E731
         with pytest.raises(MessageMismatch, match=told):
             list(map(receive, range(3)))
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_fault_in_an_exchange(comm):
+    p, x = comm.size, np.ones((comm.size, 2))
+    with Mesh(comm, check=True, ep=p) as mesh:
+        plant(parsed("rank=0,at=exchange:2,kind=flip"), mesh, comm.rank)
+        nothing = mesh.ep.exchange(x[:0], [0] * p, [0] * p)
+        assert nothing.shape == (0, 2)
+        wrong = mesh.ep.exchange(x, [1] * p, [1] * p) != 1
+        assert np.argwhere(wrong).tolist() == ([[0, 0]] if comm.rank == 0 else [])
+    mesh = Mesh(comm, check=True, ep=p)
+    plant(parsed("rank=0,at=exchange:1,kind=dtype"), mesh, comm.rank)
+    with pytest.raises(CollectiveMismatch, match=r"exchange \(2,\) int64 .*exchange \(2,\) float64"):
+        mesh.ep.exchange(x, [1] * p, [1] * p)
+    with pytest.raises(ValueError, match="kind=shape in RANKWISE_FAULT has no meaning for exchange"):
+        parsed("rank=0,at=exchange:1,kind=shape")
