@@ -19,6 +19,7 @@ from launch.explain import view
 from launch.lines import counted
 from launch.measure import products, step
 from launch.options import UsageError, parser, positive
+from layers.batch import Batch
 from layers.mlp import MLP
 from layers.ops import ACTIVATIONS
 from parallel.axis import Axis
@@ -65,7 +66,7 @@ class Job(NamedTuple):
     def step(self, mesh: Mesh) -> tuple[MLP, Callable[[], None]]:
         """The MLP, and a step of it on this rank's rows, to be timed."""
         mlp, rows = self.build(mesh.tp), self.rows(mesh.tp)
-        return mlp, step.of(mlp, mesh, *(own(a, rows, mesh.tp.rank) for a in self.inputs()), rows)
+        return mlp, step.of(mlp, mesh, *(own(a, rows, mesh.tp.rank) for a in self.inputs()), Batch([self.tokens], rows=rows))
 
 
 def options() -> argparse.ArgumentParser:
@@ -150,12 +151,13 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     control = Control(comm)
     mesh = start.make_mesh(args, comm, tp=comm.size)
     mlp, (x, dy), rows = job.build(mesh.tp), job.inputs(), job.rows(mesh.tp)
-    measured = step.run(mlp, x, dy, mesh, control, rows, rows=rows)
+    batch = Batch([job.tokens], rows=rows)
+    measured = step.run(mlp, x, dy, mesh, control, batch, rows=rows)
     first = comm.rank == 0
     checks = compared(job, mesh, mlp, measured.whole, x, dy) if first else []
     control.wait(patient=True)
     parts = tuple(own(a, rows, comm.rank) for a in (x, dy))
-    explained = view.explained(args, control, mesh, mlp.parameters, lambda: step.phases(mlp, *parts, mesh, rows))
+    explained = view.explained(args, control, mesh, mlp.parameters, lambda: step.phases(mlp, *parts, mesh, batch))
     alone = Mesh(MPI.COMM_SELF, tp=1) if first else None
     large, once = larger.step(mesh)
     seconds = step.seconds(once, products.mlp(large, larger.inputs()[0]), lambda: larger.step(alone)[1], comm)

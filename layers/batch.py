@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,13 +14,21 @@ from layers.rope import Rope, Rotation
 from parallel.shard import Cut
 
 
+class Balance(NamedTuple):
+    """A loss for experts that are chosen unevenly: its weight, and the tokens of the whole batch, over all ranks."""
+
+    alpha: float
+    tokens: int
+
+
 @dataclass(frozen=True)
 class Batch:
     """Sequences of `lengths`, one after another.
 
     `rotation`: of this rank's tokens' positions, where queries and keys are rotated. `rows`: how its tokens are cut over tp
     between products (sequence parallelism), or None where every rank of tp has all of them. `every`: the pieces of the
-    sequences that each rank of cp has, and `rank`, which of these this one is; one rank has all, whole.
+    sequences that each rank of cp has, and `rank`, which of these this one is; one rank has all, whole. `balance`: what routed
+    layers are to add to the loss. `noted`: what layers have found out about these tokens, by layer.
     """
 
     lengths: Sequence[int]
@@ -27,6 +36,8 @@ class Batch:
     rows: Cut | None = None
     every: tuple[Pieces, ...] = ()
     rank: int = 0
+    balance: Balance | None = None
+    noted: dict[object, object] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if not self.every:
@@ -51,6 +62,11 @@ class Batch:
         """Each token's place in its sequence."""
         return pieces.positions(self.mine)
 
+    @property
+    def sequence_T(self) -> np.ndarray:
+        """The number of each token's sequence."""
+        return np.repeat([p.sequence for p in self.mine], [len(p) for p in self.mine]).astype(np.intp)
+
     def take(self, whole_T: np.ndarray) -> np.ndarray:
         """This rank's tokens of an array of all."""
         return whole_T if len(self.every) == 1 else whole_T[pieces.places(self.lengths, self.mine)]
@@ -59,3 +75,8 @@ class Batch:
         """Raises ValueError unless the pieces sum to so many tokens."""
         if self.tokens != tokens:
             raise ValueError(f"sequences of {self.tokens} tokens together cannot be read from {tokens} tokens")
+
+
+def rows_of(batch: Batch | None) -> Cut | None:
+    """How the batch's tokens are cut over tp; without a batch they are whole."""
+    return None if batch is None else batch.rows

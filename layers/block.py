@@ -50,7 +50,7 @@ class Block:
         a_tD, saved_attention = self.attention.forward(n_tD, batch)
         h_tD = x_tD + a_tD
         n_tD, saved_norm2 = self.norm2.forward(h_tD)
-        m_tD, saved_mlp = self.mlp.forward(n_tD, batch.rows)
+        m_tD, saved_mlp = self.mlp.forward(n_tD, batch)
         y_tD = h_tD + m_tD
         return y_tD, (saved_norm1, saved_attention, saved_norm2, saved_mlp)
 
@@ -70,19 +70,25 @@ class Block:
 
     def traffic(self, batch: Batch) -> list[Traffic]:
         """What forward and backward of the batch send."""
-        return [*self.attention.traffic(batch), *self.mlp.traffic(batch.tokens, batch.rows)]
+        sums = self.mlp.balance_traffic(batch) if isinstance(self.mlp, MoE) else []
+        return [*self.attention.traffic(batch), *sums, *self.mlp.traffic(batch.tokens, batch.rows)]
+
+    def exchanged(self, batch: Batch) -> list[Traffic]:
+        """What forward and backward of the batch send beyond `traffic`: rows to their experts, as they were chosen."""
+        return self.mlp.exchanged(batch.noted[self.mlp].moved) if self.mlp in batch.noted else []
 
     def flops(self, sequence_length: int) -> float:
-        """Operations a token of forward and backward: 6 for each weight that multiplies, and 6 H (E + V) for each key that a
-        causal query sees on average."""
-        weights = sum(prod(p.layout.shape) for p in self.parameters if p.multiplies)
-        return 6.0 * (weights + self.attention.score_width * (sequence_length + 1) / 2)
+        """Operations a token of forward and backward: 6 for each weight that multiplies it (of experts, those that serve it),
+        and 6 H (E + V) for each key that a causal query sees on average."""
+        weights = sum(prod(p.layout.shape) * p.read for p in self.parameters if p.multiplies)
+        return 6.0 * float(weights + self.attention.score_width * (sequence_length + 1) / 2)
 
     def saved_bytes(self, batch: Batch) -> int:
         """What this rank keeps from forward to backward."""
+        moved = [batch.noted[self.mlp].moved] if self.mlp in batch.noted else []
         own = held(batch.tokens, batch.rows, self.attention.tp.rank)
         norms = self.norm1.saved_bytes(own) + self.norm2.saved_bytes(own)
-        return norms + self.attention.saved_bytes(batch) + self.mlp.saved_bytes(batch.tokens, batch.rows)
+        return norms + self.attention.saved_bytes(batch) + self.mlp.saved_bytes(batch.tokens, batch.rows, *moved)
 
     def later_bytes(self, batch: Batch) -> int:
         """What is kept where the products of weights are put off."""
@@ -119,6 +125,10 @@ class Recomputed:
 
     def traffic(self, batch: Batch) -> list[Traffic]:
         sent = self.block.traffic(batch)
+        return [*sent, *(replace(t, phase="backward") for t in sent if t.phase == "forward")]
+
+    def exchanged(self, batch: Batch) -> list[Traffic]:
+        sent = self.block.exchanged(batch)
         return [*sent, *(replace(t, phase="backward") for t in sent if t.phase == "forward")]
 
     def flops(self, sequence_length: int) -> float:

@@ -17,6 +17,7 @@ from layers import pieces
 from layers.attend import attend, attend_backward
 from layers.batch import Batch
 from layers.pieces import Span, own_spans, seen_spans
+from parallel.alone import Alone
 from parallel.axis import Axis
 from parallel.ledger import Traffic, message
 from parallel.pending import Pending
@@ -86,6 +87,8 @@ class Core(NamedTuple):
 
 class Local:
     """Every rank has whole sequences of its own: nothing travels. Kept for backward: the log-sum-exp."""
+
+    cp: Axis | Alone = Alone("cp")
 
     def forward(
         self, q_THE: np.ndarray, k_TKE: np.ndarray, v_TKV: np.ndarray, core: Core, batch: Batch

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from layers.batch import Batch, rows_of
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.ops import ACTIVATIONS
 from parallel.axis import Axis
@@ -27,7 +28,7 @@ class MLP:
         dx_tD = sum_rows(dz_Tf @ W1_Df^T)
 
     SwiGLU has W1 (D, 2, F): gate and up side by side, `h = silu(z[:, 0]) * z[:, 1]`. `d_ff` need not divide by the ranks.
-    `rows`: how T is cut over tp outside (`layers.linear`); `cuts_rows`: whether it will be. Saved for backward: x, h and the
+    `cuts_rows`: whether it will be called with rows that are cut over tp (`layers.linear`). Saved for backward: x, h and the
     slope act'(z). Raises ValueError for more ranks than d_ff or an unknown activation.
     """
 
@@ -55,8 +56,9 @@ class MLP:
     def parameters(self) -> list[Parameter]:
         return [*self.up.parameters, *self.down.parameters]
 
-    def forward(self, x_tD: np.ndarray, rows: Cut | None = None) -> tuple[np.ndarray, tuple]:
+    def forward(self, x_tD: np.ndarray, batch: Batch | None = None) -> tuple[np.ndarray, tuple]:
         """x (t, D) -> y (t, O), saved."""
+        rows = rows_of(batch)
         z_Tf, saved_up = self.up.forward(x_tD, rows)
         h_Tf, slope_Tf = self.activation.forward(z_Tf)
         y_tO, saved_down = self.down.forward(h_Tf, rows)

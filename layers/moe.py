@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
+from layers.batch import Batch, rows_of
 from layers.dispatch import Dispatch, Moved, beside, by_expert, dispatched, joined
 from layers.ops import ACTIVATIONS, product
 from layers.routing import Router
@@ -30,6 +32,16 @@ SWIGLU = ACTIVATIONS["swiglu"]
 def gate_up(x_tD: np.ndarray, W1_D2f: np.ndarray) -> np.ndarray:
     """z (t, 2, f), what this rank's hidden units are computed from."""
     return product(x_tD, W1_D2f.reshape(len(W1_D2f), -1)).reshape(len(x_tD), *W1_D2f.shape[1:])
+
+
+class Routed(NamedTuple):
+    """What a forward has found out about a batch: how many pairs have left this rank and come, how often its tokens chose each
+    expert, and, where there is a balance loss, the gradient of the scores' shares and this rank's terms of the loss."""
+
+    moved: Moved
+    counts: np.ndarray
+    d_shares: np.ndarray | None = None
+    loss: float = 0.0
 
 
 class SharedExpert:
@@ -131,8 +143,9 @@ class MoE:
         group_top: int = 1,
         cuts_rows: bool = False,
         ep: Axis | None = None,
+        cp: Axis | None = None,
     ) -> None:
-        self.tp, self.ep, self.d_model = tp, Alone("ep") if ep is None else ep, d_model
+        self.tp, self.ep, self.cp, self.d_model = tp, ep or Alone("ep"), cp or Alone("cp"), d_model
         routing = (scoring, normed, scale, correction, groups, active_groups, group_top)
         self.router = Router(weights, d_model, count, active, *routing, owed=(tp.name,) if cuts_rows else ())
         self.cut, hidden = even(count, self.ep.size, "experts"), even(d_ff, tp.size, "hidden units of an expert (d_ff)")
@@ -154,13 +167,36 @@ class MoE:
         """Arrays that belong to the model and are not trained: br (X,), where there is a correction."""
         return [] if self.router.br_X is None else [self.router.br_X]
 
-    def forward(self, x_oD: np.ndarray, rows: Cut | None = None) -> tuple[np.ndarray, tuple]:
-        """x (o, D) -> y (o, D), saved."""
+    def forward(self, x_oD: np.ndarray, batch: Batch | None = None) -> tuple[np.ndarray, tuple]:
+        """x (o, D) -> y (o, D), saved. What was chosen is noted in the batch."""
+        rows = rows_of(batch)
         x_TD = self.tp.gather_rows(x_oD, rows)
         c_TA, g_TA, saved_router = self.router.forward(x_TD)
         y_TD, saved_shared = (np.zeros_like(x_TD), ()) if self.shared is None else self.shared.forward(x_TD)
         routed = self._add_routed(y_TD, x_TD, c_TA, g_TA, SWIGLU.forward)
-        return self.tp.sum_rows(y_TD, rows), (x_oD, rows, saved_router, *routed, saved_shared)
+        if batch is not None:
+            batch.noted[self] = self._noted(c_TA, saved_router[0], routed[0].moved, batch)
+        return self.tp.sum_rows(y_TD, rows), (x_oD, batch, saved_router, *routed, saved_shared)
+
+    def _noted(self, c_TA: np.ndarray, s_TX: np.ndarray, moved: Moved, batch: Batch) -> Routed:
+        """What is found out about a batch, and its balance loss, if there is to be one.
+
+        count_SX  = all_reduce(how often the tokens of a sequence chose an expert)    over cp
+        f_SX      = X / (A T_S) count_SX                                              T_S: the sequence's tokens
+        loss      = alpha / T sum_t sum_X f[sequence of t] shares(s_tX)               this rank's terms of it
+
+        (DeepSeek-V3, arXiv 2412.19437, 2.1.2: a loss for each sequence, here weighed by its tokens, so that it depends neither
+        on the mesh nor on micro-batches.)
+        """
+        n_X = np.bincount(c_TA.reshape(-1), minlength=self.router.count)
+        if batch.balance is None:
+            return Routed(moved, n_X)
+        count_SX = np.zeros((len(batch.lengths), self.router.count), np.int64)
+        np.add.at(count_SX, (np.repeat(batch.sequence_T, self.router.active), c_TA.reshape(-1)), 1)
+        tokens_S1 = np.array(batch.lengths)[:, None]
+        f_SX = (self.router.count / self.router.active) * self.cp.all_reduce(count_SX) / tokens_S1
+        dn_TX = (batch.balance.alpha / batch.balance.tokens) * f_SX[batch.sequence_T]
+        return Routed(moved, n_X, dn_TX.astype(s_TX.dtype), float(np.vdot(dn_TX, self.router.shares(s_TX))))
 
     def apply(self, x_TD: np.ndarray) -> np.ndarray:
         """x (T, D) -> y (T, D), where there is no backward."""
@@ -196,7 +232,8 @@ class MoE:
 
     def backward(self, dy_oD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dy (o, D), saved -> dx (o, D). Adds into the gradients; the experts' own are not put off."""
-        x_oD, rows, saved_router, way, xg_Qn, kept, saved_shared = saved
+        x_oD, batch, saved_router, way, xg_Qn, kept, saved_shared = saved
+        rows, noted = rows_of(batch), None if batch is None else batch.noted[self]
         x_TD, dy_TD = self.tp.gather_rows(x_oD, rows), self.tp.gather_rows(dy_oD, rows)
         T, D, A = len(x_TD), self.d_model, self.router.active
         _, _, g_TA = saved_router
@@ -230,7 +267,8 @@ class MoE:
             dg_TA[pairs // A, pairs % A] = back_Pn[back, D]
         whole_on = self.tp.sum_rows(packed_Tn, rows)
         routed = tuple(own(a, rows, self.tp.rank) for a in saved_router)
-        return whole_on[:, :D] + self.router.backward(whole_on[:, D:], x_oD, routed, later)
+        dn_oX = None if noted is None or noted.d_shares is None else own(noted.d_shares, rows, self.tp.rank)
+        return whole_on[:, :D] + self.router.backward(whole_on[:, D:], x_oD, routed, later, dn_oX)
 
     @staticmethod
     def moved(saved: tuple) -> Moved:
@@ -238,11 +276,19 @@ class MoE:
         return saved[3].moved
 
     def traffic(self, tokens: int, rows: Cut | None = None, moved: Moved | None = None) -> list[Traffic]:
-        """What forward and backward of `tokens` tokens send. `moved`: needed where several ranks share the experts."""
-        tp, D, P, Q = self.tp.name, self.d_model, *self._moved(moved)
-        size = lambda n, width: message((n, width), self.W1_xD2f.data.itemsize)  # noqa: E731
-        gathers = [t for phase in ("forward", "backward", "backward") for t in gathered(tp, rows, phase, size(tokens, D))]
+        """What forward and backward of `tokens` tokens send. Without `moved`, rows that go to other ranks' experts are left
+        out: they depend on the choice."""
+        tp, D = self.tp.name, self.d_model
+        size = lambda width: message((tokens, width), self.W1_xD2f.data.itemsize)  # noqa: E731
+        gathers = [t for phase in ("forward", "backward", "backward") for t in gathered(tp, rows, phase, size(D))]
         sums = {"forward": D, "backward": D + self.router.active}
+        routed = [] if moved is None else self.exchanged(moved)
+        return [*gathers, *routed, *(t for phase, width in sums.items() for t in summed(tp, rows, phase, size(width)))]
+
+    def exchanged(self, moved: Moved) -> list[Traffic]:
+        """What forward and backward send to other ranks' experts, and back."""
+        (P, Q), D = moved, self.d_model
+        size = lambda n, width: message((n, width), self.W1_xD2f.data.itemsize)  # noqa: E731
         others = self.cut.length - self.cut.size(self.ep.rank)
         leaving = [
             ("forward", message((others,), np.dtype(np.int64).itemsize)),
@@ -251,11 +297,13 @@ class MoE:
             ("backward", size(P, D)),
             ("backward", size(Q, D + 1)),
         ]
-        return [
-            *gathers,
-            *(t for phase, n in leaving for t in exchanged(self.ep.name, self.ep.size, phase, n)),
-            *(t for phase, width in sums.items() for t in summed(tp, rows, phase, size(tokens, width))),
-        ]
+        return [t for phase, n in leaving for t in exchanged(self.ep.name, self.ep.size, phase, n)]
+
+    def balance_traffic(self, batch: Batch) -> list[Traffic]:
+        """What the balance loss sends: counts, over cp."""
+        size = message((len(batch.lengths), self.router.count), np.dtype(np.int64).itemsize)
+        alone = batch.balance is None or isinstance(self.cp, Alone)
+        return [] if alone else [Traffic("all_reduce", self.cp.name, "forward", size)]
 
     def _moved(self, moved: Moved | None) -> Moved:
         if moved is None and self.ep.size > 1:

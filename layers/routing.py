@@ -70,8 +70,11 @@ class Router:
         g_TA = self.scale * (s_TA / self._sum(s_TA) if self.normed else s_TA)
         return c_TA, g_TA, (s_TX, c_TA, g_TA)
 
-    def backward(self, dg_TA: np.ndarray, x_TD: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
-        """dg (T, A), summed over the ranks, x, saved -> dx (T, D), the same on every rank. Adds into the gradients."""
+    def backward(
+        self, dg_TA: np.ndarray, x_TD: np.ndarray, saved: tuple, later: Later | None = None, dn_TX: np.ndarray | None = None
+    ) -> np.ndarray:
+        """dg (T, A), summed over the ranks, x, saved -> dx (T, D), the same on every rank. Adds into the gradients. `dn`: the
+        gradient of the scores divided by their sum, if a loss has one."""
         s_TX, c_TA, g_TA = saved
         s_TA = np.take_along_axis(s_TX, c_TA, axis=1)
         ds_TA = self.scale * dg_TA
@@ -84,8 +87,22 @@ class Router:
             dz_TX = -s_TX * sds_TA.sum(axis=1, keepdims=True)
             dz_TA = np.take_along_axis(dz_TX, c_TA, axis=1) + sds_TA
         np.put_along_axis(dz_TX, c_TA, dz_TA, axis=1)
+        if dn_TX is not None:
+            dz_TX += self._balance_backward(dn_TX, s_TX)
         self.Wr_DX.add_grad_product(x_TD, dz_TX, later)
         return dz_TX @ self.Wr_DX.data.T
+
+    @staticmethod
+    def shares(s_TX: np.ndarray) -> np.ndarray:
+        """A token's scores, divided by their sum over all experts."""
+        return s_TX / s_TX.sum(axis=1, keepdims=True)
+
+    def _balance_backward(self, dn_TX: np.ndarray, s_TX: np.ndarray) -> np.ndarray:
+        """From the gradient of `shares` to that of what the scores are made of."""
+        n_TX = self.shares(s_TX)
+        ndn_TX = n_TX * (dn_TX - np.vecdot(n_TX, dn_TX)[:, None])
+        # Softmax's shares are its scores; d s / d z of the sigmoid is s (1 - s), and the sum falls out of n.
+        return ndn_TX * (1 - s_TX) if self.sigmoid else ndn_TX
 
     def _scores(self, z_TX: np.ndarray) -> np.ndarray:
         if not self.sigmoid:

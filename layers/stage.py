@@ -11,10 +11,11 @@ from math import prod
 
 import numpy as np
 
-from layers.batch import Batch
+from layers.batch import Balance, Batch
 from layers.block import Block, Recomputed
 from layers.embedding import Head, LearnedPositions, VocabParallelEmbedding
 from layers.loss import VocabParallelCrossEntropy
+from layers.moe import MoE
 from layers.norm import LayerNorm, RMSNorm
 from layers.pieces import Pieces
 from layers.rope import Rope
@@ -138,10 +139,11 @@ class Stage:
         """The parameters in the order in which backward completes their gradients."""
         return [p for part in reversed(self.parts) for p in part.parameters]
 
-    def batch(self, lengths: Sequence[int], every: tuple[Pieces, ...] = (), rank: int = 0) -> Batch:
-        """What the layers are told of sequences of `lengths`, one after another; `every`, `rank`: of their pieces, as Batch has
-        them."""
-        plain = Batch(lengths, None, None, every, rank)
+    def batch(
+        self, lengths: Sequence[int], every: tuple[Pieces, ...] = (), rank: int = 0, balance: Balance | None = None
+    ) -> Batch:
+        """What the layers are told of sequences of `lengths`, one after another; the rest as Batch has it."""
+        plain = Batch(lengths, None, None, every, rank, balance)
         rows = cut_rows(plain.tokens, self.tp.size) if self.cuts_rows else None
         turns = self.rope is not None and self.blocks
         return replace(
@@ -170,6 +172,16 @@ class Stage:
             if later is None:
                 filled(part.parameters)
         return dy
+
+    def exchanged(self, batch: Batch) -> list[Traffic]:
+        """What forward and backward have sent beyond `traffic`: rows to their experts, as they were chosen."""
+        return [t for block in self.blocks for t in block.exchanged(batch)]
+
+    @property
+    def routed(self) -> list[MoE]:
+        """The layers that choose experts."""
+        inside = (block.block if isinstance(block, Recomputed) else block for block in self.blocks)
+        return [block.mlp for block in inside if isinstance(block.mlp, MoE)]
 
     def traffic_of_logits(self, batch: Batch) -> list[Traffic]:
         """What forward and backward of the batch send, without a loss."""

@@ -80,10 +80,10 @@ class Parts:
         c, tp = self.config, self.tp
         if c.experts is None or i < c.experts.first:
             return MLP(tp, weights, c.d_model, c.d_ff, c.activation, c.bias_mlp, cuts_rows=self.cuts_rows)
-        e = c.experts
+        e, cp = c.experts, None if self.context is None else self.context.cp
         routing = {"scoring": e.scoring, "normed": e.normed, "scale": e.scale, "correction": e.correction}
         groups = {"groups": e.groups, "active_groups": e.active_groups, "group_top": e.group_top}
-        more = {"d_shared": e.d_shared, "cuts_rows": self.cuts_rows, "ep": self.ep}
+        more = {"d_shared": e.d_shared, "cuts_rows": self.cuts_rows, "ep": self.ep, "cp": cp}
         return MoE(tp, weights, c.d_model, e.d_ff, e.count, e.active, **more, **routing, **groups)
 
 

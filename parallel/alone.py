@@ -21,3 +21,6 @@ class Alone:
 
     def exchange(self, x: np.ndarray, sent: Sequence[int], received: Sequence[int]) -> np.ndarray:
         return x
+
+    def all_reduce(self, x: np.ndarray) -> np.ndarray:
+        return x

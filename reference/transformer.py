@@ -66,6 +66,29 @@ def routed(W: dict, x: np.ndarray, r: Routing) -> np.ndarray:
     return np.stack(rows)
 
 
+def scores(W: dict, x: np.ndarray, r: Routing) -> np.ndarray:
+    """What each token's router gives each expert (T, X)."""
+    z = x @ W["Wr"]
+    if r.scoring == "sigmoid":
+        return 1 / (1 + np.exp(-z))
+    s = np.exp(z - z.real.max(axis=1, keepdims=True))
+    return s / s.sum(axis=1, keepdims=True)
+
+
+def balance(W: dict, x: np.ndarray, lengths: list[int], r: Routing, alpha: float) -> np.ndarray:
+    """DeepSeek-V3's loss for each sequence (arXiv 2412.19437, equations 17 to 20), weighed by its share of the tokens."""
+    loss, first = 0.0, 0
+    for length in lengths:
+        s = scores(W, x[first : first + length], r)
+        X = s.shape[1]
+        chose = [chosen(row + (W["br"].real if "br" in W else 0.0), r) for row in s.real]
+        f = [X / (r.active * length) * sum(e in c for c in chose) for e in range(X)]
+        P = (s / s.sum(axis=1, keepdims=True)).sum(axis=0) / length
+        loss = loss + length / len(x) * alpha * sum(f[e] * P[e] for e in range(X))
+        first += length
+    return loss
+
+
 def mlp(W: dict, x: np.ndarray, routing: Routing | None = None) -> np.ndarray:
     """W1 (D, F): gelu. W1 (D, 2, F): swiglu, gate and up. With Wr: routed."""
     if "Wr" in W:

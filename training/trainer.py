@@ -33,6 +33,8 @@ class Recipe:
     """How a step is made. `clip`: the largest norm of the whole gradient, or 0 for none. `zero`: split the optimizer's state
     over the data axes. `overlap`: send buckets of gradients while backward goes on. `schedule`: of the stages along pp, by name
     or a plan of one's own; `chunks`: stages a rank, where the schedule leaves it open. `layout`: how cp cuts sequences.
+    `alpha`: the weight of a loss for experts that are chosen unevenly; `gamma`: by how much the bias of one that is chosen too
+    often, or too rarely, is moved after each step (auxiliary-loss-free balancing, arXiv 2408.15664).
     """
 
     clip: float = 1.0
@@ -43,6 +45,8 @@ class Recipe:
     schedule: str | Plan = "1f1b"
     chunks: int | None = None
     layout: str = "zigzag"
+    alpha: float = 0.0
+    gamma: float = 0.0
 
 
 class Trainer:
@@ -75,7 +79,11 @@ class Trainer:
         self.optimizer = AdamW(self.flat, self.sums.owned, weight_decay=recipe.weight_decay)
         self._counted = self.flat.counted_once(mesh.place, DATA if recipe.zero else ())
         self._plans: dict[int, Plan] = {}
-        self.saved_bytes = 0
+        self.saved_bytes, self._predicted_saved = 0, 0
+        # What was sent to experts so far, beyond `traffic`; and the last step's balance loss and choices, by layer.
+        self.exchanged: list[Traffic] = []
+        self.balance, self.chosen = 0.0, {}
+        self.routed = [layer for stage in self.stages.values() for layer in stage.routed]
 
     def plan(self, micro_batches: int) -> Plan:
         """The order of a step of so many micro-batches. All ranks call it together; the first call sees that they agree."""
@@ -96,23 +104,36 @@ class Trainer:
         """The gradient of the mean over the `tokens` of all ranks' micro-batches in flat.grad; the mean itself."""
         self.flat.zero_grad()
         plan = self.plan(len(micro_batches))
-        work = Work(self.stages, micro_batches, tokens, plan.ranks[self.mesh.pp.rank], self._filled, self.pieces_of)
+        work = Work(
+            self.stages, micro_batches, tokens, plan.ranks[self.mesh.pp.rank], self._filled, self.pieces_of, self.recipe.alpha
+        )
         pipeline.run(plan, self.mesh.pp, work, work.shape, self.flat.data.dtype)
         self.saved_bytes = max(self.saved_bytes, work.most)
+        self._predicted_saved = max(self._predicted_saved, most_kept(work, plan.ranks[self.mesh.pp.rank]) if self.routed else 0)
+        self.exchanged += work.exchanged
         with self.mesh.phase("backward"):
             self.owed.sum()
             if self._late:
                 self.sums.filled(p for home in self._late for p, _ in home.parts)
             self.sums.finish()
         with self.mesh.phase("step"):
-            return self.losses.all_reduce(np.array([work.nats / tokens])).item()
+            self._count(work)
+            mine = np.array([work.nats / tokens, sum(found.loss for _, found in work.routed)])
+            loss, self.balance = self.losses.all_reduce(mine).tolist()
+        return loss
+
+    def _count(self, work: Work) -> None:
+        """How often the whole batch chose each expert, by layer. Counted once, also where it is computed again."""
+        if self.routed:
+            mine = [sum(found.counts for layer, found in work.routed if layer is one) for one in self.routed]
+            self.chosen = dict(zip(self.routed, self.data.all_reduce(np.array(mine)), strict=True))
 
     def pieces_of(self, lengths: Sequence[int]) -> tuple[tuple[Pieces, ...], int]:
         """Of sequences of these lengths, as Batch has them."""
         return LAYOUTS[self.recipe.layout](lengths, self.mesh.cp.size), self.mesh.cp.rank
 
-    def _work(self, micro_batches: Sequence[MicroBatch]) -> Work:
-        return Work(self.stages, micro_batches, of=self.pieces_of)
+    def _work(self, micro_batches: Sequence[MicroBatch], alpha: float = 0.0) -> Work:
+        return Work(self.stages, micro_batches, of=self.pieces_of, alpha=alpha)
 
     def _filled(self, parameters: Sequence[Parameter]) -> None:
         self.sums.filled(p for p in parameters if p.home not in self._late)
@@ -124,6 +145,9 @@ class Trainer:
             # As PyTorch and Megatron clip: the small number is theirs.
             scale = min(1.0, self.recipe.clip / (norm + 1e-6)) if self.recipe.clip else 1.0
             self.optimizer.step(lr, scale)
+            for layer, counts in self.chosen.items():
+                for br_X in layer.buffers:
+                    br_X.data += self.recipe.gamma * np.sign(counts.mean() - counts).astype(br_X.data.dtype)
             self.sums.gather(self.flat.data)
         return norm
 
@@ -137,6 +161,7 @@ class Trainer:
         """These through all stages, no gradients: their `nats`, or without targets their `logits`, where the last stage is."""
         work, plan = self._work(micro_batches), forward_only(self.rank_of, len(micro_batches))
         pipeline.run(plan, self.mesh.pp, work, work.shape, self.flat.data.dtype, {"F": phase})
+        self.exchanged += block.forward_only(work.exchanged, phase)
         return work
 
     def copies(self) -> Iterator[Copy]:
@@ -148,17 +173,22 @@ class Trainer:
             for kind, flat in kinds:
                 for p, index in home.parts:
                     yield from copies(kind + p.name, p.layout, self.mesh.place, flat.reshape(home.data.shape)[index])
+        for p in self._buffers:
+            yield from copies(p.name, p.layout, self.mesh.place, p.data)
 
     def traffic(self, micro_batches: Sequence[MicroBatch]) -> list[Traffic]:
-        """What one step on these micro-batches sends."""
-        work = self._work(micro_batches)
+        """What one step on these micro-batches sends, `exchanged` aside."""
+        work = self._work(micro_batches, self.recipe.alpha)
         sent = [t for batches in work.batches for stage, batch in batches.items() for t in self.stages[stage].traffic(batch)]
         sent += self._between(self.plan(len(micro_batches)), work)
-        scalars = [Traffic("all_reduce", axis.name, "step", 8) for axis in (self.losses, self.everyone)]
+        scalars = [Traffic("all_reduce", self.losses.name, "step", 16), Traffic("all_reduce", self.everyone.name, "step", 8)]
+        if self.routed:
+            counts = message((len(self.routed), self.routed[0].router.count), 8)
+            scalars.append(Traffic("all_reduce", self.data.name, "step", counts))
         return [*sent, *self.owed.traffic(), *self.sums.traffic(), *scalars]
 
     def forward_traffic(self, micro_batches: Sequence[MicroBatch], phase: str) -> list[Traffic]:
-        """What `forward` sends."""
+        """What `forward` sends, `exchanged` aside."""
         work, sent = self._work(micro_batches), []
         for part, (stage, batch) in (
             (part, of) for part, n in zip(micro_batches, work.batches, strict=True) for of in n.items()
@@ -179,10 +209,14 @@ class Trainer:
             "gradients": self.flat.grad.nbytes,
             "optimizer": self.optimizer.m.nbytes + self.optimizer.v.nbytes,
             "saved": self.saved_bytes,
-            "predicted_saved": most_kept(self._work(micro_batches), ops),
+            "predicted_saved": self._predicted_saved or most_kept(self._work(micro_batches), ops),
         }
 
     # --- checkpoints
+
+    @property
+    def _buffers(self) -> list[Parameter]:
+        return [p for layer in self.routed for p in layer.buffers]
 
     def pieces(self) -> Iterator[Piece]:
         """What this rank writes of weights and optimizer state. All ranks go through it together: state that is split is put
@@ -200,6 +234,8 @@ class Trainer:
                     part, cuts = flat.reshape(home.data.shape)[index], p.layout.cuts
                     place = {name: at for name, at in self.mesh.place.items() if name not in DATA or name in cuts}
                     yield from pieces(kind + p.name, p.layout, place, part)
+        for p in self._buffers:
+            yield from pieces(p.name, p.layout, self.mesh.place, p.data)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Weights and optimizer state from a checkpoint of whatever mesh."""
@@ -211,6 +247,8 @@ class Trainer:
                 for p, index in home.parts:
                     whole[index] = checkpoint.read(kind + p.name, p.layout, self.mesh.place, dtype)
             self.optimizer.take_state(at, moments)
+        for p in self._buffers:
+            p.data[...] = checkpoint.read(p.name, p.layout, self.mesh.place, dtype)
         self.optimizer.steps = checkpoint.step
 
     def checkpoint_traffic(self) -> list[Traffic]:

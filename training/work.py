@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from layers.batch import Balance
+from layers.moe import MoE, Routed
 from layers.saved import nbytes
 from layers.stage import Stage
 from parallel.later import Later
+from parallel.ledger import Traffic
 from parallel.parameter import Parameter
 from parallel.rows import held
 from parallel.schedule import Op
@@ -24,7 +27,7 @@ class Work:
     Micro-batches are whole; `of` says which pieces of sequences of such lengths each rank of cp has, as Batch has them, and
     this rank's tokens are taken here. `tokens`: of the whole batch, over all ranks: the loss is the mean over these. `ops`:
     those of this rank; where all are F, nothing is kept for backward. `filled` is told of parameters whose gradients are
-    complete.
+    complete. `alpha`: the weight of the loss for experts that are chosen unevenly.
 
     What comes of it: `nats`, the sum of this rank's losses; `logits`, by micro-batch, of those without targets; `most`, the
     most bytes that were kept at a time.
@@ -38,11 +41,14 @@ class Work:
         ops: Sequence[Op] = (),
         filled: Callable[[list[Parameter]], None] = lambda parameters: None,
         of: Callable[[Sequence[int]], tuple] = lambda lengths: (),
+        alpha: float = 0.0,
     ) -> None:
         self.stages, self.micro_batches, self.tokens, self.filled = stages, micro_batches, tokens, filled
         self.nats, self.logits, self.most = 0.0, {}, 0
+        balance = Balance(alpha, tokens) if alpha else None
         self.batches = [
-            {stage: it.batch(part.lengths, *of(part.lengths)) for stage, it in stages.items()} for part in micro_batches
+            {stage: it.batch(part.lengths, *of(part.lengths), balance=balance) for stage, it in stages.items()}
+            for part in micro_batches
         ]
         self._trains = {op.stage for op in ops if op.kind != "F"}
         # After the last of these a stage's gradients are complete.
@@ -56,6 +62,17 @@ class Work:
         made = do(op, x)
         self.most = max(self.most, sum(self._kept.values()))
         return made
+
+    @property
+    def routed(self) -> list[tuple[MoE, Routed]]:
+        """What each layer that chooses experts has found out, in each micro-batch."""
+        noted = ((self.stages[stage].routed, batch.noted) for of in self.batches for stage, batch in of.items())
+        return [(layer, found[layer]) for layers, found in noted for layer in layers if layer in found]
+
+    @property
+    def exchanged(self) -> list[Traffic]:
+        """What was sent to other ranks' experts, and back."""
+        return [t for of in self.batches for stage, batch in of.items() for t in self.stages[stage].exchanged(batch)]
 
     def shape(self, micro_batch: int) -> tuple[int, int]:
         """(t, D): of what crosses from stage to stage."""

@@ -17,7 +17,6 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from layers.batch import Batch
 from layers.saved import nbytes
 from parallel import threads
 from parallel.control import Control
@@ -48,8 +47,8 @@ def run(
     layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: object, rows: Cut | None = None
 ) -> Measured:
     """One step on all ranks, gathered and counted. x, dy: whole, and cut here as `rows` says, which `more` says too."""
-    # Of a batch, or of so many tokens.
-    asked = more if more and isinstance(more[0], Batch) else (len(x), rows)
+    # Of a batch where attention is in it, else of so many tokens.
+    asked = more if hasattr(layer, "attention") or hasattr(layer, "context") else (len(x), rows)
     x, dy = (own(a, rows, mesh.tp.rank) for a in (x, dy))
     y, saved, dx = phases(layer, x, dy, mesh, *more)
     predicted = [*layer.traffic(*asked), *Owed(mesh, layer.parameters).traffic()]

@@ -244,7 +244,7 @@ def test_options_that_do_not_fit_are_refused(options, message):
 
 def router_gradient_left_out(moe):
     moe.router.Wr_DX.add_grad(np.zeros_like(moe.router.Wr_DX.data))
-    moe.router.backward = lambda dg, x, saved, later: np.zeros_like(x)
+    moe.router.backward = lambda dg, x, *_: np.zeros_like(x)
 
 
 def router_gradient_not_summed(moe):
@@ -256,7 +256,7 @@ def sum_taken_for_constant(moe):
     """The gradient as if the chosen scores were divided by a number."""
     r = moe.router
 
-    def spoilt(dg, x, saved, later, backward=r.backward):
+    def spoilt(dg, x, saved, *_, backward=r.backward):
         s, c, _ = saved
         r.normed = False
         return backward(dg / np.take_along_axis(s, c, axis=1).sum(axis=1, keepdims=True), x, saved)
