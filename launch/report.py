@@ -164,6 +164,18 @@ def memory(counted: dict[str, list[int]]) -> None:
     )
 
 
+def load(by_layer: dict[str, list[int]], when: str) -> None:
+    """How many tokens chose each expert."""
+    table(
+        f"Tokens of an expert, {when}",
+        ("layer", "mean", "least", "most", "most over mean"),
+        [
+            (layer, f"{sum(n) / len(n):,.1f}", min(n), max(n), f"{max(n) * len(n) / sum(n):.2f}")
+            for layer, n in by_layer.items()
+        ],
+    )
+
+
 def runs(by_rank: Sequence[object]) -> list[range]:
     """The ranks, those together that follow one another and have the same."""
     starts = [rank for rank, it in enumerate(by_rank) if rank == 0 or it != by_rank[rank - 1]]

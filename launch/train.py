@@ -1,4 +1,4 @@
-"""Train a language model on text, on a mesh of pp, dp, cp and tp; take it up again on another mesh.
+"""Train a language model on text, on any mesh; take it up again on another mesh.
 
 T tokens   D model width   S sequence length   V vocabulary: the 256 bytes
 """
@@ -9,6 +9,7 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 
 import argparse
 import textwrap
+from dataclasses import replace
 from functools import partial
 from math import log, prod
 from pathlib import Path
@@ -37,12 +38,13 @@ from launch.process.memory import available, lacking
 from layers.context import KINDS
 from layers.pieces import LAYOUTS
 from models.build import build
-from models.config import Config, gpt2_like, llama_like
+from models.config import Config, Experts, gpt2_like, llama_like
 from models.stage import by_hand, dealt
 from parallel import schedules
 from parallel.checkpoint import CheckpointError, latest
 from parallel.ledger import agrees, merged
 from parallel.schedule import Plan
+from parallel.shard import AXES
 from plan.dry import DryAxis, dry_weights
 from training import text
 
@@ -50,7 +52,7 @@ from training import text
 def options() -> argparse.ArgumentParser:
     p = parser(
         "train",
-        "Train a byte-level language model, pipeline-, data-, context- and tensor-parallel.",
+        "Train a byte-level language model on any mesh of pp, dp, ep, cp and tp.",
         (
             "mpirun -n 4 python -m launch.train --mesh dp=2,tp=2",
             "mpirun -n 4 python -m launch.train --mesh pp=4 --layers 4 --micro-batches 8",
@@ -67,6 +69,9 @@ def options() -> argparse.ArgumentParser:
     m.add_argument("--heads", type=positive, default=4, help="query heads, a divisor of D")
     m.add_argument("--kv-heads", type=positive, help="key/value heads, a divisor of the heads (default: all of them)")
     m.add_argument("--d-ff", type=positive, help="hidden width of the MLPs (default: 4 D; 8/3 D where gated)")
+    m.add_argument("--experts", type=natural, default=0, help="routed MLPs in each block; 0: one MLP for all tokens")
+    m.add_argument("--active", type=positive, default=2, help="experts that serve a token")
+    m.add_argument("--shared", type=natural, default=0, help="experts that serve every token")
     m.add_argument("--tied", action="store_true", help="one table for embedding and output")
     t = p.add_argument_group("training")
     t.add_argument("--sequence-length", type=positive, default=128, help="S, tokens of a sequence")
@@ -78,6 +83,12 @@ def options() -> argparse.ArgumentParser:
     )
     t.add_argument("--context", choices=KINDS, default="ring", help="how tokens that are cut over cp attend to one another")
     t.add_argument("--layout", choices=LAYOUTS, default="zigzag", help="which tokens of a sequence each rank of cp has")
+    t.add_argument(
+        "--balance",
+        choices=("none", "loss", "bias"),
+        default="none",
+        help="against experts that are chosen unevenly: a loss for each sequence, or a bias that is moved after each step",
+    )
     t.add_argument("--steps", type=positive, default=1000, help="of the optimizer")
     t.add_argument("--lr", type=amount, default=2e-3, help="the largest learning rate, after warm-up")
     t.add_argument("--warmup", type=natural, default=50, help="steps of rising learning rate")
@@ -96,11 +107,12 @@ def options() -> argparse.ArgumentParser:
     k.add_argument("--output", metavar="DIR", type=targets.PictureFolder, default="out", help="where loss.csv and loss.png go")
     k.add_argument("--sample", type=natural, default=300, help="bytes of text to write at the end")
     only_with(p, "--save-every", "--resume", checkpoint=True)
+    only_with(p, "--active", "--shared", "--balance", experts=True)
     return p
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
-    axes = settled(args.mesh, ranks, along=("pp", "dp", "cp", "tp"))
+    axes = settled(args.mesh, ranks, along=AXES)
     D, H = args.d_model, args.heads
     kv_heads = args.kv_heads or H
     gated = args.family == "llama"
@@ -122,10 +134,12 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     S, batch = args.sequence_length, args.batch_tokens
     if batch % S:
         raise UsageError(f"--batch-tokens {batch} is not a multiple of --sequence-length {S}: use {max(1, batch // S) * S}")
-    if batch // S < dp * args.micro_batches:
+    ranks = dp * axes.get("ep", 1)
+    if batch // S < ranks * args.micro_batches:
+        along = f"dp={dp}" if ranks == dp else f"dp={dp} times ep={axes['ep']}"
         raise UsageError(
-            f"cannot deal {batch // S} sequences to dp={dp} ranks in {args.micro_batches} micro-batches: "
-            f"use --batch-tokens {S * dp * args.micro_batches} or more"
+            f"cannot deal {batch // S} sequences to {along} ranks in {args.micro_batches} micro-batches: "
+            f"use --batch-tokens {S * ranks * args.micro_batches} or more"
         )
     try:
         data = text.read(args.text, S)
@@ -136,8 +150,22 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     plan, blocks = _stages(args, axes.get("pp", 1))
     sizes = (text.VOCABULARY, D, sum(args.layers), H, *([kv_heads] if gated else []), d_ff, S, args.tied)
     config = (llama_like if gated else gpt2_like)(*sizes)
+    if args.experts:
+        config = replace(config, experts=_experts(args, d_ff, axes.get("ep", 1)))
     _check_memory(config, args.dtype, axes, args.zero)
     return Task(axes, config, plan, blocks, *data)
+
+
+def _experts(args: argparse.Namespace, d_ff: int, ep: int) -> Experts:
+    if args.family != "llama":
+        raise UsageError(f"--family {args.family} has no experts: leave --experts out, or use --family llama")
+    if args.active > args.experts:
+        raise UsageError(f"cannot choose --active {args.active} of --experts {args.experts}: use at most {args.experts}")
+    if ep > args.experts:
+        raise UsageError(f"cannot cut {args.experts} experts over ep={ep}: use at most ep={args.experts}")
+    bias = args.balance == "bias"
+    how = {"scoring": "sigmoid" if bias else "softmax", "correction": bias}
+    return Experts(args.experts, args.active, d_ff, args.shared * d_ff, **how)
 
 
 def _stages(args: argparse.Namespace, pp: int) -> tuple[Plan, list[range]]:
@@ -187,7 +215,8 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     steps = len(run.losses) - begun_at
     rows = run.mesh.ledger.report(run.predicted(steps))
     mine = run.trainer.memory(run.shapes), rows, sum(stage.flops(args.sequence_length) for stage in run.trainer.stages.values())
-    memory, sent, flops = zip(*run.control.everyone(mine), strict=True)
+    memory, sent, flops, loads = zip(*run.control.everyone((*mine, run.load())), strict=True)
+    load = {layer: counts for _, layer, counts in sorted((len(name), name, n) for of in loads for name, n in of.items())}
     if comm.rank:
         return 0
     wrong = report.of_ranks("communication", map(agrees, sent))
@@ -196,7 +225,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     # Every stage is on as many ranks.
     flops = sum(flops) * run.mesh.pp.size / comm.size * tokens
     whole = build(task.config, DryAxis("tp", 1), dry_weights(args.dtype)).parameters
-    files, unwritten = run.written(bits)
+    files, unwritten = run.written(bits, load)
     elsewhere = (*COMMON, "mesh", "checkpoint", "output")
     result = report.header("train", args, run.mesh) | {
         "config": {k: v for k, v in run.settled.items() if k not in elsewhere},
@@ -211,6 +240,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "utilisation": flops / seconds / rate if steps else None,
         "communication": merged(sent),
         "memory": report.by_rank(memory),
+        **({"tokens_per_expert": load, "balance_loss": run.trainer.balance} if load else {}),
         "files": files,
         "sample": sample,
     }
@@ -238,6 +268,8 @@ def show(result: dict, losses: list[float]) -> None:
             f"{result['matmul_flops_per_second'] / 1e9:.1f} Gflop/s that matrix products alone reach here: "
             f"{result['utilisation']:.0%}"
         )
+    if "tokens_per_expert" in result:
+        report.load(result["tokens_per_expert"], "of the last step")
     if result["files"]:
         report.say(f"curve: {', '.join(result['files'])}")
     if result["sample"]:

@@ -36,7 +36,7 @@ Pieces = tuple[Piece, ...]
 
 def whole(lengths: Sequence[int]) -> Pieces:
     """All of every sequence. Raises ValueError for an empty one."""
-    if min(lengths) < 1:
+    if lengths and min(lengths) < 1:
         raise ValueError(f"sequence {list(lengths).index(min(lengths))} has {min(lengths)} tokens: use 1 or more")
     return tuple(Piece(s, 0, n) for s, n in enumerate(lengths))
 

@@ -21,16 +21,18 @@ Told = Callable[[Iterable], Iterable]
 
 
 class Validation:
-    """The sequences of `data`, of `length` tokens each, dealt out over dp; `each`: how many make a micro-batch.
+    """The sequences of `data`, of `length` tokens each, dealt out over dp and ep; `each`: how many make a micro-batch.
 
-    They go through the stages in groups of as many micro-batches as there are ranks of pp.
+    They go through the stages in groups of as many micro-batches as there are ranks of pp. Every rank has as many
+    micro-batches, some perhaps empty: experts on other ranks are asked by all of them together.
     """
 
     def __init__(self, trainer: Trainer, data: np.ndarray, length: int, each: int) -> None:
-        dp, self.trainer = trainer.mesh.dp, trainer
+        dealt, self.trainer = trainer.mesh.over("dp", "ep"), trainer
         self.tokens = whole_sequences(data, length) * length
-        mine = np.arange(self.tokens // length)[dp.rank :: dp.size]
-        parts = [sequences(data, mine[n : n + each], length) for n in range(0, len(mine), each)]
+        count = self.tokens // length
+        mine, most = np.arange(count)[dealt.rank :: dealt.size], -(-count // dealt.size)
+        parts = [sequences(data, mine[n : n + each], length) for n in range(0, most, each)]
         together = trainer.mesh.pp.size
         self.groups = [parts[n : n + together] for n in range(0, len(parts), together)]
 

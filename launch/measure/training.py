@@ -15,6 +15,7 @@ from mpi4py import MPI
 from launch import progress, start, targets
 from launch.measure.losses import LossTable
 from launch.pictures import curve
+from launch.pictures import load as experts
 from layers.context import KINDS
 from layers.optimizer import warmup_cosine
 from models.build import Parts
@@ -33,6 +34,9 @@ from training.trainer import Recipe, Trainer
 # What a run that is taken up again must have in common with the one that was left; the rest may change.
 FIXED = ("family", "layers", "d_model", "heads", "kv_heads", "d_ff", "tied", "sequence_length", "batch_tokens", "steps", "lr")
 FIXED += ("warmup", "clip", "weight_decay", "seed", "dtype")
+ROUTED = ("experts", "active", "shared", "balance")
+# Of the loss that balances experts (DeepSeek-V2, arXiv 2405.04434: .003), or of the bias (DeepSeek-V3, 2412.19437).
+ALPHA, GAMMA = 0.003, 0.001
 
 
 class Task(NamedTuple):
@@ -54,10 +58,12 @@ class Run:
         self.args, self.control = args, Control(comm)
         self.mesh = start.make_mesh(args, comm, **task.axes)
         context = KINDS[args.context](self.mesh.cp)
-        parts = Parts(task.config, self.mesh.tp, args.recompute, args.sequence_parallel, context)
+        parts = Parts(task.config, self.mesh.tp, args.recompute, args.sequence_parallel, context, self.mesh.ep)
         placed = task.blocks, [*task.plan.rank_of.values()], self.mesh.pp.rank
         bucket = max(1, int(args.bucket_mib * 2**20))
-        recipe = Recipe(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay, task.plan, None, args.layout)
+        recipe = Recipe(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay, task.plan)
+        rates = {"loss": {"alpha": ALPHA}, "bias": {"gamma": GAMMA}, "none": {}}[args.balance]
+        recipe = replace(recipe, layout=args.layout, **rates)
         self.trainer = Trainer(stages(parts, drawn(args.seed, args.dtype), *placed), self.mesh, recipe)
         self.train, S = task.train, args.sequence_length
         self.validation = Validation(self.trainer, task.validation, S, args.batch_tokens // S)
@@ -73,12 +79,12 @@ class Run:
         # The options, with what they left open.
         self.settled = vars(args) | {name: getattr(task.config, name) for name in ("layers", "kv_heads", "d_ff")}
         self.settled["layers_of_stages"] = [len(blocks) for blocks in task.blocks]
-        self.identity = {name: self.settled[name] for name in FIXED}
+        self.identity = {name: self.settled[name] for name in (*FIXED, *(ROUTED if args.experts else ()))}
         self.identity["text"] = sha256(self.train.tobytes()).hexdigest()
 
     def _dealt(self, chosen: np.ndarray) -> list[text.MicroBatch]:
-        args, dp = self.args, self.mesh.dp
-        return text.dealt(self.train, chosen, args.sequence_length, dp.size, dp.rank, args.micro_batches)
+        args, over = self.args, self.mesh.over("dp", "ep")
+        return text.dealt(self.train, chosen, args.sequence_length, over.size, over.rank, args.micro_batches)
 
     def steps(self) -> float:
         """All steps that are left, and the checkpoints among them: seconds of the steps."""
@@ -113,7 +119,7 @@ class Run:
         """What must be the same on several ranks after a step on these micro-batches."""
         yield Copy("the random state of the text's order", self.order.state())
         for n, part in enumerate(parts):
-            yield Copy(f"the tokens of micro-batch {n}", part.ids, ("dp",))
+            yield Copy(f"the tokens of micro-batch {n}", part.ids, ("dp", "ep"))
         yield from self.trainer.copies()
         yield Copy("the losses", self.losses)
 
@@ -153,12 +159,15 @@ class Run:
             raise CheckpointError(f"{checkpoint.path}: its state is not that of a training run: {error!r}") from None
         self._tell_what_is_kept(len(self.losses))
 
-    def written(self, validation_bits: float) -> tuple[list[str], list[str | None]]:
-        """The files of the curve, and why those that are not there could not be written. Rank 0."""
+    def written(self, validation_bits: float, load: dict[str, list[int]]) -> tuple[list[str], list[str | None]]:
+        """The files of the curve and the experts' load, and why those that are not there could not be written. Rank 0."""
         table, picture = self.table, self.args.output / "loss.png"
         table.add()
         why = targets.write(picture, lambda file: curve.draw(file, self.losses, validation_bits))
         unwritten = {table.path: table.problem, picture: why}
+        if load:
+            bars = self.args.output / "load.png"
+            unwritten[bars] = targets.write(bars, lambda file: experts.draw(file, load))
         return [str(path) for path, why in unwritten.items() if why is None], list(unwritten.values())
 
     def predicted(self, steps: int) -> list[Traffic]:
@@ -166,4 +175,8 @@ class Run:
         trainer = self.trainer
         sent = [replace(t, calls=steps * t.calls) for t in trainer.traffic(self.shapes)]
         sent += [replace(t, calls=self.saves * t.calls) for t in trainer.checkpoint_traffic()]
-        return [*sent, *self.validation.traffic(), *self.sample.traffic()]
+        return [*sent, *self.trainer.exchanged, *self.validation.traffic(), *self.sample.traffic()]
+
+    def load(self) -> dict[str, list[int]]:
+        """How many tokens chose each expert in the last step, by layer: of this rank's stages."""
+        return {layer.router.Wr_DX.name.removesuffix(".Wr"): n.tolist() for layer, n in self.trainer.chosen.items()}

@@ -87,6 +87,30 @@ def test_the_same_numbers_on_every_mesh(comm, shared, text, whole, options):
         assert max(got["memory"]["saved_bytes_per_rank"]) < 0.5 * whole["memory"]["saved_bytes_per_rank"][0]
 
 
+ROUTED = ("--experts", "5", "--shared", "1", "--balance", "bias")
+ROUTED_MESHES = {
+    2: ("--mesh", "ep=2"),
+    3: ("--mesh", "ep=3", "--recompute"),
+    4: ("--mesh", "pp=2,ep=2", "--micro-batches", "2"),
+}
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory, text):
+    """A run with experts, on one rank."""
+    return train(start.begin(), tmp_path_factory.mktemp("routed"), text, *ROUTED, ranks=1)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_routed_model_trains_the_same_over_ep(comm, shared, text, routed):
+    got = train(comm, shared, text, *ROUTED, *ROUTED_MESHES[comm.size])
+    np.testing.assert_allclose(got["loss"], routed["loss"], rtol=0, atol=1e-10)
+    for name in ("sample", "parameters", "tokens_per_expert"):
+        assert got[name] == routed[name]
+    assert [sum(n) for n in got["tokens_per_expert"].values()] == [240, 240]
+    assert (shared / "out" / "load.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.mpi(min_size=2, max_size=thinned(4, 2))
 def test_curve_and_report_are_written(comm, shared, text, whole):
     out = inside(comm, "train", *QUICK[:-1], "--text", text, "--output", shared / "out")
@@ -186,7 +210,9 @@ BAD = [
     (3, ("--mesh", "dp=2,tp=2"), "--mesh dp=2,tp=2 is for 4 ranks, these are 3: use for instance dp=3,tp=1"),
     (4, ("--mesh", "dp=2"), "--mesh dp=2,tp=1 is for 2 ranks, these are 4: use for instance dp=4,tp=1"),
     (3, ("--mesh", "tp=2"), "--mesh dp=1,tp=2 is for 2 ranks, these are 3: use for instance dp=3,tp=1"),
-    (1, ("--mesh", "ep=2"), "--mesh ep=2: this command lays ranks out along pp, dp, cp and tp"),
+    (4, ("--mesh", "ep=4", "--experts", "3"), "cannot cut 3 experts over ep=4: use at most ep=3"),
+    (1, ("--experts", "3", "--active", "4"), "cannot choose --active 4 of --experts 3: use at most 3"),
+    (1, ("--balance", "loss"), "--balance does nothing without --experts: leave --balance out"),
     (
         4,
         ("--mesh", "cp=4,tp=1", "--context", "ulysses", "--heads", "2"),

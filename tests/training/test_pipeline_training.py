@@ -123,6 +123,7 @@ def test_a_run_goes_on_from_one_mesh_to_the_next(comm, alone, kind, shared):
     for axes, schedule, micro_batches, zero in (
         ({"dp": 4}, "1f1b", 1, False),
         ({"pp": 2, "tp": 2}, "zb-v", 4, True),
+        ({"tp": 4}, "1f1b", 2, True),
         ({"cp": 2, "tp": 2}, "1f1b", 2, False),
     ):
         with Mesh(comm, check=True, **axes) as mesh:
@@ -134,7 +135,7 @@ def test_a_run_goes_on_from_one_mesh_to_the_next(comm, alone, kind, shared):
                 for p, moment in product(trainer.parameters, ("", "m.", "v.")):
                     a, b = (c.read(moment + p.name, p.layout, mesh.place, "float64") for c in (before, again))
                     assert a.tobytes() == b.tobytes(), moment + p.name
-            begin, end = end, min(end + 7, STEPS)
+            begin, end = end, min(end + 5, STEPS)
             got, after, _ = trained(mesh, trainer, micro_batches, begin, end)
             seen += [loss for loss, _ in got]
             save(shared, end, trainer.pieces(), {}, control)
