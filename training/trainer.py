@@ -104,12 +104,12 @@ class Trainer:
         """The gradient of the mean over the `tokens` of all ranks' micro-batches in flat.grad; the mean itself."""
         self.flat.zero_grad()
         plan = self.plan(len(micro_batches))
-        work = Work(
-            self.stages, micro_batches, tokens, plan.ranks[self.mesh.pp.rank], self._filled, self.pieces_of, self.recipe.alpha
-        )
+        ops = plan.ranks[self.mesh.pp.rank]
+        work = Work(self.stages, micro_batches, tokens, ops, self._filled, self.pieces_of, self.recipe.alpha)
         pipeline.run(plan, self.mesh.pp, work, work.shape, self.flat.data.dtype)
         self.saved_bytes = max(self.saved_bytes, work.most)
-        self._predicted_saved = max(self._predicted_saved, most_kept(work, plan.ranks[self.mesh.pp.rank]) if self.routed else 0)
+        if self.routed:
+            self._predicted_saved = max(self._predicted_saved, most_kept(work, ops))
         self.exchanged += work.exchanged
         with self.mesh.phase("backward"):
             self.owed.sum()
