@@ -17,6 +17,7 @@ from layers.attend import head_chunks, tiles
 from layers.attention import Attention
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
+from layers.moe import MoE
 from layers.pieces import own_spans, whole
 
 
@@ -56,6 +57,18 @@ def flat(W: np.ndarray, d_in: int) -> np.ndarray:
 def mlp(layer: MLP, x: np.ndarray) -> Callable[[], None]:
     W1, W2 = flat(layer.up.W_Io.data, layer.up.d_in), layer.down.W_iO.data
     return together(linear(x, W1), linear(np.ones((len(x), len(W2)), x.dtype), W2))
+
+
+def moe(layer: MoE, x: np.ndarray, rows: Sequence[int]) -> Callable[[], None]:
+    """x (T, D), this rank's tokens. `rows`: of each of its experts, how many tokens it serves."""
+    ones = lambda t, n: np.ones((t, n), x.dtype)  # noqa: E731
+    f, D = layer.W2_xfD.data.shape[1:]
+    pairs = zip(rows, layer.W1_xD2f.data, layer.W2_xfD.data, strict=True)
+    steps = [step for t, W1, W2 in pairs for step in (linear(ones(t, D), flat(W1, D)), linear(ones(t, f), W2))]
+    if layer.shared is not None:
+        W1, W2 = layer.shared.W1_D2s.data, layer.shared.W2_sD.data
+        steps += [linear(x, flat(W1, D)), linear(ones(len(x), len(W2)), W2)]
+    return together(linear(x, layer.router.Wr_DX.data), *steps)
 
 
 def attention(layer: Attention, x: np.ndarray, lengths: Sequence[int]) -> Callable[[], None]:

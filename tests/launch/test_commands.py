@@ -17,6 +17,7 @@ LLAMA = f"--model {ROOT}/tests/oracles/families/llama"
         "tp_mlp",
         "tp_attention",
         "tp_attention --kind mla",
+        "ep_moe",
         "dp_train",
         "pipeline",
         "pipeline --simulate 1,1,1,0",

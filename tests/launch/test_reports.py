@@ -53,6 +53,7 @@ REPORTS = [
     ("trace", "--compare", "a.json", "b.json"),
     ("tp_attention", *HEADS, "--sequences", "1,2,3,4,1,2,1,2,3"),
     ("tp_attention", "--kind", "mla", *HEADS, "--tokens", "8"),
+    ("ep_moe", "--experts", "64", "--router", "sigmoid", "--groups", "4", "--d-model", "4", "--d-ff", "4", "--timed", "64,8,8"),
     ("dp_train", "--zero", "--steps", "2", "--sequences", "4"),
     ("pipeline", "--layers", "2", "--micro-batches", "3", "--sequence-length", "3", "--timed", "5,8,8"),
     ("pipeline", "--schedule", "zb-v", "--simulate", "18.5,18.1,9.3,0.6", "--stages", "32"),
