@@ -50,8 +50,8 @@ def options() -> argparse.ArgumentParser:
         "Each rank has tokens of its own.",
         (
             "mpirun -n 4 python -m launch.ep_moe --experts 8 --active 2",
-            "mpirun -n 4 python -m launch.ep_moe --mesh ep=2,tp=2 --router sigmoid --shared 1",
-            "mpirun -n 3 python -m launch.ep_moe --tokens 9,0,4 --experts 6 --groups 3 --active-groups 2",
+            "mpirun -n 4 python -m launch.ep_moe --mesh ep=2,tp=2 --shared 1",
+            "mpirun -n 3 python -m launch.ep_moe --tokens 9,0,4 --router sigmoid --groups 2",
         ),
     )
     p.add_argument("--experts", type=positive, default=8, help="X, shared out over ep, evenly or not")
