@@ -44,6 +44,7 @@ def options() -> argparse.ArgumentParser:
         needs="(--prompt TEXT | ...)",
     )
     pretrained.add_model(p)
+    pretrained.add_mesh(p)
     what = p.add_argument_group("what to continue, one of these").add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="text to continue")
     what.add_argument("--tokens", type=pretrained.token_ids, help="token ids to continue: 1,2,3")
@@ -89,8 +90,9 @@ def _gamma(text: str) -> int | None:
 
 
 class Task(NamedTuple):
-    """The model, the ids to continue, how to choose tokens, and the model that drafts, where there is one."""
+    """Ranks along each axis, the model, the ids to continue, how to choose tokens, and the model that drafts, if one does."""
 
+    axes: dict[str, int]
     source: Source
     tokenizer: Tokenizer | None
     prompt: list[int]
@@ -103,7 +105,9 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    source = pretrained.opened(args.model, ranks)
+    axes = pretrained.axes_of(args, ranks)
+    tp, ep = axes["tp"], axes.get("ep", 1)
+    source = pretrained.opened(args.model, tp, ep)
     tokenizer, config = pretrained.tokenizer(source), source.config
     prompt = prompt_ids(args, source, tokenizer)
     if not prompt:
@@ -114,7 +118,7 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
             f"--max-new-tokens {args.max_new_tokens} after a prompt of {counted(len(prompt), 'token')} is beyond the model's "
             f"context of {config.context}: use at most {config.context - len(prompt)}"
         )
-    pretrained.check_memory(source, ranks, args.dtype, "--max-new-tokens", args.max_new_tokens, tokens=1)
+    pretrained.check_memory(source, tp, args.dtype, "--max-new-tokens", args.max_new_tokens, tokens=1, ep=ep)
     if args.stop and tokenizer is None:
         raise UsageError(f"--stop needs a tokenizer, which {source.path} has not: leave it out")
     if "" in args.stop:
@@ -122,10 +126,10 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     if args.speculate and args.draft:
         raise UsageError("--speculate and --draft are two ways to draft: use one of them")
     pretrained.check_layers(args.speculate, config)
-    draft = pretrained.draft_of(args.draft, 1 if args.draft_whole else ranks, config)
+    draft = pretrained.draft_of(args.draft, 1 if args.draft_whole else tp, config)
     if args.mla_cache == "striped" and config.latent is None:
         raise UsageError("--mla-cache striped is for latent attention, which this model has not: leave it out")
-    return Task(source, tokenizer, prompt, sampling, draft)
+    return Task(axes, source, tokenizer, prompt, sampling, draft)
 
 
 def prompt_ids(args: argparse.Namespace, source: Source, tokenizer: Tokenizer | None) -> list[int]:
@@ -195,8 +199,8 @@ def held(generator: Generator, tokens: list[int]) -> Iterator[Copy]:
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     control, first, source = Control(comm), comm.rank == 0, task.source
-    mesh = start.make_mesh(args, comm, tp=comm.size)
-    model, load_seconds = pretrained.load(source, mesh.tp, args.dtype, first)
+    mesh = start.make_mesh(args, comm, **task.axes)
+    model, load_seconds = pretrained.load(source, mesh.tp, args.dtype, first, mesh.ep if "ep" in mesh.sizes else None)
     generator = generator_of(args, task.draft, model, mesh)
     control.wait()
     replicas = Replicas(mesh, control, args.check_replicas)
@@ -215,7 +219,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         **answer,
         "load_seconds": load_seconds,
         **of_a_token(generator, rows, 1 / max(bounds), source.config.vocabulary),
-        "latent_layouts": latent_layouts(generator, mesh.tp.size) if source.config.latent is not None else None,
+        "latent_layouts": latent_layouts(generator, mesh) if source.config.latent is not None else None,
         "speculation": gain(generator.account) if isinstance(generator, Speculative) else None,
         "communication": rows,
         "memory": report.by_rank(memory),
@@ -260,15 +264,16 @@ def of_a_token(generator: Generator, rows: list[dict], bound: float, vocabulary:
     }
 
 
-def latent_layouts(generator: Generator, ranks: int) -> list[dict]:
+def latent_layouts(generator: Generator, mesh: Mesh) -> list[dict]:
     """A latent cache, whole on every rank and dealt out: what a rank keeps of a token, and sends for one."""
-    whole = generator.cache.bytes_per_token * (ranks if generator.striped else 1)
+    whole = generator.cache.bytes_per_token * (mesh.tp.size if generator.striped else 1)
     return [
         {
             "layout": "striped" if striped else "replicated",
-            "kv_bytes_per_token_per_rank": whole / ranks if striped else whole,
+            "kv_bytes_per_token_per_rank": whole / mesh.tp.size if striped else whole,
             "mpi_bytes_per_token": sum(
-                t.calls * wire_bytes(t.verb, t.message_bytes, ranks) for t in generator.traffic(1, "decode", striped)
+                t.calls * wire_bytes(t.verb, t.message_bytes, mesh.sizes[t.axis])
+                for t in generator.traffic(1, "decode", striped)
             ),
         }
         for striped in (False, True)
@@ -307,7 +312,8 @@ def show(args: argparse.Namespace, result: dict) -> None:
     kept = (result["kv_bytes_per_token_per_rank"], result["kv_bytes_per_token_per_rank_counted"])
     rows.append(("KV cache of a token, on a rank", size(kept[0]), f"counted {size(kept[1])}"))
     rows.append(("loading", f"{result['load_seconds']:.2f} s", ""))
-    axes = f"tp={result['ranks']}, {result['dtype']}, {args.cache} cache; ended by {result['finish_reason']}"
+    axes = ", ".join(f"{name}={n}" for name, n in result["mesh"].items())
+    axes += f", {result['dtype']}, {args.cache} cache; ended by {result['finish_reason']}"
     report.table(f"{result['family']} on {axes}", ("", "", ""), rows)
     if result["latent_layouts"]:
         layouts = result["latent_layouts"]

@@ -15,7 +15,7 @@ import numpy as np
 
 from inference.generate import make_cache
 from launch import progress
-from launch.options import UsageError
+from launch.options import UsageError, axis_sizes, settled
 from launch.process import memory
 from layers.transformer import Transformer
 from models.build import build
@@ -28,6 +28,24 @@ from models.tokenizer import Tokenizer
 from models.tokenizer_file import open_tokenizer
 from parallel.axis import Axis
 from plan.dry import DryAxis, dry_weights
+
+
+def add_mesh(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--mesh",
+        type=axis_sizes,
+        metavar="ep=N,tp=N",
+        help="ranks along each axis; ep: experts (default: all along tp)",
+    )
+
+
+def axes_of(args: argparse.Namespace, ranks: int) -> dict[str, int]:
+    """The ranks along tp and, where it is given, ep. Raises UsageError for a mesh that they are not, or that cannot draft."""
+    axes = settled(args.mesh, ranks, "tp", ("ep", "tp"))
+    if axes.get("ep", 1) > 1 and (drafts := getattr(args, "draft", None) or args.speculate) not in (None, "off"):
+        # How much to draft is settled by the clock, and within tp.
+        raise UsageError(f"cannot draft by {drafts} with --mesh ep={axes['ep']}: leave the drafts out, or ep")
+    return axes
 
 
 def add_model(p: argparse.ArgumentParser) -> None:
@@ -45,7 +63,7 @@ def token_ids(text: str) -> list[int]:
 token_ids.metavar = "IDS"
 
 
-def opened(path: Path | None, tp: int) -> Source:
+def opened(path: Path | None, tp: int, ep: int = 1) -> Source:
     """The model, with its headers read. Raises UsageError if it cannot be used, or cannot be cut over so many ranks."""
     try:
         source = open_model(default_model() if path is None else path)
@@ -58,6 +76,10 @@ def opened(path: Path | None, tp: int) -> Source:
     for name, most in widths.items():
         if tp > most:
             raise UsageError(f"cannot cut the model's {most} {name} over tp={tp}: use at most {most} ranks")
+    if ep > 1 and c.experts is None:
+        raise UsageError(f"--mesh ep={ep} shares out experts, which {source.path} has not: leave ep out")
+    if c.experts is not None and ep > c.experts.count:
+        raise UsageError(f"cannot cut {c.experts.count} experts over ep={ep}: use at most ep={c.experts.count}")
     return source
 
 
@@ -66,28 +88,29 @@ def name_of(path: Path) -> str:
     return re.sub(r"[.-](I?Q\d\w*|BF16|F16|F32)$", "", path.stem) if path.is_file() else path.resolve().name
 
 
-def load(source: Source, tp: Axis, dtype: str, here: bool) -> tuple[Transformer, float]:
-    """The model, with this rank's share of its weights read, and the seconds that took; `here`: this rank says so at once."""
+def load(source: Source, tp: Axis, dtype: str, here: bool, ep: Axis | None = None) -> tuple[Transformer, float]:
+    """The model, with this rank's share of its weights read, and the seconds that took; `here`: this rank says so at once.
+    `ep`: its ranks share the experts out, have the same tokens, and make no gradients."""
     begun = perf_counter()
-    model = build(source.config, tp, source.weights(dtype))
+    model = build(source.config, tp, source.weights(dtype), ep=ep, alike=ep is not None)
     seconds = perf_counter() - begun
     progress.loaded(name_of(source.path), sum(prod(p.layout.shape) for p in model.parameters), seconds, here)
     return model, seconds
 
 
 def check_memory(
-    source: Source, tp: int, dtype: str, option: str = "", count: int = 0, tokens: int = 0, nbytes: int = 0
+    source: Source, tp: int, dtype: str, option: str = "", count: int = 0, tokens: int = 0, nbytes: int = 0, ep: int = 1
 ) -> None:
     """Refuse what this host's ranks together have no memory for: on each its weights, and a KV cache of `count`, as `option`
     says, each of so many tokens or bytes."""
-    dry = build(source.config, DryAxis("tp", tp), dry_weights(dtype))
+    dry, ranks = build(source.config, DryAxis("tp", tp), dry_weights(dtype), ep=DryAxis("ep", ep)), ep * tp
     weights = sum(p.data.nbytes for p in dry.parameters)
     one = nbytes + tokens * make_cache(dry, "paged").bytes_per_token
     has = memory.available()
-    if why := memory.lacking(weights, tp, has):
+    if why := memory.lacking(weights, ranks, has):
         raise UsageError(f"the weights of {source.path} take {why}: use more hosts, or a smaller model")
-    if why := memory.lacking(weights + count * one, tp, has):
-        most = int((has // memory.ranks_here(tp) - weights) // one)
+    if why := memory.lacking(weights + count * one, ranks, has):
+        most = int((has // memory.ranks_here(ranks) - weights) // one)
         raise UsageError(f"{option} {count} and the model's weights take {why}: use at most {most}")
 
 

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
+from math import prod
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -51,6 +52,7 @@ def options() -> argparse.ArgumentParser:
         without=("seed",),
     )
     pretrained.add_model(p)
+    pretrained.add_mesh(p)
     h = p.add_argument_group("HTTP")
     h.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all")
     h.add_argument("--port", type=_port, default=8000, help="port to listen at; 0 for a free one")
@@ -86,8 +88,10 @@ def _port(text: str) -> int:
 
 
 class Task(NamedTuple):
-    """The model, and on rank 0 the socket at which clients are queued, the API keys, and how many connections it may have."""
+    """Ranks along each axis, the model, and on rank 0 the socket at which clients are queued, the API keys, and how many
+    connections it may have."""
 
+    axes: dict[str, int]
     source: Source
     tokenizer: Tokenizer | None
     listening: socket.socket | None
@@ -101,16 +105,18 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
             f"--max-batch-tokens {args.max_batch_tokens} is less than --slots {args.slots}, each of which may need one: "
             f"use at least {args.slots}"
         )
-    source = pretrained.opened(args.model, ranks)
-    pretrained.check_memory(source, ranks, args.dtype, "--kv-memory-mib", args.kv_memory_mib, nbytes=MIB)
+    axes = pretrained.axes_of(args, ranks)
+    tp, ep = axes["tp"], axes.get("ep", 1)
+    source = pretrained.opened(args.model, tp, ep)
+    pretrained.check_memory(source, tp, args.dtype, "--kv-memory-mib", args.kv_memory_mib, nbytes=MIB, ep=ep)
     tokenizer = pretrained.tokenizer(source)
     if start.begin().rank:
-        return Task(source, tokenizer, None, [], 0)
+        return Task(axes, source, tokenizer, None, [], 0)
     keys, connections = keys_of(args.api_key or ()), room()
     if not connections:
         raise UsageError("this process may open too few files to take a connection: raise `ulimit -n` by 100")
     # Last: it may fail because of another process, though the options are fine.
-    return Task(source, tokenizer, listening(args.host, args.port, bool(keys) or args.insecure), keys, connections)
+    return Task(axes, source, tokenizer, listening(args.host, args.port, bool(keys) or args.insecure), keys, connections)
 
 
 def keys_of(given: Sequence[str]) -> list[str]:
@@ -166,8 +172,8 @@ def blocks_of(args: argparse.Namespace, bytes_per_token: int) -> int:
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     control = Control(comm)
-    mesh = start.make_mesh(args, comm, tp=comm.size)
-    model, _ = pretrained.load(task.source, mesh.tp, args.dtype, comm.rank == 0)
+    mesh = start.make_mesh(args, comm, **task.axes)
+    model, _ = pretrained.load(task.source, mesh.tp, args.dtype, comm.rank == 0, mesh.ep if "ep" in mesh.sizes else None)
     bytes_per_token = max(control.everyone(make_cache(model, "paged").bytes_per_token))
     blocks = blocks_of(args, bytes_per_token)
     context = min(task.source.config.context, blocks * BLOCK)
@@ -197,7 +203,7 @@ def served(args: argparse.Namespace, task: Task, mesh: Mesh, engine: Engine, con
     name, tokenizer = pretrained.name_of(task.source.path), task.tokenizer
     about = {
         "model": name,
-        "ranks": mesh.tp.size,
+        "ranks": prod(mesh.sizes.values()),
         "dtype": args.dtype,
         "context": context,
         "slots": args.slots,

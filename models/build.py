@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from layers.alike import AlikeMoE
 from layers.attention import Attention
 from layers.block import Block, Recomputed
 from layers.context import Local
@@ -23,7 +24,7 @@ from parallel.parameter import Weights
 class Parts:
     """Makes the parts of a model on `tp`, each from the weights that it is given. `recompute`: blocks keep their input only.
     `cuts_rows`: sequence parallelism. `context`: how tokens that are cut over cp meet. `ep`: the axis whose ranks share routed
-    experts out; without it none do.
+    experts out; without it none do. `alike`: its ranks all have the same tokens, and there is no backward.
 
     Raises ValueError for sizes that cannot be cut over tp, naming both numbers.
     """
@@ -34,6 +35,7 @@ class Parts:
     cuts_rows: bool = False
     context: Local | None = None
     ep: Axis | None = None
+    alike: bool = False
 
     @property
     def _owed(self) -> tuple[str, ...]:
@@ -84,14 +86,21 @@ class Parts:
         routing = {"scoring": e.scoring, "normed": e.normed, "scale": e.scale, "correction": e.correction}
         groups = {"groups": e.groups, "active_groups": e.active_groups, "group_top": e.group_top}
         more = {"d_shared": e.d_shared, "cuts_rows": self.cuts_rows, "ep": self.ep, "cp": cp}
-        return MoE(tp, weights, c.d_model, e.d_ff, e.count, e.active, **more, **routing, **groups)
+        kind = AlikeMoE if self.alike else MoE
+        return kind(tp, weights, c.d_model, e.d_ff, e.count, e.active, **more, **routing, **groups)
 
 
 def build(
-    config: Config, tp: Axis, weights: Weights, recompute: bool = False, cuts_rows: bool = False, ep: Axis | None = None
+    config: Config,
+    tp: Axis,
+    weights: Weights,
+    recompute: bool = False,
+    cuts_rows: bool = False,
+    ep: Axis | None = None,
+    alike: bool = False,
 ) -> Transformer:
     """The whole model on `tp`, its experts over `ep`; else as Parts."""
-    parts = Parts(config, tp, recompute, cuts_rows, ep=ep)
+    parts = Parts(config, tp, recompute, cuts_rows, ep=ep, alike=alike)
     embedding = parts.embedding(weights)
     blocks = [parts.block(weights, i) for i in range(config.layers)]
     head = TiedHead(embedding) if config.tied else parts.untied_head(weights)
