@@ -88,11 +88,13 @@ def name_of(path: Path) -> str:
     return re.sub(r"[.-](I?Q\d\w*|BF16|F16|F32)$", "", path.stem) if path.is_file() else path.resolve().name
 
 
-def load(source: Source, tp: Axis, dtype: str, here: bool, ep: Axis | None = None) -> tuple[Transformer, float]:
+def load(
+    source: Source, tp: Axis, dtype: str, here: bool, ep: Axis | None = None, alike: bool = True
+) -> tuple[Transformer, float]:
     """The model, with this rank's share of its weights read, and the seconds that took; `here`: this rank says so at once.
-    `ep`: its ranks share the experts out, have the same tokens, and make no gradients."""
+    `ep`: its ranks share the experts out. `alike`: they have the same tokens, and make no gradients."""
     begun = perf_counter()
-    model = build(source.config, tp, source.weights(dtype), ep=ep, alike=ep is not None)
+    model = build(source.config, tp, source.weights(dtype), ep=ep, alike=alike and ep is not None)
     seconds = perf_counter() - begun
     progress.loaded(name_of(source.path), sum(prod(p.layout.shape) for p in model.parameters), seconds, here)
     return model, seconds

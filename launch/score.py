@@ -5,7 +5,8 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-from math import exp, log, prod
+from collections.abc import Iterator
+from math import exp, log
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -14,14 +15,17 @@ import numpy as np
 from mpi4py import MPI
 
 from launch import pretrained, report, targets
+from launch.lines import counted
 from launch.options import UsageError, axis_sizes, parser, settled
 from models.source import Source
 from models.tokenizer import Tokenizer
+from parallel.axis import Axis
 from parallel.control import Control
-from parallel.data import Flat, GradientSums
+from parallel.data import Groups
 from parallel.ledger import Traffic, agrees, message
 from parallel.mesh import Mesh
 from parallel.owed import Owed
+from parallel.parameter import Fused, Parameter
 from parallel.shard import Cut, even
 
 BUCKET = 4 * 2**20
@@ -39,7 +43,7 @@ def options() -> argparse.ArgumentParser:
         without=("seed",),
     )
     pretrained.add_model(p)
-    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in tp=2,dp=2 (default: all along tp)")
+    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in tp=2,dp=2 or ep=4 (default: all along tp)")
     what = p.add_argument_group("what to score, one of these").add_mutually_exclusive_group(required=True)
     what.add_argument("--text", metavar="TEXT", help="what to score, by the model's tokenizer")
     what.add_argument("--text-file", metavar="FILE", type=Path, help="the same from a file")
@@ -65,16 +69,19 @@ class Task(NamedTuple):
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
-    axes = settled(args.mesh, ranks, "tp")
-    source = pretrained.opened(args.model, axes["tp"])
-    pretrained.check_memory(source, axes["tp"], args.dtype)
+    axes = settled(args.mesh, ranks, "tp", ("dp", "ep", "tp"))
+    ep = axes.get("ep", 1)
+    source = pretrained.opened(args.model, axes["tp"], ep)
+    pretrained.check_memory(source, axes["tp"], args.dtype, ep=ep)
     tokenizer = pretrained.tokenizer(source)
     ids = pretrained.sequences(args, source, tokenizer)
     if ids.shape[1] < 2:
         raise UsageError("1 token predicts nothing that could be scored: use 2 or more")
     pretrained.check_ids(ids, source.config, ids.shape[1])
-    if len(ids) < axes["dp"]:
-        raise UsageError(f"cannot deal {len(ids)} sequences to dp={axes['dp']}: use dp={len(ids)} or less, or more sequences")
+    if len(ids) < axes["dp"] * ep:
+        said = f"dp={axes['dp']}" + f",ep={ep}" * (ep > 1)
+        fewer = f"dp={len(ids)} or less" if ep == 1 else "fewer ranks"
+        raise UsageError(f"cannot deal {counted(len(ids), 'sequence')} to {said}: use {fewer}, or more sequences")
     return Task(axes, source, tokenizer, ids)
 
 
@@ -86,38 +93,46 @@ class Scored:
 
     def __init__(self, task: Task, mesh: Mesh, dtype: str) -> None:
         self.mesh, self.source, (B, S) = mesh, task.source, task.ids.shape
-        self.model, self.load_seconds = pretrained.load(task.source, mesh.tp, dtype, mesh.tp.rank == mesh.dp.rank == 0)
+        # Ranks of both have sequences of their own.
+        self.data, ep = mesh.over("dp", "ep"), mesh.ep if "ep" in mesh.sizes else None
+        first = mesh.tp.rank == self.data.rank == 0
+        self.model, self.load_seconds = pretrained.load(task.source, mesh.tp, dtype, first, ep, alike=False)
         model = self.model
-        sequences = even(B, mesh.dp.size, "sequences")
-        # By tokens over dp: sequences are dealt out whole.
+        sequences = even(B, self.data.size, "sequences")
+        # By tokens: sequences are dealt out whole.
         self.cut = Cut(B * S, tuple((a * S, e * S) for a, e in sequences.bounds))
-        mine = sequences.take(task.ids, 0, mesh.dp.rank)
+        mine = sequences.take(task.ids, 0, self.data.rank)
+        batch = model.batch([S] * len(mine))
         targets = np.concatenate([mine[:, 1:], np.full((len(mine), 1), -1)], axis=1)
         begun = perf_counter()
         with mesh.phase("forward"):
-            self.logits_Tv, self.saved = model.forward(mine.reshape(-1), model.batch([S] * len(mine)))
+            self.logits_Tv, self.saved = model.forward(mine.reshape(-1), batch)
             nll_T, self.saved_loss = model.loss.forward(self.logits_Tv, targets.reshape(-1))
         with mesh.phase("score"):
-            self.nats = mesh.dp.all_reduce(np.array([nll_T.sum(dtype=np.float64)])).item()
+            self.nats = self.data.all_reduce(np.array([nll_T.sum(dtype=np.float64)])).item()
         self.seconds = perf_counter() - begun
         self.count = B * (S - 1)
-        self.traffic = model.traffic(model.batch([S] * len(mine)))
-        self.predicted = [t for t in self.traffic if t.phase == "forward"] + [Traffic("all_reduce", "dp", "score", 8)]
+        self.traffic = [*model.traffic(batch), *model.exchanged(batch)]
+        self.predicted = [t for t in self.traffic if t.phase == "forward"] + [Traffic("all_reduce", self.data.name, "score", 8)]
 
     def logits(self) -> np.ndarray:
         """(B S, V), of all ranks."""
-        tp, dp, V = self.mesh.tp, self.mesh.dp, self.source.config.vocabulary
+        tp, data, V = self.mesh.tp, self.data, self.source.config.vocabulary
         with self.mesh.phase("score"):
             mine_TV = tp.all_gather(self.logits_Tv, 1, self.model.embedding.cut)
-            whole_TV = dp.all_gather(mine_TV, 0, self.cut)
-        for axis, rows in (("tp", len(mine_TV)), ("dp", len(whole_TV))):
+            whole_TV = data.all_gather(mine_TV, 0, self.cut)
+        for axis, rows in ((tp.name, len(mine_TV)), (data.name, len(whole_TV))):
             self.predicted.append(Traffic("all_gather", axis, "score", message((rows, V), mine_TV.itemsize)))
         return whole_TV
 
     def gradients(self) -> dict[str, np.ndarray]:
         """Of the mean loss, whole, by the names of our parameters."""
         model, dtype = self.model, self.logits_Tv.dtype
-        sums = GradientSums(Flat(model.filling_order), self.mesh.dp, BUCKET)
+        # What came over ep is in the gradients of what is cut over it already.
+        axes: dict[Axis, dict[Parameter | Fused, None]] = {self.data: {}, self.mesh.dp: {}}
+        for p in model.filling_order:
+            axes[self.mesh.dp if "ep" in p.layout.cuts else self.data][p.home] = None
+        sums = Groups(axes, BUCKET)
         with self.mesh.phase("backward"):
             dnll_T = np.full(len(self.logits_Tv), 1 / self.count, dtype)
             model.backward(model.loss.backward(dnll_T, self.saved_loss), self.saved, sums.filled)
@@ -127,12 +142,17 @@ class Scored:
         with self.mesh.phase("score"):
             whole = {p.name: p.whole(self.mesh, p.grad) for p in model.parameters}
         self.predicted += [t for t in self.traffic if t.phase == "backward"] + sums.traffic() + owed.traffic()
-        self.predicted += [
-            Traffic("all_gather", axis, "score", message((prod(p.layout.shape) // cut.length, sum(cut.sizes)), dtype.itemsize))
-            for p in model.parameters
-            for axis, (_, cut) in p.layout.cuts.items()
-        ]
+        self.predicted += [t for p in model.parameters for t in gathers(p)]
         return whole
+
+
+def gathers(p: Parameter) -> Iterator[Traffic]:
+    """What `p.whole` sends, one axis after another."""
+    shape = list(p.data.shape)
+    for axis, (dim, cut) in p.layout.cuts.items():
+        shape[dim] = sum(cut.sizes)
+        yield Traffic("all_gather", axis, "score", message(shape, p.data.itemsize))
+        shape[dim] = cut.length
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:

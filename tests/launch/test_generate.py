@@ -135,7 +135,7 @@ def test_bad_input_is_one_line_and_status_two(comm, command, args, message):
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize(
     ("mesh", "message"),
-    [("dp=2", "cannot deal 1 sequences to dp=2"), ("dp=3", "--mesh dp=3,tp=1 is for 3 ranks, these are 2")],
+    [("dp=2", "cannot deal 1 sequence to dp=2"), ("dp=3", "--mesh dp=3,tp=1 is for 3 ranks, these are 2")],
 )
 def test_a_mesh_that_does_not_fit_is_refused(comm, mesh, message):
     assert message in inside(comm, "score", *LLAMA, "--tokens", "5,6", "--mesh", mesh, status=2, ranks=2)
