@@ -132,8 +132,9 @@ axis_sizes.metavar = "dp=N,tp=N"
 
 
 def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp", along: Sequence[str] = ("dp", "tp")) -> dict[str, int]:
-    """Ranks along the axes that a command knows, `along`. Of those that are not given dp takes the ranks that are left, the
-    others have 1. If none is given, all ranks lie along `rest`. Axes beyond dp and tp are named only where they are given.
+    """Ranks along the axes that a command knows, `along`. Of those that are not given dp (without dp: `rest`) takes the ranks
+    that are left, the others have 1. If none is given, all ranks lie along `rest`. Axes beyond these and tp are named only
+    where they are given.
 
     Raises UsageError where the product is not the number of ranks, or for more than 1 along an axis that is not known here.
     """
@@ -141,11 +142,12 @@ def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp", along: S
     if unknown := [name for name, n in given.items() if n > 1 and name not in along]:
         known = f"{', '.join(along[:-1])} and {along[-1]}"
         raise UsageError(f"--mesh {unknown[0]}={given[unknown[0]]}: this command lays ranks out along {known}")
-    others = prod(n for name, n in given.items() if name != "dp")
-    found = {name: given.get(name, max(1, ranks // others) if name == "dp" else 1)
-             for name in along if name in given or name in ("dp", "tp")}  # fmt: skip
+    left = "dp" if "dp" in along else rest
+    others = prod(n for name, n in given.items() if name != left)
+    found = {name: given.get(name, max(1, ranks // others) if name == left else 1)
+             for name in along if name in given or name in (left, "tp")}  # fmt: skip
     if prod(found.values()) != ranks:
-        right = found | ({"dp": ranks // others} if ranks % others == 0 else {**dict.fromkeys(along, 1), "dp": ranks})
+        right = found | ({left: ranks // others} if ranks % others == 0 else {**dict.fromkeys(along, 1), left: ranks})
         said, use = (",".join(f"{name}={n}" for name, n in axes.items()) for axes in (found, right))
         raise UsageError(f"--mesh {said} is for {prod(found.values())} ranks, these are {ranks}: use for instance {use}")
     return found
