@@ -24,6 +24,9 @@ from parallel.pending import Pending
 from parallel.rows import is_whole
 from parallel.shard import Cut, even
 
+# Spans that are attended to at once, and whether the queries of each are the last of its keys, so that some are hidden.
+Block = tuple[list[Span], bool]
+
 
 class Run(NamedTuple):
     """Where on this rank key/value heads `kv` and query heads `q` are, of which `group` (g) read each of the former."""
@@ -105,6 +108,18 @@ class Local:
         """do, o, (q, k, v), kept. Adds into (dq, dk, dv)."""
         core.backward((do_THV, o_THV, *kept), qkv, into, own_spans(batch.mine, core.causal), core.causal)
 
+    def inside(self, core: Core) -> Core:
+        """The heads that this rank attends with."""
+        return core
+
+    def blocks(self, core: Core, batch: Batch) -> list[Block]:
+        """What it attends to, one after another."""
+        return [(own_spans(batch.mine, core.causal), core.causal)]
+
+    def held(self, core: Core, batch: Batch) -> int:
+        """How many keys of heads, each with its value, forward has in memory at a time."""
+        return batch.tokens * core.kv_heads
+
     def gathered(self, x_T: np.ndarray, batch: Batch) -> np.ndarray:
         """x of all tokens, sequences one after another, from this rank's."""
         return x_T
@@ -162,6 +177,12 @@ class Gather(Local):
         core.backward(*of, all_spans(batch, core.causal), core.causal)
         _add_both(into[1:], self.summed(d_SKn, batch))
 
+    def blocks(self, core: Core, batch: Batch) -> list[Block]:
+        return [(all_spans(batch, core.causal), core.causal)]
+
+    def held(self, core: Core, batch: Batch) -> int:
+        return sum(batch.lengths) * core.kv_heads
+
     def _both(self, k_TKE: np.ndarray, v_TKV: np.ndarray, batch: Batch) -> list[np.ndarray]:
         return np.split(self.gathered(beside(k_TKE, v_TKV), batch), [k_TKE.shape[2]], axis=2)
 
@@ -193,7 +214,8 @@ class Ring(Gather):
         backward:    k, v travel again, and dk, dv behind them: they begin at the first other rank, and come home after p - 1
 
     A block holds pieces of sequences; of two pieces one is before the other, so that there is nothing to hide but in a rank's
-    own. In memory are two blocks at a time. Latents are gathered, as they are smaller than the heads' keys and values.
+    own. Two blocks are in memory at a time, in backward up to five: two more of gradients on their way, one being made. Latents
+    are gathered, as they are smaller than the heads' keys and values.
     """
 
     def forward(
@@ -220,11 +242,19 @@ class Ring(Gather):
             d = np.zeros_like(block)
             of = (do_THV, o_THV, *kept), (q_THE, block[..., :E], block[..., E:]), (into[0], d[..., :E], d[..., E:])
             core.backward(*of, self._seen(hop, core, batch), causal=False)
-            # What the ranks before have added up for this block.
-            d = d if home is None else d + home.wait()
+            if home is not None:
+                # What the ranks before have added up for this block.
+                d += home.wait()
             home = self._shift(d, hop, p, batch)
         if home is not None:
             _add_both(into[1:], home.wait())
+
+    def blocks(self, core: Core, batch: Batch) -> list[Block]:
+        return Local.blocks(self, core, batch) + [(self._seen(hop, core, batch), False) for hop in range(1, self.cp.size)]
+
+    def held(self, core: Core, batch: Batch) -> int:
+        sizes = [pieces.count(batch.every[self._source(hop)]) for hop in range(self.cp.size)]
+        return max(map(sum, pairwise(sizes)), default=sizes[0]) * core.kv_heads
 
     def _source(self, hop: int) -> int:
         """Whose block this rank has after so many hops."""
@@ -286,6 +316,15 @@ class Ulysses(Gather):
         for n, head in enumerate(repeated):
             dk_TKE[:, head] += dkv_TKn[:, n, :E]
             dv_TKV[:, head] += dkv_TKn[:, n, E:]
+
+    def inside(self, core: Core) -> Core:
+        return self._shares(core)[-1]
+
+    def blocks(self, core: Core, batch: Batch) -> list[Block]:
+        return [(self._spans(core, batch), core.causal)]
+
+    def held(self, core: Core, batch: Batch) -> int:
+        return sum(batch.lengths) * self.inside(core).kv_heads
 
     def _shares(self, core: Core) -> tuple[Cut, Cut, list[int], Core]:
         """How query heads are cut over cp, and key/value heads, which are repeated so that each rank has what it reads; and

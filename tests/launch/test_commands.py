@@ -18,6 +18,7 @@ LLAMA = f"--model {ROOT}/tests/oracles/families/llama"
         "tp_attention",
         "tp_attention --kind mla",
         "ep_moe",
+        "cp_attention --kind ulysses",
         "dp_train",
         "pipeline",
         "pipeline --simulate 1,1,1,0",
@@ -29,7 +30,7 @@ LLAMA = f"--model {ROOT}/tests/oracles/families/llama"
         f"serving_bench --rate 1 {LLAMA}",
         "serving_bench --scheduler-only",
         f"serve --port 0 {LLAMA}",
-        *(f"bench.__main__ {what}" for what in ("mlp", "attention", "train", "trace")),
+        *(f"bench.__main__ {what}" for what in ("mlp", "attention", "context", "train", "trace")),
         *(f"bench.__main__ {what} {LLAMA}" for what in ("decode", "serving")),
     ],
 )
