@@ -108,12 +108,11 @@ def test_score_gives_transformers_loss_logits_and_gradients(comm, shared, name):
         got = inside(comm, "score", *what, *files, "--mesh", mesh)
         assert got["ok"]
         assert got["loss"] == pytest.approx(float(expected["loss"]), rel=1e-12)
-        if comm.rank == 0:
-            np.testing.assert_allclose(np.load(shared / "z.npy"), expected["logits"], rtol=0, atol=1e-12)
-            gradients = np.load(shared / "g.npz")
-            for key in gradients:
+        np.testing.assert_allclose(np.load(shared / "z.npy"), expected["logits"], rtol=0, atol=1e-12)
+        with np.load(shared / "g.npz") as gradients:
+            for key, g in gradients.items():
                 want = expected[f"grad.{key}"]
-                np.testing.assert_allclose(gradients[key], want, rtol=0, atol=1e-11 * max(1, abs(want).max()), err_msg=key)
+                np.testing.assert_allclose(g, want, rtol=0, atol=1e-11 * max(1, abs(want).max()), err_msg=key)
         comm.Barrier()
     rows = {(r["verb"], r["axis"]) for r in got["communication"] if r["phase"] in ("forward", "backward")}
     assert ("exchange", "ep") in rows
