@@ -152,7 +152,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     mesh = start.make_mesh(args, comm, tp=comm.size)
     mlp, (x, dy), rows = job.build(mesh.tp), job.inputs(), job.rows(mesh.tp)
     batch = Batch([job.tokens], rows=rows)
-    measured = step.run(mlp, x, dy, mesh, control, batch, rows=rows)
+    measured = step.run(mlp, x, dy, mesh, control, batch)
     first = comm.rank == 0
     checks = compared(job, mesh, mlp, measured.whole, x, dy) if first else []
     control.wait(patient=True)

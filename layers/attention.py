@@ -96,7 +96,7 @@ class Attention:
         x_TD = self.tp.gather_rows(x_tD, batch.rows)
         batch.require(len(x_TD))
         z_TnE, qk_TnE, saved_norm = self._projected(x_TD, batch.rotation)
-        o_ThE, kept = self.context.forward(*self._by_heads(qk_TnE, z_TnE), self._core, batch)
+        o_ThE, kept = self.context.forward(*self._by_heads(qk_TnE, z_TnE), self.core, batch)
         y_tD, saved_out = self.out.forward(o_ThE, batch.rows)
         return y_tD, (x_tD, batch, z_TnE, saved_norm, kept, saved_out)
 
@@ -115,7 +115,7 @@ class Attention:
         return self.out.forward(o_ThE)[0]
 
     @property
-    def _core(self) -> Core:
+    def core(self) -> Core:
         return Core(self.runs, self.scale, self.causal)
 
     @property
@@ -131,7 +131,7 @@ class Attention:
         qk_TnE = saved_norm[0] if saved_norm else self._queries_keys(z_TnE)
         dz_TnE = np.zeros_like(z_TnE)
         qkv, into = self._by_heads(qk_TnE, z_TnE), self._by_heads(dz_TnE, dz_TnE)
-        self.context.backward(do_ThE, o_ThE, qkv, into, self._core, batch, kept)
+        self.context.backward(do_ThE, o_ThE, qkv, into, self.core, batch, kept)
         if batch.rotation is not None:
             batch.rotation.backward(self._queries_keys(dz_TnE))
         self._normed_backward(dz_TnE, z_TnE, saved_norm)
@@ -182,7 +182,7 @@ class Attention:
         """What forward and backward of the batch send."""
         size, tp, b = message((batch.tokens, self.d_model), self.W_DnE.data.itemsize), self.tp.name, self.W_DnE.data.itemsize
         gathers = [t for phase in ("forward", "backward") for t in gathered(tp, batch.rows, phase, size)]
-        around = self.context.traffic(self._core, batch, (self.E, self.E), b)
+        around = self.context.traffic(self.core, batch, (self.E, self.E), b)
         return [*gathers, *around, *self.out.traffic(batch.tokens, batch.rows), *summed(tp, batch.rows, "backward", size)]
 
     def saved_bytes(self, batch: Batch) -> int:
@@ -190,7 +190,7 @@ class Attention:
         (h, k, E), tokens, b = (self.h, self.k, self.E), batch.tokens, self.W_DnE.data.itemsize
         normed = (h + k) * (E + 1) if self.norms else 0
         x = message((held(tokens, batch.rows, self.tp.rank), self.d_model), b)
-        kept = self.context.saved_bytes(self._core, batch, (E, E), b)
+        kept = self.context.saved_bytes(self.core, batch, (E, E), b)
         return x + message((tokens, (h + 2 * k) * E + normed), b) + kept + self.out.saved_bytes(tokens)
 
     def later_bytes(self, batch: Batch) -> int:

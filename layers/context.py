@@ -24,6 +24,9 @@ from parallel.pending import Pending
 from parallel.rows import is_whole
 from parallel.shard import Cut, even
 
+# Spans that are attended to at once, and whether the queries of each are the last of its keys, so that some are hidden.
+Block = tuple[list[Span], bool]
+
 
 class Run(NamedTuple):
     """Where on this rank key/value heads `kv` and query heads `q` are, of which `group` (g) read each of the former."""
@@ -105,6 +108,18 @@ class Local:
         """do, o, (q, k, v), kept. Adds into (dq, dk, dv)."""
         core.backward((do_THV, o_THV, *kept), qkv, into, own_spans(batch.mine, core.causal), core.causal)
 
+    def inside(self, core: Core) -> Core:
+        """The heads that this rank attends with."""
+        return core
+
+    def blocks(self, core: Core, batch: Batch) -> list[Block]:
+        """What it attends to, one after another."""
+        return [(own_spans(batch.mine, core.causal), core.causal)]
+
+    def held(self, core: Core, batch: Batch) -> int:
+        """How many keys of heads, each with its value, forward has in memory at a time."""
+        return batch.tokens * core.kv_heads
+
     def gathered(self, x_T: np.ndarray, batch: Batch) -> np.ndarray:
         """x of all tokens, sequences one after another, from this rank's."""
         return x_T
@@ -161,6 +176,12 @@ class Gather(Local):
         of = (do_THV, o_THV, *kept), (q_THE, k_SKE, v_SKV), (into[0], dk_SKE, dv_SKV)
         core.backward(*of, all_spans(batch, core.causal), core.causal)
         _add_both(into[1:], self.summed(d_SKn, batch))
+
+    def blocks(self, core: Core, batch: Batch) -> list[Block]:
+        return [(all_spans(batch, core.causal), core.causal)]
+
+    def held(self, core: Core, batch: Batch) -> int:
+        return sum(batch.lengths) * core.kv_heads
 
     def _both(self, k_TKE: np.ndarray, v_TKV: np.ndarray, batch: Batch) -> list[np.ndarray]:
         return np.split(self.gathered(beside(k_TKE, v_TKV), batch), [k_TKE.shape[2]], axis=2)
@@ -226,6 +247,13 @@ class Ring(Gather):
         if home is not None:
             _add_both(into[1:], home.wait())
 
+    def blocks(self, core: Core, batch: Batch) -> list[Block]:
+        return Local.blocks(self, core, batch) + [(self._seen(hop, core, batch), False) for hop in range(1, self.cp.size)]
+
+    def held(self, core: Core, batch: Batch) -> int:
+        sizes = [pieces.count(batch.every[self._source(hop)]) for hop in range(self.cp.size)]
+        return max(map(sum, pairwise(sizes)), default=sizes[0]) * core.kv_heads
+
     def _source(self, hop: int) -> int:
         """Whose block this rank has after so many hops."""
         return (self.cp.rank - hop) % self.cp.size
@@ -286,6 +314,15 @@ class Ulysses(Gather):
         for n, head in enumerate(repeated):
             dk_TKE[:, head] += dkv_TKn[:, n, :E]
             dv_TKV[:, head] += dkv_TKn[:, n, E:]
+
+    def inside(self, core: Core) -> Core:
+        return self._shares(core)[-1]
+
+    def blocks(self, core: Core, batch: Batch) -> list[Block]:
+        return [(self._spans(core, batch), core.causal)]
+
+    def held(self, core: Core, batch: Batch) -> int:
+        return sum(batch.lengths) * self.inside(core).kv_heads
 
     def _shares(self, core: Core) -> tuple[Cut, Cut, list[int], Core]:
         """How query heads are cut over cp, and key/value heads, which are repeated so that each rank has what it reads; and

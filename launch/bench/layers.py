@@ -44,7 +44,8 @@ def subject(args: argparse.Namespace, sizes: Sizes, tp: Axis, tokens: int) -> Su
         mlp = MLP(tp, weights, sizes.d_model, sizes.d_ff, args.activation, bias)
         return Subject(mlp, x, dy, (), products.mlp(mlp, x))
     attention = Attention(tp, weights, sizes.d_model, sizes.heads, sizes.kv_heads, bias=bias, bias_out=bias)
-    return Subject(attention, x, dy, (Batch([tokens]),), products.attention(attention, x, [tokens]))
+    batch = Batch([tokens])
+    return Subject(attention, x, dy, (batch,), products.attention(attention, x, batch))
 
 
 def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:

@@ -17,6 +17,7 @@ from launch.bench.turns import ratio
 from launch.lines import BYTES, column, say
 from launch.measure import products, step
 from layers.attention import Attention
+from layers.batch import Batch
 from layers.stage import Stage
 from models.build import build
 from models.config import gpt2_like
@@ -41,11 +42,11 @@ def step_products(it: Trainer, tokens: int, sequence_length: int) -> Callable[[]
     model = it.stages[0]
     table = model.embedding.table_vD
     x = np.ones((tokens, table.data.shape[1]), table.data.dtype)
-    lengths = [sequence_length] * (tokens // sequence_length)
+    batch = Batch([sequence_length] * (tokens // sequence_length))
     steps = []
     for block in model.blocks:
         assert isinstance(block.attention, Attention)
-        steps += [products.attention(block.attention, x, lengths), products.mlp(block.mlp, x)]
+        steps += [products.attention(block.attention, x, batch), products.mlp(block.mlp, x)]
     return products.together(*steps, products.linear(x, model.head.W_Io.data))
 
 

@@ -15,10 +15,12 @@ from mpi4py import MPI
 from launch.measure.step import timed
 from layers.attend import head_chunks, tiles
 from layers.attention import Attention
+from layers.batch import Batch
+from layers.context import all_spans
 from layers.latent_attention import LatentAttention
 from layers.mlp import MLP
 from layers.moe import MoE
-from layers.pieces import own_spans, whole
+from layers.pieces import Span
 
 
 def rate(comm: MPI.Intracomm, dtype: str, size: int = 768) -> float:
@@ -71,32 +73,39 @@ def moe(layer: MoE, x: np.ndarray, rows: Sequence[int]) -> Callable[[], None]:
     return together(linear(x, layer.router.Wr_DX.data), *steps)
 
 
-def attention(layer: Attention, x: np.ndarray, lengths: Sequence[int]) -> Callable[[], None]:
-    Wo = flat(layer.out.W_iO.data, layer.h * layer.E)
-    runs = [scores(x, lengths, kv.stop - kv.start, g, layer.E, layer.E, layer.causal) for _, kv, g in layer.runs]
+def attention(layer: Attention, x: np.ndarray, batch: Batch) -> Callable[[], None]:
+    """x: as many rows as the batch has tokens on this rank."""
+    Wo, around, inside = flat(layer.out.W_iO.data, layer.h * layer.E), layer.context, layer.context.inside(layer.core)
+    blocks = around.blocks(inside, batch)
+    runs = [scores(x.dtype, blocks, kv.stop - kv.start, g, layer.E, layer.E) for _, kv, g in inside.runs]
     out = linear(np.ones((len(x), len(Wo)), x.dtype), Wo)
     return together(linear(x, flat(layer.W_DnE.data, layer.d_model)), *runs, out)
 
 
-def latent_attention(layer: LatentAttention, x: np.ndarray, lengths: Sequence[int]) -> Callable[[], None]:
-    ones = lambda n: np.ones((len(x), n), x.dtype)  # noqa: E731
+def latent_attention(layer: LatentAttention, x: np.ndarray, batch: Batch) -> Callable[[], None]:
+    """x: as many rows as the batch has tokens on this rank. Keys and values are made of all tokens."""
+    up = lambda rows, W: linear(np.ones((rows, len(W)), x.dtype), W)  # noqa: E731
     down = [layer.Wdkv_DC, layer.Wkr_DR, *([] if layer.Wdq_DQ is None else [layer.Wdq_DQ])]
-    up = [flat(p.data, len(p.data)) for p in (layer.Wukv_Chn, layer.Wq_Qhn)]
-    up.append(flat(layer.out.W_iO.data, layer.h * layer.V))
-    core = scores(x, lengths, layer.h, 1, layer.N + layer.R, layer.V, layer.causal)
-    return together(*(linear(x, p.data) for p in down), *(linear(ones(len(W)), W) for W in up), core)
+    steps = [linear(x, p.data) for p in down]
+    steps += [up(n, flat(p.data, len(p.data))) for n, p in ((sum(batch.lengths), layer.Wukv_Chn), (len(x), layer.Wq_Qhn))]
+    steps.append(up(len(x), flat(layer.out.W_iO.data, layer.h * layer.V)))
+    blocks = [(all_spans(batch, layer.causal), layer.causal)]
+    return together(*steps, scores(x.dtype, blocks, layer.h, 1, layer.N + layer.R, layer.V))
 
 
-def scores(x: np.ndarray, lengths: Sequence[int], K: int, g: int, E: int, V: int, causal: bool) -> Callable[[], None]:
+def scores(
+    dtype: np.dtype, blocks: Sequence[tuple[Sequence[Span], bool]], K: int, g: int, E: int, V: int
+) -> Callable[[], None]:
     """Those of blocked softmax attention, block by block as `attend` and `attend_backward` go through them: 2 and 5."""
-    v = np.ones((len(x), 3 * K, V), x.dtype)[:, :K]
+    v = np.ones((max((span[1].stop for spans, _ in blocks for span in spans), default=0), 3 * K, V), dtype)[:, :K]
+    every = [(span, causal) for spans, causal in blocks for span in spans]
 
     @cache
     def kept(name: str, *shape: int) -> np.ndarray:
-        return np.ones(shape, x.dtype)
+        return np.ones(shape, dtype)
 
     def run() -> None:
-        for span in own_spans(whole(lengths), causal):
+        for span, causal in every:
             start, S = span[1].start, span[1].stop - span[1].start
             for heads in head_chunks(span, K, g):
                 N = heads.stop - heads.start

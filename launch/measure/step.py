@@ -17,6 +17,8 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
+from layers.batch import Batch
+from layers.context import Gather
 from layers.saved import nbytes
 from parallel import threads
 from parallel.control import Control
@@ -24,7 +26,6 @@ from parallel.ledger import merged, message
 from parallel.mesh import Mesh
 from parallel.owed import Owed
 from parallel.rows import own
-from parallel.shard import Cut
 
 REPEATS = 5
 
@@ -43,14 +44,12 @@ class Measured:
     apart: list[str]
 
 
-def run(
-    layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: object, rows: Cut | None = None
-) -> Measured:
-    """One step on all ranks, gathered and counted. x, dy: whole, and cut here as `rows` says, which `more` says too."""
+def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: Batch) -> Measured:
+    """One step on all ranks, gathered and counted. x, dy: whole, and cut here as the batch says."""
+    batch = more[0] if more else Batch([len(x)])
     # Of a batch where attention is in it, else of so many tokens.
-    asked = more if hasattr(layer, "attention") or hasattr(layer, "context") else (len(x), rows)
-    x, dy = (own(a, rows, mesh.tp.rank) for a in (x, dy))
-    y, saved, dx = phases(layer, x, dy, mesh, *more)
+    asked = more if hasattr(layer, "attention") or hasattr(layer, "context") else (len(x), batch.rows)
+    y, saved, dx = phases(layer, part(x, mesh, batch), part(dy, mesh, batch), mesh, *more)
     predicted = [*layer.traffic(*asked), *Owed(mesh, layer.parameters).traffic()]
     communication = merged(control.everyone(mesh.ledger.report(predicted)))
     sizes = control.everyone((sum(p.data.nbytes for p in layer.parameters), nbytes(saved), layer.saved_bytes(*asked)))
@@ -58,10 +57,13 @@ def run(
     held = [sum(message(p.layout.local_shape(place), x.itemsize) for p in layer.parameters) for place in places]
     apart = []
     with mesh.phase("compare"):
-        whole = {"y": mesh.tp.gather_rows(y, rows), "dx": mesh.tp.gather_rows(dx, rows)}
+        gathered = lambda a: Gather(mesh.cp).gathered(mesh.tp.gather_rows(a, batch.rows), batch)  # noqa: E731
+        whole = {"y": gathered(y), "dx": gathered(dx)}
         for p in layer.parameters:
             whole |= {p.name: p.whole(mesh, p.data), f"d{p.name}": p.whole(mesh, p.grad)}
-            if not np.array_equal(p.layout.take(whole[f"d{p.name}"], mesh.place), p.grad, equal_nan=True):
+            alike = [getattr(mesh, axis).broadcast(p.grad) for axis in mesh.sizes if axis not in p.layout.cuts]
+            alike.append(p.layout.take(whole[f"d{p.name}"], mesh.place))
+            if not all(np.array_equal(a, p.grad, equal_nan=True) for a in alike):
                 apart.append(f"d{p.name}")
     memory = {
         "weights_bytes_per_rank": [weights for weights, _, _ in sizes],
@@ -70,6 +72,11 @@ def run(
         "predicted_saved_bytes_per_rank": [predicted for _, _, predicted in sizes],
     }
     return Measured(whole, communication, memory, sorted({name for names in control.everyone(apart) for name in names}))
+
+
+def part(whole: np.ndarray, mesh: Mesh, batch: Batch) -> np.ndarray:
+    """This rank's rows of an array of all tokens."""
+    return own(batch.take(whole), batch.rows, mesh.tp.rank)
 
 
 def phases(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, *more: object) -> tuple[np.ndarray, tuple, np.ndarray]:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from launch import tp_attention
-from launch.tp_attention import KINDS
+from launch.measure import attention
+from launch.measure.attention import KINDS
 from tests.grids import FULL, thinned
 from tests.harness import command, mpirun
 from tests.inside import inside, ran
@@ -19,7 +20,7 @@ LONG, SHORT = "1,7,64,129", "1,7,12"
 @pytest.fixture
 def few_entries(monkeypatch):
     """Fewer entries are compared one by one; the direction through all of them stays."""
-    monkeypatch.setattr(tp_attention, "BUDGET", 0.03)
+    monkeypatch.setattr(attention, "BUDGET", 0.03)
 
 
 def check_kind(got, kind, lengths, dtype):

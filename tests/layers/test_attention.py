@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from launch import tp_attention as command
+from launch import tp_attention
+from launch.measure import attention as command
 from launch.measure import step
 from layers import attend
 from layers.attention import Attention
@@ -52,8 +53,8 @@ def run(mesh, comm, monkeypatch):
     monkeypatch.setattr(command, "BUDGET", 0.03)
 
     def run(*options, sabotage=None, check=True):
-        args = command.options().parse_args([*SIZES, *options])
-        sizes = command.check(args, comm.size)
+        args = tp_attention.options().parse_args([*SIZES, *options])
+        sizes = tp_attention.check(args, comm.size)
         layer = command.build(args, sizes, mesh.tp)
         x, dy = command.inputs(sizes.tokens, args.d_model, args.dtype, args.seed)
         rope = command.rope(args, sizes)

@@ -105,7 +105,7 @@ def test_the_mlp_alone(mesh, comm, activation, tokens):
     x, dy = np.random.default_rng(0).standard_normal((2, tokens, 6))
     rows = cut_rows(tokens, comm.size)
     made = [MLP(mesh.tp, drawn(1, "float64", 0.1), 6, 13, activation, cuts_rows=cut) for cut in (True, False)]
-    cut = step.run(made[0], x, dy, mesh, Control(comm), Batch([len(x)], rows=rows), rows=rows)
+    cut = step.run(made[0], x, dy, mesh, Control(comm), Batch([len(x)], rows=rows))
     mesh.ledger.rows.clear()
     whole = step.run(made[1], x, dy, mesh, Control(comm))
     for name, a in whole.whole.items():
@@ -120,7 +120,7 @@ def test_bytes_of_the_main_job_by_default(mesh, comm):
     """T 48, D 64, F 1024, float32, as the paper counts them."""
     mlp, rows = MLP(mesh.tp, drawn(0, "float32", 0.1), 64, 1024, cuts_rows=True), cut_rows(48, 4)
     x, dy = np.random.default_rng(0).standard_normal((2, 48, 64)).astype("float32")
-    ran = step.run(mlp, x, dy, mesh, Control(comm), Batch([len(x)], rows=rows), rows=rows)
+    ran = step.run(mlp, x, dy, mesh, Control(comm), Batch([len(x)], rows=rows))
     wire = {}
     for r in ran.communication:
         kind = "owed" if r["verb"] == "all_reduce" else r["phase"]
