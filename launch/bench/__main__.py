@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from mpi4py import MPI
 
 from launch import pretrained, report
-from launch.bench import decode, layers, serving, speculate, trace, train
+from launch.bench import context, decode, layers, serving, speculate, trace, train
 from launch.bench.sizes import Sizes, settled
 from launch.options import UsageError, only_with, parser, positive
 from layers.ops import ACTIVATIONS
@@ -19,6 +19,7 @@ from layers.ops import ACTIVATIONS
 SUBJECTS = {
     "mlp": (layers, ("d_ff", "activation")),
     "attention": (layers, ("heads", "kv_heads")),
+    "context": (context, ("heads", "kv_heads")),
     "train": (train, ("d_ff", "heads", "layers", "sequence_length")),
     "decode": (decode, ()),
     "speculate": (speculate, ()),
@@ -43,26 +44,30 @@ def options() -> argparse.ArgumentParser:
         "what",
         metavar="WHAT",
         choices=tuple(SUBJECTS),
-        help="a layer: mlp, or attention, causal, over one sequence; a training step: train; SmolLM2, or --model: decode, "
-        "speculate, serving; and what a trace costs: trace",
+        help="a layer: mlp, or attention, causal, over one sequence, which context cuts over cp; a training step: train; "
+        "SmolLM2, or --model: decode, speculate, serving; and what a trace costs: trace",
     )
     p.add_argument(
-        "--tokens", type=positive, help="T (default: 2048; train 4096; new ones: decode 64, speculate 128, serving 32)"
+        "--tokens",
+        type=positive,
+        help="T (default: 2048; context 8192; train 4096; new ones: decode 64, speculate 128, serving 32)",
     )
-    p.add_argument("--d-model", type=positive, help="D (default: 1024; train 512)")
+    p.add_argument("--d-model", type=positive, help="D (default: 1024; context 256; train 512)")
     p.add_argument("--d-ff", type=positive, help="mlp, train: F, cut over the ranks (default: 4096; train 2048)")
     p.add_argument("--activation", choices=tuple(ACTIVATIONS), default="gelu", help="mlp: between the two layers")
     p.add_argument(
-        "--heads", type=positive, help="attention, train: H, cut over the ranks; a divisor of D (default: 16; train 8)"
+        "--heads",
+        type=positive,
+        help="attention, context, train: H, a divisor of D; cut over ranks, not by context (default: 16; context 4; train 8)",
     )
-    p.add_argument("--kv-heads", type=positive, help="attention: K, a divisor of H (default: H)")
+    p.add_argument("--kv-heads", type=positive, help="attention, context: K, a divisor of H (default: H)")
     p.add_argument("--layers", type=positive, default=4, help="train: blocks")
     p.add_argument("--sequence-length", type=positive, default=256, help="train: tokens of a sequence")
     p.add_argument("--no-bias", action="store_true", help="mlp, attention: leave the biases out")
     p.add_argument(
         "--rounds",
         type=positive,
-        help="turns that each gets; medians are reported (default: 11; train, speculate 5, decode 7, serving 3)",
+        help="turns that each gets; medians are reported (default: 11; context, decode 7, train, speculate 5, serving 3)",
     )
     p.add_argument("--sequence-parallel", action="store_true", help="train: also with tokens cut over tp: time and memory")
     p.add_argument("--threads", type=positive, default=1, help="BLAS threads of each rank")
@@ -71,8 +76,9 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--memory", action="store_true", help="instead of time: the peak of a step's memory, for T/8 to T tokens")
     for name in dict.fromkeys(option for _, own in SUBJECTS.values() for option in own):
         only_with(p, f"--{name.replace('_', '-')}", what=tuple(w for w, (_, own) in SUBJECTS.items() if name in own))
-    only_with(p, "--d-model", what=("mlp", "attention", "train", "trace"))
-    only_with(p, "--no-bias", "--memory", what=("mlp", "attention"))
+    only_with(p, "--d-model", what=("mlp", "attention", "context", "train", "trace"))
+    only_with(p, "--no-bias", what=("mlp", "attention"))
+    only_with(p, "--memory", what=("mlp", "attention", "context"))
     only_with(p, "--sequence-parallel", what=("train",))
     only_with(p, "--model", what=("decode", "speculate", "serving"))
     only_with(p, "--rounds", "--peer", memory=False)
@@ -90,15 +96,19 @@ def check(args: argparse.Namespace, ranks: int) -> tuple[Sizes, object]:
             f"use {ranks * s.sequence_length}"
         )
     opened = module.check(args, s, ranks) if what in ("decode", "speculate", "serving") else None
-    alone = {"trace": "compares a step traced and untraced", "speculate": "compares with plain decoding"}
+    alone = {
+        "trace": "compares a step traced and untraced",
+        "context": "compares with one process",
+        "speculate": "compares with plain decoding",
+    }
     if args.peer and what in alone:
         raise UsageError(f"--peer torch has no part in {what}, which {alone[what]}: leave it out")
-    if what in ("attention", "train", "trace"):
+    if what in ("attention", "context", "train", "trace"):
         if s.d_model % s.heads:
             raise UsageError(f"--heads {s.heads} does not divide --d-model {s.d_model}: use a divisor")
         if s.heads % s.kv_heads:
             raise UsageError(f"--kv-heads {s.kv_heads} does not divide --heads {s.heads}: use a divisor")
-        if ranks > s.heads:
+        if ranks > s.heads and what != "context":
             raise UsageError(f"cannot cut --heads {s.heads} over {ranks} ranks: use at most {s.heads} ranks")
     if args.peer and find_spec(args.peer) is None:
         raise UsageError("--peer torch needs PyTorch, which this environment has not: see docs/performance.md for one that has")

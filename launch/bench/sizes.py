@@ -9,6 +9,7 @@ from typing import NamedTuple
 DEFAULTS = {
     "mlp": {"tokens": 2048, "d_model": 1024, "d_ff": 4096, "rounds": 11},
     "attention": {"tokens": 2048, "d_model": 1024, "heads": 16, "rounds": 11},
+    "context": {"tokens": 8192, "d_model": 256, "heads": 4, "rounds": 7},
     "train": {"tokens": 4096, "d_model": 512, "d_ff": 2048, "heads": 8, "rounds": 5},
     "decode": {"tokens": 64, "rounds": 7},
     "speculate": {"tokens": 128, "rounds": 5},
