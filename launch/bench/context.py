@@ -61,7 +61,7 @@ def cut(tokens: int, cp: Axis) -> Batch:
 def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:
     mesh = start.make_mesh(args, comm, cp=comm.size, tp=1)
     with threadpool_limits(args.threads, user_api="blas"):
-        return memory(args, sizes, mesh) if args.memory else speed(args, sizes, comm, mesh)
+        return {"mesh": mesh.sizes} | (memory(args, sizes, mesh) if args.memory else speed(args, sizes, comm, mesh))
 
 
 def speed(args: argparse.Namespace, sizes: Sizes, comm: MPI.Intracomm, mesh: Mesh) -> dict:

@@ -276,7 +276,7 @@ def run(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes, mesh: Mesh,
     parts = tuple(step.part(a, mesh, batch) for a in (x, dy))
     explained = view.explained(args, control, mesh, layer.parameters, partial(step.phases, layer, *parts, mesh, batch))
     alone = Mesh(MPI.COMM_SELF, tp=1) if first else None
-    limit = (products.latent_attention if args.attention == "mla" else products.attention)(layer, parts[0], batch)
+    limit = (products.latent_attention if args.attention == "mla" else products.attention)(layer, batch.take(x), batch)
     whole = Batch.of(sizes.lengths, rope(args, sizes), args.dtype)
     single = lambda: step.of(build(args, sizes, alone.tp), alone, x, dy, whole)  # noqa: E731
     seconds = step.seconds(step.of(layer, mesh, *parts, batch), limit, single, comm)

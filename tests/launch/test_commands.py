@@ -17,6 +17,7 @@ LLAMA = f"--model {ROOT}/tests/oracles/families/llama"
         "tp_mlp",
         "tp_attention",
         "tp_attention --kind mla",
+        "cp_attention --kind ulysses",
         "ep_moe",
         "dp_train",
         "pipeline",
@@ -29,7 +30,7 @@ LLAMA = f"--model {ROOT}/tests/oracles/families/llama"
         f"serving_bench --rate 1 {LLAMA}",
         "serving_bench --scheduler-only",
         f"serve --port 0 {LLAMA}",
-        *(f"bench.__main__ {what}" for what in ("mlp", "attention", "train", "trace")),
+        *(f"bench.__main__ {what}" for what in ("mlp", "attention", "context", "train", "trace")),
         *(f"bench.__main__ {what} {LLAMA}" for what in ("decode", "serving")),
     ],
 )

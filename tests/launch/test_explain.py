@@ -30,6 +30,7 @@ on_ranks = pytest.mark.mpi
 QUICK = {
     "tp_mlp": ("--data", "none", "--tokens", "5", "--d-model", "6", "--timed", "5,6,10", "--d-ff", "61"),
     "tp_attention": ("--heads", "9", "--kv-heads", "3", "--d-model", "36", "--sequences", "1,7", "--qk-norm"),
+    "cp_attention": ("--heads", "3", "--d-model", "12", "--sequences", "1", "--tokens", "24"),
     "dp_train": ("--micro-batches", "2", "--sequences", "9", "--steps", "1", "--zero", "--d-model", "12", "--d-ff", "16"),
 }
 

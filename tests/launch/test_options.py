@@ -51,6 +51,7 @@ def test_an_option_needs_one_of_what_it_is_bound_to(bound, words, why):
         ("tp_attention", "--kind gqa --d-value 8", "--d-value"),
         ("tp_attention", "--kind mla --no-bias", "--no-bias"),
         ("tp_attention", "--rope none --rope-base 100", "--rope-base"),
+        ("cp_attention", "--d-latent 8", "--d-latent"),
         ("generate", "--tokens 1 --gamma 2", "--gamma"),
         ("generate", "--tokens 1 --draft-whole", "--draft-whole"),
         ("generate", "--tokens 1 --top-k 5", "--top-k"),

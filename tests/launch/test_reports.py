@@ -53,6 +53,8 @@ REPORTS = [
     ("trace", "--compare", "a.json", "b.json"),
     ("tp_attention", *HEADS, "--sequences", "1,2,3,4,1,2,1,2,3"),
     ("tp_attention", "--kind", "mla", *HEADS, "--tokens", "8"),
+    ("cp_attention", *HEADS, "--sequences", "1,2,3,4,1,2,1,2,3"),
+    ("cp_attention", "--attention", "mla", "--kind", "gather", *HEADS, "--tokens", "8"),
     ("ep_moe", "--experts", "64", "--router", "sigmoid", "--groups", "4", "--d-model", "4", "--d-ff", "4", "--timed", "64,8,8"),
     ("dp_train", "--zero", "--steps", "2", "--sequences", "4"),
     ("pipeline", "--layers", "2", "--micro-batches", "3", "--sequence-length", "3", "--timed", "5,8,8"),
@@ -67,6 +69,8 @@ REPORTS = [
     ("serving_bench", "--scheduler-only", "--full", "--requests", "9"),
     ("bench.__main__", "mlp", "--tokens", "64", "--d-model", "16", "--d-ff", "32", "--rounds", "1"),
     ("bench.__main__", "attention", *STEP[:-2], "--memory"),
+    ("bench.__main__", "context", *STEP),
+    ("bench.__main__", "context", *STEP[:-2], "--memory"),
     ("bench.__main__", "train", *STEP, "--d-ff", "32", "--layers", "1", "--sequence-length", "8", "--sequence-parallel"),
     ("bench.__main__", "trace", *STEP, "--d-ff", "32", "--layers", "1", "--sequence-length", "8"),
     ("bench.__main__", "decode", "--model", FAMILIES / "llama", "--tokens", "3", "--rounds", "1"),
@@ -233,10 +237,10 @@ def test_a_tensor_that_is_compared_twice_is_one(capsys):
 
 
 @pytest.mark.mpi(min_size=2, max_size=thinned(4, 2))
-@pytest.mark.parametrize("name", ["tp_mlp", "tp_attention", "dp_train"])
+@pytest.mark.parametrize("name", ["tp_mlp", "tp_attention", "cp_attention", "dp_train"])
 def test_commands_that_compare_begin_with_the_summary(comm, name, columns):
     columns(200)
-    out = ran(comm, name, *(QUICK if name == "tp_mlp" else HEADS if name == "tp_attention" else ("--steps", "1"))).out
+    out = ran(comm, name, *(QUICK if name == "tp_mlp" else HEADS if "attention" in name else ("--steps", "1"))).out
     first, *_, last = out.splitlines()
     assert first.startswith("ok: ")
     assert first.endswith(" bytes, as predicted")
