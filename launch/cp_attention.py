@@ -37,7 +37,7 @@ def options() -> argparse.ArgumentParser:
         (
             "mpirun -n 4 python -m launch.cp_attention --kind ring --sequences 1,7,64,129",
             "mpirun -n 4 python -m launch.cp_attention --mesh cp=2,tp=2 --attention mha",
-            "mpirun -n 3 python -m launch.cp_attention --kind ulysses --heads 7 --d-model 56",
+            "mpirun -n 4 python -m launch.cp_attention --kind ulysses --layout contiguous",
         ),
     )
     p.add_argument("--kind", choices=KINDS, default="ring", help="how tokens that are cut over cp attend to one another")

@@ -214,7 +214,8 @@ class Ring(Gather):
         backward:    k, v travel again, and dk, dv behind them: they begin at the first other rank, and come home after p - 1
 
     A block holds pieces of sequences; of two pieces one is before the other, so that there is nothing to hide but in a rank's
-    own. In memory are two blocks at a time. Latents are gathered, as they are smaller than the heads' keys and values.
+    own. Two blocks are in memory at a time, in backward up to five: two more of gradients on their way, one being made. Latents
+    are gathered, as they are smaller than the heads' keys and values.
     """
 
     def forward(
@@ -241,8 +242,9 @@ class Ring(Gather):
             d = np.zeros_like(block)
             of = (do_THV, o_THV, *kept), (q_THE, block[..., :E], block[..., E:]), (into[0], d[..., :E], d[..., E:])
             core.backward(*of, self._seen(hop, core, batch), causal=False)
-            # What the ranks before have added up for this block.
-            d = d if home is None else d + home.wait()
+            if home is not None:
+                # What the ranks before have added up for this block.
+                d += home.wait()
             home = self._shift(d, hop, p, batch)
         if home is not None:
             _add_both(into[1:], home.wait())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from layers import pieces
+from layers import context, pieces
 from layers.attend import attend, merge
 from layers.attention import Attention
 from layers.batch import Batch
@@ -84,6 +84,27 @@ def test_cut_over_cp_is_the_same(comm, model, kind, layout, lengths):
         np.testing.assert_allclose(got[name], a, rtol=0, atol=1e-12 * max(1, np.abs(a).max()), err_msg=name)
     assert agrees(report)
     assert kept == predicted
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("kind", "layout"), every_other(KINDS, LAYOUTS))
+def test_a_rank_compares_the_pairs_that_its_blocks_say(comm, monkeypatch, kind, layout):
+    counted, plain = [], context.attend
+
+    def counts(q, k, v, o, lse, spans, scale, causal=True, more=False):
+        counted.append(pairs(spans, causal) * q.shape[1] * q.shape[2])
+        plain(q, k, v, o, lse, spans, scale, causal, more)
+
+    monkeypatch.setattr(context, "attend", counts)
+    lengths = LENGTHS["ragged"]
+    with Mesh(comm, cp=comm.size, tp=1) as mesh:
+        around, batch = KINDS[kind](mesh.cp), batch_of(lengths, layout, mesh.cp, ROPE)
+        layer = MODELS["gqa"](mesh.tp, around)
+        layer.forward(batch.take(inputs(lengths)[0]), batch)
+    inside = around.inside(layer.core)
+    mine = sum(pairs(*block) for block in around.blocks(inside, batch)) * inside.heads
+    assert sum(counted) == mine
+    assert comm.allreduce(mine) == H * sum(n * (n + 1) // 2 for n in lengths)
 
 
 @pytest.mark.mpi
@@ -223,8 +244,6 @@ def home_one_hop_too_early(monkeypatch):
 
 def merged_without_rescaling(monkeypatch):
     """What was there keeps its weight, whatever is added."""
-    from layers import context
-
     plain = context.attend
 
     def spoilt(q, k, v, o, lse, spans, scale, causal=True, more=False):
