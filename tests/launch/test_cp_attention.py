@@ -9,6 +9,7 @@ from launch import cp_attention
 from launch.measure import attention
 from layers.context import KINDS, Ring
 from parallel.owed import Owed
+from parallel.parameter import Parameter
 from tests.grids import every_other
 from tests.harness import mpirun
 from tests.inside import inside, ran
@@ -113,6 +114,22 @@ def test_a_gradient_that_is_not_summed_is_seen(comm, monkeypatch):
     assert not {"y", "dx"} & wrong
     out = ran(comm, cp_attention, *few).out
     assert "\nNOT ALL AGREED: " in out
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_gradient_that_differs_on_one_rank_is_seen(comm, monkeypatch):
+    """Rank 0, which is compared with the reference, has it right."""
+    plain = Parameter.whole
+
+    def spoilt(self, mesh, part):
+        if self.name == "Wq" and part is self.grad and comm.rank == 1:
+            part += 1
+        return plain(self, mesh, part)
+
+    monkeypatch.setattr(Parameter, "whole", spoilt)
+    done = ran(comm, cp_attention, "--sequences", "1", "--tokens", "9")
+    assert done.status == 1
+    assert done.out.startswith("NOT OK: dWq; 10 of 10 tensors agree with the reference")
 
 
 @pytest.mark.mpi(min_size=2)
