@@ -17,6 +17,7 @@ LLAMA = f"--model {ROOT}/tests/oracles/families/llama"
         "tp_mlp",
         "tp_attention",
         "tp_attention --kind mla",
+        "cp_attention --kind ulysses",
         "ep_moe",
         "cp_attention --kind ulysses",
         "dp_train",

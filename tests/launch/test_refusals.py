@@ -9,6 +9,7 @@ LLAMA = ("--model", str(ROOT / "tests/oracles/families/llama"))
 CASES = {
     "tp_mlp": (("--tokens", "0"), "argument --tokens: '0' is not a size: use a whole number of 1 or more"),
     "tp_attention": (("--heads", "7"), "--heads 7 does not divide --d-model 64: use a divisor of 64, or give --d-head"),
+    "cp_attention": (("--mesh", "pp=2"), "--mesh pp=2: this command lays ranks out along cp and tp"),
     "ep_moe": (("--active", "9"), "--active 9 is more than --experts 8: use 1 to 8"),
     "cp_attention": (("--mesh", "pp=2"), "--mesh pp=2: this command lays ranks out along cp and tp"),
     "dp_train": (("--sequences", "2", "--micro-batches", "3"), "cannot deal --sequences 2 to "),

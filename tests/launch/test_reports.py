@@ -53,6 +53,8 @@ REPORTS = [
     ("trace", "--compare", "a.json", "b.json"),
     ("tp_attention", *HEADS, "--sequences", "1,2,3,4,1,2,1,2,3"),
     ("tp_attention", "--kind", "mla", *HEADS, "--tokens", "8"),
+    ("cp_attention", *HEADS, "--sequences", "1,2,3,4,1,2,1,2,3"),
+    ("cp_attention", "--attention", "mla", "--kind", "gather", *HEADS, "--tokens", "8"),
     ("ep_moe", "--experts", "64", "--router", "sigmoid", "--groups", "4", "--d-model", "4", "--d-ff", "4", "--timed", "64,8,8"),
     ("cp_attention", *HEADS, "--sequences", "1,2,3,4,1,2,1,2,3"),
     ("cp_attention", "--attention", "mla", "--kind", "gather", *HEADS, "--tokens", "8"),
