@@ -14,10 +14,10 @@ from mpi4py import MPI
 
 from launch import report
 from launch.explain import view
-from launch.lines import BYTES, column
 from launch.measure import attention, step
 from launch.measure.attention import Layer
 from launch.options import UsageError, axis_sizes, parser, settled
+from launch.terminal.lines import BYTES, column
 from layers import pieces
 from layers.batch import Batch
 from layers.context import KINDS, Local, all_spans

@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import progress, report
+from launch import report
 from launch.explain import view
 from launch.measure import small
 from launch.measure.small import VOCABULARY, joined, ragged, reference_loss
 from launch.options import UsageError, add_replicas, amount, parser, positive
+from launch.terminal import progress
 from models.build import build
 from models.config import Config
 from parallel.control import Control

@@ -18,10 +18,10 @@ from mpi4py import MPI
 
 from launch import report
 from launch.explain import view
-from launch.lines import BYTES, SECONDS, column, counted
 from launch.measure import products, step
 from launch.measure.experts import Job, Stepped, laid_out, moved, rows_here
 from launch.options import UsageError, axis_sizes, natural, parser, positive, settled
+from launch.terminal.lines import BYTES, SECONDS, column, counted
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.shard import even

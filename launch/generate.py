@@ -18,11 +18,12 @@ from inference.sampling import Sampling
 from inference.speculation.gain import Account
 from inference.speculation.generator import Speculative
 from inference.speculation.rule import MOST
-from launch import pretrained, progress, report
-from launch.lines import BYTES, column, counted, size
+from launch import pretrained, report
 from launch.measure import products
 from launch.options import UsageError, add_replicas, amount, natural, only_with, parser, positive
-from launch.printable import printable
+from launch.terminal import progress
+from launch.terminal.lines import BYTES, column, counted, size
+from launch.terminal.printable import printable
 from layers.transformer import Transformer
 from models.source import Source
 from models.tokenizer import Tokenizer

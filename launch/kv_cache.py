@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 from mpi4py import MPI
 
-from launch import report, targets
-from launch.lines import BYTES, column
+from launch import report
 from launch.options import UsageError, parser, positive
 from launch.pictures.cache import pictures
+from launch.terminal import targets
+from launch.terminal.lines import BYTES, column
 from models.config import Config, cache_entries
 from models.published import BF16, PUBLISHED, attention_of, entries_by_rank
 

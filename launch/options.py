@@ -7,8 +7,8 @@ from collections.abc import Callable, Container, Sequence
 from math import prod
 from typing import NoReturn
 
-from launch import targets
-from launch.help import Parser, epilog
+from launch.terminal import targets
+from launch.terminal.help import Parser, epilog
 from parallel.shard import AXES
 
 # Options of every command that change no number, or that its JSON has in a place of its own.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import progress, report, targets
+from launch import report
 from launch.measure import chart, schedules, small
 from launch.measure.pipeline import (
     REPEATS,
@@ -36,6 +36,7 @@ from launch.measure.pipeline import (
 from launch.options import UsageError, amount, layers, only_with, parser, positive
 from launch.pictures import schedule as picture
 from launch.process import launcher
+from launch.terminal import progress, targets
 from models.stage import by_hand, dealt
 from parallel import threads
 from parallel.schedule import Plan

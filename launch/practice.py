@@ -22,10 +22,10 @@ from typing import NoReturn
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
-from launch import targets  # noqa: E402
-from launch.help import Parser, epilog  # noqa: E402
-from launch.printable import in_any_encoding  # noqa: E402
 from launch.process import launcher, signals  # noqa: E402
+from launch.terminal import targets  # noqa: E402
+from launch.terminal.help import Parser, epilog  # noqa: E402
+from launch.terminal.printable import in_any_encoding  # noqa: E402
 from practice import pages  # noqa: E402
 from practice.check import Verdict, check  # noqa: E402
 from practice.desk import screen  # noqa: E402

@@ -14,9 +14,9 @@ from time import perf_counter
 import numpy as np
 
 from inference.generate import make_cache
-from launch import progress
 from launch.options import UsageError, axis_sizes, settled
 from launch.process import memory
+from launch.terminal import progress
 from layers.transformer import Transformer
 from models.build import build
 from models.config import Config

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from math import inf, prod
 
-from launch.lines import BYTES, SECONDS, column, counted, say, table
+from launch.terminal.lines import BYTES, SECONDS, column, counted, say, table
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
 from reference.compare import Comparison

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import pretrained, report, targets
-from launch.lines import counted
+from launch import pretrained, report
 from launch.options import UsageError, axis_sizes, parser, settled
+from launch.terminal import targets
+from launch.terminal.lines import counted
 from models.source import Source
 from models.tokenizer import Tokenizer
 from parallel.axis import Axis

@@ -18,11 +18,12 @@ from inference.generate import Generator, make_cache
 from inference.policies import APART, POLICIES
 from inference.scheduler import Scheduler
 from inference.workload import Workload
-from launch import pretrained, progress, report, targets
+from launch import pretrained, report
 from launch.measure.acceptance import explained, tie
 from launch.measure.serving import STEPS, Served, alone, closed_form, decode_steps, latencies, serve
 from launch.options import UsageError, amount, only_with, parser, positive
 from launch.pictures import occupancy
+from launch.terminal import progress, targets
 from layers.transformer import Transformer
 from models.source import Source
 from parallel.control import Control

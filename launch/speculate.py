@@ -17,11 +17,12 @@ from inference.sampling import Sampling
 from inference.speculation.gain import Account, Gamma, expected_tokens, operations, speedup
 from inference.speculation.generator import Speculative
 from inference.speculation.rule import MOST
-from launch import pretrained, progress, report, targets
+from launch import pretrained, report
 from launch.measure.acceptance import alpha_by_overlap, costs, draft_operations, explained, tie
 from launch.measure.prompts import PROMPTS
 from launch.options import UsageError, amount, parser, positive
 from launch.pictures.speculate import picture
+from launch.terminal import progress, targets
 from layers.transformer import Transformer
 from models.source import Source
 from models.tokenizer import Tokenizer

@@ -45,11 +45,11 @@ except (ImportError, RuntimeError):
 
 from threadpoolctl import threadpool_limits  # noqa: E402
 
-from launch import targets  # noqa: E402
 from launch.options import UsageError  # noqa: E402
-from launch.printable import in_any_encoding  # noqa: E402
 from launch.process import alike, traced  # noqa: E402
 from launch.process.ending import Ending  # noqa: E402
+from launch.terminal import targets  # noqa: E402
+from launch.terminal.printable import in_any_encoding  # noqa: E402
 from parallel.axis import Axis  # noqa: E402
 from parallel.call import Watcher  # noqa: E402
 from parallel.control import Control  # noqa: E402

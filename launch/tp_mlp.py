@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import progress, report
+from launch import report
 from launch.explain import view
-from launch.lines import counted
 from launch.measure import products, step
 from launch.options import UsageError, parser, positive
+from launch.terminal import progress
+from launch.terminal.lines import counted
 from layers.batch import Batch
 from layers.mlp import MLP
 from layers.ops import ACTIVATIONS

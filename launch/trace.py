@@ -11,11 +11,12 @@ from typing import BinaryIO
 
 from mpi4py import MPI
 
-from launch import report, targets
-from launch.lines import BYTES, SECONDS, column, width
+from launch import report
 from launch.measure import timeline
 from launch.measure.timeline import COMPUTING, CONTROL, OUTSIDE, TRANSFERRING, WAITING, Timeline, TraceError
 from launch.options import UsageError, only_with, parser
+from launch.terminal import targets
+from launch.terminal.lines import BYTES, SECONDS, column, width
 
 LETTERS = dict(zip(timeline.STATES, "FBSPDd+~=c.", strict=True))
 SAID = {

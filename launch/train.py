@@ -16,8 +16,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from launch import progress, report, targets
-from launch.lines import width
+from launch import report
 from launch.measure import products
 from launch.measure.training import Run, Task
 from launch.options import (
@@ -33,8 +32,10 @@ from launch.options import (
     positive,
     settled,
 )
-from launch.printable import printable
 from launch.process.memory import available, lacking
+from launch.terminal import progress, targets
+from launch.terminal.lines import width
+from launch.terminal.printable import printable
 from layers.context import KINDS
 from layers.pieces import LAYOUTS
 from models.build import build

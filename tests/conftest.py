@@ -39,7 +39,7 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def no_progress(monkeypatch):
     """On a busy machine short work is long: it says nothing of itself, in these ranks."""
-    monkeypatch.setattr("launch.progress.EVERY", float("inf"))
+    monkeypatch.setattr("launch.terminal.progress.EVERY", float("inf"))
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from launch import report, start
 from launch.bench import turns
 from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
-from launch.lines import BYTES, column, say
 from launch.measure import step
+from launch.terminal.lines import BYTES, column, say
 from layers.batch import Batch
 from layers.context import KINDS, Core, Local, Ring, runs_of
 from layers.pieces import zigzag

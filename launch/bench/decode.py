@@ -11,10 +11,11 @@ from threadpoolctl import threadpool_limits
 
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampling
-from launch import pretrained, progress, report
+from launch import pretrained, report
 from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
 from launch.measure import products
+from launch.terminal import progress
 from models.source import Source
 from parallel.control import Control
 from parallel.mesh import Mesh

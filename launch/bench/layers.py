@@ -16,8 +16,8 @@ from launch import report
 from launch.bench import turns
 from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
-from launch.lines import BYTES, column
 from launch.measure import products, step
+from launch.terminal.lines import BYTES, column
 from layers.attention import Attention
 from layers.batch import Batch
 from layers.mlp import MLP

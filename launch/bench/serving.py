@@ -15,11 +15,12 @@ from inference.blocks import needed
 from inference.engine import Engine
 from inference.policies import POLICIES
 from inference.workload import Workload
-from launch import pretrained, progress, report
+from launch import pretrained, report
 from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
 from launch.measure.serving import Served, serve
 from launch.options import UsageError
+from launch.terminal import progress
 from layers.transformer import Transformer
 from models.source import Source
 from parallel.control import Control

@@ -14,8 +14,8 @@ from launch import report, start
 from launch.bench import turns
 from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
-from launch.lines import BYTES, column, say
 from launch.measure import products, step
+from launch.terminal.lines import BYTES, column, say
 from layers.attention import Attention
 from layers.batch import Batch
 from layers.stage import Stage

@@ -8,7 +8,8 @@ from time import perf_counter
 
 from mpi4py import MPI
 
-from launch import progress, report
+from launch import report
+from launch.terminal import progress
 from parallel.control import Control
 
 

@@ -13,9 +13,9 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
 
-from launch import targets
-from launch.lines import width
 from launch.options import UsageError, only_with
+from launch.terminal import targets
+from launch.terminal.lines import width
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import Parameter

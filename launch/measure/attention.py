@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import progress, report
+from launch import report
 from launch.explain import view
-from launch.lines import counted
 from launch.measure import products, step
 from launch.options import UsageError, only_with, positive
+from launch.terminal import progress
+from launch.terminal.lines import counted
 from layers.attention import Attention
 from layers.batch import Batch
 from layers.context import Local

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from launch import report
-from launch.lines import width
 from launch.measure import chart
+from launch.terminal.lines import width
 from parallel.schedule import Plan
 from parallel.schedules import SCHEDULES, plan
 from parallel.simulation import Costs, Timing, simulate

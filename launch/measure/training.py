@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from launch import progress, start, targets
+from launch import start
 from launch.measure.losses import LossTable
 from launch.pictures import curve
 from launch.pictures import load as experts
+from launch.terminal import progress, targets
 from layers.context import KINDS
 from layers.optimizer import warmup_cosine
 from models.build import Parts

@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from inference.cache import BLOCK, Cache, ContiguousCache, PagedCache, Striped
 from inference.generate import Generator, make_cache
-from launch import progress, targets
+from launch.terminal import progress, targets
 from models.build import build
 from models.config import cache_entries, llama_like
 from models.published import BF16, PUBLISHED

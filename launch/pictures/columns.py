@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from launch.help import Parser
+from launch.terminal.help import Parser
 from parallel.shard import even
 
 if TYPE_CHECKING:

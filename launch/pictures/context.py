@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from launch.help import Parser
 from launch.pictures.columns import INK, OTHERS, RANKS, WHOLE
+from launch.terminal.help import Parser
 from layers.pieces import LAYOUTS, Pieces, own_spans, places, seen_spans
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.help import Parser
 from launch.measure.experts import Job
 from launch.pictures.columns import INK, RANKS, SENT
+from launch.terminal.help import Parser
 from layers.dispatch import by_expert, dispatched
 from parallel.shard import even
 

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from launch.lines import fold, width
 from launch.measure.serving import Column
+from launch.terminal.lines import fold, width
 
 
 class State(NamedTuple):

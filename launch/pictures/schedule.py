@@ -10,9 +10,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from launch.help import Parser
 from launch.measure.chart import chunks, time
 from launch.pictures.columns import INK
+from launch.terminal.help import Parser
 from parallel.schedules import plan
 from parallel.simulation import Costs, Timing, simulate
 

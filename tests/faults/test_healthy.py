@@ -16,7 +16,6 @@ COMMANDS = {
     "tp_attention": "--tokens 4 --d-model 8 --heads 4 --kind mla",
     "cp_attention": "--tokens 7 --d-model 8 --heads 4",
     "ep_moe": "--tokens 5 --d-model 6 --d-ff 5 --timed 9,6,5 --shared 1",
-    "cp_attention": "--tokens 7 --d-model 8 --heads 4",
     "train": "--layers 1 --d-model 16 --heads 4 --d-ff 22 --sequence-length 24 --batch-tokens 144 --steps 5 --sample 5 --zero "
     "--text {tmp}/text.txt --output {tmp}/out --mesh dp={n},tp=1",
     "dp_train": "--steps 2 --sequences 4 --sequence-length 5",

@@ -19,7 +19,6 @@ LLAMA = f"--model {ROOT}/tests/oracles/families/llama"
         "tp_attention --kind mla",
         "cp_attention --kind ulysses",
         "ep_moe",
-        "cp_attention --kind ulysses",
         "dp_train",
         "pipeline",
         "pipeline --simulate 1,1,1,0",

@@ -6,7 +6,7 @@ import pytest
 
 from inference.generate import Generated
 from launch import generate, train
-from launch.printable import printable
+from launch.terminal.printable import printable
 from tests.harness import mpirun
 
 EVIL = "a\x1b[2Jb\r\x07\x9b\x7f\u202ec\n\td é 😀"

@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from launch import progress
 from launch.measure.losses import LossTable
+from launch.terminal import progress
 
 
 class Clock:

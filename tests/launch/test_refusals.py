@@ -11,7 +11,6 @@ CASES = {
     "tp_attention": (("--heads", "7"), "--heads 7 does not divide --d-model 64: use a divisor of 64, or give --d-head"),
     "cp_attention": (("--mesh", "pp=2"), "--mesh pp=2: this command lays ranks out along cp and tp"),
     "ep_moe": (("--active", "9"), "--active 9 is more than --experts 8: use 1 to 8"),
-    "cp_attention": (("--mesh", "pp=2"), "--mesh pp=2: this command lays ranks out along cp and tp"),
     "dp_train": (("--sequences", "2", "--micro-batches", "3"), "cannot deal --sequences 2 to "),
     "pipeline": (("--layers", "0,0"), "argument --layers: '0,0' is no number of layers: use for instance 8, or 3,3,2,0"),
     "train": (("--text", "/no/such/file"), "--text /no/such/file: No such file or directory"),

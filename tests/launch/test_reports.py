@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from launch import lines, report, serve
+from launch import report, serve
+from launch.terminal import lines
 from parallel.ledger import Ledger, Traffic
 from reference.compare import compare
 from tests.grids import thinned
@@ -56,8 +57,6 @@ REPORTS = [
     ("cp_attention", *HEADS, "--sequences", "1,2,3,4,1,2,1,2,3"),
     ("cp_attention", "--attention", "mla", "--kind", "gather", *HEADS, "--tokens", "8"),
     ("ep_moe", "--experts", "64", "--router", "sigmoid", "--groups", "4", "--d-model", "4", "--d-ff", "4", "--timed", "64,8,8"),
-    ("cp_attention", *HEADS, "--sequences", "1,2,3,4,1,2,1,2,3"),
-    ("cp_attention", "--attention", "mla", "--kind", "gather", *HEADS, "--tokens", "8"),
     ("dp_train", "--zero", "--steps", "2", "--sequences", "4"),
     ("pipeline", "--layers", "2", "--micro-batches", "3", "--sequence-length", "3", "--timed", "5,8,8"),
     ("pipeline", "--schedule", "zb-v", "--simulate", "18.5,18.1,9.3,0.6", "--stages", "32"),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import targets
 from launch.__main__ import commands
+from launch.terminal import targets
 from tests.harness import ROOT
 from tests.inside import ran
 
