@@ -202,8 +202,8 @@ def _check_folder(folder: Path, resume: bool) -> None:
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
-    run = Run(args, task, comm)
     rate = products.rate(comm, args.dtype)
+    run = Run(args, task, comm)
     try:
         if args.resume:
             run.resume()
