@@ -16,6 +16,7 @@ from launch.measure import step
 from launch.pictures import shards
 from layers.attention import Attention
 from layers.batch import Batch
+from layers.latent_attention import LatentAttention
 from layers.linear import RowParallelLinear
 from layers.mlp import MLP
 from parallel.call import Watcher
@@ -285,10 +286,10 @@ def test_statements_say_what_they_read_and_make():
     assert weights.text == "self.W_iO.add_grad_product(x_Ti, dy_TO, later)"
     assert weights.reads == (("self", "W_iO", "add_grad_product"), ("x_Ti",), ("dy_TO",), ("later",))
     assert (returned.returns, returned.makes) == (True, (("",),))
-    forward = {s.text.split(" = ")[0]: s for s in source.statements(Attention.forward.__code__).values()}
-    assert forward["q_ThE, k_TkE, v_TkE"].makes == (("q_ThE",), ("k_TkE",), ("v_TkE",))
-    # An array that gives its length or dtype alone is not read.
-    assert forward["o_ThE"].reads == (("np", "empty"), ("self", "h"), ("self", "E"))
+    forward = {s.text.split(" = ")[0]: s for s in source.statements(LatentAttention.forward.__code__).values()}
+    assert forward["c_SC, kr_SR"].makes == (("c_SC",), ("kr_SR",))
+    # An array that gives its shape or dtype alone is not read.
+    assert forward["o_ThV, lse_Th"].reads == (("np", "empty"), ("self", "V"))
 
 
 def test_one_rank_meets_no_other():
