@@ -278,6 +278,19 @@ def a_full_block_left_out(monkeypatch):
     monkeypatch.setattr(Core, "attend_more", lambda self, q, k, v, o, lse, spans: None)
 
 
+def a_triangle_for_a_full_block(monkeypatch):
+    from layers import context
+
+    plain = context.attend
+
+    def bent(q, k, v, o, lse, spans, scale, causal=True, more=False):
+        for queries, keys in spans:
+            wrong = more and queries.stop - queries.start <= keys.stop - keys.start
+            plain(q, k, v, o, lse, [(queries, keys)], scale, causal or wrong, more)
+
+    monkeypatch.setattr(context, "attend", bent)
+
+
 def a_hop_skipped(monkeypatch):
     monkeypatch.setattr(Ring, "_seen", lambda self, hop, core, batch: [])
 
@@ -291,6 +304,7 @@ def a_hop_skipped(monkeypatch):
         delta_from_the_own_block,
         contiguous_positions,
         a_full_block_left_out,
+        a_triangle_for_a_full_block,
         a_hop_skipped,
     ],
     ids=lambda s: s.__name__,

@@ -142,3 +142,18 @@ def test_a_norm_that_counts_experts_once_a_rank_of_ep_alone_is_seen(comm, alone)
         trainer._counted &= mesh.ep.rank == 0
         got, *_ = trained(mesh, trainer, end=1)
         assert abs(got[0, 2] - alone[0][0, 2]) > 1e-3
+
+
+def test_the_bias_follows_the_counts(comm):
+    """8 2 3 3: the one that is chosen too often goes down, the others up."""
+    mesh = Mesh(MPI.COMM_SELF, dp=1)
+    config = replace(CONFIG, experts=Experts(4, 2, 7, scoring="sigmoid", correction=True))
+    own = stages(Parts(config, mesh.tp), drawn(1, "float64", 0.1), dealt(LAYERS, 1), [0], 0)
+    trainer = Trainer(own, mesh, Recipe(gamma=0.001))
+    before = [layer.router.br_X.data.copy() for layer in trainer.routed]
+    data = np.random.default_rng(5).integers(0, V, 60 * S + 1)
+    trainer.gradients(text.dealt(data, np.arange(2), S, 1, 0, 1), 2 * S)
+    trainer.chosen = dict.fromkeys(trainer.routed, np.array([8, 2, 3, 3]))
+    trainer.update(0.0)
+    for layer, br_X in zip(trainer.routed, before, strict=True):
+        np.testing.assert_allclose(layer.router.br_X.data - br_X, [-0.001, 0.001, 0.001, 0.001], rtol=1e-10)

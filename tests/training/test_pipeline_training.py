@@ -7,6 +7,7 @@ import pytest
 from mpi4py import MPI
 
 from launch import start
+from layers.batch import Batch
 from layers.context import KINDS
 from layers.optimizer import warmup_cosine
 from models.build import Parts
@@ -142,3 +143,28 @@ def test_a_run_goes_on_from_one_mesh_to_the_next(comm, alone, kind, shared):
     np.testing.assert_allclose(seen, told[:, 0], rtol=0, atol=1e-10)
     for name, a in after.items():
         np.testing.assert_allclose(a, weights[name], rtol=0, atol=1e-10, err_msg=name)
+
+
+# Sabotages.
+
+
+@pytest.mark.mpi(min_size=2)
+def test_targets_that_are_shifted_after_the_cut_are_seen(comm, alone, monkeypatch):
+    """The last token of each rank's piece would be told the wrong one."""
+    take = Batch.take
+
+    def shifted(self, whole_T):
+        mine = take(self, whole_T)
+        return mine if whole_T is not shifted.targets else np.roll(take(self, shifted.ids), -1)
+
+    def gradients(self, parts, tokens):
+        (part,) = parts
+        shifted.ids, shifted.targets = part.ids, part.targets
+        return plain(self, parts, tokens)
+
+    plain = Trainer.gradients
+    monkeypatch.setattr(Batch, "take", shifted)
+    monkeypatch.setattr(Trainer, "gradients", gradients)
+    with Mesh(comm, check=True, cp=comm.size) as mesh:
+        got, *_ = trained(mesh, made(mesh, "untied"), 1, end=1)
+    assert abs(got[0, 0] - alone["untied"][0][0, 0]) > 1e-4
