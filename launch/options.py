@@ -146,7 +146,7 @@ def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp", along: S
     found = {name: given.get(name, max(1, ranks // others) if name == fills else 1)
              for name in along if name in given or name in (fills, "tp")}  # fmt: skip
     if prod(found.values()) != ranks:
-        right = found | ({fills: ranks // others} if ranks % others == 0 else {**dict.fromkeys(along, 1), fills: ranks})
+        right = found | ({fills: ranks // others} if ranks % others == 0 else {**dict.fromkeys(found, 1), fills: ranks})
         said, use = (",".join(f"{name}={n}" for name, n in axes.items()) for axes in (found, right))
         raise UsageError(f"--mesh {said} is for {prod(found.values())} ranks, these are {ranks}: use for instance {use}")
     return found
