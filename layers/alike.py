@@ -27,7 +27,7 @@ class AlikeMoE(MoE):
     """
 
     def forward(self, x_oD: np.ndarray, batch: Batch | None = None) -> tuple[np.ndarray, tuple]:
-        raise NotImplementedError("tokens that are alike on ep have no backward: use `apply`, or MoE")
+        raise TypeError("tokens that are alike on ep have no backward: use `apply`, or MoE")
 
     def apply(self, x_TD: np.ndarray) -> np.ndarray:
         """x (T, D), the same on every rank of ep and tp -> y (T, D)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from layers import pieces
 from layers.pieces import Pieces
 from layers.rope import Rope, Rotation
+from parallel.rows import cut_rows
 from parallel.shard import Cut
 
 
@@ -44,9 +45,19 @@ class Batch:
             object.__setattr__(self, "every", (pieces.whole(self.lengths),))
 
     @classmethod
-    def of(cls, lengths: Sequence[int], rope: Rope | None, dtype: np.dtype | str, rows: Cut | None = None) -> Batch:
-        """Whole sequences, with the rotation by `rope`, if there is one."""
-        return cls(lengths, None if rope is None else rope.at(pieces.positions(pieces.whole(lengths)), dtype), rows)
+    def of(
+        cls,
+        lengths: Sequence[int],
+        rope: Rope | None,
+        dtype: np.dtype | str | None,
+        cut_over: int | None = None,
+        **more: object,
+    ) -> Batch:
+        """With the rotation by `rope`, if there is one, and rows that are cut over so many ranks of tp, where they are; `more`:
+        as the class has it."""
+        plain = cls(lengths, **more)
+        rows = None if cut_over is None else cut_rows(plain.tokens, cut_over)
+        return replace(plain, rows=rows, rotation=None if rope is None else rope.at(plain.positions_T, dtype))
 
     @property
     def mine(self) -> Pieces:

@@ -115,6 +115,10 @@ class Recomputed:
     def attention(self) -> Attention | LatentAttention:
         return self.block.attention
 
+    @property
+    def mlp(self) -> MLP | MoE:
+        return self.block.mlp
+
     def forward(self, x_tD: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
         y_tD, _ = self.block.forward(x_tD, batch)
         return y_tD, (x_tD, batch)

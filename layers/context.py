@@ -66,11 +66,13 @@ class Core(NamedTuple):
     def kv_heads(self) -> int:
         return self.runs[-1].kv.stop
 
-    def attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray, lse: np.ndarray, spans: list[Span]) -> None:
-        """Write o (T, H, V) and lse (T, H) from q (T, H, E), k and v (S, K, ...)."""
+    def attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+        """o (T, H, V) and lse (T, H) of q (T, H, E), k and v (S, K, ...)."""
+        o, lse = np.empty((*q.shape[:2], v.shape[-1]), q.dtype), np.empty(q.shape[:2], q.dtype)
         for run in self.runs:
             of = run.queries(q), k[:, run.kv], v[:, run.kv], run.queries(o), run.queries(lse)
             attend(*of, spans, self.scale, self.causal)
+        return o, lse
 
     def attend_more(
         self, q: np.ndarray, k: np.ndarray, v: np.ndarray, o: np.ndarray, lse: np.ndarray, spans: list[Span]
@@ -97,9 +99,7 @@ class Local:
         self, q_THE: np.ndarray, k_TKE: np.ndarray, v_TKV: np.ndarray, core: Core, batch: Batch
     ) -> tuple[np.ndarray, tuple]:
         """q, k, v of this rank's tokens -> o (T, H, V), kept."""
-        o_THV = np.empty((*q_THE.shape[:2], v_TKV.shape[-1]), q_THE.dtype)
-        lse_TH = np.empty(q_THE.shape[:2], q_THE.dtype)
-        core.attend(q_THE, k_TKE, v_TKV, o_THV, lse_TH, own_spans(batch.mine, core.causal))
+        o_THV, lse_TH = core.attend(q_THE, k_TKE, v_TKV, own_spans(batch.mine, core.causal))
         return o_THV, (lse_TH,)
 
     def backward(
@@ -160,10 +160,7 @@ class Gather(Local):
     def forward(
         self, q_THE: np.ndarray, k_TKE: np.ndarray, v_TKV: np.ndarray, core: Core, batch: Batch
     ) -> tuple[np.ndarray, tuple]:
-        o_THV = np.empty((*q_THE.shape[:2], v_TKV.shape[-1]), q_THE.dtype)
-        lse_TH = np.empty(q_THE.shape[:2], q_THE.dtype)
-        k_SKE, v_SKV = self._both(k_TKE, v_TKV, batch)
-        core.attend(q_THE, k_SKE, v_SKV, o_THV, lse_TH, all_spans(batch, core.causal))
+        o_THV, lse_TH = core.attend(q_THE, *self._both(k_TKE, v_TKV, batch), all_spans(batch, core.causal))
         return o_THV, (lse_TH,)
 
     def backward(
@@ -296,9 +293,8 @@ class Ulysses(Gather):
         heads, kv_heads, repeated, inside = self._shares(core)
         q_ShE = self._to_heads(q_THE, heads, batch)
         kv_Sjn = self._to_heads(beside(k_TKE, v_TKV)[:, repeated], kv_heads, batch)
-        o_ShV, lse_Sh = np.empty((*q_ShE.shape[:2], v_TKV.shape[-1]), q_ShE.dtype), np.empty(q_ShE.shape[:2], q_ShE.dtype)
         E = k_TKE.shape[2]
-        inside.attend(q_ShE, kv_Sjn[..., :E], kv_Sjn[..., E:], o_ShV, lse_Sh, self._spans(core, batch))
+        o_ShV, lse_Sh = inside.attend(q_ShE, kv_Sjn[..., :E], kv_Sjn[..., E:], self._spans(core, batch))
         return self._to_rows(o_ShV, heads, batch), (q_ShE, kv_Sjn, o_ShV, lse_Sh)
 
     def backward(

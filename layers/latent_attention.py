@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from layers.attend import Keep, attend, attend_backward, attend_cached, merge
+from layers.attend import Keep, attend_cached, merge
 from layers.batch import Batch
-from layers.context import Local, all_spans
+from layers.context import Core, Local, all_spans, runs_of
 from layers.linear import RowParallelLinear
 from layers.norm import RMSNorm
 from layers.ops import flattened
@@ -97,6 +97,10 @@ class LatentAttention:
         down = [self.Wdkv_DC, self.Wkr_DR, *self.norm.parameters]
         return [*down, self.Wukv_Chn, *compressed, self.Wq_Qhn, *self.out.parameters]
 
+    @property
+    def core(self) -> Core:
+        return Core(runs_of([1] * self.h), self.scale, self.causal)
+
     def forward(self, x_tD: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
         """x (t, D) -> y (t, D), saved. Expanded form."""
         rows = batch.rows
@@ -106,9 +110,7 @@ class LatentAttention:
         q_Thn = self._rotated(cq_TQ, kr_TR, batch.rotation)
         c_SC, kr_SR = (self.context.gathered(a, batch) for a in (c_TC, kr_TR))
         kv_Shn = (c_SC @ self.Wukv_Chn.data.reshape(self.C, -1)).reshape(len(c_SC), *self.Wukv_Chn.data.shape[1:])
-        o_ThV, lse_Th = np.empty((*q_Thn.shape[:2], self.V), x_tD.dtype), np.empty(q_Thn.shape[:2], x_tD.dtype)
-        spans = all_spans(batch, self.causal)
-        attend(*self._heads(q_Thn, kv_Shn, kr_SR), o_ThV[:, :, None], lse_Th[..., None], spans, self.scale, self.causal)
+        o_ThV, lse_Th = self.core.attend(q_Thn, *self._heads(kv_Shn, kr_SR), all_spans(batch, self.causal))
         y_tD, saved_out = self.out.forward(o_ThV, rows)
         return y_tD, (x_tD, batch, saved_norms, cq_tQ, c_tC, kr_SR, q_Thn, kv_Shn, lse_Th, saved_out)
 
@@ -119,12 +121,10 @@ class LatentAttention:
         c_TC, cq_TQ = (self.tp.gather_rows(a, rows) for a in (c_tC, cq_tQ))
         c_SC = self.context.gathered(c_TC, batch)
         do_ThV = self.out.backward(dy_tD, saved_out, later)
-        q_Th1n, k_Shn, v_ShV = self._heads(q_Thn, kv_Shn, kr_SR)
+        k_Shn, v_ShV = self._heads(kv_Shn, kr_SR)
         dq_Thn, dk_Shn, dkv_Shn = np.zeros_like(q_Thn), np.zeros_like(k_Shn), np.zeros_like(kv_Shn)
-        of = saved_out[0].reshape(do_ThV.shape)[:, :, None], lse_Th[..., None]
-        into = dq_Thn[:, :, None], dk_Shn, dkv_Shn[..., self.N :]
-        spans = all_spans(batch, self.causal)
-        attend_backward(do_ThV[:, :, None], q_Th1n, k_Shn, v_ShV, *of, *into, spans, self.scale, self.causal)
+        of = (do_ThV, saved_out[0].reshape(do_ThV.shape), lse_Th), (q_Thn, k_Shn, v_ShV)
+        self.core.backward(*of, (dq_Thn, dk_Shn, dkv_Shn[..., self.N :]), all_spans(batch, self.causal), self.causal)
         dkv_Shn[..., : self.N] = dk_Shn[..., : self.N]
         if rotation is not None:
             rotation.backward(dq_Thn[..., self.N :])
@@ -154,10 +154,9 @@ class LatentAttention:
         o_ThV  = oc_ThC @ Wuv_ChV
         """
         q_ThM, c_TM = self._absorbed(x_TD, batch.rotation)
-        oc_ThC, lse_Th = np.empty((len(x_TD), self.h, self.C), x_TD.dtype), np.empty((len(x_TD), self.h), x_TD.dtype)
         # One key/value head, the latent, that all query heads read.
-        of = q_ThM[:, None], c_TM[:, None], c_TM[:, None, : self.C], oc_ThC[:, None], lse_Th[:, None]
-        attend(*of, own_spans(batch.mine, self.causal), self.scale, self.causal)
+        core, c_T1M = self.core._replace(runs=runs_of([self.h])), c_TM[:, None]
+        oc_ThC, _ = core.attend(q_ThM, c_T1M, c_T1M[..., : self.C], own_spans(batch.mine, self.causal))
         return self._out_absorbed(oc_ThC)
 
     def cached(self, x_TD: np.ndarray, rotation: Rotation | None, keep: Keep) -> np.ndarray:
@@ -232,12 +231,12 @@ class LatentAttention:
             rotation.forward(kr_TR[:, None])
         return q_Thn
 
-    def _heads(self, q_Thn: np.ndarray, kv_Thn: np.ndarray, kr_TR: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """q (T, h, 1, N + R), k (T, h, N + R) with the one rotated key beside each head's own, v (T, h, V)."""
+    def _heads(self, kv_Thn: np.ndarray, kr_TR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """k (T, h, N + R) with the one rotated key beside each head's own, v (T, h, V)."""
         k_Thn = np.empty((*kv_Thn.shape[:2], self.N + self.R), kv_Thn.dtype)
         k_Thn[..., : self.N] = kv_Thn[..., : self.N]
         k_Thn[..., self.N :] = kr_TR[:, None]
-        return q_Thn[:, :, None], k_Thn, kv_Thn[..., self.N :]
+        return k_Thn, kv_Thn[..., self.N :]
 
     @staticmethod
     def _down_backward(W_DI: Parameter, d_tI: np.ndarray, x_tD: np.ndarray, later: Later | None) -> np.ndarray:

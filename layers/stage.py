@@ -6,7 +6,6 @@ T tokens   D model width   V vocabulary   v, t this rank's share over tp of V an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -24,7 +23,7 @@ from parallel.axis import Axis
 from parallel.later import Later
 from parallel.ledger import Traffic
 from parallel.parameter import Parameter
-from parallel.rows import cut_rows, held, is_whole, own
+from parallel.rows import held, is_whole, own
 
 
 class Beginning:
@@ -143,12 +142,9 @@ class Stage:
         self, lengths: Sequence[int], every: tuple[Pieces, ...] = (), rank: int = 0, balance: Balance | None = None
     ) -> Batch:
         """What the layers are told of sequences of `lengths`, one after another; the rest as Batch has it."""
-        plain = Batch(lengths, None, None, every, rank, balance)
-        rows = cut_rows(plain.tokens, self.tp.size) if self.cuts_rows else None
-        turns = self.rope is not None and self.blocks
-        return replace(
-            plain, rows=rows, rotation=self.rope.at(plain.positions_T, self.parameters[0].data.dtype) if turns else None
-        )
+        rope, cut_over = self.rope if self.blocks else None, self.tp.size if self.cuts_rows else None
+        dtype = None if rope is None else self.parameters[0].data.dtype
+        return Batch.of(lengths, rope, dtype, cut_over, every=every, rank=rank, balance=balance)
 
     def forward(self, x: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
         """x: ids (T,), or (t, D) where another stage has begun -> logits (T, v), or (t, D) where another goes on; saved."""
@@ -180,8 +176,7 @@ class Stage:
     @property
     def routed(self) -> list[MoE]:
         """The layers that choose experts."""
-        inside = (block.block if isinstance(block, Recomputed) else block for block in self.blocks)
-        return [block.mlp for block in inside if isinstance(block.mlp, MoE)]
+        return [block.mlp for block in self.blocks if isinstance(block.mlp, MoE)]
 
     def traffic_of_logits(self, batch: Batch) -> list[Traffic]:
         """What forward and backward of the batch send, without a loss."""

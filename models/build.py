@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from layers.alike import AlikeMoE
 from layers.attention import Attention
@@ -33,7 +33,7 @@ class Parts:
     tp: Axis
     recompute: bool = False
     cuts_rows: bool = False
-    context: Local | None = None
+    context: Local = field(default_factory=Local)
     ep: Axis | None = None
     alike: bool = False
 
@@ -82,10 +82,10 @@ class Parts:
         c, tp = self.config, self.tp
         if c.experts is None or i < c.experts.first:
             return MLP(tp, weights, c.d_model, c.d_ff, c.activation, c.bias_mlp, cuts_rows=self.cuts_rows)
-        e, cp = c.experts, None if self.context is None else self.context.cp
+        e = c.experts
         routing = {"scoring": e.scoring, "normed": e.normed, "scale": e.scale, "correction": e.correction}
         groups = {"groups": e.groups, "active_groups": e.active_groups, "group_top": e.group_top}
-        more = {"d_shared": e.d_shared, "cuts_rows": self.cuts_rows, "ep": self.ep, "cp": cp}
+        more = {"d_shared": e.d_shared, "cuts_rows": self.cuts_rows, "ep": self.ep, "cp": self.context.cp}
         kind = AlikeMoE if self.alike else MoE
         return kind(tp, weights, c.d_model, e.d_ff, e.count, e.active, **more, **routing, **groups)
 

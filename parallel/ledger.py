@@ -37,6 +37,21 @@ def message(shape: Iterable[int], dtype_bytes: int) -> int:
     return prod(shape) * dtype_bytes
 
 
+def sums(traffic: Iterable[Traffic]) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """Calls and bytes by (verb, axis, phase)."""
+    sent: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for t in traffic:
+        calls, size = sent.get(key := (t.verb, t.axis, t.phase), (0, 0))
+        sent[key] = calls + t.calls, size + t.calls * t.message_bytes
+    return sent
+
+
+def condensed(traffic: Iterable[Traffic]) -> list[Traffic]:
+    """The same calls and bytes in at most two entries for each verb, axis and phase: one has all bytes."""
+    both = ((Traffic(*key, size), Traffic(*key, 0, calls - 1)) for key, (calls, size) in sums(traffic).items())
+    return [t for pair in both for t in pair if t.calls]
+
+
 @dataclass
 class Row:
     """`ranks`: of the axis. `seconds`: that the rank spent in the verb. `hidden_seconds`: that one went on beside computation,
@@ -77,28 +92,23 @@ class Ledger:
 
     def report(self, predicted: Iterable[Traffic]) -> list[dict]:
         """Counted beside predicted, a dict a row. A row on one side only appears with zeros on the other."""
-        calls: dict[tuple[str, str, str], int] = {}
-        size: dict[tuple[str, str, str], int] = {}
-        for t in predicted:
-            key = (t.verb, t.axis, t.phase)
-            calls[key] = calls.get(key, 0) + t.calls
-            size[key] = size.get(key, 0) + t.calls * t.message_bytes
-        keys = list(dict.fromkeys([*size, *self.rows]))
+        sent = sums(predicted)
+        keys = list(dict.fromkeys([*sent, *self.rows]))
         return [
             {
                 "verb": key[0],
                 "axis": key[1],
                 "phase": key[2],
                 "calls": row.calls,
-                "predicted_calls": calls.get(key, 0),
+                "predicted_calls": calls,
                 "message_bytes": row.message_bytes,
-                "predicted_message_bytes": size.get(key, 0),
+                "predicted_message_bytes": size,
                 "wire_bytes": wire_bytes(key[0], row.message_bytes, row.ranks),
                 "seconds": row.seconds,
                 "hidden_seconds": row.hidden_seconds,
             }
             for key in keys
-            for row in [self.rows.get(key, Row())]
+            for row, (calls, size) in [(self.rows.get(key, Row()), sent.get(key, (0, 0)))]
         ]
 
 

@@ -15,7 +15,7 @@ from parallel import pipeline, schedules
 from parallel.axis import Axis
 from parallel.checkpoint import Checkpoint, Piece, pieces
 from parallel.data import Groups
-from parallel.ledger import Traffic, message
+from parallel.ledger import Traffic, condensed, message
 from parallel.mesh import Mesh
 from parallel.owed import Owed
 from parallel.parameter import Fused, Parameter
@@ -110,7 +110,7 @@ class Trainer:
         self.saved_bytes = max(self.saved_bytes, work.most)
         if self.routed:
             self._predicted_saved = max(self._predicted_saved, most_kept(work, ops))
-        self.exchanged += work.exchanged
+        self.exchanged = condensed([*self.exchanged, *work.exchanged])
         with self.mesh.phase("backward"):
             self.owed.sum()
             if self._late:
@@ -161,7 +161,7 @@ class Trainer:
         """These through all stages, no gradients: their `nats`, or without targets their `logits`, where the last stage is."""
         work, plan = self._work(micro_batches), forward_only(self.rank_of, len(micro_batches))
         pipeline.run(plan, self.mesh.pp, work, work.shape, self.flat.data.dtype, {"F": phase})
-        self.exchanged += block.forward_only(work.exchanged, phase)
+        self.exchanged = condensed([*self.exchanged, *block.forward_only(work.exchanged, phase)])
         return work
 
     def copies(self) -> Iterator[Copy]:
@@ -179,7 +179,7 @@ class Trainer:
     def traffic(self, micro_batches: Sequence[MicroBatch]) -> list[Traffic]:
         """What one step on these micro-batches sends, `exchanged` aside."""
         work = self._work(micro_batches, self.recipe.alpha)
-        sent = [t for batches in work.batches for stage, batch in batches.items() for t in self.stages[stage].traffic(batch)]
+        sent = [t for batch in work.batches for stage in self.stages.values() for t in stage.traffic(batch)]
         sent += self._between(self.plan(len(micro_batches)), work)
         scalars = [Traffic("all_reduce", self.losses.name, "step", 16), Traffic("all_reduce", self.everyone.name, "step", 8)]
         if self.routed:
@@ -190,11 +190,9 @@ class Trainer:
     def forward_traffic(self, micro_batches: Sequence[MicroBatch], phase: str) -> list[Traffic]:
         """What `forward` sends, `exchanged` aside."""
         work, sent = self._work(micro_batches), []
-        for part, (stage, batch) in (
-            (part, of) for part, n in zip(micro_batches, work.batches, strict=True) for of in n.items()
-        ):
+        for part, batch in zip(micro_batches, work.batches, strict=True):
             ask = Stage.traffic_of_logits if part.targets is None else Stage.traffic
-            sent += block.forward_only(ask(self.stages[stage], batch), phase)
+            sent += block.forward_only((t for stage in self.stages.values() for t in ask(stage, batch)), phase)
         return sent + self._between(forward_only(self.rank_of, len(micro_batches)), work, {"F": phase})
 
     def _between(self, plan: Plan, work: Work, phases: Mapping[str, str] = pipeline.PHASES) -> list[Traffic]:

@@ -46,10 +46,9 @@ class Work:
         self.stages, self.micro_batches, self.tokens, self.filled = stages, micro_batches, tokens, filled
         self.nats, self.logits, self.most = 0.0, {}, 0
         balance = Balance(alpha, tokens) if alpha else None
-        self.batches = [
-            {stage: it.batch(part.lengths, *of(part.lengths), balance=balance) for stage, it in stages.items()}
-            for part in micro_batches
-        ]
+        # All stages read one batch, which is as the one with most blocks needs it: without blocks nothing is rotated.
+        self._fullest = max(stages.values(), key=lambda stage: len(stage.blocks))
+        self.batches = [self._fullest.batch(part.lengths, *of(part.lengths), balance=balance) for part in micro_batches]
         self._trains = {op.stage for op in ops if op.kind != "F"}
         # After the last of these a stage's gradients are complete.
         self._last = {op.stage: op for op in ops if op.kind in "BW"}
@@ -66,22 +65,22 @@ class Work:
     @property
     def routed(self) -> list[tuple[MoE, Routed]]:
         """What each layer that chooses experts has found out, in each micro-batch."""
-        noted = ((self.stages[stage].routed, batch.noted) for of in self.batches for stage, batch in of.items())
-        return [(layer, found[layer]) for layers, found in noted for layer in layers if layer in found]
+        layers = [layer for stage in self.stages.values() for layer in stage.routed]
+        return [(layer, batch.noted[layer]) for batch in self.batches for layer in layers if layer in batch.noted]
 
     @property
     def exchanged(self) -> list[Traffic]:
         """What was sent to other ranks' experts, and back."""
-        return [t for of in self.batches for stage, batch in of.items() for t in self.stages[stage].exchanged(batch)]
+        return [t for batch in self.batches for stage in self.stages.values() for t in stage.exchanged(batch)]
 
     def shape(self, micro_batch: int) -> tuple[int, int]:
         """(t, D): of what crosses from stage to stage."""
-        stage, batch = next(iter((self.stages[s], batch) for s, batch in self.batches[micro_batch].items()))
-        return held(batch.tokens, batch.rows, stage.tp.rank), stage.d_model
+        batch = self.batches[micro_batch]
+        return held(batch.tokens, batch.rows, self._fullest.tp.rank), self._fullest.d_model
 
     def _forward(self, op: Op, x: np.ndarray | None) -> np.ndarray | None:
         stage, part, at = self.stages[op.stage], self.micro_batches[op.micro_batch], op[1:]
-        batch = self.batches[op.micro_batch][op.stage]
+        batch = self.batches[op.micro_batch]
         y, saved = stage.forward(batch.take(part.ids) if x is None else x, batch)
         kept, saved_loss = stage.kept(saved), ()
         if stage.end is not None and part.targets is None:
@@ -123,7 +122,7 @@ def most_kept(work: Work, ops: Iterable[Op]) -> int:
     now: dict[tuple[int, int], int] = {}
     most = 0
     for op in ops:
-        stage, batch = work.stages[op.stage], work.batches[op.micro_batch][op.stage]
+        stage, batch = work.stages[op.stage], work.batches[op.micro_batch]
         now[op[1:]] = stage.saved_bytes(batch) if op.kind == "F" else stage.later_bytes(batch) if op.kind == "I" else 0
         most = max(most, sum(now.values()))
     return most

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from functools import partial
 from typing import NamedTuple
 
@@ -30,7 +30,6 @@ from parallel.axis import Axis
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import Weights, drawn
-from parallel.rows import cut_rows
 from reference import attention as reference
 from reference import layer
 from reference.compare import Comparison
@@ -257,10 +256,8 @@ class Ran(NamedTuple):
 
 def batch(args: argparse.Namespace, sizes: Sizes, mesh: Mesh, layout: str = "zigzag") -> Batch:
     """The sequences, cut over cp by the layout, and inside of that over tp where the options say so."""
-    every, rotated = LAYOUTS[layout](sizes.lengths, mesh.cp.size), rope(args, sizes)
-    here = Batch(sizes.lengths, None, None, every, mesh.cp.rank)
-    rows = cut_rows(here.tokens, mesh.tp.size) if args.sequence_parallel else None
-    return replace(here, rows=rows, rotation=None if rotated is None else rotated.at(here.positions_T, args.dtype))
+    every, cut_over = LAYOUTS[layout](sizes.lengths, mesh.cp.size), mesh.tp.size if args.sequence_parallel else None
+    return Batch.of(sizes.lengths, rope(args, sizes), args.dtype, cut_over, every=every, rank=mesh.cp.rank)
 
 
 def run(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes, mesh: Mesh, layer: Layer, batch: Batch) -> Ran | None:

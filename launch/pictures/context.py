@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from launch.pictures import again
 from launch.pictures.columns import INK, OTHERS, RANKS, WHOLE
 from launch.terminal.help import Parser
 from layers.pieces import LAYOUTS, Pieces, own_spans, places, seen_spans
@@ -129,19 +130,8 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def options() -> Parser:
-    p = Parser(prog="python -m launch.pictures.context", description="Draw the pictures of docs/context-parallel.md.")
-    p.add_argument("folder", nargs="?", type=Path, default=Path("docs"), help="where")
-    return p
-
-
-def main() -> None:
-    p = options()
-    args = p.parse_args()
-    try:
-        print(*pictures(args.folder), sep="\n")
-    except OSError as error:
-        p.error(f"cannot draw into {args.folder}: {error}")
+    return again.options("context", "context-parallel.md")
 
 
 if __name__ == "__main__":
-    main()
+    again.main(options(), pictures)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from launch.measure.experts import Job
+from launch.pictures import again
 from launch.pictures.columns import INK, RANKS, SENT
 from launch.terminal.help import Parser
 from layers.dispatch import by_expert, dispatched
@@ -135,22 +136,17 @@ def draw(path: Path, name: str) -> None:
         figure.savefig(path, dpi=80, metadata={"Software": None})
 
 
+def pictures(folder: Path) -> list[Path]:
+    """Draw them."""
+    paths = {name: folder / f"{name}.png" for name in PICTURES}
+    for name, path in paths.items():
+        draw(path, name)
+    return [*paths.values()]
+
+
 def options() -> Parser:
-    p = Parser(prog="python -m launch.pictures.experts", description="Draw the pictures of docs/experts.md.")
-    p.add_argument("folder", nargs="?", type=Path, default=Path("docs"), help="where")
-    return p
-
-
-def main() -> None:
-    p = options()
-    folder = p.parse_args().folder
-    for name in PICTURES:
-        try:
-            draw(folder / f"{name}.png", name)
-        except OSError as error:
-            p.error(f"cannot draw into {folder}: {error}")
-        print(folder / f"{name}.png")
+    return again.options("experts", "experts.md")
 
 
 if __name__ == "__main__":
-    main()
+    again.main(options(), pictures)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from launch.measure.chart import chunks, time
+from launch.pictures import again
 from launch.pictures.columns import INK
 from launch.terminal.help import Parser
 from parallel.schedules import plan
@@ -120,19 +121,8 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def options() -> Parser:
-    p = Parser(prog="python -m launch.pictures.schedule", description="Draw the schedules of docs/pipeline.md.")
-    p.add_argument("folder", nargs="?", type=Path, default=Path("docs"), help="where")
-    return p
-
-
-def main() -> None:
-    p = options()
-    args = p.parse_args()
-    try:
-        print(*pictures(args.folder), sep="\n")
-    except OSError as error:
-        p.error(f"cannot draw into {args.folder}: {error}")
+    return again.options("schedule", "pipeline.md")
 
 
 if __name__ == "__main__":
-    main()
+    again.main(options(), pictures)

@@ -286,10 +286,12 @@ def test_statements_say_what_they_read_and_make():
     assert weights.text == "self.W_iO.add_grad_product(x_Ti, dy_TO, later)"
     assert weights.reads == (("self", "W_iO", "add_grad_product"), ("x_Ti",), ("dy_TO",), ("later",))
     assert (returned.returns, returned.makes) == (True, (("",),))
-    forward = {s.text.split(" = ")[0]: s for s in source.statements(LatentAttention.forward.__code__).values()}
-    assert forward["c_SC, kr_SR"].makes == (("c_SC",), ("kr_SR",))
-    # An array that gives its shape or dtype alone is not read.
-    assert forward["o_ThV, lse_Th"].reads == (("np", "empty"), ("self", "V"))
+    of = lambda function: {s.text.split(" = ")[0]: s for s in source.statements(function.__code__).values()}  # noqa: E731
+    cached = of(Attention.cached)
+    assert cached["q_ThE, k_TkE, v_TkE"].makes == (("q_ThE",), ("k_TkE",), ("v_TkE",))
+    # An array that gives its length, shape or dtype alone is not read.
+    assert cached["o_ThE"].reads == (("np", "empty"), ("self", "h"), ("self", "E"))
+    assert of(LatentAttention._heads)["k_Thn"].reads == (("np", "empty"), ("self", "N"), ("self", "R"))
 
 
 def test_one_rank_meets_no_other():

@@ -10,7 +10,7 @@ from layers.moe import MoE
 from layers.pieces import LAYOUTS
 from parallel.mesh import Mesh
 from parallel.parameter import drawn, given
-from parallel.rows import cut_rows, own
+from parallel.rows import own
 from reference import transformer as reference
 from reference.transformer import Routing
 from tests.grids import every_other
@@ -41,13 +41,11 @@ def balanced(comm, axes, kind, cuts_rows, lengths=LENGTHS, weights=None):
         counted = len(lengths) > mesh.ep.rank
         starts = np.cumsum([0, *lengths])
         of = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in mine])
-        batch = Batch([lengths[s] for s in mine], None, None, (), mesh.cp.rank, Balance(ALPHA * counted, T))
-        every = LAYOUTS["zigzag"](batch.lengths, mesh.cp.size)
-        rows = None
-        for _ in range(2):
-            batch = Batch(batch.lengths, None, rows, every, mesh.cp.rank, batch.balance)
-            rows = cut_rows(batch.tokens, mesh.tp.size) if cuts_rows else None
-        x = own(batch.take(x_TD[of]), rows, mesh.tp.rank)
+        theirs = [lengths[s] for s in mine]
+        of_cp = {"every": LAYOUTS["zigzag"](theirs, mesh.cp.size), "rank": mesh.cp.rank}
+        cut_over = mesh.tp.size if cuts_rows else None
+        batch = Batch.of(theirs, None, None, cut_over, **of_cp, balance=Balance(ALPHA * counted, T))
+        x = own(batch.take(x_TD[of]), batch.rows, mesh.tp.rank)
         y, saved = moe.forward(x, batch)
         dx = moe.backward(np.zeros_like(y), saved)
         data = mesh.over("ep", "cp")
@@ -56,7 +54,7 @@ def balanced(comm, axes, kind, cuts_rows, lengths=LENGTHS, weights=None):
         dWr = mesh.tp.all_reduce(dWr) if cuts_rows else dWr
         found = np.zeros((T, D))
         at = batch.take(of)
-        found[at] = mesh.tp.gather_rows(dx, rows)
+        found[at] = mesh.tp.gather_rows(dx, batch.rows)
         found = data.all_reduce(found)
         W = {p.name: p.data.copy() for p in [moe.router.Wr_DX, *moe.buffers]}
     return loss, dWr, found, W, x_TD

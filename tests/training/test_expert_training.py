@@ -1,7 +1,6 @@
 """Training with experts over ep, else a data axis: losses, norms, weights as on one process, checkpoints for any mesh."""
 
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
@@ -9,12 +8,11 @@ from mpi4py import MPI
 
 from launch import start
 from layers.context import KINDS
-from layers.optimizer import warmup_cosine
 from models.build import Parts
 from models.config import Experts, llama_like
 from models.stage import dealt, stages
 from parallel import schedules
-from parallel.checkpoint import Checkpoint, save
+from parallel.checkpoint import save
 from parallel.control import Control
 from parallel.data import Groups
 from parallel.ledger import agrees, merged
@@ -22,13 +20,14 @@ from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.replicas import Replicas
 from tests.apart import on_first
+from tests.training.runs import Run, loaded
 from training import text
-from training.text import Order
 from training.trainer import Recipe, Trainer
 
 pytestmark = pytest.mark.mpi(min_size=2)
 
 V, S, STEPS, SEQUENCES, LAYERS = 29, 6, 20, 9, 2
+RUN = Run(V, S, SEQUENCES, STEPS)
 # 5 experts over 2, 3 and 4 ranks; the first block is dense.
 EXPERTS = Experts(5, 2, 7, d_shared=5, scoring="sigmoid", scale=1.3, first=1, correction=True)
 CONFIG = llama_like(V, 24, LAYERS, 4, 2, 14, S)
@@ -53,25 +52,10 @@ def made(mesh, schedule="1f1b", cuts_rows=False, recompute=False, zero=False, mi
     return Trainer(own, mesh, Recipe(clip=0.8, zero=zero, bucket_bytes=20_000, schedule=plan, alpha=0.05, gamma=0.01))
 
 
-def trained(mesh, trainer, micro_batches=1, begin=0, end=STEPS):
-    """Losses, balance losses and norms of the steps; this rank's weights after the last by name, whole; its last parts."""
-    data, order = np.random.default_rng(5).integers(0, V, 60 * S + 1), Order(60, 7)
-    for _ in range(begin):
-        order.next(SEQUENCES)
-    told, batches = [], mesh.over("dp", "ep")
-    for n in range(begin, end):
-        parts = text.dealt(data, order.next(SEQUENCES), S, batches.size, batches.rank, micro_batches)
-        loss = trainer.gradients(parts, SEQUENCES * S)
-        told.append((loss, trainer.balance, trainer.update(warmup_cosine(n, STEPS, 1e-2, 5))))
-    buffers = [p for layer in trainer.routed for p in layer.buffers]
-    with mesh.phase("compare"):
-        return np.array(told), {p.name: p.whole(mesh, p.data) for p in [*trainer.parameters, *buffers]}, parts
-
-
 @pytest.fixture(scope="module")
 def alone():
     mesh = Mesh(MPI.COMM_SELF, dp=1)
-    return on_first(start.begin(), lambda: trained(mesh, made(mesh)))
+    return on_first(start.begin(), lambda: RUN.trained(mesh, made(mesh)))
 
 
 @pytest.mark.limit(120)
@@ -81,7 +65,7 @@ def test_twenty_steps_are_the_same(comm, alone, case):
     (told, weights, _), control = alone, Control(comm)
     with Mesh(comm, check=True, **axes) as mesh:
         trainer = made(mesh, *how, micro_batches=2)
-        got, after, parts = trained(mesh, trainer, 2)
+        got, after, parts = RUN.trained(mesh, trainer, 2)
         np.testing.assert_allclose(got, told, rtol=0, atol=1e-10)
         for name, a in after.items():
             np.testing.assert_allclose(a, weights[name], rtol=0, atol=1e-10, err_msg=name)
@@ -91,7 +75,8 @@ def test_twenty_steps_are_the_same(comm, alone, case):
         sent = {t.axis for t in trainer.sums.traffic()}
         assert sent <= {mesh.over("dp", "ep", "cp").name, mesh.over("dp", "cp").name}
         Replicas(mesh, control, 1).check(1, trainer.copies)
-        # What goes to experts depends on the choice, and was counted as it was made.
+        # What goes to experts depends on the choice, and was counted as it was made: of all steps no more is kept than of one.
+        assert len(trainer.exchanged) <= 2 * len({(t.verb, t.axis, t.phase) for t in trainer.exchanged})
         predicted = [t for t in trainer.traffic(parts) for _ in range(STEPS)] + trainer.exchanged
         rows = merged(control.everyone(mesh.ledger.report(predicted)))
         assert agrees(r for r in rows if r["phase"] != "compare")
@@ -108,14 +93,9 @@ def test_a_run_goes_on_from_one_mesh_to_the_next(comm, alone, shared):
         with Mesh(comm, check=True, **axes) as mesh:
             trainer = made(mesh, zero=zero)
             if end:
-                before = Checkpoint(shared / f"step-{end:08d}", control)
-                trainer.load(before)
-                again = Checkpoint(save(shared / "again", end, trainer.pieces(), {}, control), control)
-                for p, moment in product(trainer.parameters, ("", "m.", "v.")):
-                    a, b = (c.read(moment + p.name, p.layout, mesh.place, "float64") for c in (before, again))
-                    assert a.tobytes() == b.tobytes(), moment + p.name
+                loaded(trainer, shared, end, mesh, control)
             begin, end = end, min(end + 7, STEPS)
-            seen += [*trained(mesh, trainer, 1, begin, end)[0][:, 0]]
+            seen += [*RUN.trained(mesh, trainer, 1, begin, end)[0][:, 0]]
             save(shared, end, trainer.pieces(), {}, control)
     np.testing.assert_allclose(seen, told[:, 0], rtol=0, atol=1e-10)
     for p in trainer.parameters:
@@ -130,17 +110,17 @@ def test_gradients_of_experts_that_are_summed_over_ep_too_are_seen(comm, monkeyp
     monkeypatch.setitem(globals(), "EXPERTS", Experts(comm.size, 2, 7, first=1))
     plain = Groups.__init__
     with Mesh(comm, check=True, ep=comm.size) as mesh:
-        right = trained(mesh, made(mesh), end=1)[0][0, 2]
+        right = RUN.trained(mesh, made(mesh), end=1)[0][0, 2]
         one = lambda axes: {mesh.ep: [home for homes in axes.values() for home in homes]}  # noqa: E731
         monkeypatch.setattr(Groups, "__init__", lambda self, axes, *more: plain(self, one(axes), *more))
-        assert abs(trained(mesh, made(mesh), end=1)[0][0, 2] - right) > 1e-3
+        assert abs(RUN.trained(mesh, made(mesh), end=1)[0][0, 2] - right) > 1e-3
 
 
 def test_a_norm_that_counts_experts_once_a_rank_of_ep_alone_is_seen(comm, alone):
     with Mesh(comm, check=True, ep=comm.size) as mesh:
         trainer = made(mesh)
         trainer._counted &= mesh.ep.rank == 0
-        got, *_ = trained(mesh, trainer, end=1)
+        got, *_ = RUN.trained(mesh, trainer, end=1)
         assert abs(got[0, 2] - alone[0][0, 2]) > 1e-3
 
 

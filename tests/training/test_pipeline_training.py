@@ -1,7 +1,5 @@
 """Training in stages, and with sequences cut over cp: losses and weights as on one process, checkpoints for any mesh."""
 
-from itertools import product
-
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -9,12 +7,11 @@ from mpi4py import MPI
 from launch import start
 from layers.batch import Batch
 from layers.context import KINDS
-from layers.optimizer import warmup_cosine
 from models.build import Parts
 from models.config import gpt2_like, llama_like
 from models.stage import by_hand, dealt, stages
 from parallel import schedules
-from parallel.checkpoint import Checkpoint, save
+from parallel.checkpoint import save
 from parallel.control import Control
 from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
@@ -22,13 +19,13 @@ from parallel.parameter import drawn
 from parallel.replicas import Replicas
 from tests.apart import on_first
 from tests.grids import every_other
-from training import text
-from training.text import Order
+from tests.training.runs import Run, loaded
 from training.trainer import Recipe, Trainer
 
 pytestmark = pytest.mark.mpi
 
 V, S, STEPS, SEQUENCES = 29, 10, 20, 13
+RUN = Run(V, S, SEQUENCES, STEPS)
 LAYERS = 4
 CONFIGS = {
     "tied": gpt2_like(V, 24, LAYERS, 4, 10, S),
@@ -71,25 +68,11 @@ def made(mesh, kind, schedule="1f1b", micro_batches=1, layers=None, cuts_rows=Fa
     return Trainer(own, mesh, Recipe(clip=0.8, zero=zero, bucket_bytes=5000, schedule=plan))
 
 
-def trained(mesh, trainer, micro_batches, begin=0, end=STEPS):
-    """Of the steps `begin` to `end`: losses and norms; this rank's weights after the last by name, whole; its last parts."""
-    data, order = np.random.default_rng(5).integers(0, V, 60 * S + 1), Order(60, 7)
-    for _ in range(begin):
-        order.next(SEQUENCES)
-    told = []
-    for n in range(begin, end):
-        parts = text.dealt(data, order.next(SEQUENCES), S, mesh.dp.size, mesh.dp.rank, micro_batches)
-        loss = trainer.gradients(parts, SEQUENCES * S)
-        told.append((loss, trainer.update(warmup_cosine(n, STEPS, 1e-2, 5))))
-    with mesh.phase("compare"):
-        return np.array(told), {p.name: p.whole(mesh, p.data) for p in trainer.parameters}, parts
-
-
 @pytest.fixture(scope="module")
 def alone():
     """The same on one process in one stage."""
     mesh = Mesh(MPI.COMM_SELF, dp=1, tp=1)
-    return on_first(start.begin(), lambda: {kind: trained(mesh, made(mesh, kind), 1)[:2] for kind in CONFIGS})
+    return on_first(start.begin(), lambda: {kind: RUN.trained(mesh, made(mesh, kind), 1)[:2] for kind in CONFIGS})
 
 
 @pytest.mark.limit(120)
@@ -101,7 +84,7 @@ def test_twenty_steps_in_stages_are_the_same(comm, alone, kind, case):
         # 13 sequences over dp in 5 micro-batches, or 2: nothing divides.
         micro_batches = 5 if mesh.pp.size > 1 else 2
         trainer = made(mesh, kind, schedule, micro_batches, *how)
-        got, after, parts = trained(mesh, trainer, micro_batches)
+        got, after, parts = RUN.trained(mesh, trainer, micro_batches)
         np.testing.assert_allclose(got, told, rtol=0, atol=1e-10)
         for name, a in after.items():
             np.testing.assert_allclose(a, weights[name], rtol=0, atol=1e-10, err_msg=name)
@@ -130,15 +113,10 @@ def test_a_run_goes_on_from_one_mesh_to_the_next(comm, alone, kind, shared):
         with Mesh(comm, check=True, **axes) as mesh:
             trainer = made(mesh, kind, schedule, micro_batches, zero=zero)
             if end:
-                before = Checkpoint(shared / f"step-{end:08d}", control)
-                trainer.load(before)
-                again = Checkpoint(save(shared / "again", end, trainer.pieces(), {}, control), control)
-                for p, moment in product(trainer.parameters, ("", "m.", "v.")):
-                    a, b = (c.read(moment + p.name, p.layout, mesh.place, "float64") for c in (before, again))
-                    assert a.tobytes() == b.tobytes(), moment + p.name
+                loaded(trainer, shared, end, mesh, control)
             begin, end = end, min(end + 5, STEPS)
-            got, after, _ = trained(mesh, trainer, micro_batches, begin, end)
-            seen += [loss for loss, _ in got]
+            got, after, _ = RUN.trained(mesh, trainer, micro_batches, begin, end)
+            seen += [*got[:, 0]]
             save(shared, end, trainer.pieces(), {}, control)
     np.testing.assert_allclose(seen, told[:, 0], rtol=0, atol=1e-10)
     for name, a in after.items():
@@ -166,5 +144,5 @@ def test_targets_that_are_shifted_after_the_cut_are_seen(comm, alone, monkeypatc
     monkeypatch.setattr(Batch, "take", shifted)
     monkeypatch.setattr(Trainer, "gradients", gradients)
     with Mesh(comm, check=True, cp=comm.size) as mesh:
-        got, *_ = trained(mesh, made(mesh, "untied"), 1, end=1)
+        got, *_ = RUN.trained(mesh, made(mesh, "untied"), 1, end=1)
     assert abs(got[0, 0] - alone["untied"][0][0, 0]) > 1e-4

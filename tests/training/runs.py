@@ -1,0 +1,46 @@
+"""What tests of training on a mesh share: a run of some of its steps, and a checkpoint that is read and written again."""
+
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from layers.optimizer import warmup_cosine
+from parallel.checkpoint import Checkpoint, save
+from training import text
+from training.text import Order
+
+
+class Run(NamedTuple):
+    """`sequences` of `length` tokens in each of `steps` steps."""
+
+    vocabulary: int
+    length: int
+    sequences: int
+    steps: int
+
+    def trained(self, mesh, trainer, micro_batches=1, begin=0, end=None):
+        """Losses, balance losses and norms of the steps `begin` to `end`; this rank's weights after the last by name, whole;
+        its last parts."""
+        data = np.random.default_rng(5).integers(0, self.vocabulary, 60 * self.length + 1)
+        order, batches, told = Order(60, 7), mesh.over("dp", "ep"), []
+        for _ in range(begin):
+            order.next(self.sequences)
+        for n in range(begin, self.steps if end is None else end):
+            chosen = order.next(self.sequences)
+            parts = text.dealt(data, chosen, self.length, batches.size, batches.rank, micro_batches)
+            loss = trainer.gradients(parts, self.sequences * self.length)
+            told.append((loss, trainer.balance, trainer.update(warmup_cosine(n, self.steps, 1e-2, 5))))
+        buffers = [p for layer in trainer.routed for p in layer.buffers]
+        with mesh.phase("compare"):
+            return np.array(told), {p.name: p.whole(mesh, p.data) for p in [*trainer.parameters, *buffers]}, parts
+
+
+def loaded(trainer, folder, step, mesh, control):
+    """Go on from a checkpoint in the folder: what is written again is what was read, to the bit."""
+    before = Checkpoint(folder / f"step-{step:08d}", control)
+    trainer.load(before)
+    again = Checkpoint(save(folder / "again", step, trainer.pieces(), {}, control), control)
+    for p, moment in product(trainer.parameters, ("", "m.", "v.")):
+        a, b = (c.read(moment + p.name, p.layout, mesh.place, "float64") for c in (before, again))
+        assert a.tobytes() == b.tobytes(), moment + p.name
