@@ -111,16 +111,14 @@ class Steps:
         self.loss, self.gradients = [], []
         for _ in range(args.steps):
             self.loss.append(self.trainer.gradients(self.parts, tokens))
-            with mesh.phase("compare"):
-                # With ZeRO, a rank has the sums of its part only.
-                self.trainer.sums.gather(self.trainer.flat.grad)
             self.gradients.append(self._named("grad"))
             self.trainer.update(RATE)
             replicas.check(len(self.loss), lambda: [*self.trainer.copies(), Copy("the losses", self.loss)])
         self.after = self._named("data")
 
     def _named(self, what: str) -> dict[str, np.ndarray]:
-        return {p.name: getattr(p, what).copy() for p in self.trainer.parameters}
+        with self.trainer.mesh.phase("compare"):
+            return self.trainer.holder.wholes(what)
 
 
 def against_the_reference(loss: Callable[[dict], complex], dtype: str, ours: Steps) -> Iterator[Comparison]:

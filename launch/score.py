@@ -20,9 +20,9 @@ from launch.terminal import targets
 from launch.terminal.lines import counted
 from models.source import Source
 from models.tokenizer import Tokenizer
-from parallel.axis import Axis
 from parallel.control import Control
 from parallel.data import Groups
+from parallel.holder import Over
 from parallel.ledger import Traffic, agrees, message
 from parallel.mesh import Mesh
 from parallel.owed import Owed
@@ -130,19 +130,19 @@ class Scored:
         """Of the mean loss, whole, by the names of our parameters."""
         model, dtype = self.model, self.logits_Tv.dtype
         # What came over ep is in the gradients of what is cut over it already.
-        axes: dict[Axis, dict[Parameter | Fused, None]] = {self.data: {}, self.mesh.dp: {}}
+        over: dict[Over, dict[Parameter | Fused, None]] = {Over(self.data): {}, Over(self.mesh.dp): {}}
         for p in model.filling_order:
-            axes[self.mesh.dp if "ep" in p.layout.cuts else self.data][p.home] = None
-        sums = Groups(axes, BUCKET)
+            over[Over(self.mesh.dp if "ep" in p.layout.cuts else self.data)][p.home] = None
+        sums = Groups(over, BUCKET)
         with self.mesh.phase("backward"):
             dnll_T = np.full(len(self.logits_Tv), 1 / self.count, dtype)
-            model.backward(model.loss.backward(dnll_T, self.saved_loss), self.saved, sums.filled)
+            model.backward(model.loss.backward(dnll_T, self.saved_loss), self.saved, sums)
             sums.finish()
             owed = Owed(self.mesh, model.parameters)
             owed.sum()
         with self.mesh.phase("score"):
             whole = {p.name: p.whole(self.mesh, p.grad) for p in model.parameters}
-        self.predicted += [t for t in self.traffic if t.phase == "backward"] + sums.traffic() + owed.traffic()
+        self.predicted += [t for t in self.traffic if t.phase == "backward"] + sums.traffic((), {}) + owed.traffic()
         self.predicted += [t for p in model.parameters for t in gathers(p)]
         return whole
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from layers.ops import BLOCK
 from parallel.axis import Axis
-from parallel.data import Flat
+from parallel.flat import Numbering, Owned
 from parallel.parameter import Parameter
 
 
@@ -33,10 +33,9 @@ class SGD:
             p.zero_grad()
 
 
-def _blocks(ranges: Sequence[slice]) -> Iterator[slice]:
-    """The ranges in pieces that stay in the cache."""
-    for at in ranges:
-        yield from (slice(a, min(a + BLOCK, at.stop)) for a in range(at.start, at.stop, BLOCK))
+def _blocks(size: int) -> Iterator[slice]:
+    """So many entries, in blocks that stay in the cache."""
+    return (slice(a, min(a + BLOCK, size)) for a in range(0, size, BLOCK))
 
 
 class AdamW:
@@ -46,68 +45,73 @@ class AdamW:
         v  = b2 v + (1 - b2) g^2
         w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)          decay: of matrices and tables only
 
-    `owned`: the ranges of the flat arrays to update; the state m, v is kept for these alone (ZeRO stage 1 splits them).
+    `owned`: the entries to update; the state m, v is kept for these alone (ZeRO splits them). `numbering`: of all entries.
     """
 
     def __init__(
         self,
-        flat: Flat,
-        owned: Sequence[slice],
+        numbering: Numbering,
+        owned: Sequence[Owned],
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ) -> None:
-        self.flat, self.betas, self.eps, self.weight_decay = flat, betas, eps, weight_decay
+        self.dtype, self.betas, self.eps, self.weight_decay = numbering.dtype, betas, eps, weight_decay
         self.owned, self.steps = list(owned), 0
-        size = sum(at.stop - at.start for at in owned)
-        self.m, self.v = (np.zeros(size, flat.data.dtype) for _ in range(2))
-        # Owned ranges, cut where decay begins or ends.
-        decays = [(at.stop, home.decays) for home, at in flat.places()]
+        self.m, self.v = (np.zeros(sum(len(part.data) for part in owned), self.dtype) for _ in range(2))
+        # Owned ranges, cut where decay begins or ends: weights, gradients, m, v and whether they decay.
+        decays = [(at.stop, home.decays) for home, at in numbering.places()]
         ends = np.array([stop for stop, _ in decays])
-        self._runs: list[tuple[slice, slice, bool]] = []
-        state = 0
+        self._runs: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]] = []
         # A stage without blocks owns an empty one.
-        for at in (at for at in self.owned if at.start < at.stop):
-            inside = [int(e) for e in ends if at.start < e < at.stop]
-            for start, stop in pairwise([at.start, *inside, at.stop]):
+        for part, state in (found for found in self._parts() if len(found[0].data)):
+            inside = [int(e) for e in ends if part.at.start < e < part.at.stop]
+            for start, stop in pairwise([part.at.start, *inside, part.at.stop]):
                 decay = decays[int(np.searchsorted(ends, start, side="right"))][1]
-                self._runs.append((slice(start, stop), slice(state, state + stop - start), decay))
-                state += stop - start
+                here = slice(start - part.at.start, stop - part.at.start)
+                there = slice(state + here.start, state + here.stop)
+                self._runs.append((part.data[here], part.grad[here], self.m[there], self.v[there], decay))
 
-    def _overlaps(self, at: slice) -> Iterator[tuple[slice, slice]]:
-        """Where owned ranges lie in `at`: as slices of an array of its length, and of the state."""
+    def _parts(self) -> Iterator[tuple[Owned, int]]:
+        """What is owned, with where its state begins."""
         state = 0
-        for owned in self.owned:
-            start, stop = max(at.start, owned.start), min(at.stop, owned.stop)
+        for part in self.owned:
+            yield part, state
+            state += len(part.data)
+
+    def _overlaps(self, at: slice) -> Iterator[tuple[slice, list[np.ndarray]]]:
+        """Where owned entries lie in `at`, as slices of an array of its length; their weights, m and v."""
+        for part, state in self._parts():
+            start, stop = max(at.start, part.at.start), min(at.stop, part.at.stop)
             if start < stop:
-                yield slice(start - at.start, stop - at.start), slice(state + start - owned.start, state + stop - owned.start)
-            state += owned.stop - owned.start
+                here = slice(start - part.at.start, stop - part.at.start)
+                there = slice(state + here.start, state + here.stop)
+                yield slice(start - at.start, stop - at.start), [part.data[here], self.m[there], self.v[there]]
 
     def state_in(self, at: slice) -> np.ndarray:
-        """m and v (2, n) of the range `at` of the flat arrays; zero where this rank does not own it."""
-        found = np.zeros((2, at.stop - at.start), self.m.dtype)
-        for there, here in self._overlaps(at):
-            found[0, there], found[1, there] = self.m[here], self.v[here]
+        """Weights, m and v (3, n) of the entries `at`; zero where this rank does not own them."""
+        found = np.zeros((3, at.stop - at.start), self.dtype)
+        for where, held in self._overlaps(at):
+            found[:, where] = held
         return found
 
-    def take_state(self, at: slice, moments: np.ndarray) -> None:
-        """Set m and v in the range `at` from (2, n): what this rank owns of it."""
-        for there, here in self._overlaps(at):
-            self.m[here], self.v[here] = moments[:, there]
+    def take_state(self, at: slice, state: np.ndarray) -> None:
+        """Set weights, m and v of the entries `at` from (3, n): what this rank owns of them."""
+        for where, held in self._overlaps(at):
+            for mine, given in zip(held, state, strict=True):
+                mine[...] = given[where]
 
     def step(self, lr: float, scale: float = 1.0) -> None:
-        """One update from flat.grad times `scale` (of clipping). One pass over memory, in blocks that stay in the cache."""
+        """One update from gradients times `scale` (of clipping). One pass over memory, in blocks that stay in the cache."""
         self.steps += 1
         b1, b2 = self.betas
-        of = self.flat.data.dtype.type
+        of = self.dtype.type
         unbias_m, unbias_v = 1 - b1**self.steps, sqrt(1 - b2**self.steps)
-        room = np.empty(BLOCK, self.flat.data.dtype)
-        for at, state, decay in self._runs:
-            for here in _blocks([at]):
-                n = here.stop - here.start
-                offset = here.start - at.start + state.start
-                w, g, t = self.flat.data[here], self.flat.grad[here], room[:n]
-                m, v = self.m[offset : offset + n], self.v[offset : offset + n]
+        room = np.empty(BLOCK, self.dtype)
+        for *arrays, decay in self._runs:
+            for here in _blocks(len(arrays[0])):
+                w, g, m, v = (a[here] for a in arrays)
+                t = room[: len(w)]
                 np.multiply(g, of((1 - b1) * scale), out=t)
                 m *= of(b1)
                 m += t
@@ -125,19 +129,20 @@ class AdamW:
                 w -= t
 
 
-def squared_norm(flat: Flat, owned: Sequence[slice], counted: np.ndarray) -> float:
-    """The sum of squares of flat.grad in `owned`, of the entries that are counted on this rank."""
+def squared_norm(owned: Sequence[Owned], counted: Sequence[np.ndarray]) -> float:
+    """The sum of squares of the gradients in `owned`, of the entries that are counted on this rank, as masks by part."""
     total = 0.0
-    for at in _blocks(owned):
-        g, here = flat.grad[at], counted[at]
-        g = g if here.all() else g[here]
-        total += float(np.vdot(g, g))
+    for part, mask in zip(owned, counted, strict=True):
+        for at in _blocks(len(mask)):
+            g, here = part.grad[at], mask[at]
+            g = g if here.all() else g[here]
+            total += float(np.vdot(g, g))
     return total
 
 
-def global_norm(flat: Flat, owned: Sequence[slice], counted: np.ndarray, everyone: Axis) -> float:
+def global_norm(owned: Sequence[Owned], counted: Sequence[np.ndarray], everyone: Axis) -> float:
     """The norm of the whole gradient: of each entry, on the one rank that counts it."""
-    return sqrt(everyone.all_reduce(np.array([squared_norm(flat, owned, counted)])).item())
+    return sqrt(everyone.all_reduce(np.array([squared_norm(owned, counted)])).item())
 
 
 def warmup_cosine(step: int, steps: int, peak: float, warmup: int, last: float = 0.1) -> float:

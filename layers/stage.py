@@ -5,7 +5,8 @@ T tokens   D model width   V vocabulary   v, t this rank's share over tp of V an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -20,7 +21,8 @@ from layers.pieces import Pieces
 from layers.rope import Rope
 from layers.saved import nbytes
 from parallel.axis import Axis
-from parallel.later import Later
+from parallel.holder import IN_PLACE, Holder
+from parallel.later import Later, put_off
 from parallel.ledger import Traffic
 from parallel.parameter import Parameter
 from parallel.rows import held, is_whole, own
@@ -146,27 +148,25 @@ class Stage:
         dtype = None if rope is None else self.parameters[0].data.dtype
         return Batch.of(lengths, rope, dtype, cut_over, every=every, rank=rank, balance=balance)
 
-    def forward(self, x: np.ndarray, batch: Batch) -> tuple[np.ndarray, tuple]:
+    def forward(self, x: np.ndarray, batch: Batch, holder: Holder = IN_PLACE) -> tuple[np.ndarray, tuple]:
         """x: ids (T,), or (t, D) where another stage has begun -> logits (T, v), or (t, D) where another goes on; saved."""
         saved = []
         for part in self.parts:
-            x, of_part = part.forward(x, batch)
+            with holder.using(part.parameters):
+                x, of_part = part.forward(x, batch)
             saved.append(of_part)
         return x, tuple(saved)
 
     def backward(
-        self,
-        dy: np.ndarray,
-        saved: tuple,
-        filled: Callable[[list[Parameter]], None] = lambda parameters: None,
-        later: Later | None = None,
+        self, dy: np.ndarray, saved: tuple, holder: Holder = IN_PLACE, later: Later | None = None
     ) -> np.ndarray | None:
-        """dy of what forward gave, saved -> dx (t, D), or None with a beginning. Adds into the gradients. `filled` is told of
-        parameters whose gradients are complete, unless products are put off."""
+        """dy of what forward gave, saved -> dx (t, D), or None with a beginning. Adds into the gradients; `holder` is told of
+        them part by part, where products are put off with these."""
         for part, of_part in zip(reversed(self.parts), reversed(saved), strict=True):
-            dy = part.backward(dy, of_part, later)
-            if later is None:
-                filled(part.parameters)
+            put_off(later, partial(holder.filling, part.parameters))
+            with holder.using(part.parameters):
+                dy = part.backward(dy, of_part, later)
+            put_off(later, partial(holder.filled, part.parameters))
         return dy
 
     def exchanged(self, batch: Batch) -> list[Traffic]:

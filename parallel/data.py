@@ -1,9 +1,8 @@
-"""Data parallelism: gradients in one array, summed over dp in buckets while backward goes on; and their split for ZeRO-1.
+"""Data parallelism: gradients in one array, summed in buckets while backward goes on; and their split for ZeRO-1.
 
-    flat = Flat(model.filling_order)                        # weights and gradients, in the order backward completes them
-    sums = GradientSums(flat, mesh.dp, bucket_bytes)
-    model.backward(dlogits, saved, filled=sums.filled)      # a full bucket is on its way while the next block computes
-    sums.finish()
+    groups = Groups({Over(mesh.dp): model.filling_order}, bucket_bytes)
+    model.backward(dlogits, saved, groups)          # a full bucket is on its way while the next block computes
+    groups.finish()
 
 Gradients are of sums over this rank's tokens divided by the tokens of the whole batch, so that their sum over dp is the
 gradient of the mean, however unequal the parts.
@@ -11,74 +10,23 @@ gradient of the mean, however unequal the parts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
 
-from parallel.axis import Axis
+from parallel.flat import Flat, Owned
+from parallel.holder import Holder, Over
 from parallel.ledger import Traffic
 from parallel.parameter import Fused, Parameter
 from parallel.pending import Pending
-from parallel.shard import Cut, Layout, Place, even
-
-
-class Flat:
-    """Every parameter of this rank in one array `data`, every gradient in one array `grad`, in the order given.
-
-    From here on each parameter's data and grad are views. Parameters that share memory (`Fused`) follow one another. `dtype`:
-    needed where there may be no parameters.
-    """
-
-    def __init__(self, parameters: Iterable[Parameter], dtype: np.dtype | str | None = None) -> None:
-        self.homes: list[Parameter | Fused] = list(dict.fromkeys(p.home for p in parameters))
-        self.ends = np.cumsum([home.data.size for home in self.homes], dtype=np.int64)
-        size, dtype = sum(home.data.size for home in self.homes), dtype or self.homes[0].data.dtype
-        self.data, self.grad = np.empty(size, dtype), np.zeros(size, dtype)
-        for home, at in self.places():
-            home.move(self.data[at].reshape(home.data.shape), self.grad[at].reshape(home.data.shape))
-
-    @property
-    def parameters(self) -> list[Parameter]:
-        return [p for home in self.homes for p, _ in home.parts]
-
-    def places(self) -> Iterator[tuple[Parameter | Fused, slice]]:
-        """Each home with where it is in the flat arrays."""
-        return zip(self.homes, (slice(e - h.data.size, e) for e, h in zip(self.ends, self.homes, strict=True)), strict=True)
-
-    def zero_grad(self) -> None:
-        for p in self.parameters:
-            p.zero_grad()
-
-    def mask(self, holds: dict[str, np.ndarray | bool]) -> np.ndarray:
-        """True and False for each entry of data, from what `holds` says of each parameter by name (of its shape, or one)."""
-        found = np.empty(len(self.data), bool)
-        for home, at in self.places():
-            part = found[at].reshape(home.data.shape)
-            for p, index in home.parts:
-                part[index] = holds[p.name]
-        return found
-
-    def counted_once(self, place: Place, split: Collection[str] = ()) -> np.ndarray:
-        """Which entries this rank counts in a sum over all weights and over the axes of `place`: those that it is the first to
-        hold. Axes of `split` are left out where they do not cut: what is split over them is counted wherever it lies."""
-        of = lambda cuts: {axis: at for axis, at in place.items() if axis in cuts or axis not in split}  # noqa: E731
-        return self.mask({p.name: _first(p.layout, of(p.layout.cuts)) for p in self.parameters})
-
-
-def _first(layout: Layout, place: Place) -> np.ndarray:
-    """Of this rank's part, the entries that no lower rank holds."""
-    found = np.array(True)
-    for (start, stop), runs in zip(layout.bounds(place), layout.first(place), strict=True):
-        here = np.zeros(stop - start, bool)
-        for a, b in runs:
-            here[a - start : b - start] = True
-        found = found[..., None] & here
-    return found
+from parallel.schedule import Op
+from parallel.shard import Cut, even
 
 
 class GradientSums:
-    """The gradients of `flat` summed over dp, bucket by bucket, each sent as soon as backward has filled it.
+    """The gradients of `flat` summed over ranks, bucket by bucket, each sent as soon as backward has filled it.
 
     Buckets are ranges of flat.grad: as backward fills it from the front, every bucket that is full is sent. With `overlap`
     off, all are sent in `finish`. With `split` (ZeRO stage 1, arXiv 1910.02054) a rank gets only its part of each bucket,
@@ -89,21 +37,23 @@ class GradientSums:
     def __init__(
         self,
         flat: Flat,
-        dp: Axis,
+        over: Over,
         bucket_bytes: int,
         overlap: bool = True,
         split: bool = False,
         homes: slice = slice(None),
     ) -> None:
-        self.flat, self.dp, self.overlap, self.split = flat, dp, overlap, split
+        self.flat, self.over, self.overlap, self.split = flat, over, overlap, split
         self.homes, self.ends = flat.homes[homes], flat.ends[homes]
         stop = int(self.ends[-1]) if self.homes else 0
         begin = stop - sum(home.data.size for home in self.homes)
-        step = max(bucket_bytes // flat.data.itemsize, dp.size)
+        step = max(bucket_bytes // flat.dtype.itemsize, over.axis.size)
         # What is left over is no bucket of its own where not every rank could own some of it.
-        starts = [at for at in range(begin, stop, step) if at == begin or stop - at >= dp.size]
+        starts = [at for at in range(begin, stop, step) if at == begin or stop - at >= over.axis.size]
         self.buckets = [slice(a, b) for a, b in zip(starts, [*starts[1:], stop], strict=False)]
-        self.cuts: list[Cut] = [even(b.stop - b.start, dp.size, "entries of a bucket") for b in self.buckets] if split else []
+        self.cuts: list[Cut] = (
+            [even(b.stop - b.start, over.axis.size, "entries of a bucket") for b in self.buckets] if split else []
+        )
         self._forget()
 
     def _forget(self) -> None:
@@ -116,7 +66,7 @@ class GradientSums:
         """The ranges of the flat arrays whose gradients this rank gets whole, and whose weights it updates."""
         if not self.split:
             return [slice(self.buckets[0].start, self.buckets[-1].stop)] if self.buckets else []
-        bounds = (cut.bounds[self.dp.rank] for cut in self.cuts)
+        bounds = (cut.bounds[self.over.axis.rank] for cut in self.cuts)
         return [slice(b.start + start, b.start + stop) for b, (start, stop) in zip(self.buckets, bounds, strict=True)]
 
     def filled(self, parameters: Iterable[Parameter]) -> None:
@@ -125,92 +75,137 @@ class GradientSums:
         for pending in self._pending:
             pending.poke()
         while self._done < len(self.homes) and id(self.homes[self._done]) in self._filled:
-            self._make_zero_where_none(self.homes[self._done])
+            self.homes[self._done].zero_where_none()
             self._end = int(self.ends[self._done])
             self._done += 1
         if self.overlap:
             self._send()
-
-    @staticmethod
-    def _make_zero_where_none(home: Parameter | Fused) -> None:
-        for p, _ in home.parts:
-            if p.grad is None:
-                p.add_grad(np.zeros_like(p.data))
 
     def _send(self) -> None:
         for n in range(len(self._pending), len(self.buckets)):
             bucket = self.buckets[n]
             if bucket.stop > self._end:
                 return
-            grad = self.flat.grad[bucket]
-            start = self.dp.start_reduce_scatter(grad, self.cuts[n]) if self.split else self.dp.start_all_reduce(grad)
-            self._pending.append(start)
+            grad, axis = self.flat.grad[bucket], self.over.axis
+            self._pending.append(axis.start_reduce_scatter(grad, self.cuts[n]) if self.split else axis.start_all_reduce(grad))
 
     def finish(self) -> None:
         """Wait until every bucket is summed. Raises ValueError if backward has left gradients unfilled."""
         if self._done < len(self.homes):
             missing = [p.name for p, _ in self.homes[self._done].parts]
-            raise ValueError(f"gradients of {', '.join(missing)} were never filled: pass `filled` to backward")
+            raise ValueError(f"gradients of {', '.join(missing)} were never filled: give the model's backward this holder")
         self._send()
         sums = [pending.wait() for pending in self._pending]
         if self.split:
             for at, part in zip(self.owned, sums, strict=True):
-                self.flat.grad[at] = part
+                self.flat.grad[at] = part if self.over.rest is None else self.over.rest.all_reduce(part)
         self._forget()
 
     def gather(self, flat: np.ndarray) -> None:
         """With `split`: bring what the other ranks own of flat.data or flat.grad. Without, a rank owns all of it."""
         if self.split:
             for bucket, at, cut in zip(self.buckets, self.owned, self.cuts, strict=True):
-                self.dp.all_gather(flat[at].copy(), 0, cut, out=flat[bucket])
+                self.over.axis.all_gather(flat[at].copy(), 0, cut, out=flat[bucket])
 
     def traffic(self) -> list[Traffic]:
-        """What one step sends over dp."""
-        size = [(b.stop - b.start) * self.flat.data.itemsize for b in self.buckets]
-        verb = "reduce_scatter" if self.split else "all_reduce"
-        sent = [Traffic(verb, self.dp.name, "backward", n) for n in size]
-        return sent + [Traffic("all_gather", self.dp.name, "step", n) for n in size if self.split]
+        """What one step sends."""
+        itemsize, axis, rest = self.flat.dtype.itemsize, self.over.axis, self.over.rest
+        size = [(b.stop - b.start) * itemsize for b in self.buckets]
+        sent = [Traffic("reduce_scatter" if self.split else "all_reduce", axis.name, "backward", n) for n in size]
+        if self.split and rest is not None:
+            sent += [Traffic("all_reduce", rest.name, "backward", (at.stop - at.start) * itemsize) for at in self.owned]
+        return sent + [Traffic("all_gather", axis.name, "step", n) for n in size if self.split]
 
 
-class Groups:
-    """GradientSums of a flat array whose gradients are not all summed over the same ranks: those of experts that are cut over
-    ep are not summed over it, as what came over it is in them already. The verbs are those of GradientSums.
+class Groups(Holder):
+    """GradientSums of one flat array whose gradients are not all summed over the same ranks: those of experts that are cut over
+    ep are not summed over it, as what came over it is in them already. The sums are made once a step.
 
-    `axes`: each with the parameters' homes that it sums, the same axes on every rank, also where it has none of these.
+    `over`: each with the parameters' homes that it sums, the same on every rank, also where it has none of these. `stages`:
+    the parameters of each stage; a gradient is complete with the last backward of its stage. `late`: homes whose gradients
+    are complete only before `finish`, as they are owed another sum.
     """
 
     def __init__(
         self,
-        axes: Mapping[Axis, Collection[Parameter | Fused]],
+        over: Mapping[Over, Collection[Parameter | Fused]],
         bucket_bytes: int,
         overlap: bool = True,
         split: bool = False,
         dtype: np.dtype | str | None = None,
+        stages: Mapping[int, Sequence[Parameter]] | None = None,
+        late: Collection[Parameter | Fused] = (),
     ) -> None:
-        self.flat = Flat([p for homes in axes.values() for home in homes for p, _ in home.parts], dtype)
-        ends = [0, *accumulate(len(homes) for homes in axes.values())]
+        self.flat = Flat([p for homes in over.values() for home in homes for p, _ in home.parts], dtype)
+        ends = [0, *accumulate(len(homes) for homes in over.values())]
         self.each = [
-            GradientSums(self.flat, axis, bucket_bytes, overlap, split, slice(*at))
-            for axis, at in zip(axes, pairwise(ends), strict=True)
+            GradientSums(self.flat, ranks, bucket_bytes, overlap, split, slice(*at))
+            for ranks, at in zip(over, pairwise(ends), strict=True)
         ]
-        self.axis_of = {home: axis for axis, homes in axes.items() for home in homes}
+        self.over_of = {home: ranks for ranks, homes in over.items() for home in homes}
+        self.stages, self.late, self.split = stages or {}, dict.fromkeys(late), split
+        # How many more backwards of this step add to a gradient.
+        self._left: Counter[Parameter | Fused] = Counter()
 
     @property
-    def owned(self) -> list[slice]:
-        return [at for sums in self.each for at in sums.owned]
+    def numbering(self) -> Flat:
+        return self.flat
+
+    @property
+    def owned(self) -> list[Owned]:
+        return self.flat.owned([at for sums in self.each for at in sums.owned])
+
+    def zero_grad(self) -> None:
+        self.flat.zero_grad()
+
+    def begin(self, ops: Sequence[Op], phases: Mapping[str, str]) -> None:
+        backwards = Counter(op.stage for op in ops if op.kind in "BW")
+        self._left = Counter({p.home: n for stage, n in backwards.items() for p in self.stages[stage]})
 
     def filled(self, parameters: Iterable[Parameter]) -> None:
-        parameters = list(parameters)
+        homes = {p.home: 1 for p in parameters}
+        self._left.subtract(homes)
+        complete = [p for home in homes if self._left[home] <= 0 and home not in self.late for p, _ in home.parts]
         for sums in self.each:
-            sums.filled(parameters)
+            sums.filled(complete)
 
     def finish(self) -> None:
+        """Wait until all is summed."""
+        late = [p for home in self.late for p, _ in home.parts]
         for sums in self.each:
+            if late:
+                sums.filled(late)
             sums.finish()
 
-    def gather(self, flat: np.ndarray) -> None:
+    def spread(self) -> None:
+        """After an update: bring the weights that others have updated."""
         for sums in self.each:
-            sums.gather(flat)
+            sums.gather(self.flat.data)
 
-    def traffic(self) -> list[Traffic]:
+    def take(self, home: Parameter | Fused, whole: np.ndarray) -> None:
+        """Set its weights, all of them."""
+        home.data[...] = whole
+
+    def wholes(self, kind: str) -> dict[str, np.ndarray]:
+        """Copies of the weights ("data") or of their gradients' sums ("grad"), by name. All ranks call it together."""
+        if kind == "grad":
+            for sums in self.each:
+                sums.gather(self.flat.grad)
+        return {p.name: getattr(p, kind).copy() for p in self.flat.parameters}
+
+    def traffic(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
+        """What a step of these operations sends."""
         return [t for sums in self.each for t in sums.traffic()]
+
+    def gathered(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
+        """What is sent so that the weights are there: nothing."""
+        return []
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of what stays."""
+        return {"weights": self.flat.nbytes, "gradients": self.flat.nbytes}
+
+    def peaks(self, ops: Sequence[Op]) -> dict[str, int]:
+        """Bytes of what comes and goes: nothing."""
+        return {}

@@ -75,8 +75,12 @@ class Mesh:
         """These axes joined to one: all ranks that differ from this one in no other coordinate, in the order of the mesh.
 
         All ranks of the mesh call it together; the first call makes it. In the ledger it is called like `dp*tp`: an axis of one
-        rank adds nothing, and is not named.
+        rank adds nothing, and is not named. Of no axes it is this rank alone.
         """
+        if not names:
+            if () not in self._joined:
+                self._joined[()] = self._axis("alone", MPI.COMM_SELF.Dup(), self.ledger, self.watchers, (self._comm.rank,))
+            return self._joined[()]
         known = [name for name in self.sizes if name in names]
         several = tuple(name for name in known if self.sizes[name] > 1)
         if len(several) < 2:

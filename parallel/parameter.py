@@ -52,7 +52,27 @@ class Parameter:
     def move(self, data: np.ndarray, grad: np.ndarray) -> None:
         """Live in `data` from now on, and let gradients be made in `grad`; arrays of data's shape."""
         data[...] = self.data
-        self.data, self._kept = data, grad
+        self.attach(data)
+        self.lend(grad)
+
+    def attach(self, data: np.ndarray) -> None:
+        """`data`, of the same shape, has the weights from now on."""
+        self.data = data
+
+    def lend(self, grad: np.ndarray) -> None:
+        """Let gradients be made in `grad`, of data's shape, until `forget`; what there is moves there."""
+        if self.grad is not None:
+            grad[...] = self.grad
+            self.grad = grad
+        self._kept = grad
+
+    def forget(self) -> None:
+        """Without a gradient, and without memory for the next."""
+        self.grad = self._kept = None
+
+    def zero_where_none(self) -> None:
+        if self.grad is None:
+            self.add_grad(np.zeros_like(self.data))
 
     def zero_grad(self) -> None:
         """Forget the gradient, keeping its memory for the next."""
@@ -105,11 +125,31 @@ class Fused:
         return self.parameters[0].decays
 
     def move(self, data: np.ndarray, grad: np.ndarray) -> None:
-        """As Parameter.move, for all of them."""
+        """As Parameter.move, for all of them; so are the next four."""
         data[...] = self.data
-        self.data, self._kept = data, grad
+        self.attach(data)
+        self.lend(grad)
+
+    def attach(self, data: np.ndarray) -> None:
+        self.data = data
         for p, at in self.parts:
             p.data = data[at]
+
+    def lend(self, grad: np.ndarray) -> None:
+        for p, at in self.parts:
+            if p.grad is not None:
+                grad[at] = p.grad
+                p.grad = grad[at]
+        self._kept = grad
+
+    def forget(self) -> None:
+        self._kept = None
+        for p in self.parameters:
+            p.grad = None
+
+    def zero_where_none(self) -> None:
+        if any(p.grad is None for p in self.parameters):
+            self.add_grad(np.zeros_like(self.data))
 
     def room(self) -> np.ndarray:
         """An array for the next gradient, of data's shape: memory that is kept, unless a gradient stands in it."""

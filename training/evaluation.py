@@ -94,7 +94,7 @@ class Sample:
         for n in range(len(PROMPT), len(PROMPT) + self.many):
             sent += trainer.forward_traffic([self._recent([0] * n)], "sample")
             if self._heads and trainer.mesh.cp.rank == self._owner(n):
-                logits = message((self._heads[0].cut.length,), trainer.flat.data.itemsize)
+                logits = message((self._heads[0].cut.length,), trainer.dtype.itemsize)
                 sent.append(Traffic("all_gather", "tp", "sample", logits))
             sent += [Traffic("broadcast", axis, "sample", 8) for axis in ("cp", "pp")]
         return sent

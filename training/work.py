@@ -13,9 +13,9 @@ from layers.batch import Balance
 from layers.moe import MoE, Routed
 from layers.saved import nbytes
 from layers.stage import Stage
+from parallel.holder import IN_PLACE, Holder
 from parallel.later import Later
 from parallel.ledger import Traffic
-from parallel.parameter import Parameter
 from parallel.rows import held
 from parallel.schedule import Op
 from training.text import MicroBatch
@@ -26,8 +26,8 @@ class Work:
 
     Micro-batches are whole; `of` says which pieces of sequences of such lengths each rank of cp has, as Batch has them, and
     this rank's tokens are taken here. `tokens`: of the whole batch, over all ranks: the loss is the mean over these. `ops`:
-    those of this rank; where all are F, nothing is kept for backward. `filled` is told of parameters whose gradients are
-    complete. `alpha`: the weight of the loss for experts that are chosen unevenly.
+    those of this rank; where all are F, nothing is kept for backward. `holder` has the weights, and is told of gradients.
+    `alpha`: the weight of the loss for experts that are chosen unevenly.
 
     What comes of it: `nats`, the sum of this rank's losses; `logits`, by micro-batch, of those without targets; `most`, the
     most bytes that were kept at a time.
@@ -39,19 +39,17 @@ class Work:
         micro_batches: Sequence[MicroBatch],
         tokens: int = 1,
         ops: Sequence[Op] = (),
-        filled: Callable[[list[Parameter]], None] = lambda parameters: None,
+        holder: Holder = IN_PLACE,
         of: Callable[[Sequence[int]], tuple] = lambda lengths: (),
         alpha: float = 0.0,
     ) -> None:
-        self.stages, self.micro_batches, self.tokens, self.filled = stages, micro_batches, tokens, filled
+        self.stages, self.micro_batches, self.tokens, self.holder = stages, micro_batches, tokens, holder
         self.nats, self.logits, self.most = 0.0, {}, 0
         balance = Balance(alpha, tokens) if alpha else None
         # All stages read one batch, which is as the one with most blocks needs it: without blocks nothing is rotated.
         self._fullest = max(stages.values(), key=lambda stage: len(stage.blocks))
         self.batches = [self._fullest.batch(part.lengths, *of(part.lengths), balance=balance) for part in micro_batches]
         self._trains = {op.stage for op in ops if op.kind != "F"}
-        # After the last of these a stage's gradients are complete.
-        self._last = {op.stage: op for op in ops if op.kind in "BW"}
         self._saved: dict[tuple[int, int], tuple] = {}
         self._later: dict[tuple[int, int], Later] = {}
         self._kept: dict[tuple[int, int], int] = {}
@@ -81,7 +79,7 @@ class Work:
     def _forward(self, op: Op, x: np.ndarray | None) -> np.ndarray | None:
         stage, part, at = self.stages[op.stage], self.micro_batches[op.micro_batch], op[1:]
         batch = self.batches[op.micro_batch]
-        y, saved = stage.forward(batch.take(part.ids) if x is None else x, batch)
+        y, saved = stage.forward(batch.take(part.ids) if x is None else x, batch, self.holder)
         kept, saved_loss = stage.kept(saved), ()
         if stage.end is not None and part.targets is None:
             self.logits[op.micro_batch] = y
@@ -102,19 +100,17 @@ class Work:
             dnll_T = np.full(len(p_Tv), 1 / self.tokens, p_Tv.dtype)
             dy = stage.end.loss.backward(dnll_T, saved_loss)
         if op.kind == "B":
-            dx = stage.backward(dy, saved, self.filled if op == self._last[op.stage] else lambda parameters: None)
+            dx = stage.backward(dy, saved, self.holder)
             del self._kept[at]
             return dx
         later = self._later[at] = Later()
-        dx = stage.backward(dy, saved, later=later)
+        dx = stage.backward(dy, saved, self.holder, later)
         self._kept[at] = later.nbytes
         return dx
 
     def _weights(self, op: Op, nothing: None) -> None:
         self._later.pop(op[1:]).do()
         del self._kept[op[1:]]
-        if op == self._last[op.stage]:
-            self.filled(self.stages[op.stage].filling_order)
 
 
 def most_kept(work: Work, ops: Iterable[Op]) -> int:

@@ -79,7 +79,7 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
                 steps[f"torch_{kind}"] = lambda peer=peer, ids=ids, targets=targets: peer.step(ids, targets)
             if kind == "dp":
                 steps["adamw"] = lambda it=it: it.optimizer.step(1e-3)
-                flat, room = it.flat.data, np.empty_like(it.flat.data)
+                flat, room = (np.ones(it.numbering.size, it.dtype) for _ in range(2))
                 steps["copy"] = lambda flat=flat, room=room: np.copyto(room, flat)
         seconds = turns.in_turn(steps, sizes.rounds, comm)
         # Apart from what is timed, which it would slow down.

@@ -17,7 +17,9 @@ from layers.moe import MoE
 from layers.saved import nbytes
 from parallel.axis import Axis
 from parallel.control import Control
-from parallel.data import Flat, GradientSums
+from parallel.data import GradientSums
+from parallel.flat import Flat
+from parallel.holder import Over
 from parallel.ledger import merged, message, wire_bytes
 from parallel.mesh import Mesh
 from parallel.parameter import Weights, drawn
@@ -70,7 +72,7 @@ class Stepped:
         self.x, self.dy = (job.cut.take(a, 0, mesh.ep.rank) for a in job.inputs())
         # As the trainer does: what came over ep is in the experts' gradients already.
         self.dense = [p for p in self.moe.parameters if "ep" not in p.layout.cuts]
-        self.sums = GradientSums(Flat(self.dense), mesh.ep, BUCKET, overlap=False)
+        self.sums = GradientSums(Flat(self.dense), Over(mesh.ep), BUCKET, overlap=False)
 
     def phases(self) -> tuple[np.ndarray, tuple, np.ndarray]:
         """One step as the ledger enters it: y, what was saved, dx."""

@@ -201,7 +201,7 @@ def timed(job: Job, trainer: Trainer, plan: Plan, comm: MPI.Intracomm) -> tuple[
     pp, steps = trainer.mesh.pp, []
     every: dict[tuple[int, str], list[float]] = {}
     for n in range(REPEATS + 1):
-        trainer.flat.zero_grad()
+        trainer.holder.zero_grad()
         work = Work(trainer.stages, job.micro_batches, job.tokens, plan.ranks[pp.rank])
         watch = Watch(work)
         comm.Barrier()

@@ -8,6 +8,7 @@ from layers.saved import nbytes
 from models.build import build
 from models.config import gpt2_like, llama_like
 from parallel.control import Control
+from parallel.holder import Holder
 from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
 from parallel.owed import Owed
@@ -47,6 +48,19 @@ def whole_of(model, mesh):
     return {p.name: p.whole(mesh, p.data) for p in model.parameters}
 
 
+class Told(Holder):
+    """Keeps what it is told of."""
+
+    def __init__(self):
+        self.begun, self.complete = [], []
+
+    def filling(self, parameters):
+        self.begun += parameters
+
+    def filled(self, parameters):
+        self.complete += parameters
+
+
 def run(mesh, comm, kind, dtype="float64", recompute=False, sabotage=None, spread=0.2):
     """One step of the mean loss: the loss as y, weights by name, gradients led by d; the model, and the ledger's report."""
     model = build(CONFIGS[kind], mesh.tp, drawn(1, dtype, spread), recompute)
@@ -59,11 +73,11 @@ def run(mesh, comm, kind, dtype="float64", recompute=False, sabotage=None, sprea
         nll, saved_loss = model.loss.forward(logits, targets)
     with mesh.phase("backward"):
         dnll = np.full(len(ids), 1 / len(ids), dtype)
-        filled = []
-        model.backward(model.loss.backward(dnll, saved_loss), saved, filled.extend)
+        holder = Told()
+        model.backward(model.loss.backward(dnll, saved_loss), saved, holder)
         owed = Owed(mesh, model.parameters)
         owed.sum()
-    assert filled == model.filling_order
+    assert holder.begun == holder.complete == model.filling_order
     assert nbytes(saved[1:]) + nbytes(saved_loss[:2]) == model.saved_bytes(model.batch(LENGTHS))
     report = merged(Control(comm).everyone(mesh.ledger.report([*model.traffic(model.batch(LENGTHS)), *owed.traffic()])))
     whole = whole_of(model, mesh) | {f"d{p.name}": p.whole(mesh, p.grad) for p in model.parameters}

@@ -67,7 +67,7 @@ def one_after_another(plan):
 
 def gradients(trainer):
     """By name, whole. All ranks call it together."""
-    return {p.name: p.whole(trainer.mesh, p.grad).copy() for p in trainer.flat.parameters}
+    return trainer.wholes("grad")
 
 
 @cache

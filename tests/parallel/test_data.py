@@ -5,7 +5,9 @@ import pytest
 
 from layers.optimizer import AdamW, global_norm, warmup_cosine
 from parallel.control import Control
-from parallel.data import Flat, GradientSums
+from parallel.data import GradientSums
+from parallel.flat import Flat, Owned
+from parallel.holder import Over
 from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
 from parallel.parameter import given
@@ -53,7 +55,7 @@ def test_flat_arrays_hold_what_the_parameters_held(comm):
 @pytest.mark.parametrize("bucket", [1, 8 * 7, 8 * 20, 10**6])
 def test_sums_are_those_of_all_ranks(dp, comm, bucket, overlap, split):
     flat = Flat(parameters())
-    sums = GradientSums(flat, dp, bucket, overlap, split)
+    sums = GradientSums(flat, Over(dp), bucket, overlap, split)
     for _ in range(2):
         flat.zero_grad()
         for p in flat.parameters:
@@ -85,7 +87,7 @@ def test_sums_are_those_of_all_ranks(dp, comm, bucket, overlap, split):
 
 def test_a_gradient_that_backward_did_not_report_is_named(dp):
     flat = Flat(parameters())
-    sums = GradientSums(flat, dp, 10**6)
+    sums = GradientSums(flat, Over(dp), 10**6)
     sums.filled(flat.parameters[:2])
     with pytest.raises(ValueError, match=r"gradients of a\.Wq, a\.Wk were never filled"):
         sums.finish()
@@ -102,7 +104,7 @@ def test_each_weight_is_counted_once_over_tp(comm):
         whole = {n: np.random.default_rng(1).standard_normal(layout.shape) for n, layout in layouts.items()}
         flat = Flat([given(whole).matrix(n, layout, mesh.place, 1) for n, layout in layouts.items()])
         flat.grad[...] = flat.data
-        norm = global_norm(flat, [slice(0, len(flat.data))], flat.counted_once(mesh.tp.place), mesh.tp)
+        norm = global_norm([Owned(slice(None), flat.data, flat.grad)], [flat.counted_once(mesh.tp.place)], mesh.tp)
         assert norm == pytest.approx(np.sqrt(sum((a**2).sum() for a in whole.values())), rel=1e-14)
 
 
@@ -110,7 +112,7 @@ def test_adamw_is_its_formula_whatever_the_ranges(dp):
     for owned in ([slice(0, 41)], [slice(0, 3), slice(9, 14), slice(14, 41)]):
         flat = Flat(parameters())
         flat.grad[...] = np.random.default_rng(3).standard_normal(41)
-        adamw, grad = AdamW(flat, owned, (0.9, 0.95), 1e-8, 0.1), flat.grad.copy()
+        adamw, grad = AdamW(flat, flat.owned(owned), (0.9, 0.95), 1e-8, 0.1), flat.grad.copy()
         want, m, v = flat.data.copy(), np.zeros(41), np.zeros(41)
         decays = np.r_[[0.1] * 12, [0] * 5, [0.1] * 21, [0] * 3]
         mine = np.zeros(41, bool)
@@ -123,8 +125,8 @@ def test_adamw_is_its_formula_whatever_the_ranges(dp):
             step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8) + decays * want
             want -= np.where(mine, 0.01 * t * step, 0)
         np.testing.assert_allclose(flat.data, want, rtol=1e-13)
-        np.testing.assert_allclose(adamw.state_in(slice(2, 30)), np.where(mine, [m, v], 0)[:, 2:30], rtol=1e-13)
-        other = AdamW(flat, owned)
+        np.testing.assert_allclose(adamw.state_in(slice(2, 30)), np.where(mine, [want, m, v], 0)[:, 2:30], rtol=1e-13)
+        other = AdamW(flat, flat.owned(owned))
         other.take_state(slice(0, 20), adamw.state_in(slice(0, 20)))
         other.take_state(slice(20, 41), adamw.state_in(slice(20, 41)))
         np.testing.assert_array_equal(other.m, adamw.m)

@@ -33,7 +33,8 @@ class Run(NamedTuple):
             told.append((loss, trainer.balance, trainer.update(warmup_cosine(n, self.steps, 1e-2, 5))))
         buffers = [p for layer in trainer.routed for p in layer.buffers]
         with mesh.phase("compare"):
-            return np.array(told), {p.name: p.whole(mesh, p.data) for p in [*trainer.parameters, *buffers]}, parts
+            weights = trainer.wholes("data") | {p.name: p.whole(mesh, p.data) for p in buffers}
+        return np.array(told), weights, parts
 
 
 def loaded(trainer, folder, step, mesh, control):

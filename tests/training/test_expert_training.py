@@ -15,6 +15,7 @@ from parallel import schedules
 from parallel.checkpoint import save
 from parallel.control import Control
 from parallel.data import Groups
+from parallel.holder import Over
 from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
@@ -71,8 +72,8 @@ def test_twenty_steps_are_the_same(comm, alone, case):
             np.testing.assert_allclose(a, weights[name], rtol=0, atol=1e-10, err_msg=name)
         assert {name for names in control.everyone([*after]) for name in names} == weights.keys()
         # Twice, once for the experts; where they are not cut, all of it is one.
-        assert len(trainer.sums.each) == 1 + (mesh.ep.size > 1)
-        sent = {t.axis for t in trainer.sums.traffic()}
+        assert len(trainer.holder.each) == 1 + (mesh.ep.size > 1)
+        sent = {t.axis for t in trainer.holder.traffic((), {})}
         assert sent <= {mesh.over("dp", "ep", "cp").name, mesh.over("dp", "cp").name}
         Replicas(mesh, control, 1).check(1, trainer.copies)
         # What goes to experts depends on the choice, and was counted as it was made: of all steps no more is kept than of one.
@@ -111,7 +112,7 @@ def test_gradients_of_experts_that_are_summed_over_ep_too_are_seen(comm, monkeyp
     plain = Groups.__init__
     with Mesh(comm, check=True, ep=comm.size) as mesh:
         right = RUN.trained(mesh, made(mesh), end=1)[0][0, 2]
-        one = lambda axes: {mesh.ep: [home for homes in axes.values() for home in homes]}  # noqa: E731
+        one = lambda axes: {Over(mesh.ep): [home for homes in axes.values() for home in homes]}  # noqa: E731
         monkeypatch.setattr(Groups, "__init__", lambda self, axes, *more: plain(self, one(axes), *more))
         assert abs(RUN.trained(mesh, made(mesh), end=1)[0][0, 2] - right) > 1e-3
 
@@ -119,7 +120,8 @@ def test_gradients_of_experts_that_are_summed_over_ep_too_are_seen(comm, monkeyp
 def test_a_norm_that_counts_experts_once_a_rank_of_ep_alone_is_seen(comm, alone):
     with Mesh(comm, check=True, ep=comm.size) as mesh:
         trainer = made(mesh)
-        trainer._counted &= mesh.ep.rank == 0
+        for counted in trainer._counted:
+            counted &= mesh.ep.rank == 0
         got, *_ = RUN.trained(mesh, trainer, end=1)
         assert abs(got[0, 2] - alone[0][0, 2]) > 1e-3
 

@@ -35,7 +35,7 @@ def trained(mesh, kind, micro_batches=1, recompute=False, recipe=None, steps=STE
     for n in range(steps):
         parts = dealt(data, order.next(SEQUENCES), S, mesh.dp.size, mesh.dp.rank, micro_batches)
         losses.append(trainer.step(parts, SEQUENCES * S, warmup_cosine(n, steps, 1e-2, 5)))
-    return np.array(losses), {p.name: p.whole(mesh, p.data) for p in model.parameters}, trainer
+    return np.array(losses), trainer.wholes("data"), trainer
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_twenty_steps_with_tokens_cut_over_tp_are_the_same(comm, alone, kind, op
         np.testing.assert_allclose(got, losses, rtol=0, atol=1e-10)
         for name, a in weights.items():
             np.testing.assert_allclose(after[name], a, rtol=0, atol=1e-10, err_msg=name)
-        every = {p.name: p for p in trainer.flat.parameters}
+        every = {p.name: p for p in trainer.parameters}
         # Norms are replicas: the sum that they are owed gives all ranks the same bits.
         for name in ("blocks.0.wn1", "wnf"):
             assert len({a.tobytes() for a in comm.allgather(every[name].data)}) == 1
@@ -99,7 +99,7 @@ def test_zero_keeps_a_share_of_the_state_and_recomputation_less_for_backward(com
     with Mesh(comm, check=True, dp=comm.size, tp=1) as mesh:
         held = {zero: trained(mesh, "llama", recipe=Recipe(zero=zero), steps=1)[2] for zero in (False, True)}
         whole, part = (t.optimizer.m.nbytes for t in held.values())
-        assert abs(part - whole / comm.size) <= 8 * len(held[True].sums.each[0].buckets)
+        assert abs(part - whole / comm.size) <= 8 * len(held[True].holder.each[0].buckets)
         kept = [trained(mesh, "llama", recompute=r, steps=1)[2].saved_bytes for r in (False, True)]
         assert kept[1] < kept[0]
 
@@ -123,7 +123,7 @@ def test_clipping_is_by_the_norm_of_the_whole_gradient(comm):
             lone = Mesh(MPI.COMM_SELF, dp=1, tp=1)
             other = Trainer({0: build(CONFIGS["llama"], lone.tp, drawn(1, "float64", 0.1))}, lone, Recipe())
             other.gradients(dealt(data, np.arange(8), S, 1, 0, 1), 8 * S)
-            assert norm == pytest.approx(np.linalg.norm(other.flat.grad), rel=1e-12)
+            assert norm == pytest.approx(np.linalg.norm(other.holder.flat.grad), rel=1e-12)
 
 
 def test_an_order_goes_on_where_it_was_left():
