@@ -191,7 +191,7 @@ class Trainer:
     def wholes(self, kind: str) -> dict[str, np.ndarray]:
         """Copies of whole weights ("data") or gradients ("grad"), by name. All ranks call it together."""
         mine = self.holder.wholes(kind)
-        return {p.name: p.whole(self.mesh, mine[p.name]) for p in self.numbering.parameters}
+        return {p.name: p.whole(self.mesh, mine[p.name]) for p in dict.fromkeys(self.parameters)}
 
     def copies(self) -> Iterator[Copy]:
         """What other ranks hold too, in the order of forward: weights, and the optimizer's state, unless they are split."""
