@@ -20,7 +20,7 @@ from launch import report
 from launch.explain import view
 from launch.measure import small
 from launch.measure.small import VOCABULARY, joined, ragged, reference_loss
-from launch.options import UsageError, add_replicas, amount, parser, positive
+from launch.options import UsageError, add_replicas, add_zero, amount, parser, positive
 from launch.terminal import progress
 from models.build import build
 from models.config import Config
@@ -47,7 +47,7 @@ def options() -> argparse.ArgumentParser:
         "Train a small model data-parallel, and compare with a reference and with one process.",
         (
             "mpirun -n 4 python -m launch.dp_train",
-            "mpirun -n 3 python -m launch.dp_train --zero --micro-batches 2",
+            "mpirun -n 3 python -m launch.dp_train --zero 3 --micro-batches 2",
         ),
     )
     p.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what the model is like")
@@ -59,7 +59,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--sequence-length", type=positive, default=12, help="tokens of the longest; the others are shorter")
     p.add_argument("--steps", type=positive, default=5, help="of AdamW")
     p.add_argument("--micro-batches", type=positive, default=1, help="parts in which a rank takes its sequences")
-    p.add_argument("--zero", action="store_true", help="split the optimizer's state over the ranks (ZeRO stage 1)")
+    add_zero(p, "the ranks")
     p.add_argument("--recompute", action="store_true", help="keep only the inputs of blocks for backward")
     p.add_argument("--overlap", choices=("on", "off"), default="on", help="send gradients while backward goes on")
     p.add_argument("--bucket-mib", type=amount, default=0.01, help="MiB of gradients sent at once")
@@ -164,7 +164,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     same = [all(np.array_equal(after[n], a) for n, a in ours.after.items()) for after in weights]
     wrong = [c.tensor for c in checks if not c.ok]
     wrong += report.of_ranks("communication", sent)
-    wrong += report.of_ranks("memory", [m["saved"] == m["predicted_saved"] for m in memory])
+    wrong += report.of_ranks("memory", map(report.as_predicted, memory))
     wrong += [f"weights of rank {r}, unlike rank 0's" for r, loss in enumerate(losses) if loss != ours.loss or not same[r]]
     result = report.header("dp_train", args, mesh) | {
         "config": {k: v for k, v in vars(args).items() if k not in ("json", "dtype", "seed", "trace", *view.OPTIONS)},

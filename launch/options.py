@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from launch.terminal import targets
 from launch.terminal.help import Parser, epilog
-from parallel.shard import AXES
+from parallel.shard import AXES, DATA
 
 # Options of every command that change no number, or that its JSON has in a place of its own.
 COMMON = ("json", "dtype", "seed", "trace", "check_collectives", "timeout")
@@ -129,6 +129,36 @@ def axis_sizes(text: str) -> dict[str, int]:
 
 
 axis_sizes.metavar = "dp=N,tp=N"
+
+
+# What ZeRO splits, by stage.
+ZERO = {1: "the optimizer's state", 2: "gradients too", 3: "weights too"}
+
+
+def _zero(text: str) -> int:
+    if text not in map(str, (0, *ZERO)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no stage of ZeRO: use 0, 1, 2 or 3")
+    return int(text)
+
+
+def data_axes(text: str) -> tuple[str, ...]:
+    """An argparse type: data axes, joined: cp, or dp,ep."""
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in DATA or names.count(name) > 1]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no data axis, or is named twice: use some of {', '.join(DATA)}")
+    return names
+
+
+data_axes.metavar = "cp[,dp...]"
+
+
+def add_zero(p: argparse._ArgumentGroup | argparse.ArgumentParser, over: str) -> None:
+    """The option that splits what a rank keeps `over` others."""
+    said = "; ".join(f"{stage}, {what}" for stage, what in ZERO.items())
+    p.add_argument(
+        "--zero", nargs="?", type=_zero, const=1, default=0, metavar="1|2|3",
+        help=f"split over {over}: {said} (ZeRO; without a number 1)",
+    )  # fmt: skip
 
 
 def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp", along: Sequence[str] = ("dp", "tp")) -> dict[str, int]:

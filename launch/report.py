@@ -87,6 +87,12 @@ def of_ranks(what: str, agree: Iterable[bool]) -> list[str]:
     return [f"{what} of rank {rank}" for rank, ok in enumerate(agree) if not ok]
 
 
+def as_predicted(memory: dict[str, int]) -> bool:
+    """Whether a rank holds what was predicted, of all that is."""
+    predicted = {kind.removeprefix("predicted_"): size for kind, size in memory.items() if kind.startswith("predicted_")}
+    return all(memory[kind] == size for kind, size in predicted.items())
+
+
 def by_rank(memory: Sequence[dict[str, int]]) -> dict[str, list[int]]:
     """The memory of all ranks, counted by kind on each, as JSON has it."""
     return {f"{kind}_bytes_per_rank": [m[kind] for m in memory] for kind in memory[0]}
@@ -145,6 +151,10 @@ MEMORY = {
     "predicted_weights": "predicted",
     "gradients": "gradients",
     "optimizer": "optimizer's state",
+    "gathered": "gathered at most",
+    "predicted_gathered": "predicted",
+    "unsummed": "not yet summed",
+    "predicted_unsummed": "predicted",
     "saved": "saved for backward",
     "predicted_saved": "predicted",
     "peak": "most held at once, by the system's count",

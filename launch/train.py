@@ -23,8 +23,10 @@ from launch.options import (
     COMMON,
     UsageError,
     add_replicas,
+    add_zero,
     amount,
     axis_sizes,
+    data_axes,
     layers,
     natural,
     only_with,
@@ -45,7 +47,7 @@ from parallel import schedules
 from parallel.checkpoint import CheckpointError, latest
 from parallel.ledger import agrees, merged
 from parallel.schedule import Plan
-from parallel.shard import AXES
+from parallel.shard import AXES, DATA
 from plan.dry import DryAxis, dry_weights
 from training import text
 
@@ -95,7 +97,8 @@ def options() -> argparse.ArgumentParser:
     t.add_argument("--warmup", type=natural, default=50, help="steps of rising learning rate")
     t.add_argument("--clip", type=amount, default=1.0, help="largest norm of a step's gradient, 0 for any")
     t.add_argument("--weight-decay", type=amount, default=0.1, help="of matrices and tables")
-    t.add_argument("--zero", action="store_true", help="split the optimizer's state over dp (ZeRO stage 1)")
+    add_zero(t, "dp, ep and cp")
+    t.add_argument("--zero-over", type=data_axes, default=DATA, help="split over these alone; over the others there are copies")
     t.add_argument("--recompute", action="store_true", help="keep only the inputs of blocks for backward")
     t.add_argument("--sequence-parallel", action="store_true", help="cut the tokens over tp between the products")
     t.add_argument("--overlap", choices=("on", "off"), default="on", help="send gradients while backward goes on")
@@ -109,6 +112,7 @@ def options() -> argparse.ArgumentParser:
     k.add_argument("--sample", type=natural, default=300, help="bytes of text to write at the end")
     only_with(p, "--save-every", "--resume", checkpoint=True)
     only_with(p, "--active", "--shared", "--balance", experts=True)
+    only_with(p, "--zero-over", zero=True)
     return p
 
 
@@ -153,7 +157,7 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     config = (llama_like if gated else gpt2_like)(*sizes)
     if args.experts:
         config = replace(config, experts=_experts(args, d_ff, axes.get("ep", 1)))
-    _check_memory(config, args.dtype, axes, args.zero)
+    _check_memory(config, args, axes)
     return Task(axes, config, plan, blocks, *data)
 
 
@@ -184,12 +188,13 @@ def _stages(args: argparse.Namespace, pp: int) -> tuple[Plan, list[range]]:
     return plan, blocks
 
 
-def _check_memory(config: Config, dtype: str, axes: dict[str, int], zero: bool) -> None:
-    dp = axes["dp"]
-    weights = sum(p.data.nbytes for p in build(config, DryAxis("tp", axes["tp"]), dry_weights(dtype)).parameters)
+def _check_memory(config: Config, args: argparse.Namespace, axes: dict[str, int]) -> None:
+    weights = sum(p.data.nbytes for p in build(config, DryAxis("tp", axes["tp"]), dry_weights(args.dtype)).parameters)
     # On a rank of pp, on average; as many gradients, and twice as much of the optimizer's state.
     weights //= axes.get("pp", 1)
-    if why := lacking(2 * weights + 2 * weights // (dp if zero else 1), prod(axes.values()), available()):
+    split = prod(axes.get(name, 1) for name in args.zero_over)
+    arrays = [weights // (split if args.zero >= stage else 1) for stage in (3, 2, 1, 1)]
+    if why := lacking(sum(arrays), prod(axes.values()), available()):
         raise UsageError(f"the model, its gradients and the optimizer's state take {why}: use smaller sizes")
 
 
@@ -221,7 +226,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     if comm.rank:
         return 0
     wrong = report.of_ranks("communication", map(agrees, sent))
-    wrong += report.of_ranks("memory", [m["saved"] == m["predicted_saved"] or not steps for m in memory])
+    wrong += report.of_ranks("memory", [report.as_predicted(m) or not steps for m in memory])
     tokens = steps * args.batch_tokens
     # Every stage is on as many ranks.
     flops = sum(flops) * run.mesh.pp.size / comm.size * tokens

@@ -114,11 +114,13 @@ class Mesh:
         return self.ledger.phase(name)
 
     def close(self) -> None:
-        """Free the communicators. All ranks call it together."""
-        for axis in (*self._axes.values(), *self._joined.values()):
+        """Free the communicators, if that is not done yet. All ranks call it together."""
+        axes = [*self._axes.values(), *self._joined.values()]
+        self._axes, self._joined = {}, {}
+        for axis in axes:
             axis.close()
-        if "control" in self.__dict__:
-            self.control.close()
+        if (control := self.__dict__.pop("control", None)) is not None:
+            control.close()
 
     def __enter__(self) -> Mesh:
         return self

@@ -131,6 +131,8 @@ def replicated(length: int, ranks: int) -> Cut:
 
 # The axes that meshes have, slowest first: stages, data, experts, context, tensors.
 AXES = ("pp", "dp", "ep", "cp", "tp")
+# Those over which ranks see different tokens.
+DATA = ("dp", "ep", "cp")
 # Where a rank stands: its place on each axis, by the axis' name.
 Place = Mapping[str, int]
 

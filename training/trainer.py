@@ -21,12 +21,10 @@ from parallel.owed import Owed
 from parallel.parameter import Fused, Parameter
 from parallel.replicas import Copy, copies
 from parallel.schedule import Op, Plan, forward_only
+from parallel.shard import DATA
 from parallel.sharded import Units
 from training.text import MicroBatch
 from training.work import Work, most_kept
-
-# The axes over which ranks see different tokens.
-DATA = ("dp", "ep", "cp")
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Run:
         parts = Parts(task.config, self.mesh.tp, args.recompute, args.sequence_parallel, context, self.mesh.ep)
         placed = task.blocks, [*task.plan.rank_of.values()], self.mesh.pp.rank
         bucket = max(1, int(args.bucket_mib * 2**20))
-        recipe = Recipe(args.clip, args.zero, args.overlap == "on", bucket, args.weight_decay, task.plan)
+        recipe = Recipe(args.clip, args.zero, args.zero_over, args.overlap == "on", bucket, args.weight_decay, task.plan)
         rates = {"loss": {"alpha": ALPHA}, "bias": {"gamma": GAMMA}, "none": {}}[args.balance]
         recipe = replace(recipe, layout=args.layout, **rates)
         self.trainer = Trainer(stages(parts, drawn(args.seed, args.dtype), *placed), self.mesh, recipe)

@@ -21,11 +21,12 @@ from parallel.ledger import agrees
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.replicas import Replicas
+from parallel.shard import DATA
 from parallel.sharded import FlatShard, Units
 from tests.apart import on_first
 from tests.training.runs import Run, loaded
 from training import text
-from training.trainer import DATA, Recipe, Trainer
+from training.trainer import Recipe, Trainer
 
 pytestmark = [pytest.mark.mpi, pytest.mark.limit(120)]
 
