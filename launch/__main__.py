@@ -18,16 +18,8 @@ from launch.process import keeper
 HERE = Path(__file__).resolve().parent
 # What the menu is divided into. A command that is in none stands under the last.
 GROUPS = {
-    "Parallel layers and training": (
-        "tp_mlp",
-        "tp_attention",
-        "cp_attention",
-        "ep_moe",
-        "dp_train",
-        "pipeline",
-        "train",
-        "equal",
-    ),
+    "Parallel layers": ("tp_mlp", "tp_attention", "cp_attention", "ep_moe", "pipeline"),
+    "Training": ("dp_train", "train", "equal"),
     "Real models": ("generate", "score", "speculate", "kv_cache", "serve", "serving_bench"),
     "Time": ("trace", "bench"),
     "Learning": ("practice",),
