@@ -12,7 +12,7 @@ from mpi4py import MPI
 from launch import pretrained, report
 from launch.bench import context, decode, layers, serving, speculate, trace, train
 from launch.bench.sizes import Sizes, settled
-from launch.options import UsageError, only_with, parser, positive
+from launch.options import UsageError, add_zero, only_with, parser, positive
 from layers.ops import ACTIVATIONS
 
 # What measures a subject, and the options that are its own.
@@ -70,6 +70,7 @@ def options() -> argparse.ArgumentParser:
         help="turns that each gets; medians are reported (default: 11; context, decode 7, train, speculate 5, serving 3)",
     )
     p.add_argument("--sequence-parallel", action="store_true", help="train: also with tokens cut over tp: time and memory")
+    add_zero(p, "dp, beside dp alone: train")
     p.add_argument("--threads", type=positive, default=1, help="BLAS threads of each rank")
     p.add_argument("--peer", choices=("torch",), help="time the same layer in this library too, on the same ranks")
     pretrained.add_model(p)
@@ -79,7 +80,7 @@ def options() -> argparse.ArgumentParser:
     only_with(p, "--d-model", what=("mlp", "attention", "context", "train", "trace"))
     only_with(p, "--no-bias", what=("mlp", "attention"))
     only_with(p, "--memory", what=("mlp", "attention", "context"))
-    only_with(p, "--sequence-parallel", what=("train",))
+    only_with(p, "--sequence-parallel", "--zero", what=("train",))
     only_with(p, "--model", what=("decode", "speculate", "serving"))
     only_with(p, "--rounds", "--peer", memory=False)
     return p

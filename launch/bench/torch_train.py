@@ -1,7 +1,7 @@
 """The same training step in PyTorch, over gloo, for `launch.bench train --peer torch`; only this needs PyTorch.
 
-`dp`: torch.nn.parallel.DistributedDataParallel. `tp`: PyTorch's own tensor parallelism, `parallelize_module` with
-ColwiseParallel and RowwiseParallel.
+`dp`: torch.nn.parallel.DistributedDataParallel. `zero`: fully_shard of each block and of the rest (FSDP). `tp`: PyTorch's own
+tensor parallelism, `parallelize_module` with ColwiseParallel and RowwiseParallel.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from itertools import accumulate
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.profiler import ProfilerActivity, profile
 
 from launch.bench.sizes import Sizes
 from parallel.control import Control
@@ -65,13 +69,14 @@ class _Model(nn.Module):
 
 
 class TrainPeer:
-    """A decoder-only model on all ranks, by data ("dp") or tensor parallelism ("tp"), and its fused AdamW.
+    """A decoder-only model on all ranks, by data ("dp"), with what it keeps split ("zero"; `gathers`: weights too, and again
+    in backward), or by tensor parallelism ("tp"), and its fused AdamW.
 
     A context: inside it, gloo runs. Several may be open at once, within one another: they share the first one's gloo.
     """
 
-    def __init__(self, kind: str, control: Control, threads: int, vocab: int, sizes: Sizes) -> None:
-        self._kind, self._rank, self._size, self._control = kind, control.rank, control.size, control
+    def __init__(self, kind: str, control: Control, threads: int, vocab: int, sizes: Sizes, gathers: bool = False) -> None:
+        self._gathers, self._kind, self._rank, self._size, self._control = gathers, kind, control.rank, control.size, control
         self._sizes = (vocab, sizes.d_model, sizes.d_ff, sizes.layers, sizes.heads, sizes.sequence_length)
         torch.set_num_threads(threads)
 
@@ -86,6 +91,11 @@ class TrainPeer:
         model = _Model(*self._sizes)
         if self._kind == "dp":
             self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        elif self._kind == "zero":
+            mesh = init_device_mesh("cpu", (self._size,))
+            for part in (*model.blocks, model):
+                fully_shard(part, mesh=mesh, reshard_after_forward=self._gathers)
+            self.model = model
         else:
             mesh = init_device_mesh("cpu", (self._size,))
             for block in model.blocks:
@@ -120,17 +130,32 @@ class TrainPeer:
     def step(self, ids: np.ndarray, targets: np.ndarray) -> float:
         """ids, targets (B, S) of the whole batch -> its mean loss, in nats. Data parallelism deals out its sequences."""
         tokens = ids.size
-        if self._kind == "dp":
+        deals = self._kind != "tp"
+        if deals:
             ids, targets = (np.array_split(a, self._size)[self._rank] for a in (ids, targets))
         logits = self.model(torch.from_numpy(ids))
         total = nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten(), reduction="sum")
-        # DistributedDataParallel divides the sum of gradients by the ranks.
-        loss = total / tokens * (self._size if self._kind == "dp" else 1)
+        # Both divide the sum of gradients by the ranks.
+        loss = total / tokens * (self._size if deals else 1)
         loss.backward()
         self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
         mean = total.detach() / tokens
-        if self._kind == "dp":
+        if deals:
             dist.all_reduce(mean)
         return mean.item()
+
+    def stays(self) -> dict[str, int]:
+        """Bytes of weights and the optimizer's state on this rank, and of gradients where they stay from step to step."""
+        local = lambda x: x.to_local() if isinstance(x, DTensor) else x  # noqa: E731
+        weights = sum(local(p).nbytes for p in self.model.parameters())
+        state = sum(local(x).nbytes for of in self.optimizer.state.values() for x in of.values() if x.ndim)
+        return {"stays": (2 if self._kind == "dp" else 1) * weights + state}
+
+    def peak_bytes(self, step: Callable[[], object]) -> int:
+        """The most that a step holds at once beside what is there before it, by PyTorch's own count."""
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            step()
+        events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+        return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), default=0)
