@@ -1,4 +1,4 @@
-"""Train the same few steps on every mesh of these ranks, in every way, beside one process: do they give the same numbers?"""
+"""Train the same few steps on every mesh of these ranks, in every way, and compare with one process: are all numbers the same."""
 
 from __future__ import annotations
 
