@@ -1,4 +1,4 @@
-"""Train the same few steps on every mesh of these ranks, in every way, and compare with one process: are all numbers the same."""
+"""Train the same few steps on every mesh of these ranks and in every way, and see that they are those of one process."""
 
 from __future__ import annotations
 

@@ -152,13 +152,16 @@ def data_axes(text: str) -> tuple[str, ...]:
 data_axes.metavar = "cp[,dp...]"
 
 
-def add_zero(p: argparse._ArgumentGroup | argparse.ArgumentParser, over: str) -> None:
-    """The option that splits what a rank keeps `over` others."""
+def add_zero(p: argparse._ArgumentGroup | argparse.ArgumentParser, over: str, named: bool = False) -> None:
+    """The option that splits what a rank keeps `over` others; `named`: and the one that names these."""
     said = "; ".join(f"{stage}, {what}" for stage, what in ZERO.items())
     p.add_argument(
         "--zero", nargs="?", type=_zero, const=1, default=0, metavar="1|2|3",
         help=f"split over {over}: {said} (ZeRO; without a number 1)",
     )  # fmt: skip
+    if named:
+        more = "split over these alone; over the others there are copies"
+        p.add_argument("--zero-over", type=data_axes, default=DATA, help=more)
 
 
 def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp", along: Sequence[str] = ("dp", "tp")) -> dict[str, int]:

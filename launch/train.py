@@ -26,7 +26,6 @@ from launch.options import (
     add_zero,
     amount,
     axis_sizes,
-    data_axes,
     layers,
     natural,
     only_with,
@@ -47,7 +46,7 @@ from parallel import schedules
 from parallel.checkpoint import CheckpointError, latest
 from parallel.ledger import agrees, merged
 from parallel.schedule import Plan
-from parallel.shard import AXES, DATA
+from parallel.shard import AXES
 from plan.dry import DryAxis, dry_weights
 from training import text
 
@@ -97,8 +96,7 @@ def options() -> argparse.ArgumentParser:
     t.add_argument("--warmup", type=natural, default=50, help="steps of rising learning rate")
     t.add_argument("--clip", type=amount, default=1.0, help="largest norm of a step's gradient, 0 for any")
     t.add_argument("--weight-decay", type=amount, default=0.1, help="of matrices and tables")
-    add_zero(t, "dp, ep and cp")
-    t.add_argument("--zero-over", type=data_axes, default=DATA, help="split over these alone; over the others there are copies")
+    add_zero(t, "dp, ep and cp", named=True)
     t.add_argument("--recompute", action="store_true", help="keep only the inputs of blocks for backward")
     t.add_argument("--sequence-parallel", action="store_true", help="cut the tokens over tp between the products")
     t.add_argument("--overlap", choices=("on", "off"), default="on", help="send gradients while backward goes on")
