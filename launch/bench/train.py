@@ -16,8 +16,6 @@ from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
 from launch.measure import products, step
 from launch.terminal.lines import BYTES, column, say
-from layers.attention import Attention
-from layers.batch import Batch
 from layers.stage import Stage
 from models.build import build
 from models.config import gpt2_like
@@ -37,19 +35,6 @@ def trainer(sizes: Sizes, mesh: Mesh, dtype: str, seed: int, cuts_rows: bool = F
     return Trainer({0: build(config, mesh.tp, drawn(seed, dtype), cuts_rows=cuts_rows)}, mesh, Recipe())
 
 
-def step_products(it: Trainer, tokens: int, sequence_length: int) -> Callable[[], None]:
-    """The matrix products of a step on this rank's tokens, alone."""
-    model = it.stages[0]
-    table = model.embedding.table_vD
-    x = np.ones((tokens, table.data.shape[1]), table.data.dtype)
-    batch = Batch([sequence_length] * (tokens // sequence_length))
-    steps = []
-    for block in model.blocks:
-        assert isinstance(block.attention, Attention)
-        steps += [products.attention(block.attention, x, batch), products.mlp(block.mlp, x)]
-    return products.together(*steps, products.linear(x, model.head.W_Io.data))
-
-
 def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:
     """Seconds and ratios of steps on dp=N and on tp=N, of their products, of AdamW and a copy, and of the peer."""
     S, tokens = sizes.sequence_length, sizes.tokens
@@ -64,7 +49,8 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
             mesh = start.make_mesh(args, comm, **{"dp": 1, "tp": 1, kind: comm.size})
             it = trainer(sizes, mesh, args.dtype, args.seed)
             parts = dealt(data, np.arange(sequences), S, mesh.dp.size, mesh.dp.rank, 1)
-            steps[f"matmul_only_{kind}"] = step_products(it, len(parts[0].ids), S)
+            model = it.stages[0]
+            steps[f"matmul_only_{kind}"] = products.of(model.work(model.batch(parts[0].lengths)), args.dtype)
             steps[f"sharded_{kind}"] = lambda it=it, parts=parts: it.step(parts, tokens, 1e-3)
             if kind == "tp" and args.sequence_parallel:
                 cut = trainer(sizes, start.make_mesh(args, comm, dp=1, tp=comm.size), args.dtype, args.seed, True)
