@@ -8,6 +8,7 @@ P pairs (token, expert) that leave this rank   Q that come to it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -319,11 +320,11 @@ class MoE:
         T, (_, f, D) = tokens, self.W2_xfD.data.shape
         dealt = cut_rows(self._pairs(T), self.router.count).sizes[slice(*self.cut.bounds[self.ep.rank])]
         work = self.router.work(T, held(T, rows, self.tp.rank))
-        for t in dealt if served is None else served:
-            experts = [*linear(t, D, 2 * f), *activated(SWIGLU, t * f), *linear(t, f, D)]
+        for t, experts in Counter(dealt if served is None else served).items():
+            one = [*linear(t, D, 2 * f), *activated(SWIGLU, t * f), *linear(t, f, D)]
+            one += passes("rows", (2 * t * D, 2 * t * D), (3 * t * D, 3 * t * D))
             # Their gradients are not put off.
-            work += [w._replace(phase="backward") if w.phase == WEIGHTS else w for w in experts if t]
-            work += passes("rows", (2 * t * D, 2 * t * D), (3 * t * D, 3 * t * D))
+            work += [w._replace(phase="backward" if w.phase == WEIGHTS else w.phase, times=experts) for w in one]
         return work + ([] if self.shared is None else self.shared.work(T))
 
     def _pairs(self, tokens: int) -> int:
