@@ -320,11 +320,11 @@ class MoE:
         T, (_, f, D) = tokens, self.W2_xfD.data.shape
         dealt = cut_rows(self._pairs(T), self.router.count).sizes[slice(*self.cut.bounds[self.ep.rank])]
         work = self.router.work(T, held(T, rows, self.tp.rank))
-        for t, experts in Counter(dealt if served is None else served).items():
+        for t, times in Counter(dealt if served is None else served).items():
             one = [*linear(t, D, 2 * f), *activated(SWIGLU, t * f), *linear(t, f, D)]
             one += passes("rows", (2 * t * D, 2 * t * D), (3 * t * D, 3 * t * D))
             # Their gradients are not put off.
-            work += [w._replace(phase="backward" if w.phase == WEIGHTS else w.phase, times=experts) for w in one]
+            work += [w._replace(phase="backward" if w.phase == WEIGHTS else w.phase, times=times) for w in one]
         return work + ([] if self.shared is None else self.shared.work(T))
 
     def _pairs(self, tokens: int) -> int:
