@@ -193,7 +193,8 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     larger = Stepped(task.timed, mesh)
     with mesh.phase("choice"):
         chosen = larger.choice(larger.moe.forward(larger.x)[1], control)
-    limit = products.moe(larger.moe, larger.x, rows_here(chosen, larger.moe.cut, mesh.ep.rank))
+    served = rows_here(chosen, larger.moe.cut, mesh.ep.rank)
+    limit = products.of(larger.moe.work(len(larger.x), served=served), args.dtype)
     seconds = step.seconds(larger.phases, limit, lambda: _alone(task.timed).phases, comm)
     found = layouts(args, task, chosen, comm)
     if not first:
@@ -213,7 +214,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "ep_beside_tp": verdict(found, seconds["matmul_only"], job.active),
         **({"explain": explained} if explained else {}),
     }
-    wrong = [*report.wrong(checks, result), *measured.apart]
+    wrong = [*report.wrong(checks, result), *measured.wrong]
     shown = lambda: view.show(explained, lambda: show(result, checks))  # noqa: E731
     return report.publish(args.json, result, shown, wrong, checks=checks, unwritten=view.draw(args, explained))
 

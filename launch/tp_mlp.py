@@ -161,7 +161,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
     explained = view.explained(args, control, mesh, mlp.parameters, lambda: step.phases(mlp, *parts, mesh, batch))
     alone = Mesh(MPI.COMM_SELF, tp=1) if first else None
     large, once = larger.step(mesh)
-    seconds = step.seconds(once, products.mlp(large, larger.inputs()[0]), lambda: larger.step(alone)[1], comm)
+    seconds = step.seconds(once, products.of(large.work(larger.tokens), args.dtype), lambda: larger.step(alone)[1], comm)
     learnt, epochs = trained(job, mesh.tp, alone and alone.tp, control) if args.data == "digits" else ({}, [])
     if not first:
         return 0
@@ -177,7 +177,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, jobs: tuple[Job, Job]) -
         **({"digits": learnt} if learnt else {}),
         **({"explain": explained} if explained else {}),
     }
-    wrong = [*report.wrong((*checks, *epochs), result), *measured.apart]
+    wrong = [*report.wrong((*checks, *epochs), result), *measured.wrong]
     if learnt and learnt["test_accuracy"] != learnt["test_accuracy_unsharded"]:
         wrong.append("test accuracy")
     shown = lambda: view.show(explained, lambda: show(result, checks, epochs))  # noqa: E731

@@ -80,9 +80,7 @@ def options() -> argparse.ArgumentParser:
     t.add_argument("--batch-tokens", type=positive, default=2048, help="of a step, over all ranks; a multiple of S")
     t.add_argument("--micro-batches", type=positive, default=1, help="parts in which a rank takes its share of a batch")
     t.add_argument("--schedule", choices=schedules.SCHEDULES, default="1f1b", help="order of the stages' work along pp")
-    t.add_argument(
-        "--chunks", type=positive, help="stages a rank of pp, for --schedule interleaved (default: the schedule's own)"
-    )
+    t.add_argument("--chunks", type=positive, help="stages a rank of pp (default: the schedule's own), for interleaved")
     t.add_argument("--context", choices=KINDS, default="ring", help="how tokens that are cut over cp attend to one another")
     t.add_argument("--layout", choices=LAYOUTS, default="zigzag", help="which tokens of a sequence each rank of cp has")
     t.add_argument(
@@ -218,22 +216,20 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     sample = run.sample.text(progress.items("sample", comm.rank == 0))
     steps = len(run.losses) - begun_at
     rows = run.mesh.ledger.report(run.predicted(steps))
-    mine = run.trainer.memory(run.shapes), rows, sum(stage.flops(args.sequence_length) for stage in run.trainer.stages.values())
-    memory, sent, flops, loads = zip(*run.control.everyone((*mine, run.load())), strict=True)
+    memory, sent, loads = zip(*run.control.everyone((run.trainer.memory(run.shapes), rows, run.load())), strict=True)
     load = {layer: counts for _, layer, counts in sorted((len(name), name, n) for of in loads for name, n in of.items())}
     if comm.rank:
         return 0
     wrong = report.of_ranks("communication", map(agrees, sent))
     wrong += report.of_ranks("memory", [report.as_predicted(m) or not steps for m in memory])
     tokens = steps * args.batch_tokens
-    # Every stage is on as many ranks.
-    flops = sum(flops) * run.mesh.pp.size / comm.size * tokens
-    whole = build(task.config, DryAxis("tp", 1), dry_weights(args.dtype)).parameters
+    whole = build(task.config, DryAxis("tp", 1), dry_weights(args.dtype))
+    flops = whole.flops(args.sequence_length) * tokens
     files, unwritten = run.written(bits, load)
     elsewhere = (*COMMON, "mesh", "checkpoint", "output")
     result = report.header("train", args, run.mesh) | {
         "config": {k: v for k, v in run.settled.items() if k not in elsewhere},
-        "parameters": sum(prod(p.layout.shape) for p in whole),
+        "parameters": sum(prod(p.layout.shape) for p in whole.parameters),
         "first_step": begun_at + 1,
         "loss": run.losses[begun_at:],
         "validation_bits_per_byte": bits,

@@ -43,6 +43,9 @@ class AlikeMoE(MoE):
             y_TD += self.shared.apply(x_TD)
         return self.tp.all_reduce(y_TD)
 
+    def _pairs(self, tokens: int) -> int:
+        return tokens * self.router.active
+
     def traffic(self, tokens: int, rows: Cut | None = None, moved: Moved | None = None) -> list[Traffic]:
         """What `apply` to `tokens` tokens sends."""
         size = message((tokens, self.d_model), self.W1_xD2f.data.itemsize)

@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 
 from layers.pieces import Span
+from parallel.products import matmul
 
 # Rows of scores and keys of a block: one float32 block is half of a core's L2 cache. Measured, with `launch.bench attention`.
 ROWS, KEYS = 256, 512
@@ -132,7 +133,7 @@ def attend(
                 for keys in blocks:
                     C = keys.stop - keys.start
                     s_NRC = room[: N * R * C].reshape(N, R, C)
-                    np.matmul(q_NRE, k1_NSE[:, keys.start - start : keys.stop - start].transpose(0, 2, 1), out=s_NRC)
+                    matmul(q_NRE, k1_NSE[:, keys.start - start : keys.stop - start].transpose(0, 2, 1), out=s_NRC)
                     if causal and keys is blocks[0]:
                         _hide(s_NRC, R // g)
                     if s_NRC.max() > HEADROOM:
@@ -145,7 +146,7 @@ def attend(
                         q_NRE[..., E:] = -m_NR1
                     p_NRC = np.exp(s_NRC, out=s_NRC)
                     l_NR1 += (p_NRC @ ones_C[:C])[..., None]
-                    o_NRV += p_NRC @ v_SKV[keys, heads].transpose(1, 0, 2)
+                    o_NRV += matmul(p_NRC, v_SKV[keys, heads].transpose(1, 0, 2))
                 o_NRV /= l_NR1
                 o_TKgV[queries, heads] = _as_rows(o_NRV, g)
                 lse_TKg[queries, heads] = _as_rows(m_NR1 + np.log(l_NR1), g)[..., 0]
@@ -191,7 +192,7 @@ def attend_cached(
         attend(q_BTKgE[0], k_BSKE[0], v_BSKV[0], o_BTKgV[0], lse_BTKg[0], [span], scale)
         return
     q_BKRE = q_BTKgE.transpose(0, 2, 1, 3, 4).reshape(B, K, R, E) * q_BTKgE.dtype.type(scale)
-    s_BKRS = q_BKRE @ k_BSKE.transpose(0, 2, 3, 1)
+    s_BKRS = matmul(q_BKRE, k_BSKE.transpose(0, 2, 3, 1))
     if hidden_BTS is not None:
         s_BKRS.reshape(B, K, T, g, -1)[...] += hidden_BTS[:, None, :, None]
     elif T > 1:
@@ -200,7 +201,7 @@ def attend_cached(
     s_BKRS -= m_BKR1
     p_BKRS = np.exp(s_BKRS, out=s_BKRS)
     l_BKR1 = p_BKRS.sum(axis=-1, keepdims=True)
-    o_BKRV = p_BKRS @ v_BSKV.transpose(0, 2, 1, 3)
+    o_BKRV = matmul(p_BKRS, v_BSKV.transpose(0, 2, 1, 3))
     o_BKRV /= l_BKR1
     o_BTKgV[...] = o_BKRV.reshape(B, K, T, g, -1).transpose(0, 2, 1, 3, 4)
     if lse_BTKg is not None:
@@ -249,15 +250,15 @@ def attend_backward(
                     C = keys.stop - keys.start
                     at = np.s_[:, keys.start - start : keys.stop - start]
                     p_NRC, ds_NRC = (room[: N * R * C].reshape(N, R, C) for room in rooms)
-                    np.matmul(q_NRE, k1_NSE[at].transpose(0, 2, 1), out=p_NRC)
+                    matmul(q_NRE, k1_NSE[at].transpose(0, 2, 1), out=p_NRC)
                     if causal and keys is blocks[0]:
                         _hide(p_NRC, R // g)
                     np.exp(p_NRC, out=p_NRC)
-                    dv_NSV[at] += p_NRC.transpose(0, 2, 1) @ do_NRV[..., :V]
-                    np.matmul(do_NRV, v1_NSV[at].transpose(0, 2, 1), out=ds_NRC)
+                    dv_NSV[at] += matmul(p_NRC.transpose(0, 2, 1), do_NRV[..., :V])
+                    matmul(do_NRV, v1_NSV[at].transpose(0, 2, 1), out=ds_NRC)
                     ds_NRC *= p_NRC
-                    dq_NRE += ds_NRC @ k1_NSE[*at, :E]
-                    dk_NSE[at] += ds_NRC.transpose(0, 2, 1) @ q_NRE[..., :E]
+                    dq_NRE += matmul(ds_NRC, k1_NSE[*at, :E])
+                    dk_NSE[at] += matmul(ds_NRC.transpose(0, 2, 1), q_NRE[..., :E])
                 dq_NRE *= scale
                 dq_TKgE[queries, heads] += _as_rows(dq_NRE, g)
             dk_SKE[span[1], heads] += dk_NSE.transpose(1, 0, 2)

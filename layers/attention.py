@@ -16,10 +16,12 @@ from layers.linear import RowParallelLinear
 from layers.norm import rms_norm, rms_norm_backward
 from layers.ops import flattened, product
 from layers.rope import Rotation
+from layers.work import Work, linear, passes
 from parallel.axis import Axis
 from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
+from parallel.products import matmul
 from parallel.rows import gathered, held, summed
 from parallel.shard import Layout, covering, even, group_sizes
 
@@ -69,8 +71,6 @@ class Attention:
         E = d_head or d_model // heads
         self.tp, self.d_model, self.causal, self.qk_norm = tp, d_model, causal, qk_norm
         self.scale = E**-0.5 if scale is None else scale
-        # Entries of a query and of what it takes from a key's value, over all heads.
-        self.score_width = 2 * heads * E
         cut = even(heads, tp.size, "heads")
         self.kv_cut = covering(cut, heads // kv_heads)
         self.h, self.k, self.E = cut.size(tp.rank), self.kv_cut.size(tp.rank), E
@@ -139,7 +139,7 @@ class Attention:
         self.W_DnE.add_grad_product(x_TD, dz_Tn, later)
         if self.b_nE is not None:
             self.b_nE.add_grad(dz_TnE.sum(axis=0))
-        return self.tp.sum_rows(dz_Tn @ self.W_DnE.data.reshape(self.d_model, -1).T, batch.rows)
+        return self.tp.sum_rows(matmul(dz_Tn, self.W_DnE.data.reshape(self.d_model, -1).T), batch.rows)
 
     def _projected(self, x_TD: np.ndarray, rotation: Rotation | None) -> tuple[np.ndarray, np.ndarray, tuple]:
         """z (T, n, E), the queries and keys in it (or in an array of their own, if normed) rotated, and what is saved."""
@@ -184,6 +184,16 @@ class Attention:
         gathers = [t for phase in ("forward", "backward") for t in gathered(tp, batch.rows, phase, size)]
         around = self.context.traffic(self.core, batch, (self.E, self.E), b)
         return [*gathers, *around, *self.out.traffic(batch.tokens, batch.rows), *summed(tp, batch.rows, "backward", size)]
+
+    def work(self, batch: Batch) -> list[Work]:
+        """What forward and backward of the batch compute."""
+        (h, k, E), T, n = (self.h, self.k, self.E), batch.tokens, self.W_DnE.data.size // self.d_model
+        bias = [] if self.b_nE is None else passes("bias", (T * n, T * n), (T * n, 0))
+        qk = T * (h + k) * E
+        norms = passes("rms norm", (qk, qk), (2 * qk, qk)) if self.norms else []
+        turns = [] if batch.rotation is None else batch.rotation.work(h + k)
+        inside = self.context.work(self.core, batch, (E, E))
+        return [*linear(T, self.d_model, n), *bias, *norms, *turns, *inside, *self.out.work(T, batch.rows)]
 
     def saved_bytes(self, batch: Batch) -> int:
         """What this rank keeps from forward to backward. The rotation belongs to the batch and is not counted."""

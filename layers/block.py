@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from layers.moe import MoE
 from layers.norm import LayerNorm, RMSNorm
 from layers.rope import Rotation
 from layers.store import Store
+from layers.work import Work, again, passes
 from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter
@@ -77,11 +77,15 @@ class Block:
         """What forward and backward of the batch send beyond `traffic`: rows to their experts, as they were chosen."""
         return self.mlp.exchanged(batch.noted[self.mlp].moved) if self.mlp in batch.noted else []
 
-    def flops(self, sequence_length: int) -> float:
-        """Operations a token of forward and backward: 6 for each weight that multiplies it (of experts, those that serve it),
-        and 6 H (E + V) for each key that a causal query sees on average."""
-        weights = sum(prod(p.layout.shape) * p.read for p in self.parameters if p.multiplies)
-        return 6.0 * float(weights + self.attention.score_width * (sequence_length + 1) / 2)
+    def work(self, batch: Batch) -> list[Work]:
+        """What forward and backward of the batch compute. How many rows each expert has is what has been noted in the batch;
+        else all are alike."""
+        served = [batch.noted[self.mlp].served] if self.mlp in batch.noted else []
+        own = held(batch.tokens, batch.rows, self.attention.tp.rank)
+        n = own * len(self.norm1.w_D.data)
+        residual = [w for _ in range(2) for w in passes("residual", (2 * n, n), (2 * n, n))]
+        inside = [*self.attention.work(batch), *self.mlp.work(batch.tokens, batch.rows, *served)]
+        return [*self.norm1.work(own), *self.norm2.work(own), *inside, *residual]
 
     def saved_bytes(self, batch: Batch) -> int:
         """What this rank keeps from forward to backward."""
@@ -135,9 +139,9 @@ class Recomputed:
         sent = self.block.exchanged(batch)
         return [*sent, *(replace(t, phase="backward") for t in sent if t.phase == "forward")]
 
-    def flops(self, sequence_length: int) -> float:
-        """The block's: what is computed again is not counted."""
-        return self.block.flops(sequence_length)
+    def work(self, batch: Batch) -> list[Work]:
+        work = self.block.work(batch)
+        return [*work, *again(work)]
 
     def saved_bytes(self, batch: Batch) -> int:
         width, itemsize = len(self.block.norm1.w_D.data), self.block.norm1.w_D.data.itemsize

@@ -17,6 +17,7 @@ from layers import pieces
 from layers.attend import attend, attend_backward
 from layers.batch import Batch
 from layers.pieces import Span, own_spans, seen_spans
+from layers.work import Work, attended
 from parallel.alone import Alone
 from parallel.axis import Axis
 from parallel.ledger import Traffic, message
@@ -131,6 +132,11 @@ class Local:
     def traffic(self, core: Core, batch: Batch, widths: tuple[int, int], b: int) -> list[Traffic]:
         """What forward and backward send. `widths`: of a head's key and value; b: bytes of an entry."""
         return []
+
+    def work(self, core: Core, batch: Batch, widths: tuple[int, int]) -> list[Work]:
+        """What forward and backward compute."""
+        heads = [(run.kv.stop - run.kv.start, run.group) for run in self.inside(core).runs]
+        return attended(self.blocks(core, batch), heads, *widths)
 
     def traffic_gathered(self, batch: Batch, width: int, b: int) -> list[Traffic]:
         """What `gathered`, of `width` numbers a token, and its backward send."""

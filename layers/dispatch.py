@@ -46,6 +46,11 @@ class Dispatch(NamedTuple):
     def moved(self) -> Moved:
         return Moved(sum(self.sent), len(self.places))
 
+    def served(self, experts: int) -> tuple[int, ...]:
+        """How many rows each of this rank's `experts` has: own pairs, and those that came."""
+        rows = {e: sum(at.stop - at.start for at in of) for e, *of in self.here}
+        return tuple(rows.get(e, 0) for e in range(experts))
+
     def experts(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Each expert of this rank that has rows, counted from its first: its own pairs, and the places of rows that came."""
         return ((e, self.pairs[pairs], self.places[places]) for e, pairs, places in self.here)
@@ -68,7 +73,7 @@ def dispatched(pairs_N: np.ndarray, n_X: np.ndarray, n_Rx: np.ndarray, cut: Cut,
     stay, sent[rank] = sent[rank], 0
     if len(pairs_N) == stay == n_Rx.sum():
         # A token alone, with all experts here, has no time for what follows.
-        here = tuple((e - first, slice(ends[e], ends[e + 1]), slice(0)) for e in busy)
+        here = tuple((e - first, slice(ends[e], ends[e + 1]), slice(0, 0)) for e in busy)
         return Dispatch(pairs_N, pairs_N[:0], tuple(sent), (0,) * cut.ranks, here, ())
     came_Rx = n_Rx.copy()
     came_Rx[rank] = 0

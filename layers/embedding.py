@@ -9,10 +9,12 @@ import numpy as np
 
 from layers.linear import ColumnParallelLinear
 from layers.ops import product
+from layers.work import WEIGHTS, Work, linear, looked_up
 from parallel.axis import Axis
 from parallel.later import Later, put_off
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
+from parallel.products import matmul
 from parallel.rows import gathered, held, summed
 from parallel.shard import Cut, Layout, even
 
@@ -69,6 +71,12 @@ class VocabParallelEmbedding:
         size, tp = message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize), self.tp.name
         return [*summed(tp, rows, "forward", size), *gathered(tp, rows, "backward", size)]
 
+    def work(self, tokens: int) -> list[Work]:
+        """What forward and backward of `tokens` tokens compute: as many rows as this rank's share of the table would have, and
+        all of its gradient."""
+        v, D = self.table_vD.data.shape
+        return looked_up(-(-tokens * v // self.cut.length), D, v)
+
     def later_bytes(self, tokens: int) -> int:
         """What is kept where the table's rows are put off: dx, all rows."""
         return message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize)
@@ -93,6 +101,11 @@ class LearnedPositions:
         """dx (T, D), saved -> dx (T, D). Adds into the gradient."""
         put_off(later, lambda dx_TD: _add_rows(self.table_PD, positions_T, dx_TD), dx_TD)
         return dx_TD
+
+    def work(self, tokens: int) -> list[Work]:
+        """What forward and backward of `tokens` tokens compute."""
+        P, D = self.table_PD.data.shape
+        return looked_up(tokens, D, P)
 
 
 class TiedHead:
@@ -127,19 +140,25 @@ class TiedHead:
 
     def forward(self, h_tD: np.ndarray, rows: Cut | None = None) -> tuple[np.ndarray, tuple]:
         """h (t, D) -> logits (T, v), saved."""
-        return self.tp.gather_rows(h_tD, rows) @ self.table_vD.data.T, (h_tD, rows)
+        return matmul(self.tp.gather_rows(h_tD, rows), self.table_vD.data.T), (h_tD, rows)
 
     def backward(self, dlogits_Tv: np.ndarray, saved: tuple, later: Later | None = None) -> np.ndarray:
         """dlogits (T, v), saved -> dh (t, D). Adds into the gradient."""
         h_tD, rows = saved
         self.table_vD.add_grad_product(dlogits_Tv, self.tp.gather_rows(h_tD, rows), later)
-        return self.tp.sum_rows(dlogits_Tv @ self.table_vD.data, rows)
+        return self.tp.sum_rows(matmul(dlogits_Tv, self.table_vD.data), rows)
 
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
         size, tp = message((tokens, self.table_vD.data.shape[1]), self.table_vD.data.itemsize), self.tp.name
         gathers = [t for phase in ("forward", "backward") for t in gathered(tp, rows, phase, size)]
         return [*gathers, *summed(tp, rows, "backward", size)]
+
+    def work(self, tokens: int) -> list[Work]:
+        """What forward and backward of `tokens` tokens compute."""
+        v, D = self.table_vD.data.shape
+        # The gradient is made as the table lies, (v, D).
+        return [*linear(tokens, D, v)[:2], Work("product", WEIGHTS, (v, D, tokens, 1))]
 
     def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         own = held(tokens, rows, self.tp.rank)

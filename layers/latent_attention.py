@@ -18,10 +18,12 @@ from layers.norm import RMSNorm
 from layers.ops import flattened
 from layers.pieces import own_spans
 from layers.rope import Rotation
+from layers.work import Work, attended, linear, passes
 from parallel.axis import Axis
 from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
+from parallel.products import matmul
 from parallel.rows import gathered, held, is_whole, summed
 from parallel.shard import Layout, even
 
@@ -70,7 +72,6 @@ class LatentAttention:
         self.tp, self.causal, self.d_model = tp, causal, d_model
         self.C, self.N, self.R, self.V = d_latent, d_nope, d_rope, d_value
         self.scale = (d_nope + d_rope) ** -0.5 if scale is None else scale
-        self.score_width = heads * (d_nope + d_rope + d_value)
         cut = even(heads, tp.size, "heads")
         self.cut, self.h = cut, cut.size(tp.rank)
         self.context = context or Local()
@@ -109,7 +110,7 @@ class LatentAttention:
         batch.require(len(c_TC))
         q_Thn = self._rotated(cq_TQ, kr_TR, batch.rotation)
         c_SC, kr_SR = (self.context.gathered(a, batch) for a in (c_TC, kr_TR))
-        kv_Shn = (c_SC @ self.Wukv_Chn.data.reshape(self.C, -1)).reshape(len(c_SC), *self.Wukv_Chn.data.shape[1:])
+        kv_Shn = matmul(c_SC, self.Wukv_Chn.data.reshape(self.C, -1)).reshape(len(c_SC), *self.Wukv_Chn.data.shape[1:])
         o_ThV, lse_Th = self.core.attend(q_Thn, *self._heads(kv_Shn, kr_SR), all_spans(batch, self.causal))
         y_tD, saved_out = self.out.forward(o_ThV, rows)
         return y_tD, (x_tD, batch, saved_norms, cq_tQ, c_tC, kr_SR, q_Thn, kv_Shn, lse_Th, saved_out)
@@ -132,9 +133,9 @@ class LatentAttention:
         dq_Tn, dkv_Sn = flattened(dq_Thn), flattened(dkv_Shn)
         self.Wq_Qhn.add_grad_product(cq_TQ, dq_Tn, later)
         self.Wukv_Chn.add_grad_product(c_SC, dkv_Sn, later)
-        dc_SC = dkv_Sn @ self.Wukv_Chn.data.reshape(self.C, -1).T
+        dc_SC = matmul(dkv_Sn, self.Wukv_Chn.data.reshape(self.C, -1).T)
         dckr_TM = self.context.summed(np.concatenate([dc_SC, dk_Shn[..., self.N :].sum(axis=1)], axis=1), batch)
-        dcq_TQ = dq_Tn @ self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1).T
+        dcq_TQ = matmul(dq_Tn, self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1).T)
         if rotation is not None:
             rotation.backward(dckr_TM[:, None, self.C :])
         whole_tn = self.tp.sum_rows(np.concatenate([dckr_TM, dcq_TQ], axis=1), rows)
@@ -208,24 +209,24 @@ class LatentAttention:
         q_Thn = self._rotated(cq_TQ, kr_TR, rotation)
         Wuk_hNC = self.Wukv_Chn.data[..., : self.N].transpose(1, 2, 0)
         q_ThM = np.empty((len(x_TD), self.h, self.C + self.R), x_TD.dtype)
-        np.matmul(q_Thn[..., : self.N].transpose(1, 0, 2), Wuk_hNC, out=q_ThM[..., : self.C].transpose(1, 0, 2))
+        matmul(q_Thn[..., : self.N].transpose(1, 0, 2), Wuk_hNC, out=q_ThM[..., : self.C].transpose(1, 0, 2))
         q_ThM[..., self.C :] = q_Thn[..., self.N :]
         return q_ThM, np.concatenate([c_TC, kr_TR], axis=1)
 
     def _out_absorbed(self, oc_ThC: np.ndarray) -> np.ndarray:
         Wuv_hCV = self.Wukv_Chn.data[..., self.N :].transpose(1, 0, 2)
-        return self.out.forward((oc_ThC.transpose(1, 0, 2) @ Wuv_hCV).transpose(1, 0, 2))[0]
+        return self.out.forward(matmul(oc_ThC.transpose(1, 0, 2), Wuv_hCV).transpose(1, 0, 2))[0]
 
     def _down(self, x_tD: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple]:
         """Of own rows: the latent c (t, C), the key kr (t, R) before its rotation, what queries are projected from (the query
         latent, or x), and what is saved of the norms."""
-        c_tC, saved_c = self.norm.forward(x_tD @ self.Wdkv_DC.data)
-        cq_tQ, saved_q = (x_tD, ()) if self.Wdq_DQ is None else self.norm_q.forward(x_tD @ self.Wdq_DQ.data)
-        return c_tC, x_tD @ self.Wkr_DR.data, cq_tQ, (saved_c, saved_q)
+        c_tC, saved_c = self.norm.forward(matmul(x_tD, self.Wdkv_DC.data))
+        cq_tQ, saved_q = (x_tD, ()) if self.Wdq_DQ is None else self.norm_q.forward(matmul(x_tD, self.Wdq_DQ.data))
+        return c_tC, matmul(x_tD, self.Wkr_DR.data), cq_tQ, (saved_c, saved_q)
 
     def _rotated(self, cq_TQ: np.ndarray, kr_TR: np.ndarray, rotation: Rotation | None) -> np.ndarray:
         """q (T, h, N + R) with its last R rotated; kr is rotated in place."""
-        q_Thn = (cq_TQ @ self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1)).reshape(len(cq_TQ), *self.Wq_Qhn.data.shape[1:])
+        q_Thn = matmul(cq_TQ, self.Wq_Qhn.data.reshape(cq_TQ.shape[1], -1)).reshape(len(cq_TQ), *self.Wq_Qhn.data.shape[1:])
         if rotation is not None:
             rotation.forward(q_Thn[..., self.N :])
             rotation.forward(kr_TR[:, None])
@@ -242,7 +243,7 @@ class LatentAttention:
     def _down_backward(W_DI: Parameter, d_tI: np.ndarray, x_tD: np.ndarray, later: Later | None) -> np.ndarray:
         """Through a projection that is whole on every rank: its gradient by own rows, and its part of dx (t, D)."""
         W_DI.add_grad_product(x_tD, d_tI, later)
-        return d_tI @ W_DI.data.T
+        return matmul(d_tI, W_DI.data.T)
 
     def traffic(self, batch: Batch) -> list[Traffic]:
         """What forward and backward of the batch send."""
@@ -253,6 +254,18 @@ class LatentAttention:
         c, kr, both = (self.context.traffic_gathered(batch, width, b) for width in (C, self.R, C + self.R))
         around = [*c[:1], *kr[:1], *(replace(t, phase="backward") for t in c[:1]), *both[1:]]
         return [*gathers, *around, *self.out.traffic(batch.tokens, rows), *summed(tp, rows, "backward", size(C + self.R + Q))]
+
+    def work(self, batch: Batch) -> list[Work]:
+        """What forward and backward of the batch compute. Keys and values are made of all tokens of the sequences."""
+        T, S, h, n, C = batch.tokens, sum(batch.lengths), self.h, self.N + self.R, self.C
+        own, Q = held(T, batch.rows, self.tp.rank), len(self.Wq_Qhn.data)
+        queries = [] if self.norm_q is None else [*linear(own, self.d_model, Q), *self.norm_q.work(own)]
+        down = [*linear(own, self.d_model, C), *linear(own, self.d_model, self.R), *self.norm.work(own), *queries]
+        up = [*linear(T, Q, h * n), *linear(S, C, h * (self.N + self.V))]
+        turns = [] if batch.rotation is None else batch.rotation.work(h + 1)
+        keys = passes("heads", (S * h * n, S * h * n), (S * h * (n + self.N), S * h * (n + self.N)))
+        inside = attended([(all_spans(batch, self.causal), self.causal)], [(h, 1)], n, self.V)
+        return [*down, *up, *turns, *keys, *inside, *self.out.work(T, batch.rows)]
 
     def traffic_striped(self, tokens: int, phase: str) -> list[Traffic]:
         """What `cached_striped` sends beside what `cached` does: all queries to all, partial outputs to their heads' ranks."""

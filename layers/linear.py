@@ -14,10 +14,12 @@ from math import prod
 import numpy as np
 
 from layers.ops import flattened, product
+from layers.work import Work, linear, passes
 from parallel.axis import Axis
 from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
+from parallel.products import matmul
 from parallel.rows import gathered, held, summed
 from parallel.shard import Cut, Layout
 
@@ -67,13 +69,19 @@ class ColumnParallelLinear:
             self.b_o.add_grad(dz_To.sum(axis=0))
         dz_To = flattened(dz_To)
         self.W_Io.add_grad_product(x_TI, dz_To, later)
-        return self.tp.sum_rows(dz_To @ self.W_Io.data.reshape(self.d_in, -1).T, rows)
+        return self.tp.sum_rows(matmul(dz_To, self.W_Io.data.reshape(self.d_in, -1).T), rows)
 
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
         size, tp = message((tokens, self.d_in), self.W_Io.data.itemsize), self.tp.name
         gathers = [t for phase in ("forward", "backward") for t in gathered(tp, rows, phase, size)]
         return [*gathers, *summed(tp, rows, "backward", size)]
+
+    def work(self, tokens: int) -> list[Work]:
+        """What forward and backward of `tokens` tokens compute."""
+        d_out = self.W_Io.data.size // self.d_in
+        bias = [] if self.b_o is None else passes("bias", (tokens * d_out,) * 2, (tokens * d_out, 0))
+        return linear(tokens, self.d_in, d_out) + bias
 
     def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         return message((held(tokens, rows, self.tp.rank), self.d_in), self.W_Io.data.itemsize)
@@ -131,12 +139,18 @@ class RowParallelLinear:
             self.b_O.add_grad(dy_tO.sum(axis=0))
         dy_TO = self.tp.gather_rows(dy_tO, rows)
         self.W_iO.add_grad_product(x_Ti, dy_TO, later)
-        return (dy_TO @ self.W_iO.data.reshape(-1, self.d_out).T).reshape(-1, *self.W_iO.data.shape[:-1])
+        return matmul(dy_TO, self.W_iO.data.reshape(-1, self.d_out).T).reshape(-1, *self.W_iO.data.shape[:-1])
 
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
         size, tp = message((tokens, self.d_out), self.W_iO.data.itemsize), self.tp.name
         return [*summed(tp, rows, "forward", size), *gathered(tp, rows, "backward", size)]
+
+    def work(self, tokens: int, rows: Cut | None = None) -> list[Work]:
+        """What forward and backward of `tokens` tokens compute."""
+        own = held(tokens, rows, self.tp.rank) * self.d_out
+        bias = [] if self.b_O is None else passes("bias", (own, own), (own, 0))
+        return linear(tokens, self.W_iO.data.size // self.d_out, self.d_out) + bias
 
     def saved_bytes(self, tokens: int) -> int:
         return message((tokens, *self.W_iO.data.shape[:-1]), self.W_iO.data.itemsize)

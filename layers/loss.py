@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from layers.work import Work, passes
 from parallel.axis import Axis
 from parallel.ledger import Traffic, message
 from parallel.shard import Cut
@@ -75,6 +76,11 @@ class VocabParallelCrossEntropy:
         """What forward and backward of `tokens` tokens send."""
         sent = lambda n: Traffic("all_reduce", self.tp.name, "forward", message((n, tokens), itemsize))  # noqa: E731
         return [sent(1), sent(2)]
+
+    def work(self, tokens: int) -> list[Work]:
+        """What forward and backward of `tokens` tokens compute."""
+        n = tokens * self.cut.size(self.tp.rank)
+        return passes("loss", (n, n), (n, n))
 
     def saved_bytes(self, tokens: int, itemsize: int) -> int:
         """The targets are the batch's and are not counted."""

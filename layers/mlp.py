@@ -10,6 +10,7 @@ import numpy as np
 from layers.batch import Batch, rows_of
 from layers.linear import ColumnParallelLinear, RowParallelLinear
 from layers.ops import ACTIVATIONS
+from layers.work import Work, activated
 from parallel.axis import Axis
 from parallel.later import Later
 from parallel.ledger import Traffic, message
@@ -79,6 +80,10 @@ class MLP:
     def traffic(self, tokens: int, rows: Cut | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send."""
         return [*self.down.traffic(tokens, rows), *self.up.traffic(tokens, rows)]
+
+    def work(self, tokens: int, rows: Cut | None = None) -> list[Work]:
+        """What forward and backward of `tokens` tokens compute."""
+        return [*self.up.work(tokens), *activated(self.activation, tokens * self.d_ff_local), *self.down.work(tokens, rows)]
 
     def saved_bytes(self, tokens: int, rows: Cut | None = None) -> int:
         """What this rank keeps from forward to backward."""

@@ -8,7 +8,8 @@ P pairs (token, expert) that leave this rank   Q that come to it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -18,12 +19,14 @@ from layers.batch import Batch, rows_of
 from layers.dispatch import Dispatch, Moved, beside, by_expert, dispatched, joined
 from layers.ops import ACTIVATIONS, product
 from layers.routing import Router
+from layers.work import WEIGHTS, Work, activated, linear, passes
 from parallel.alone import Alone
 from parallel.axis import Axis
 from parallel.later import Later
 from parallel.ledger import Traffic, message
 from parallel.parameter import Parameter, Weights
-from parallel.rows import exchanged, gathered, held, is_whole, own, summed
+from parallel.products import matmul
+from parallel.rows import cut_rows, exchanged, gathered, held, is_whole, own, summed
 from parallel.shard import Cut, Layout, even
 
 SWIGLU = ACTIVATIONS["swiglu"]
@@ -35,10 +38,12 @@ def gate_up(x_tD: np.ndarray, W1_D2f: np.ndarray) -> np.ndarray:
 
 
 class Routed(NamedTuple):
-    """What a forward has found out about a batch: how many pairs have left this rank and come, how often its tokens chose each
-    expert, and, where there is a balance loss, the gradient of the scores' shares and this rank's terms of the loss."""
+    """What a forward has found out about a batch: how many pairs have left this rank and come, how many rows each expert of the
+    rank has, how often its tokens chose each expert, and, where there is a balance loss, the gradient of the scores' shares and
+    this rank's terms of the loss."""
 
     moved: Moved
+    served: tuple[int, ...]
     counts: np.ndarray
     d_shares: np.ndarray | None = None
     loss: float = 0.0
@@ -77,9 +82,14 @@ class SharedExpert:
         h_Ts, slope_T2s = saved
         W1_Dn = self.W1_D2s.data.reshape(x_TD.shape[1], -1)
         self.W2_sD.add_grad_product(h_Ts, dy_TD, later)
-        dz_Tn = SWIGLU.backward(dy_TD @ self.W2_sD.data.T, slope_T2s).reshape(len(x_TD), W1_Dn.shape[1])
+        dz_Tn = SWIGLU.backward(matmul(dy_TD, self.W2_sD.data.T), slope_T2s).reshape(len(x_TD), W1_Dn.shape[1])
         self.W1_D2s.add_grad_product(x_TD, dz_Tn, later)
-        return dz_Tn @ W1_Dn.T
+        return matmul(dz_Tn, W1_Dn.T)
+
+    def work(self, tokens: int) -> list[Work]:
+        """What forward and backward of `tokens` tokens compute."""
+        s, D = self.W2_sD.data.shape
+        return [*linear(tokens, D, 2 * s), *activated(SWIGLU, tokens * s), *linear(tokens, s, D)]
 
     def saved_bytes(self, tokens: int) -> int:
         return message((tokens, 3, len(self.W2_sD.data)), self.W2_sD.data.itemsize)
@@ -175,10 +185,10 @@ class MoE:
         y_TD, saved_shared = (np.zeros_like(x_TD), ()) if self.shared is None else self.shared.forward(x_TD)
         routed = self._add_routed(y_TD, x_TD, c_TA, g_TA, SWIGLU.forward)
         if batch is not None:
-            batch.noted[self] = self._noted(c_TA, saved_router[0], routed[0].moved, batch)
+            batch.noted[self] = self._noted(c_TA, saved_router[0], routed[0], batch)
         return self.tp.sum_rows(y_TD, rows), (x_oD, batch, saved_router, *routed, saved_shared)
 
-    def _noted(self, c_TA: np.ndarray, s_TX: np.ndarray, moved: Moved, batch: Batch) -> Routed:
+    def _noted(self, c_TA: np.ndarray, s_TX: np.ndarray, way: Dispatch, batch: Batch) -> Routed:
         """What is found out about a batch, and its balance loss, if there is to be one.
 
         count_SX  = all_reduce(how often the tokens of a sequence chose an expert)    over cp
@@ -189,14 +199,15 @@ class MoE:
         on the mesh nor on micro-batches.)
         """
         n_X = np.bincount(c_TA.reshape(-1), minlength=self.router.count)
+        found = way.moved, way.served(self.cut.size(self.ep.rank)), n_X
         if batch.balance is None:
-            return Routed(moved, n_X)
+            return Routed(*found)
         count_SX = np.zeros((len(batch.lengths), self.router.count), np.int64)
         np.add.at(count_SX, (np.repeat(batch.sequence_T, self.router.active), c_TA.reshape(-1)), 1)
         tokens_S1 = np.array(batch.lengths)[:, None]
         f_SX = (self.router.count / self.router.active) * self.cp.all_reduce(count_SX) / tokens_S1
         dn_TX = (batch.balance.alpha / batch.balance.tokens) * f_SX[batch.sequence_T]
-        return Routed(moved, n_X, dn_TX.astype(s_TX.dtype), float(np.vdot(dn_TX, self.router.shares(s_TX))))
+        return Routed(*found, dn_TX.astype(s_TX.dtype), float(np.vdot(dn_TX, self.router.shares(s_TX))))
 
     def apply(self, x_TD: np.ndarray) -> np.ndarray:
         """x (T, D) -> y (T, D), where there is no backward."""
@@ -250,12 +261,12 @@ class MoE:
             tokens, at, stay = pairs // A, pairs % A, len(pairs)
             x_tD, dy_tD = joined(x_TD[tokens], xg_Qn[:, :D], places), joined(dy_TD[tokens], dy_QD, places)
             g_t1 = joined(g_TA.reshape(-1)[pairs], xg_Qn[:, D], places)[:, None]
-            np.matmul((g_t1 * h_tf).T, dy_tD, out=dW2_xfD[e])
-            du_tf = dy_tD @ self.W2_xfD.data[e].T
+            matmul((g_t1 * h_tf).T, dy_tD, out=dW2_xfD[e])
+            du_tf = matmul(dy_tD, self.W2_xfD.data[e].T)
             dg_t = np.vecdot(h_tf, du_tf)
             dz_tn = SWIGLU.backward(g_t1 * du_tf, slope_t2f).reshape(len(x_tD), -1)
-            np.matmul(x_tD.T, dz_tn, out=dW1_xD2f[e].reshape(D, -1))
-            dx_tD = dz_tn @ self.W1_xD2f.data[e].reshape(D, -1).T
+            matmul(x_tD.T, dz_tn, out=dW1_xD2f[e].reshape(D, -1))
+            dx_tD = matmul(dz_tn, self.W1_xD2f.data[e].reshape(D, -1).T)
             dx_TD[tokens] += dx_tD[:stay]
             dg_TA[tokens, at] = dg_t[:stay]
             back_Qn[places, :D], back_Qn[places, D] = dx_tD[stay:], dg_t[stay:]
@@ -274,6 +285,10 @@ class MoE:
     def moved(saved: tuple) -> Moved:
         """How many pairs left and came in the forward that saved this."""
         return saved[3].moved
+
+    def served(self, saved: tuple) -> tuple[int, ...]:
+        """How many rows each expert of this rank had in the forward that saved this."""
+        return saved[3].served(self.cut.size(self.ep.rank))
 
     def traffic(self, tokens: int, rows: Cut | None = None, moved: Moved | None = None) -> list[Traffic]:
         """What forward and backward of `tokens` tokens send. Without `moved`, rows that go to other ranks' experts are left
@@ -298,6 +313,23 @@ class MoE:
             ("backward", size(Q, D + 1)),
         ]
         return [t for phase, n in leaving for t in exchanged(self.ep.name, self.ep.size, phase, n)]
+
+    def work(self, tokens: int, rows: Cut | None = None, served: Sequence[int] | None = None) -> list[Work]:
+        """What forward and backward of `tokens` tokens compute. `served`: how many rows each expert of this rank has; without
+        it, as many as if each rank of ep had so many tokens, and experts were chosen evenly."""
+        T, (_, f, D) = tokens, self.W2_xfD.data.shape
+        dealt = cut_rows(self._pairs(T), self.router.count).sizes[slice(*self.cut.bounds[self.ep.rank])]
+        work = self.router.work(T, held(T, rows, self.tp.rank))
+        for t, times in Counter(dealt if served is None else served).items():
+            one = [*linear(t, D, 2 * f), *activated(SWIGLU, t * f), *linear(t, f, D)]
+            one += passes("rows", (2 * t * D, 2 * t * D), (3 * t * D, 3 * t * D))
+            # Their gradients are not put off.
+            work += [w._replace(phase="backward" if w.phase == WEIGHTS else w.phase, times=times) for w in one]
+        return work + ([] if self.shared is None else self.shared.work(T))
+
+    def _pairs(self, tokens: int) -> int:
+        """How many pairs the ranks of ep have together, if each has so many tokens."""
+        return self.ep.size * tokens * self.router.active
 
     def balance_traffic(self, batch: Batch) -> list[Traffic]:
         """What the balance loss sends: counts, over cp."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from layers.ops import BLOCK
+from layers.work import Work, passes
 from parallel.ledger import message
 from parallel.parameter import Parameter, Weights
 from parallel.shard import Layout
@@ -78,6 +79,11 @@ class RMSNorm:
         self.w_D.add_grad(dw_D)
         return dx_TD
 
+    def work(self, tokens: int) -> list[Work]:
+        """What forward and backward of `tokens` tokens compute."""
+        n = tokens * len(self.w_D.data)
+        return passes("rms norm", (n, n), (2 * n, n))
+
     def saved_bytes(self, tokens: int) -> int:
         return message((tokens, len(self.w_D.data) + 1), self.w_D.data.itemsize)
 
@@ -124,6 +130,11 @@ class LayerNorm:
         self.w_D.add_grad(dw_D)
         self.b_D.add_grad(dy_TD.sum(axis=0))
         return dx_TD
+
+    def work(self, tokens: int) -> list[Work]:
+        """What forward and backward of `tokens` tokens compute."""
+        n = tokens * len(self.w_D.data)
+        return passes("layer norm", (n, 2 * n), (2 * n, n))
 
     def saved_bytes(self, tokens: int) -> int:
         return message((tokens, len(self.w_D.data) + 1), self.w_D.data.itemsize)

@@ -13,6 +13,8 @@ from math import pi, prod, sqrt
 
 import numpy as np
 
+from parallel.products import note
+
 # Elements a block: a few float32 arrays of this size fit a core's L2 cache together.
 BLOCK = 16 * 1024
 
@@ -39,6 +41,7 @@ def flattened(x_T: np.ndarray) -> np.ndarray:
 
 def product(x_TI: np.ndarray, W_IO: np.ndarray) -> np.ndarray:
     """x @ W (T, O)."""
+    note(x_TI, W_IO)
     T = len(x_TI)
     if 1 < T <= ROW_BY_ROW:
         y_TO = np.empty((T, W_IO.shape[1]), x_TI.dtype)
@@ -136,10 +139,11 @@ def _silu_value(z_Tf: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Activation:
-    """`inputs`: how many hidden arrays it takes (2 where one gates the other). `slope_bytes`: of a slope entry, or None
+    """`name`. `inputs`: how many hidden arrays it takes (2 where one gates the other). `slope_bytes`: of a slope entry, or None
     for the bytes of the dtype. Called with z (T, f) or (T, 2, f), `function` returns h (T, f) and the slope, of z's shape;
     `value`, where it is cheaper, h alone."""
 
+    name: str
     function: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     inputs: int = 1
     slope_bytes: int | None = None
@@ -156,9 +160,10 @@ class Activation:
         return slope * (dh_Tf if self.inputs == 1 else dh_Tf[:, None])
 
 
-ACTIVATIONS = {
-    "relu": Activation(_relu, slope_bytes=1),
-    "gelu": Activation(_gelu, value=_gelu_value),
-    "silu": Activation(_silu, value=_silu_value),
-    "swiglu": Activation(_swiglu, inputs=2, value=lambda z_T2f: _silu_value(z_T2f[:, 0]) * z_T2f[:, 1]),
-}
+_EVERY = (
+    Activation("relu", _relu, slope_bytes=1),
+    Activation("gelu", _gelu, value=_gelu_value),
+    Activation("silu", _silu, value=_silu_value),
+    Activation("swiglu", _swiglu, inputs=2, value=lambda z_T2f: _silu_value(z_T2f[:, 0]) * z_T2f[:, 1]),
+)
+ACTIVATIONS = {activation.name: activation for activation in _EVERY}

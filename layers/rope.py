@@ -13,6 +13,7 @@ from math import log, pi
 import numpy as np
 
 from layers.ops import BLOCK
+from layers.work import Work, passes
 
 PAIRINGS = ("half", "interleaved")
 
@@ -140,6 +141,11 @@ class Rotation:
     def backward(self, dx_TnE: np.ndarray) -> None:
         """The transpose, in place: turn back."""
         self._turn(dx_TnE, -self.sin_TP)
+
+    def work(self, heads: int) -> list[Work]:
+        """What both compute for so many heads of each token."""
+        entries = 2 * self.cos_TP.size * heads
+        return passes("rotation", (entries, entries), (entries, entries))
 
     def _turn(self, x_TnE: np.ndarray, sin_TP: np.ndarray) -> None:
         pairs = self.cos_TP.shape[1]

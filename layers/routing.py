@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from layers.work import Work, linear, passes
 from parallel.later import Later
 from parallel.ledger import message
 from parallel.parameter import Weights
+from parallel.products import matmul
 from parallel.shard import Layout
 
 # DeepSeek adds it to the sum of the chosen scores, as sigmoids may all be 0; of a softmax's it does not change a bit.
@@ -64,7 +66,7 @@ class Router:
 
     def forward(self, x_TD: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple]:
         """x (T, D) -> c (T, A) and g (T, A), best first, and what is saved."""
-        s_TX = self._scores(x_TD @ self.Wr_DX.data)
+        s_TX = self._scores(matmul(x_TD, self.Wr_DX.data))
         c_TA = self._choice(s_TX if self.br_X is None else s_TX + self.br_X.data)
         s_TA = np.take_along_axis(s_TX, c_TA, axis=1)
         g_TA = self.scale * (s_TA / self._sum(s_TA) if self.normed else s_TA)
@@ -90,7 +92,7 @@ class Router:
         if dn_TX is not None:
             dz_TX += self._balance_backward(dn_TX, s_TX)
         self.Wr_DX.add_grad_product(x_TD, dz_TX, later)
-        return dz_TX @ self.Wr_DX.data.T
+        return matmul(dz_TX, self.Wr_DX.data.T)
 
     @staticmethod
     def shares(s_TX: np.ndarray) -> np.ndarray:
@@ -126,6 +128,12 @@ class Router:
     @staticmethod
     def _sum(s_TA: np.ndarray) -> np.ndarray:
         return s_TA.sum(axis=1, keepdims=True) + TINY
+
+    def work(self, tokens: int, own: int) -> list[Work]:
+        """What forward of `tokens` tokens, and backward of this rank's own of them, compute."""
+        D, X = self.Wr_DX.data.shape
+        back = [w for w in linear(own, D, X) if w.phase != "forward"]
+        return [*linear(tokens, D, X)[:1], *back, *passes("router", (tokens * X, tokens * X), (own * X, own * X))]
 
     def saved_bytes(self, tokens: int) -> int:
         chosen = message((tokens, self.active), np.dtype(np.intp).itemsize)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import prod
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from layers.norm import LayerNorm, RMSNorm
 from layers.pieces import Pieces
 from layers.rope import Rope
 from layers.saved import nbytes
+from layers.work import Work, condensed, operations
 from parallel.axis import Axis
 from parallel.holder import IN_PLACE, Holder
 from parallel.later import Later, put_off
@@ -56,6 +56,11 @@ class Beginning:
     def traffic(self, batch: Batch) -> list[Traffic]:
         """What forward and backward of the batch send."""
         return self.embedding.traffic(batch.tokens, batch.rows)
+
+    def work(self, batch: Batch) -> list[Work]:
+        """What forward and backward of the batch compute."""
+        own = held(batch.tokens, batch.rows, self.embedding.tp.rank)
+        return self.embedding.work(batch.tokens) + ([] if self.positions is None else self.positions.work(own))
 
     def saved_bytes(self, batch: Batch) -> int:
         """Nothing: the ids and the positions are the batch's."""
@@ -95,6 +100,10 @@ class End:
     def traffic(self, batch: Batch) -> list[Traffic]:
         """What forward and backward of the batch send, without the loss."""
         return self.head.traffic(batch.tokens, batch.rows)
+
+    def work(self, batch: Batch) -> list[Work]:
+        """What forward and backward of the batch compute, without the loss."""
+        return [*self.norm.work(held(batch.tokens, batch.rows, self.head.tp.rank)), *self.head.work(batch.tokens)]
 
     def saved_bytes(self, batch: Batch) -> int:
         own = held(batch.tokens, batch.rows, self.head.tp.rank)
@@ -187,11 +196,14 @@ class Stage:
         loss = [] if self.end is None else self.end.loss.traffic(batch.tokens, self.end.head.matrix.data.itemsize)
         return [*self.traffic_of_logits(batch), *loss]
 
+    def work(self, batch: Batch) -> list[Work]:
+        """What this rank computes in forward, loss and backward of the batch."""
+        loss = [] if self.end is None else self.end.loss.work(batch.tokens)
+        return condensed([*loss, *(w for part in self.parts for w in part.work(batch))])
+
     def flops(self, sequence_length: int) -> float:
-        """Operations a token of forward and backward, as model-FLOPs utilisation counts them (arXiv 2204.02311, appendix B):
-        those of the blocks, and 6 for each weight of the head."""
-        head = 0.0 if self.end is None else 6.0 * prod(self.end.head.matrix.layout.shape)
-        return head + sum(block.flops(sequence_length) for block in self.blocks)
+        """Operations a token of forward and backward on this rank (`layers.work.operations`)."""
+        return operations(self.work(self.batch([sequence_length]))) / sequence_length
 
     def kept(self, saved: tuple) -> int:
         """Bytes of what forward saved; ids and positions are the batch's and are not counted."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from parallel.later import Later, put_off
 from parallel.mesh import Mesh
+from parallel.products import matmul
 from parallel.shard import Layout, Place
 
 # Of its entries.
@@ -94,10 +95,10 @@ class Parameter:
 
     def _add_product(self, a_TI: np.ndarray, b_TO: np.ndarray) -> None:
         if self.grad is not None:
-            self.grad += (a_TI.T @ b_TO).reshape(self.data.shape)
+            self.grad += matmul(a_TI.T, b_TO).reshape(self.data.shape)
             return
         grad = np.empty_like(self.data) if self._kept is None else self._kept
-        np.matmul(a_TI.T, b_TO, out=grad.reshape(a_TI.shape[1], -1))
+        matmul(a_TI.T, b_TO, out=grad.reshape(a_TI.shape[1], -1))
         self.grad = grad
 
     def whole(self, mesh: Mesh, part: np.ndarray) -> np.ndarray:
@@ -165,7 +166,7 @@ class Fused:
 
     def _add_product(self, a_TI: np.ndarray, b_TO: np.ndarray) -> None:
         grad = self.room()
-        np.matmul(a_TI.T, b_TO, out=grad.reshape(a_TI.shape[1], -1))
+        matmul(a_TI.T, b_TO, out=grad.reshape(a_TI.shape[1], -1))
         self.add_grad(grad)
 
     def add_grad(self, g: np.ndarray) -> None:

@@ -1,12 +1,14 @@
-"""Axes without MPI and weights without memory: a model that is built on them knows its sizes, and is never run."""
+"""Meshes without MPI and weights without memory: a model that is built on them knows its sizes, and is never run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
 from parallel.axis import group_name
+from parallel.grid import Grid
 from parallel.parameter import Weights
 
 
@@ -28,6 +30,19 @@ class DryAxis:
         """The axis of some ranks of this one. Raises ValueError where this rank is none of them."""
         members = tuple(self.members[r] for r in ranks)
         return DryAxis(group_name(self.name, ranks), len(ranks), ranks.index(self.rank), members)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name}: nothing can be sent along {self.name}, a dry axis")
+
+
+class DryMesh(Grid[DryAxis]):
+    """The place of one rank in a mesh of any size: what of `parallel.mesh.Mesh` is asked before something runs.
+
+    DryMesh({"pp": 16, "dp": 128, "tp": 8}, rank)
+    """
+
+    def _axis(self, name: str, members: tuple[int, ...]) -> DryAxis:
+        return DryAxis(name, len(members), members.index(self.rank), members)
 
 
 def dry_weights(dtype: np.dtype | str) -> Weights:

@@ -42,10 +42,10 @@ def subject(args: argparse.Namespace, sizes: Sizes, tp: Axis, tokens: int) -> Su
     weights, bias = drawn(args.seed, args.dtype, 0.1), not args.no_bias
     if args.what == "mlp":
         mlp = MLP(tp, weights, sizes.d_model, sizes.d_ff, args.activation, bias)
-        return Subject(mlp, x, dy, (), products.mlp(mlp, x))
+        return Subject(mlp, x, dy, (), products.of(mlp.work(tokens), args.dtype))
     attention = Attention(tp, weights, sizes.d_model, sizes.heads, sizes.kv_heads, bias=bias, bias_out=bias)
     batch = Batch([tokens])
-    return Subject(attention, x, dy, (batch,), products.attention(attention, x, batch))
+    return Subject(attention, x, dy, (batch,), products.of(attention.work(batch), args.dtype))
 
 
 def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:

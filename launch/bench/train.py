@@ -17,8 +17,6 @@ from launch.bench.sizes import Sizes
 from launch.bench.turns import ratio
 from launch.measure import products, step
 from launch.terminal.lines import BYTES, column, say
-from layers.attention import Attention
-from layers.batch import Batch
 from models.build import build
 from models.config import gpt2_like
 from parallel.control import Control
@@ -36,19 +34,6 @@ ADAMW_ARRAYS, COPY_ARRAYS = 7, 2
 def trainer(sizes: Sizes, mesh: Mesh, dtype: str, seed: int, cuts_rows: bool = False, zero: int = 0) -> Trainer:
     config = gpt2_like(VOCABULARY, sizes.d_model, sizes.layers, sizes.heads, sizes.d_ff, sizes.sequence_length, tied=False)
     return Trainer({0: build(config, mesh.tp, drawn(seed, dtype), cuts_rows=cuts_rows)}, mesh, Recipe(zero=zero))
-
-
-def step_products(it: Trainer, tokens: int, sequence_length: int) -> Callable[[], None]:
-    """The matrix products of a step on this rank's tokens, alone."""
-    model = it.stages[0]
-    table = model.embedding.table_vD
-    x = np.ones((tokens, table.data.shape[1]), table.data.dtype)
-    batch = Batch([sequence_length] * (tokens // sequence_length))
-    steps = []
-    for block in model.blocks:
-        assert isinstance(block.attention, Attention)
-        steps += [products.attention(block.attention, x, batch), products.mlp(block.mlp, x)]
-    return products.together(*steps, products.linear(x, model.head.W_Io.data))
 
 
 def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:
@@ -70,7 +55,8 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
             it = trainer(sizes, mesh, args.dtype, args.seed, zero=args.zero if kind == "zero" else 0)
             parts = dealt(data, np.arange(sequences), S, mesh.dp.size, mesh.dp.rank, 1)
             if kind in KINDS:
-                steps[f"matmul_only_{kind}"] = step_products(it, len(parts[0].ids), S)
+                model = it.stages[0]
+                steps[f"matmul_only_{kind}"] = products.of(model.work(model.batch(parts[0].lengths)), args.dtype)
             steps[f"sharded_{kind}"] = partial(it.step, parts, tokens, LR)
             if kind == "tp" and args.sequence_parallel:
                 cut = trainer(sizes, start.make_mesh(args, comm, dp=1, tp=comm.size), args.dtype, args.seed, True)

@@ -16,6 +16,7 @@ from inference.sampling import Sampler, Sampling
 from inference.speculation.drafts import ModelDraft, Ngram
 from inference.speculation.generator import Speculative
 from layers.transformer import Transformer
+from layers.work import operations
 from models.config import Config
 from reference.compare import tolerance
 
@@ -95,9 +96,9 @@ def costs(
 
 
 def step_operations(model: Transformer, layers: int | None = None) -> float:
-    """Operations of a forward on one token, through all layers or the first ones, and the head."""
-    left_out = [] if layers is None else model.blocks[layers:]
-    return model.flops(1) - sum(block.flops(1) for block in left_out)
+    """Operations of this rank for one token, through all layers or the first ones, and the head."""
+    left_out, token = [] if layers is None else model.blocks[layers:], model.batch([1])
+    return operations(model.work(token)) - sum(operations(block.work(token)) for block in left_out)
 
 
 def draft_operations(it: Speculative) -> float:

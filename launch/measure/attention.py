@@ -250,7 +250,7 @@ class Ran(NamedTuple):
 
     told: dict
     checks: list[Comparison]
-    apart: list[str]
+    wrong: list[str]
     explained: dict | None
 
 
@@ -274,7 +274,7 @@ def run(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes, mesh: Mesh,
     parts = tuple(step.part(a, mesh, batch) for a in (x, dy))
     explained = view.explained(args, control, mesh, layer.parameters, partial(step.phases, layer, *parts, mesh, batch))
     alone = Mesh(MPI.COMM_SELF, tp=1) if first else None
-    limit = (products.latent_attention if args.attention == "mla" else products.attention)(layer, batch.take(x), batch)
+    limit = products.of(layer.work(batch), args.dtype)
     whole = Batch.of(sizes.lengths, rope(args, sizes), args.dtype)
     single = lambda: step.of(build(args, sizes, alone.tp), alone, x, dy, whole)  # noqa: E731
     seconds = step.seconds(step.of(layer, mesh, *parts, batch), limit, single, comm)
@@ -290,13 +290,13 @@ def run(args: argparse.Namespace, comm: MPI.Intracomm, sizes: Sizes, mesh: Mesh,
         "seconds": seconds,
         **({"explain": explained} if explained else {}),
     }
-    return Ran(told, checks, measured.apart, explained)
+    return Ran(told, checks, measured.wrong, explained)
 
 
 def published(args: argparse.Namespace, result: dict, ran: Ran, show: Callable[[], None]) -> int:
     """Print the JSON, or what `show` prints where no view is asked for, and return the exit status."""
     shown = lambda: view.show(ran.explained, show)  # noqa: E731
-    wrong = [*report.wrong(ran.checks, result), *ran.apart]
+    wrong = [*report.wrong(ran.checks, result), *ran.wrong]
     return report.publish(args.json, result, shown, wrong, checks=ran.checks, unwritten=view.draw(args, ran.explained))
 
 

@@ -15,6 +15,7 @@ from launch.measure.step import Measured
 from layers.dispatch import Moved
 from layers.moe import MoE
 from layers.saved import nbytes
+from layers.work import products
 from parallel.axis import Axis
 from parallel.control import Control
 from parallel.data import GradientSums
@@ -23,6 +24,7 @@ from parallel.holder import Over
 from parallel.ledger import merged, message, wire_bytes
 from parallel.mesh import Mesh
 from parallel.parameter import Weights, drawn
+from parallel.products import counted
 from parallel.shard import Cut, even
 from plan.dry import DryAxis, dry_weights
 
@@ -95,7 +97,8 @@ class Stepped:
     def run(self, control: Control) -> tuple[Measured, np.ndarray]:
         """One step, gathered and counted, and the choice (T, A). Bytes are predicted from the counts of all ranks' choice."""
         job, mesh, moe = self.job, self.mesh, self.moe
-        y, saved, dx = self.phases()
+        with counted() as made:
+            y, saved, dx = self.phases()
         c_TA, T = self.choice(saved, control), len(self.x)
         goes = moved(c_TA, job.cut, moe.cut)[mesh.ep.rank]
         predicted = [*moe.traffic(T, moved=goes), *self.sums.traffic()]
@@ -112,8 +115,11 @@ class Stepped:
             "saved_bytes_per_rank": kept,
             "predicted_saved_bytes_per_rank": to_keep,
         }
-        whole, apart = self._gathered(y, dx)
-        return Measured(whole, communication, memory, sorted({n for of in control.everyone(apart) for n in of})), c_TA
+        whole, wrong = self._gathered(y, dx)
+        served = rows_here(c_TA, moe.cut, mesh.ep.rank)
+        if made != products(moe.work(T, served=served)):
+            wrong.append(f"products of rank {control.rank}")
+        return Measured(whole, communication, memory, sorted({n for of in control.everyone(wrong) for n in of})), c_TA
 
     def _gathered(self, y: np.ndarray, dx: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
         """Everything whole, by name; and the gradients of which this rank holds something else."""

@@ -19,12 +19,15 @@ from threadpoolctl import threadpool_limits
 
 from layers.batch import Batch
 from layers.context import Gather
+from layers.moe import MoE
 from layers.saved import nbytes
+from layers.work import products
 from parallel import threads
 from parallel.control import Control
 from parallel.ledger import merged, message
 from parallel.mesh import Mesh
 from parallel.owed import Owed
+from parallel.products import counted
 from parallel.rows import own
 
 REPEATS = 5
@@ -35,13 +38,13 @@ class Measured:
     """What one step computed, sent and held.
 
     `whole`: y, dx, weights by name and gradients led by d. `communication`, `memory`: as in a command's JSON.
-    `apart`: gradients that several ranks hold and that differ between them.
+    `wrong`: gradients that several ranks hold and that differ between them, and ranks that made other products than predicted.
     """
 
     whole: dict[str, np.ndarray]
     communication: list[dict]
     memory: dict[str, list[int]]
-    apart: list[str]
+    wrong: list[str]
 
 
 def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Control, *more: Batch) -> Measured:
@@ -49,13 +52,15 @@ def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Contr
     batch = more[0] if more else Batch([len(x)])
     # Of a batch where attention is in it, else of so many tokens.
     asked = more if hasattr(layer, "attention") or hasattr(layer, "context") else (len(x), batch.rows)
-    y, saved, dx = phases(layer, part(x, mesh, batch), part(dy, mesh, batch), mesh, *more)
+    with counted() as made:
+        y, saved, dx = phases(layer, part(x, mesh, batch), part(dy, mesh, batch), mesh, *more)
+    served = [layer.served(saved)] if isinstance(layer, MoE) else []
+    wrong = [] if made == products(layer.work(*asked, *served)) else [f"products of rank {control.rank}"]
     predicted = [*layer.traffic(*asked), *Owed(mesh, layer.parameters).traffic()]
     communication = merged(control.everyone(mesh.ledger.report(predicted)))
     sizes = control.everyone((sum(p.data.nbytes for p in layer.parameters), nbytes(saved), layer.saved_bytes(*asked)))
     places = map(mesh.place_of, range(control.size))
     held = [sum(message(p.layout.local_shape(place), x.itemsize) for p in layer.parameters) for place in places]
-    apart = []
     with mesh.phase("compare"):
         gathered = lambda a: Gather(mesh.cp).gathered(mesh.tp.gather_rows(a, batch.rows), batch)  # noqa: E731
         whole = {"y": gathered(y), "dx": gathered(dx)}
@@ -64,14 +69,14 @@ def run(layer: object, x: np.ndarray, dy: np.ndarray, mesh: Mesh, control: Contr
             alike = [getattr(mesh, axis).broadcast(p.grad) for axis in mesh.sizes if axis not in p.layout.cuts]
             alike.append(p.layout.take(whole[f"d{p.name}"], mesh.place))
             if not all(np.array_equal(a, p.grad, equal_nan=True) for a in alike):
-                apart.append(f"d{p.name}")
+                wrong.append(f"d{p.name}")
     memory = {
         "weights_bytes_per_rank": [weights for weights, _, _ in sizes],
         "predicted_weights_bytes_per_rank": held,
         "saved_bytes_per_rank": [kept for _, kept, _ in sizes],
         "predicted_saved_bytes_per_rank": [predicted for _, _, predicted in sizes],
     }
-    return Measured(whole, communication, memory, sorted({name for names in control.everyone(apart) for name in names}))
+    return Measured(whole, communication, memory, sorted({name for names in control.everyone(wrong) for name in names}))
 
 
 def part(whole: np.ndarray, mesh: Mesh, batch: Batch) -> np.ndarray:

@@ -15,10 +15,12 @@ from layers.latent_attention import LatentAttention
 from layers.pieces import LAYOUTS, count, own_spans, pairs, positions, seen_spans, whole
 from layers.rope import Llama3, Rope
 from layers.saved import nbytes
+from layers.work import products
 from parallel.control import Control
 from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
+from parallel.products import counted
 from tests.grids import every_other
 
 D, H, E = 12, 6, 4
@@ -57,20 +59,21 @@ def alone(model, lengths, x, dy, rope):
 
 
 def cut(comm, mesh, model, lengths, layout, kind, x, dy, rope):
-    """Gathered: y, dx, and gradients summed over cp; the ledger's report; counted and predicted bytes kept."""
+    """Gathered: y, dx, and gradients summed over cp; the ledger's report; counted and predicted, bytes kept and
+    products."""
     layer, batch = MODELS[model](mesh.tp, KINDS[kind](mesh.cp)), batch_of(lengths, layout, mesh.cp, rope)
-    with mesh.phase("forward"):
+    with counted() as made, mesh.phase("forward"):
         y, saved = layer.forward(batch.take(x), batch)
-    with mesh.phase("backward"):
+    with counted() as more, mesh.phase("backward"):
         dx = layer.backward(batch.take(dy), saved)
     report = merged(Control(comm).everyone(mesh.ledger.report(layer.traffic(batch))))
-    sizes = nbytes(saved), layer.saved_bytes(batch)
+    counts = (nbytes(saved), made + more), (layer.saved_bytes(batch), products(layer.work(batch)))
     whole = {"y": np.empty_like(x), "dx": np.empty_like(x)}
     for own, y_own, dx_own in comm.allgather((batch.mine, y, dx)):
         at = pieces.places(lengths, own)
         whole["y"][at], whole["dx"][at] = y_own, dx_own
     grads = {p.name: sum(comm.allgather(p.grad)) for p in layer.parameters}
-    return whole | grads, report, sizes
+    return whole | grads, report, counts
 
 
 @pytest.mark.mpi
@@ -79,11 +82,11 @@ def test_cut_over_cp_is_the_same(comm, model, kind, layout, lengths):
     lengths, rope = LENGTHS[lengths], None if model == "both ways" else ROPE
     x, dy = inputs(lengths)
     with Mesh(comm, check=True, cp=comm.size, tp=1) as mesh:
-        got, report, (kept, predicted) = cut(comm, mesh, model, lengths, layout, kind, x, dy, rope)
+        got, report, (counts, predicted) = cut(comm, mesh, model, lengths, layout, kind, x, dy, rope)
     for name, a in alone(model, lengths, x, dy, rope).items():
         np.testing.assert_allclose(got[name], a, rtol=0, atol=1e-12 * max(1, np.abs(a).max()), err_msg=name)
     assert agrees(report)
-    assert kept == predicted
+    assert counts == predicted
 
 
 @pytest.mark.mpi

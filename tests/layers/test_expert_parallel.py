@@ -12,6 +12,7 @@ from layers.batch import Batch
 from layers.dispatch import Dispatch, Moved
 from layers.moe import MoE
 from layers.saved import nbytes
+from layers.work import products
 from parallel.control import Control
 from parallel.guard import CollectiveMismatch
 from parallel.later import Later
@@ -19,6 +20,7 @@ from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
 from parallel.owed import Owed
 from parallel.parameter import drawn
+from parallel.products import counted
 from parallel.rows import cut_rows, own
 from tests.layers import test_moe
 from tests.layers.test_moe import D, F, S, correction_weighs_too
@@ -87,13 +89,14 @@ def stepped(mesh, case, tokens, cuts_rows, spoil=None, put_off=False, summed=lam
     rows = cut_rows(T, mesh.tp.size) if cuts_rows else None
     x, dy = (own(a[mine], rows, mesh.tp.rank) for a in (x, dy))
     later = Later() if put_off else None
-    with mesh.phase("forward"):
+    with counted() as made, mesh.phase("forward"):
         y, saved = moe.forward(x, Batch([T or 1], rows=rows, every=() if T else ((),)))
-    with mesh.phase("backward"):
+    with counted() as more, mesh.phase("backward"):
         dx = moe.backward(dy, saved, later)
         if put_off:
             later.do()
         Owed(mesh, moe.parameters).sum()
+    assert spoil or made + more == products(moe.work(T, rows, moe.served(saved)))
     whole = {name: mesh.tp.gather_rows(a, rows) for name, a in {"y": y, "dx": dx}.items()}
     for p in moe.parameters:
         # The rule of gradients: what came over ep is in the experts' already.

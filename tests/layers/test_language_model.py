@@ -5,6 +5,7 @@ import pytest
 
 from layers.loss import VocabParallelCrossEntropy
 from layers.saved import nbytes
+from layers.work import products
 from models.build import build
 from models.config import gpt2_like, llama_like
 from parallel.control import Control
@@ -13,6 +14,7 @@ from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
 from parallel.owed import Owed
 from parallel.parameter import drawn
+from parallel.products import counted
 from parallel.shard import even
 from reference import transformer as reference
 from reference.attention import Options
@@ -68,16 +70,17 @@ def run(mesh, comm, kind, dtype="float64", recompute=False, sabotage=None, sprea
         sabotage(model)
     ids, targets = batch(CONFIGS[kind].vocabulary)
     mesh.ledger.rows.clear()
-    with mesh.phase("forward"):
+    with counted() as made, mesh.phase("forward"):
         logits, saved = model.forward(ids, model.batch(LENGTHS))
         nll, saved_loss = model.loss.forward(logits, targets)
-    with mesh.phase("backward"):
+    with counted() as more, mesh.phase("backward"):
         dnll = np.full(len(ids), 1 / len(ids), dtype)
         holder = Told()
         model.backward(model.loss.backward(dnll, saved_loss), saved, holder)
         owed = Owed(mesh, model.parameters)
         owed.sum()
     assert holder.begun == holder.complete == model.filling_order
+    assert sabotage or made + more == products(model.work(model.batch(LENGTHS)))
     assert nbytes(saved[1:]) + nbytes(saved_loss[:2]) == model.saved_bytes(model.batch(LENGTHS))
     report = merged(Control(comm).everyone(mesh.ledger.report([*model.traffic(model.batch(LENGTHS)), *owed.traffic()])))
     whole = whole_of(model, mesh) | {f"d{p.name}": p.whole(mesh, p.grad) for p in model.parameters}

@@ -7,9 +7,11 @@ import pytest
 
 from layers.mlp import MLP
 from layers.ops import ACTIVATIONS
+from layers.work import products
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
+from parallel.products import counted
 from parallel.shard import Layout
 from reference import mlp as reference
 from reference.compare import compare, tolerance
@@ -28,10 +30,11 @@ def run(mesh, activation="gelu", bias=True, dtype="float64", sabotage=None):
     x, dy = random.standard_normal((T, D)).astype(dtype), random.standard_normal((T, OUT)).astype(dtype)
     if sabotage:
         sabotage(mlp, mesh)
-    with mesh.phase("forward"):
+    with counted() as made, mesh.phase("forward"):
         y, saved = mlp.forward(x)
-    with mesh.phase("backward"):
+    with counted() as more, mesh.phase("backward"):
         dx = mlp.backward(dy, saved)
+    assert made + more == products(mlp.work(T))
     report = mesh.ledger.report(mlp.traffic(T))
     weights = {p.name: p.whole(mesh, p.data) for p in mlp.parameters}
     got = {"y": y, "x": dx} | {p.name: p.whole(mesh, p.grad) for p in mlp.parameters}
@@ -137,7 +140,7 @@ def gelu_of_erf(mlp, mesh):
         cdf = 0.5 * (1 + np.vectorize(erf)(z / sqrt(2)))
         return z * cdf, cdf + z * np.exp(-z * z / 2) / sqrt(2 * pi)
 
-    mlp.activation = type(mlp.activation)(function)
+    mlp.activation = type(mlp.activation)("gelu", function)
 
 
 def one_weight_an_ulp_of_float32_off(mlp, mesh):

@@ -9,6 +9,7 @@ from launch.measure import step
 from layers.moe import MoE
 from layers.routing import Router
 from layers.saved import nbytes
+from layers.work import products
 from models.build import build
 from models.config import Experts, llama_like
 from parallel.control import Control
@@ -16,6 +17,7 @@ from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
 from parallel.owed import Owed
 from parallel.parameter import drawn, given
+from parallel.products import counted
 from reference import transformer as reference
 from reference.attention import Options
 from reference.layer import compared
@@ -68,7 +70,7 @@ def run(mesh, comm, kind, dtype="float64", sabotage=None):
         ("all_reduce", "forward", 1),
         ("all_reduce", "backward", 1),
     }
-    assert not ran.apart or sabotage
+    assert not ran.wrong or sabotage
     assert ran.memory["saved_bytes_per_rank"] == ran.memory["predicted_saved_bytes_per_rank"]
     return ran.whole | {"x": x} | fixed | {f"d{n}": np.zeros_like(b) for n, b in fixed.items()}, dy
 
@@ -106,13 +108,15 @@ def test_a_language_model_with_a_dense_and_a_routed_block(mesh, comm):
     model = build(config, mesh.tp, drawn(1, "float64", 0.2))
     lengths = [1, 3, 4]
     ids, targets = np.random.default_rng(3).integers(0, 19, (2, sum(lengths)))
-    with mesh.phase("forward"):
-        logits, saved = model.forward(ids, model.batch(lengths))
+    batch = model.batch(lengths)
+    with counted() as made, mesh.phase("forward"):
+        logits, saved = model.forward(ids, batch)
         nll, saved_loss = model.loss.forward(logits, targets)
-    with mesh.phase("backward"):
+    with counted() as more, mesh.phase("backward"):
         model.backward(model.loss.backward(np.full(len(ids), 1 / len(ids)), saved_loss), saved)
         owed = Owed(mesh, model.parameters)
         owed.sum()
+    assert made + more == products(model.work(batch))
     assert nbytes(saved[1:]) + nbytes(saved_loss[:2]) == model.saved_bytes(model.batch(lengths))
     assert agrees(merged(Control(comm).everyone(mesh.ledger.report([*model.traffic(model.batch(lengths)), *owed.traffic()]))))
     br = model.blocks[1].mlp.buffers[0].data

@@ -11,6 +11,7 @@ from layers.block import Block
 from layers.mlp import MLP
 from layers.rope import Rope
 from layers.saved import nbytes
+from layers.work import products
 from models.build import build
 from models.config import Experts, Latent, gpt2_like, llama_like
 from parallel.control import Control
@@ -18,6 +19,7 @@ from parallel.ledger import agrees, wire_bytes
 from parallel.mesh import Mesh
 from parallel.owed import Owed
 from parallel.parameter import drawn
+from parallel.products import counted
 from parallel.rows import cut_rows
 from tests.grids import every_other
 
@@ -51,15 +53,17 @@ def mesh(comm):
 
 
 def stepped(mesh, config, tokens, cuts_rows, recompute=False):
-    """Loss, whole gradients by name; what is kept, as counted and as predicted; whether the ledger agrees."""
+    """Loss, whole gradients by name; what is kept, as counted and as predicted; whether messages and products are
+    as predicted."""
     model = build(config, mesh.tp, drawn(1, "float64", 0.2), recompute, cuts_rows=cuts_rows)
     ids, targets = np.random.default_rng(tokens).integers(0, V, (2, tokens))
     lengths = [tokens] if tokens < 5 else [2, tokens - 5, 3]
     mesh.ledger.rows.clear()
-    with mesh.phase("forward"):
-        logits, saved = model.forward(ids, model.batch(lengths))
+    batch = model.batch(lengths)
+    with counted() as made, mesh.phase("forward"):
+        logits, saved = model.forward(ids, batch)
         nll, saved_loss = model.loss.forward(logits, targets)
-    with mesh.phase("backward"):
+    with counted() as more, mesh.phase("backward"):
         model.backward(model.loss.backward(np.full(tokens, 1 / tokens), saved_loss), saved)
         owed = Owed(mesh, model.parameters)
         owed.sum()
@@ -68,8 +72,8 @@ def stepped(mesh, config, tokens, cuts_rows, recompute=False):
     return (
         float(nll.mean()),
         {p.name: p.whole(mesh, p.grad) for p in model.parameters},
-        (kept, model.saved_bytes(model.batch(lengths))),
-        sent,
+        (kept, model.saved_bytes(batch)),
+        sent and made + more == products(model.work(batch)),
     )
 
 
@@ -111,7 +115,7 @@ def test_the_mlp_alone(mesh, comm, activation, tokens):
     for name, a in whole.whole.items():
         np.testing.assert_allclose(cut.whole[name], a, rtol=0, atol=1e-12, err_msg=name)
     assert agrees(cut.communication)
-    assert not cut.apart
+    assert not cut.wrong
     assert cut.memory["saved_bytes_per_rank"] == cut.memory["predicted_saved_bytes_per_rank"]
 
 

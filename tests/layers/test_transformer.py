@@ -77,7 +77,7 @@ def run(mesh, comm, kind, weights, x, dy, lengths, sabotage=None):
         sabotage(block)
     ran = step.run(block, x, dy, mesh, Control(comm), Batch.of(lengths, rope, x.dtype))
     assert agrees(ran.communication)
-    assert not ran.apart
+    assert not ran.wrong
     assert ran.memory["saved_bytes_per_rank"] == ran.memory["predicted_saved_bytes_per_rank"]
     return ran.whole | {"x": x}, block
 
