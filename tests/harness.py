@@ -153,6 +153,12 @@ class Harness:
 
     # --- what is run, and how it ends
 
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        """Files without a test for several ranks are not imported by them."""
+        if self.size > 1 and collection_path.match("test_*.py") and "mark.mpi" not in collection_path.read_text():
+            return True
+        return None
+
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         for item in items:
