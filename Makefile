@@ -27,9 +27,9 @@ test: $(SIZES:%=test-%) ## the tests, under mpirun at 1, 2, 3 and 4 ranks
 test-all: ## the tests with their full grids, of which `make test` runs the cases that differ
 	@TESTS=all $(MAKE) --no-print-directory test
 
-# One rank leaves the second core idle, so its tests run in shares.
+# One rank leaves the second core idle, so several runs share its tests.
 test-1: setup
-	@echo "== mpirun -n 1 python -m pytest, in three shares side by side"
+	@echo "== mpirun -n 1 python -m pytest, three runs side by side"
 	@$(BIN)/python -m tests.shares 3 $(PYTEST)
 
 test-%: setup ## the tests at one number of ranks, as in make test-4

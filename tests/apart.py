@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 from mpi4py import MPI
 
 from parallel.control import Control
+from reference import layer
 from reference.compare import Comparison
 
 
@@ -20,6 +22,19 @@ def on_first(comm: MPI.Intracomm, work: Callable[[], object]) -> object:
 
 
 def shared(comm: MPI.Intracomm, checks: Callable[[tuple[int, int]], Iterable[Comparison]]) -> dict[str, Comparison]:
-    """Comparisons by tensor, on every rank, of which each makes its share: `checks` is called with (rank, ranks)."""
-    mine = {c.tensor: c for c in checks((comm.rank, comm.size))}
+    """Comparisons by tensor, on every rank, of which each makes its share: `checks` is called with (rank, ranks).
+
+    So are their tolerances: variances add up, so that each rank derives those of its share of the programs.
+    """
+    alone = layer.bounds
+
+    def summed(parts: list, *of: object) -> dict[str, np.ndarray]:
+        every = comm.allgather(alone(parts[comm.rank :: comm.size], *of))
+        return {name: np.sqrt(sum(mine[name] ** 2 for mine in every)) for name in every[0]}
+
+    layer.bounds = summed
+    try:
+        mine = {c.tensor: c for c in checks((comm.rank, comm.size))}
+    finally:
+        layer.bounds = alone
     return {name: c for part in comm.allgather(mine) for name, c in part.items()}

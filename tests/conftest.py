@@ -19,7 +19,7 @@ os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".pytest_cache" / "bytec
 
 def pytest_addoption(parser):
     parser.addoption("--limit", type=float, default=60.0, help="seconds a test may take before all ranks' stacks are printed")
-    parser.addoption("--share", default="1/1", help="K/N: of the files that hold tests every N-th, from the K-th on")
+    parser.addoption("--claims", type=Path, help="a folder: files of tests that another run has claimed there are left to it")
     parser.addoption("--grace", type=float, default=3.0, help="seconds ranks may stay in a test after one has failed in it")
 
 

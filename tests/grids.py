@@ -16,8 +16,14 @@ def thinned(every, few):
 def every_other(*columns: Iterable) -> list[tuple]:
     """Every second entry of the product of some columns. Where the columns are the same on any number of ranks, the others are
     run on one rank more, and on one less; where a third one is of this number alone, each two values still meet."""
+    return one_in(2, *columns)
+
+
+def one_in(n: int, *columns: Iterable) -> list[tuple]:
+    """Every n-th entry of the product of some columns. Each of n numbers of ranks in a row has others, and together they have
+    all: of 3, what 2, 3 and 4 ranks run. Values of two columns meet where a third column has n or more."""
     columns = [list(column) for column in columns]
     every = list(product(*columns))
     places = product(*(range(len(column)) for column in columns))
     ranks = launcher.size() or 1
-    return thinned(every, [entry for entry, at in zip(every, places, strict=True) if (sum(at) + ranks) % 2 == 0])
+    return thinned(every, [entry for entry, at in zip(every, places, strict=True) if (sum(at) + ranks) % n == 0])

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -49,6 +50,10 @@ class Harness:
         self.config, self.comm = config, world.Dup()
         self.rank, self.size = world.rank, world.size
         self.limit, self.grace = config.getoption("--limit"), config.getoption("--grace")
+        claims = config.getoption("--claims")
+        if claims and self.size > 1:
+            raise pytest.UsageError("--claims is for runs on one rank")
+        self.mine = cache(partial(claimed, claims)) if claims else lambda file: True
         self.item: pytest.Item | None = None
         self.started = self.failed = 0.0
         self.failure = ""
@@ -116,6 +121,8 @@ class Harness:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+        if not self.mine(item.path):
+            return True
         self.failed, self.failure, self.started, self.item = 0.0, "", time.monotonic(), item
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         reports = {r.when: r for r in runtestprotocol(item, log=False, nextitem=nextitem)}
@@ -153,6 +160,12 @@ class Harness:
 
     # --- what is run, and how it ends
 
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        """Files without a test for several ranks are not imported by them."""
+        if self.size > 1 and collection_path.match("test_*.py") and "mark.mpi" not in collection_path.read_text():
+            return True
+        return None
+
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         for item in items:
@@ -167,9 +180,6 @@ class Harness:
             pure = [item for item in items if item.get_closest_marker("mpi") is None]
             items[:] = [item for item in items if item.get_closest_marker("mpi") is not None]
             config.hook.pytest_deselected(items=pure)
-        mine = share_of({item.path for item in items}, config.getoption("--share"))
-        config.hook.pytest_deselected(items=[item for item in items if item.path not in mine])
-        items[:] = [item for item in items if item.path in mine]
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         ids = "\n".join(item.nodeid for item in session.items)
@@ -193,10 +203,13 @@ class Harness:
             self.folder.rmdir()
 
 
-def share_of(files: set[Path], share: str) -> list[Path]:
-    """Share "2/3" of the files: every third in the order of their names, from the second on."""
-    number, shares = map(int, share.split("/"))
-    return sorted(files)[number - 1 :: shares]
+def claimed(folder: Path, file: Path) -> bool:
+    """Whether this run is the first that comes to a file of tests, of those that share them out in `folder`."""
+    try:
+        (folder / str(file.relative_to(ROOT)).replace("/", ".")).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def launcher_free(environ: dict[str, str]) -> dict[str, str]:

@@ -1,12 +1,15 @@
 """The harness itself, on real ranks that really fail."""
 
+import os
+import re
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from tests.harness import mpirun, share_of
+from tests.harness import ROOT, claimed, launcher_free, mpirun
 
 CASES = "tests/cases/case_failures.py"
 # By name: ranks, tests (all if none), options, environment.
@@ -89,9 +92,19 @@ def test_nothing_but_green_is_zero(runs):
     assert text.count("passed") == 1, "one report, by rank 0"
 
 
-def test_each_file_is_in_one_share():
-    files = {Path(f"tests/test_{n}.py") for n in range(11)}
-    for shares in (1, 2, 3, 12):
-        dealt = [share_of(files, f"{n}/{shares}") for n in range(1, shares + 1)]
-        assert sorted(f for share in dealt for f in share) == sorted(files)
-        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+def test_each_file_is_claimed_by_one_run(tmp_path):
+    files = [ROOT / f"tests/room/test_{n}.py" for n in range(50)] + [ROOT / "tests/test_1.py"]
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(lambda: [file for file in files if claimed(tmp_path, file)]) for _ in range(4)]
+    assert sorted(file for run in runs for file in run.result()) == sorted(files)
+
+
+def test_runs_side_by_side_do_all_tests_once():
+    files = ("tests/parallel/test_text.py", "tests/parallel/test_owed.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.shares", "2", "-q", *files],
+        cwd=ROOT, env=launcher_free(dict(os.environ)), capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    there = sum((ROOT / file).read_text().count("\ndef test_") for file in files)
+    assert sum(int(n) for n in re.findall(r"(\d+) passed", done.stdout)) == there > 0

@@ -1,11 +1,15 @@
 """Decoding with caches: logits and tokens are those of the full forward, on any ranks."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
 from inference.generate import Generator, make_cache
 from inference.sampling import Sampling, gumbel
+from launch import start
 from parallel.ledger import agrees
+from tests.apart import on_first
 from tests.grids import thinned
 from tests.inference.small import CASES, CONFIGS, V, full_logits, model_of
 from tests.inference.test_sampling import textbook
@@ -77,6 +81,23 @@ def test_a_striped_cache_is_for_latents(mesh):
         make_cache(model_of("llama", mesh), "contiguous", striped=True)
 
 
+@cache
+def continued(kind, sampling):
+    """Tokens by a full forward for each, and the logits of the last. All ranks call it together."""
+
+    def work():
+        ids = [3, 1, 4, 1, 5]
+        for n in range(12):
+            logits = full_logits(kind, ids)[-1]
+            if sampling.temperature:
+                ids.append(int(np.argmax(textbook(logits, sampling) + gumbel(3, 9, 5 + n, 0, V))))
+            else:
+                ids.append(int(logits.argmax()))
+        return ids, logits
+
+    return on_first(start.begin(), work)
+
+
 SAMPLINGS = [Sampling(), Sampling(0.9, top_k=20, top_p=0.9, seed=3)]
 
 
@@ -87,15 +108,9 @@ SAMPLINGS = [Sampling(), Sampling(0.9, top_k=20, top_p=0.9, seed=3)]
 )
 def test_tokens_are_those_of_the_full_forward(mesh, case, sampling):
     kind, cache, striped = case
-    model = model_of(kind, mesh)
-    prompt, ids = [3, 1, 4, 1, 5], [3, 1, 4, 1, 5]
-    for n in range(12):
-        logits = full_logits(kind, ids)[-1]
-        if sampling.temperature:
-            ids.append(int(np.argmax(textbook(logits, sampling) + gumbel(3, 9, 5 + n, 0, V))))
-        else:
-            ids.append(int(logits.argmax()))
-    for chunk in (None, 2):
+    model, prompt = model_of(kind, mesh), [3, 1, 4, 1, 5]
+    ids, logits = continued(kind, sampling)
+    for chunk in thinned((None, 2), [(None, 2)[mesh.tp.size % 2]]):
         generator = Generator(model, mesh, make_cache(model, cache, striped))
         made = list(generator.tokens(prompt, sampling, 12, request=9, chunk=chunk, logprobs=True))
         assert [g.token for g in made] == ids[5:]

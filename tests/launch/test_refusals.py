@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.grids import every_other
 from tests.harness import ROOT, command
 
 LLAMA = ("--model", str(ROOT / "tests/oracles/families/llama"))
@@ -22,8 +23,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize(("name", "ranks"), every_other(CASES, [0, 2]))
 def test_bad_input_is_one_line_and_status_two(name, ranks):
     args, message = CASES[name]
     assert message in command(name, ranks, *args, status=2)

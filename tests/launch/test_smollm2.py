@@ -54,7 +54,7 @@ def test_logits(comm, shared):
 
 
 def test_nine_heads_on_nine_ranks():
-    most = thinned(12, 6)
+    most = thinned(12, 3)
     what = ("--prompt", FRANCE, "--max-new-tokens", str(most), "--ignore-eos", "--json", "--prefill-chunk", "2")
     assert command("generate", 9, *what)["tokens"] == TOKENS[:most]
 

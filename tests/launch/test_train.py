@@ -156,7 +156,7 @@ def test_killed_at_any_step_and_taken_up_on_other_meshes(comm, tmp_path, text, w
     assert got["validation_bits_per_byte"] == pytest.approx(whole["validation_bits_per_byte"], abs=1e-10)
 
 
-@on_ranks
+@pytest.mark.mpi(max_size=thinned(4, 2))
 def test_what_cannot_be_resumed_is_refused(comm, shared, text):
     folder = shared / "kept"
     kept, resumed = ("--checkpoint", folder), ("--checkpoint", folder, "--resume")
@@ -181,7 +181,7 @@ def test_what_cannot_be_resumed_is_refused(comm, shared, text):
     assert shard.name in train(comm, shared, text, *resumed, status=2)
 
 
-@on_ranks
+@pytest.mark.mpi(max_size=thinned(4, 2))
 def test_a_state_that_is_no_training_run_s_is_refused(comm, shared, text):
     folder = shared / "kept"
     train(comm, shared, text, "--checkpoint", folder)

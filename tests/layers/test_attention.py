@@ -157,6 +157,7 @@ def test_what_cannot_be_is_refused(mesh):
             layer.forward(x, Batch([4]))
 
 
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("group", [1, 3, 11])
 @pytest.mark.parametrize(("rows", "keys"), [(8, 16), (5, 7), (256, 512)])

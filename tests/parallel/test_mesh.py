@@ -10,6 +10,7 @@ from parallel.ledger import Ledger, Traffic, agrees, merged, wire_bytes
 from parallel.mesh import Mesh
 from parallel.rows import cut_rows
 from parallel.shard import Cut, even, replicated
+from tests.grids import thinned
 
 pytestmark = pytest.mark.mpi
 
@@ -223,6 +224,7 @@ def test_an_axis_that_is_not_given_has_one_rank(comm):
         assert mesh.over("pp", "dp").size == 1
 
 
+@pytest.mark.mpi(max_size=thinned(4, 2))
 def test_meshes_are_freed(comm):
     # MPICH has 2,046 communicators: a leak would end here.
     for _ in range(1200):

@@ -14,6 +14,7 @@ from practice.exercise import every, find
 from practice.progress import DRILL, GUIDED, chosen, progress
 from practice.schedule import AGAIN, EASY, GOOD, HARD
 from practice.workbook import Workbook, WorkbookError
+from tests.grids import thinned
 from tests.harness import ROOT
 from tests.mutated import mutated
 
@@ -365,6 +366,6 @@ def test_a_log_that_somebody_has_broken_is_kept_or_passed_over(tmp_path, clock, 
 
 def test_a_log_with_any_entry_changed_can_be_used(tmp_path, clock):
     draw = random.Random(0)
-    for _ in range(300):
+    for _ in range(thinned(300, 100)):
         used(tmp_path, clock, json.dumps({"version": 1, "log": mutated(LOG, draw)}))
     assert len(derived(Workbook(tmp_path)).exercises) == len(every())

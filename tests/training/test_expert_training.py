@@ -21,14 +21,14 @@ from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.replicas import Replicas
 from tests.apart import on_first
-from tests.training.runs import Run, loaded
+from tests.training.runs import STEPS, Run, loaded
 from training import text
 from training.trainer import Recipe, Trainer
 
 pytestmark = pytest.mark.mpi(min_size=2)
 
-V, S, STEPS, SEQUENCES, LAYERS = 29, 6, 20, 9, 2
-RUN = Run(V, S, SEQUENCES, STEPS)
+V, S, SEQUENCES, LAYERS = 29, 6, 9, 2
+RUN = Run(V, S, SEQUENCES)
 # 5 experts over 2, 3 and 4 ranks; the first block is dense.
 EXPERTS = Experts(5, 2, 7, d_shared=5, scoring="sigmoid", scale=1.3, first=1, correction=True)
 CONFIG = llama_like(V, 24, LAYERS, 4, 2, 14, S)

@@ -14,19 +14,20 @@ from parallel.parameter import drawn, given
 from tests.apart import on_first
 from tests.grids import every_other
 from tests.harness import ROOT
+from tests.training.runs import FEW, STEPS, WARMUP, with_steps
 from training.text import MicroBatch, Order, dealt
 from training.trainer import Recipe, Trainer
 
 pytestmark = pytest.mark.mpi
 
-V, S, STEPS, SEQUENCES = 29, 10, 20, 13
+V, S, SEQUENCES = 29, 10, 13
 # Of 3 key/value heads one is held by both of 2 tp ranks, and two by two of 4.
 CONFIGS = {"gpt2": gpt2_like(V, 24, 2, 4, 10, S), "llama": llama_like(V, 24, 2, 6, 3, 14, S)}
 MESHES = {1: [(1, 1)], 2: [(2, 1), (1, 2)], 3: [(3, 1), (1, 3)], 4: [(2, 2), (4, 1), (1, 4)]}
 
 
 def trained(mesh, kind, micro_batches=1, recompute=False, recipe=None, steps=STEPS, cuts_rows=False):
-    """Losses, and the weights after the last step by name, whole."""
+    """Losses, and the weights after the last step by name, whole; the trainer."""
     model = build(CONFIGS[kind], mesh.tp, drawn(1, "float64", 0.1), recompute, cuts_rows)
     trainer = Trainer({0: model}, mesh, recipe or Recipe(clip=0.8))
     data = np.random.default_rng(5).integers(0, V, 60 * S + 1)
@@ -34,15 +35,17 @@ def trained(mesh, kind, micro_batches=1, recompute=False, recipe=None, steps=STE
     losses = []
     for n in range(steps):
         parts = dealt(data, order.next(SEQUENCES), S, mesh.dp.size, mesh.dp.rank, micro_batches)
-        losses.append(trainer.step(parts, SEQUENCES * S, warmup_cosine(n, steps, 1e-2, 5)))
+        losses.append(trainer.step(parts, SEQUENCES * S, warmup_cosine(n, STEPS, 1e-2, WARMUP)))
     return np.array(losses), trainer.wholes("data"), trainer
 
 
 @pytest.fixture(scope="module")
 def alone():
-    """The same on one process, no options."""
+    """The same on one process, no options, by how many steps."""
     mesh = Mesh(MPI.COMM_SELF, dp=1, tp=1)
-    return on_first(start.begin(), lambda: {kind: trained(mesh, kind)[:2] for kind in CONFIGS})
+    return on_first(
+        start.begin(), lambda: {kind: {n: trained(mesh, kind, steps=n)[:2] for n in (FEW, STEPS)} for kind in CONFIGS}
+    )
 
 
 # Every pair of options, off and on.
@@ -50,14 +53,17 @@ OPTIONS = [(False, False, 1), (True, False, 3), (False, True, 3), (True, True, 1
 
 
 @pytest.mark.limit(120)
-@pytest.mark.parametrize(("kind", "options", "axes"), every_other(CONFIGS, OPTIONS, MESHES[start.begin().size]))
-def test_twenty_steps_are_the_same_on_every_mesh(comm, alone, kind, options, axes):
-    losses, weights = alone[kind]
+@pytest.mark.parametrize(
+    ("kind", "options", "axes", "steps"),
+    with_steps(every_other(CONFIGS, OPTIONS, MESHES[start.begin().size]), lambda entry: entry[2]),
+)
+def test_twenty_steps_are_the_same_on_every_mesh(comm, alone, kind, options, axes, steps):
+    losses, weights = alone[kind][steps]
     zero, recompute, micro_batches = options
     with Mesh(comm, check=True, dp=axes[0], tp=axes[1]) as mesh:
         # 13 sequences over 4 ranks: unequal parts, in up to 3 micro-batches.
         recipe = Recipe(clip=0.8, zero=zero, overlap=zero != recompute, bucket_bytes=5000)
-        got, after, _ = trained(mesh, kind, micro_batches, recompute, recipe)
+        got, after, _ = trained(mesh, kind, micro_batches, recompute, recipe, steps)
         np.testing.assert_allclose(got, losses, rtol=0, atol=1e-10)
         for name, a in weights.items():
             np.testing.assert_allclose(after[name], a, rtol=0, atol=1e-10, err_msg=name)
@@ -65,13 +71,16 @@ def test_twenty_steps_are_the_same_on_every_mesh(comm, alone, kind, options, axe
 
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.limit(120)
-@pytest.mark.parametrize(("kind", "options", "axes"), every_other(CONFIGS, OPTIONS[1:3], MESHES[start.begin().size]))
-def test_twenty_steps_with_tokens_cut_over_tp_are_the_same(comm, alone, kind, options, axes):
-    losses, weights = alone[kind]
+@pytest.mark.parametrize(
+    ("kind", "options", "axes", "steps"),
+    with_steps(every_other(CONFIGS, OPTIONS[1:3], MESHES[start.begin().size]), lambda entry: entry[2]),
+)
+def test_twenty_steps_with_tokens_cut_over_tp_are_the_same(comm, alone, kind, options, axes, steps):
+    losses, weights = alone[kind][steps]
     zero, recompute, micro_batches = options
     with Mesh(comm, check=True, dp=axes[0], tp=axes[1]) as mesh:
         recipe = Recipe(clip=0.8, zero=zero, bucket_bytes=5000)
-        got, after, trainer = trained(mesh, kind, micro_batches, recompute, recipe, cuts_rows=True)
+        got, after, trainer = trained(mesh, kind, micro_batches, recompute, recipe, steps, cuts_rows=True)
         np.testing.assert_allclose(got, losses, rtol=0, atol=1e-10)
         for name, a in weights.items():
             np.testing.assert_allclose(after[name], a, rtol=0, atol=1e-10, err_msg=name)
@@ -151,7 +160,7 @@ def test_a_sum_that_is_owed_and_left_out_is_seen(comm, alone, monkeypatch):
     with Mesh(comm, dp=1, tp=comm.size) as mesh:
         losses, *_ = trained(mesh, "llama", steps=3)
     # On 3 ranks two heads each read one key/value head alone.
-    assert (np.abs(losses - alone["llama"][0][:3]).max() > 1e-6) == (comm.size != 3)
+    assert (np.abs(losses - alone["llama"][STEPS][0][:3]).max() > 1e-6) == (comm.size != 3)
 
 
 def test_an_average_by_ranks_instead_of_tokens_is_seen(comm, alone):
@@ -162,7 +171,7 @@ def test_an_average_by_ranks_instead_of_tokens_is_seen(comm, alone):
         data = np.random.default_rng(5).integers(0, V, 60 * S + 1)
         parts = dealt(data, Order(60, 7).next(SEQUENCES), S, comm.size, mesh.dp.rank, 1)
         loss = trainer.gradients(parts, len(parts[0].ids) * comm.size)
-        assert (abs(loss - alone["llama"][0][0]) < 1e-10) == (SEQUENCES % comm.size == 0)
+        assert (abs(loss - alone["llama"][STEPS][0][0]) < 1e-10) == (SEQUENCES % comm.size == 0)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
