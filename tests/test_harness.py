@@ -46,7 +46,7 @@ def test_a_rank_that_fails_before_a_collective_ends_the_run_and_is_named(runs):
     assert "in test_before_a_collective" in text
     # The next test, which the failing rank would have entered alone, was not reached.
     assert "test_next" not in text
-    assert seconds < 15
+    assert seconds < 45
 
 
 def test_a_stuck_rank_is_shown_with_every_stack_when_time_is_up(runs):
@@ -56,7 +56,7 @@ def test_a_stuck_rank_is_shown_with_every_stack_when_time_is_up(runs):
     assert [f"--- stack of rank {r} of 3" in text for r in range(3)] == [True] * 3
     stacks = text[text.index("--- stack of rank 0") :]
     assert stacks.count("in reduce") == 2, "ranks 0 and 2 wait inside MPI"
-    assert seconds < 20
+    assert seconds < 45
 
 
 def test_a_failure_on_one_rank_is_one_failure_on_all_and_the_run_goes_on(runs):

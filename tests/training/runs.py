@@ -55,11 +55,11 @@ class Run(NamedTuple):
         return np.array(told), weights, parts
 
 
-def loaded(trainer, folder, step, mesh, control):
-    """Go on from a checkpoint in the folder: what is written again is what was read, to the bit."""
+def loaded(trainer, folder, step, mesh, control, again="again"):
+    """Go on from a checkpoint in the folder: what is written again, beside it, is what was read, to the bit."""
     before = Checkpoint(folder / f"step-{step:08d}", control)
     trainer.load(before)
-    again = Checkpoint(save(folder / "again", step, trainer.pieces(), {}, control), control)
+    written = Checkpoint(save(folder / again, step, trainer.pieces(), {}, control), control)
     for p, moment in product(trainer.parameters, ("", "m.", "v.")):
-        a, b = (c.read(moment + p.name, p.layout, mesh.place, "float64") for c in (before, again))
+        a, b = (c.read(moment + p.name, p.layout, mesh.place, "float64") for c in (before, written))
         assert a.tobytes() == b.tobytes(), moment + p.name

@@ -4,6 +4,7 @@ bytes and the peaks of the closed forms."""
 import gc
 import tracemalloc
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from models.build import Parts
 from models.config import Experts, gpt2_like, llama_like
 from models.stage import dealt, stages
 from parallel import residence, schedules
-from parallel.checkpoint import save
+from parallel.checkpoint import Checkpoint, save
 from parallel.control import Control
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
@@ -223,43 +224,67 @@ def test_a_gather_into_the_array_that_is_still_in_use_is_seen(wrong, monkeypatch
 
 
 @pytest.mark.mpi(min_size=4)
-def test_a_sum_over_the_rest_that_is_left_out_is_seen(comm, alone, monkeypatch):
-    grid = {"dp": 2, "cp": comm.size // 2}
+def test_a_sum_over_the_rest_that_comes_too_early_or_never_is_seen(comm, alone, monkeypatch):
+    right = alone["untied"][STEPS][0][0, 2]
 
-    def norm(zero):
-        with Mesh(comm, check=True, **grid) as mesh:
-            return RUN.trained(mesh, made(mesh, "untied", zero, over=("cp",)), end=1)[0][0, 2]
+    def norm():
+        with Mesh(comm, check=True, dp=2, cp=comm.size // 2) as mesh:
+            return RUN.trained(mesh, made(mesh, "untied", 3, over=("cp",)), end=1)[0][0, 2]
 
-    assert norm(3) == pytest.approx(alone["untied"][STEPS][0][0, 2], rel=1e-12)
-    plain = FlatShard.__init__
-    monkeypatch.setattr(
-        FlatShard, "__init__", lambda self, homes, over, *more: plain(self, homes, over._replace(rest=None), *more)
-    )
-    assert abs(norm(3) - alone["untied"][STEPS][0][0, 2]) > 1e-3
+    assert norm() == pytest.approx(right, rel=1e-12)
+    finish = Units.finish
+
+    def sums(self):
+        for shard in self.shards:
+            shard.grad[...] = shard.over.rest.all_reduce(shard.grad)
+
+    def left_out(self):
+        for shard in self.shards:
+            shard.over = shard.over._replace(rest=None)
+        finish(self)
+
+    for wrongly in (left_out, lambda self: (sums(self), left_out(self))):
+        monkeypatch.setattr(Units, "finish", wrongly)
+        assert abs(norm() - right) > 1e-3
 
 
-# A run that goes on: on 4 ranks, and then on 1, 2 and 3 of them.
-MOVES = [
-    ({"dp": 4}, 3),
-    ({"pp": 2, "tp": 2}, 1),
-    ({"cp": 2, "ep": 2}, 2),
-    ({"dp": 2, "cp": 2}, 3),
-]
+# Meshes, each on the first ranks that it needs, and the stage of ZeRO there.
+MOVES = [({"dp": 4}, 3), ({"pp": 2, "tp": 2}, 1), ({"cp": 2, "ep": 2}, 2), ({"tp": 3}, 0), ({"dp": 1}, 3)]
+
+
+def on_each(comm, work):
+    """work(number, mesh, control, trainer) on the ranks of each of MOVES, one after another."""
+    for n, (axes, zero) in enumerate(MOVES):
+        chosen = comm.Get_group().Range_incl([(0, prod(axes.values()) - 1, 1)])
+        if (own := comm.Create_group(chosen)) != MPI.COMM_NULL:
+            control = Control(own)
+            with Mesh(own, check=True, **axes) as mesh:
+                work(n, mesh, control, made(mesh, "untied", zero))
+            control.close()
+            own.Free()
+        chosen.Free()
+        comm.Barrier()
 
 
 @pytest.mark.mpi(min_size=4)
-def test_a_run_goes_on_from_one_mesh_to_the_next(comm, alone, shared):
+def test_what_one_mesh_has_written_any_other_reads(comm, alone, shared):
+    """A run goes on from mesh to mesh as if it had never been left; what one has written, each reads, to the bit."""
     told, weights = alone["untied"][STEPS]
-    seen, begin, end = [], 0, 0
-    for axes, zero in MOVES:
-        with Mesh(comm, check=True, **axes) as mesh:
-            control, trainer = Control(comm), made(mesh, "untied", zero)
-            if end:
-                loaded(trainer, shared, end, mesh, control)
-            begin, end = end, end + 5
-            seen += [*RUN.trained(mesh, trainer, 1, begin, end)[0][:, 0]]
-            save(shared, end, trainer.pieces(), {}, control)
-            after = trainer.wholes("data")
-    np.testing.assert_allclose(seen, told[:, 0], rtol=0, atol=1e-10)
-    for name, a in after.items():
-        np.testing.assert_allclose(a, weights[name], rtol=0, atol=1e-10, err_msg=name)
+    each = STEPS // len(MOVES)
+
+    def go_on(n, mesh, control, trainer):
+        begin, end = n * each, (n + 1) * each
+        if n:
+            trainer.load(Checkpoint(shared / f"step-{begin:08d}", control))
+        got, after, _ = RUN.trained(mesh, trainer, 1, begin, end)
+        np.testing.assert_allclose(got[:, 0], told[begin:end, 0], rtol=0, atol=1e-10)
+        save(shared, end, trainer.pieces(), {}, control, keep=len(MOVES))
+        for name, a in after.items() if end == STEPS else ():
+            np.testing.assert_allclose(a, weights[name], rtol=0, atol=1e-10, err_msg=name)
+
+    def read(n, mesh, control, trainer):
+        for step in range(each, STEPS + 1, each):
+            loaded(trainer, shared, step, mesh, control, f"by-{n}")
+
+    on_each(comm, go_on)
+    on_each(comm, read)
