@@ -120,14 +120,13 @@ def test_dp_train_sends_what_the_page_shows(comm):
         memory = steps.trainer.memory(steps.parts)
         rows = [row for row in mesh.ledger.report(steps.trainer.traffic(steps.parts)) if row["phase"] != "compare"]
     control.close()
-    shown = re.findall(r"^(\w+) +(\w+) +(forward|backward|step) +(\d+) +([\d,]+) +[\d,]+ +([\d,]+) +[\d.]+$",
-                       block("mpirun -n 4 python -m launch.dp_train --zero 3"), re.MULTILINE)  # fmt: skip
+    text = block("mpirun -n 4 python -m launch.dp_train --zero 3")
+    row = r"^(\w+) +(\w+) +(forward|backward|step) +(\d+) +([\d,]+) +[\d,]+ +([\d,]+) +[\d.]+$"
     if comm.rank == 0:
         want = [(r["verb"], r["axis"], r["phase"], *(5 * r[k] for k in ("calls", "message_bytes", "wire_bytes"))) for r in rows]
-        assert [(v, a, p, *(int(n.replace(",", "")) for n in more)) for v, a, p, *more in shown] == want
+        assert [(v, a, p, *(int(n.replace(",", "")) for n in more)) for v, a, p, *more in re.findall(row, text, re.M)] == want
         kib = [memory[kind] / 1024 for kind in ("weights", "gradients", "optimizer", "gathered", "predicted_gathered")]
-        assert re.search(r"^0 +" + " +".join(f"{n:.1f}" for n in kib), block("mpirun -n 4 python -m launch.dp_train --zero 3"),
-                         re.MULTILINE)  # fmt: skip
+        assert re.search(r"^0 +" + " +".join(f"{n:.1f}" for n in kib), text, re.MULTILINE)
 
 
 def test_launch_equal_has_the_rows_that_the_page_shows():
@@ -138,6 +137,10 @@ def test_launch_equal_has_the_rows_that_the_page_shows():
     assert len(rows) > 8
     assert {" ".join(f"{mesh}{more}".split()) for mesh, more in rows} <= ways
     assert f"\n{len(task.cases)} ways, worst differences " in text
+    routed = equal.check(equal.options().parse_args(["--model", "routed"]), RANKS)
+    assert says(f"{len(routed.cases)} ways on four ranks")
+    pairs = [{axis for axis, n in case.axes.items() if n > 1} for case in routed.cases]
+    assert all({*pair} in pairs for pair in combinations(AXES, 2))
 
 
 # --- tests and pictures
