@@ -22,8 +22,7 @@ from parallel.pipeline import PHASES
 from parallel.residence import ROOT, Parts, fills, uses
 from parallel.schedule import Op
 from parallel.schedules import plan
-from parallel.shard import AXES
-from plan.dry import DryAxis, dry_weights
+from plan.dry import DryMesh, dry_weights
 from training.trainer import Recipe, Trainer
 
 if TYPE_CHECKING:
@@ -39,16 +38,12 @@ STRIP, THIN, BESIDE, BELOW = 2.0, 0.13, 0.3, 0.05
 CELL, TALL, LEFT = 0.4, 0.2, 0.95
 
 
-class Alone:
-    """The place of one rank on dp, without the others: what of a Mesh a trainer asks before it runs."""
+class Alone(DryMesh):
+    """A rank's place in a mesh whose other ranks are not there to be asked."""
 
-    def __init__(self, dp: int, rank: int) -> None:
-        self.sizes = dict.fromkeys(AXES, 1) | {"dp": dp}
-        self.place = dict.fromkeys(AXES, 0) | {"dp": rank}
-        self.pp, self.tp, self.control = DryAxis("pp", 1), DryAxis("tp", 1), self
-
-    def over(self, *names: str) -> DryAxis:
-        return DryAxis("dp", self.sizes["dp"], self.place["dp"]) if "dp" in names else DryAxis("alone", 1)
+    @property
+    def control(self) -> Alone:
+        return self
 
     def everyone(self, mine: object) -> list[object]:
         return [mine]
@@ -56,7 +51,7 @@ class Alone:
 
 def trainer(zero: int, rank: int = 0) -> Trainer:
     """Of the small dense model of `launch.equal`, in float32, on dp=4."""
-    mesh = Alone(DP, rank)
+    mesh = Alone({"dp": DP}, rank)
     own = stages(Built(MODELS["dense"], mesh.tp), dry_weights("float32"), dealt(LAYERS, 1), [0], 0)
     return Trainer(own, mesh, Recipe(zero=zero, bucket_bytes=BUCKET_BYTES))
 
