@@ -183,7 +183,7 @@ GRIDS = {
         ]
     },
     test_sharded_training: {
-        "test_twenty_steps_are_the_same": [
+        "test_all_steps_are_the_same": [
             (axes, zero, more.get("cuts_rows", False)) for axes, _, zero, more in test_sharded_training.EVERY[RANKS]
         ]
     },
