@@ -120,7 +120,8 @@ class Units(Holder):
                 start += self.units[-1][-1].numbering.size
         self.numbering = Numbering([p for s in self.shards for p in s.numbering.parameters], dtype)
         self._unit_of = {home: n for n, homes in enumerate(units) for home in homes}
-        self._parts = {stage: [self._unit(parameters) for parameters in of] for stage, of in parts.items()}
+        # By stage: the unit of each part, as residence has them.
+        self.parts = {stage: [self._unit(parameters) for parameters in of] for stage, of in parts.items()}
         self._uses: deque[Use] = deque()
         self._fills: deque[Fill] = deque()
         self._coming: dict[int, list[Pending]] = {}
@@ -153,8 +154,8 @@ class Units(Holder):
                 p.zero_grad()
 
     def begin(self, ops: Sequence[Op], phases: Mapping[str, str]) -> None:
-        self._uses = deque(residence.uses(ops, self._parts, phases) if self.gathers else ())
-        self._fills = deque(residence.fills(ops, self._parts, phases))
+        self._uses = deque(residence.uses(ops, self.parts, phases) if self.gathers else ())
+        self._fills = deque(residence.fills(ops, self.parts, phases))
 
     # --- weights
 
@@ -265,7 +266,7 @@ class Units(Holder):
     def traffic(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
         """What a step of these operations sends."""
         sent = self.gathered(ops, phases)
-        for fill in residence.fills(ops, self._parts, phases):
+        for fill in residence.fills(ops, self.parts, phases):
             if fill.sends:
                 unit = [shard for shard in self.units[fill.unit] if not shard.late]
                 sent += [_of(shard, "reduce_scatter", fill.phase) for shard in unit]
@@ -278,7 +279,7 @@ class Units(Holder):
 
     def gathered(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
         """What is sent so that the weights are there."""
-        every = residence.uses(ops, self._parts, phases) if self.gathers else []
+        every = residence.uses(ops, self.parts, phases) if self.gathers else []
         return [_of(shard, "all_gather", use.phase) for use in every if use.gathers for shard in self.units[use.unit]]
 
     @property
@@ -292,8 +293,8 @@ class Units(Holder):
         """Bytes of what comes and goes, at most: units that are gathered, gradients that are not summed yet; counted so far and
         as these operations need them."""
         phases = dict.fromkeys("FIBW", "")
-        uses = residence.uses(ops, self._parts, phases) if self.gathers else []
-        fills = residence.fills(ops, self._parts, phases)
+        uses = residence.uses(ops, self.parts, phases) if self.gathers else []
+        fills = residence.fills(ops, self.parts, phases)
         return self._peaks | {
             "predicted_gathered": residence.most_gathered(uses, self._size, self.ahead),
             "predicted_unsummed": residence.most_filled(fills, lambda unit: self._size(unit, late=False), self.ahead),
