@@ -132,6 +132,14 @@ class BlockPool:
         while len(table) > needed(tokens):
             self.drop(table.pop())
 
+    def shed(self, table: list[int], tokens: int) -> int:
+        """Drop the blocks of a table that hold nothing but its first `tokens` tokens, from its beginning; how many these were."""
+        count = max(0, tokens // BLOCK)
+        for block in table[:count]:
+            self.drop(block)
+        del table[:count]
+        return count
+
     def find(self, tokens: Sequence[int], owner: str = "") -> list[int]:
         """The published blocks of this owner that hold the longest beginning of `tokens`. An equal hash proves nothing: the
         block must hold the same tokens, and follow the link of the block before it."""

@@ -90,7 +90,8 @@ class _RequestMessage(NamedTuple):
 
 
 class _RunMessage(NamedTuple):
-    """What rank 0 sends of a run. Its table is the request's latest one up to block `same`, then `blocks`."""
+    """What rank 0 sends of a run. Its table is the request's latest one up to block `same`, then `blocks`; `behind` tokens were
+    in blocks before these."""
 
     id: int
     first: int
@@ -100,6 +101,7 @@ class _RunMessage(NamedTuple):
     prefill: bool
     same: int
     blocks: tuple[int, ...]
+    behind: int
 
 
 class _StepMessage(NamedTuple):
@@ -129,7 +131,8 @@ class Engine:
         self.model, self.mesh, self.control, self.scheduler = model, mesh, control, scheduler
         self.sampler = Sampler(model.embedding.tp, model.embedding.cut)
         shapes = [block.attention.cache_shapes for block in model.blocks]
-        self.pool = Pool(shapes, model.embedding.table_vD.data.dtype, scheduler.pool.size or 0)
+        windows = [block.attention.window for block in model.blocks]
+        self.pool = Pool(shapes, model.embedding.table_vD.data.dtype, scheduler.pool.size or 0, windows)
         self._known: dict[int, _Known] = {}
         self._asked: dict[int, Ask] = {}
         self._gone: set[int] = set()
@@ -209,7 +212,7 @@ class Engine:
             same = next((n for n, (a, b) in enumerate(zip(before, run.table, strict=False)) if a != b), None)
             same = min(len(before), len(run.table)) if same is None else same
             blocks = tuple(run.table[same:])
-            runs.append((run.id, run.first, tuple(run.tokens), run.drafts, run.sample, run.prefill, same, blocks))
+            runs.append((run.id, run.first, tuple(run.tokens), run.drafts, run.sample, run.prefill, same, blocks, run.behind))
         message = _StepMessage(tuple(new), tuple(sorted(self._gone)), tuple(step.copies), tuple(runs))
         self._gone.clear()
         return message
@@ -247,13 +250,13 @@ class Engine:
     def _read(self, run: _RunMessage) -> Run:
         known = self._known[run.id]
         known.table[run.same :] = run.blocks
-        return Run(run.id, run.first, list(run.tokens), run.drafts, run.sample, run.prefill, known.table)
+        return Run(run.id, run.first, list(run.tokens), run.drafts, run.sample, run.prefill, known.table, run.behind)
 
     def _forward(self, runs: Iterable[Run]) -> np.ndarray:
         """(B, v): the logits of the last 1 + drafts tokens of each run with `sample`."""
-        extents = [Extent(run.first, len(run.tokens), run.table) for run in runs]
+        extents = [Extent(run.first - run.behind, len(run.tokens), run.table) for run in runs]
         ids_T = np.concatenate([np.array(run.tokens, np.int64) for run in runs])
-        positions_T = np.concatenate([np.arange(first, first + tokens) for first, tokens, _ in extents])
+        positions_T = np.concatenate([np.arange(run.first, run.first + len(run.tokens)) for run in runs])
         ends = np.cumsum([tokens for _, tokens, _ in extents])
         rows = [np.arange(end - 1 - run.drafts, end) for end, run in zip(ends, runs, strict=True) if run.sample]
         rows_B = np.concatenate(rows) if rows else np.empty(0, np.int64)

@@ -27,7 +27,8 @@ def make_cache(model: Transformer, kind: str, striped: bool = False, blocks: int
     dtype = model.embedding.table_vD.data.dtype
     if striped and not all(isinstance(block.attention, LatentAttention) for block in model.blocks):
         raise ValueError("a striped cache is for latent attention; this model's heads are cut over the ranks already")
-    cache = CACHES[kind](shapes, dtype) if blocks is None else CACHES[kind](shapes, dtype, blocks)
+    windows = [block.attention.window for block in model.blocks]
+    cache = CACHES[kind](shapes, dtype, windows) if blocks is None else CACHES[kind](shapes, dtype, windows, blocks)
     tp = model.embedding.tp
     return Striped(cache, tp.size, tp.rank) if striped else cache
 

@@ -6,7 +6,7 @@ B sequences that are read at once, with as many new tokens each
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -22,7 +22,8 @@ AT_ONCE = 1024
 
 
 class Extent(NamedTuple):
-    """Where a sequence's new tokens go: `tokens` of them, from position `first` on, in the blocks of `table`."""
+    """Where a sequence's new tokens go: `tokens` of them, from place `first` of the blocks of `table` on, which is their position
+    unless blocks before these were given back."""
 
     first: int
     tokens: int
@@ -32,13 +33,13 @@ class Extent(NamedTuple):
 class Bundle(NamedTuple):
     """Sequences that are read at once. `at`: where their new tokens stand in the batch; `tables`: (B, N), their blocks, where a
     shorter table repeats its last block; `length`: S of the longest; `beyond`: the places (b, s) behind a shorter one's end;
-    `hidden`: (B, T, S), -inf where a new token must not look, else 0; None for one sequence."""
+    `hidden`: by window of attention, (B, T, S), -inf where a new token must not look, else 0; none for one sequence."""
 
     at: slice
     tables: np.ndarray
     length: int
     beyond: tuple[np.ndarray, ...] = ()
-    hidden: np.ndarray | None = None
+    hidden: Mapping[int, np.ndarray] = {}
 
 
 def bundled(extents: Sequence[Extent]) -> Iterator[list[Extent]]:
@@ -58,8 +59,8 @@ def bundled(extents: Sequence[Extent]) -> Iterator[list[Extent]]:
         yield bundle
 
 
-def laid_out(bundle: Sequence[Extent], begin: int, dtype: np.dtype) -> Bundle:
-    """`begin`: where the first one's new tokens stand in the batch."""
+def laid_out(bundle: Sequence[Extent], begin: int, dtype: np.dtype, windows: Iterable[int] = (0,)) -> Bundle:
+    """`begin`: where the first one's new tokens stand in the batch. `windows`: those that its layers attend within, 0 for none."""
     tokens, blocks = bundle[0].tokens, max(len(extent.table) for extent in bundle)
     at = slice(begin, begin + tokens * len(bundle))
     tables_BN = np.array([[*extent.table, *extent.table[-1:] * (blocks - len(extent.table))] for extent in bundle], np.int64)
@@ -69,15 +70,24 @@ def laid_out(bundle: Sequence[Extent], begin: int, dtype: np.dtype) -> Bundle:
         return Bundle(at, tables_BN, length)
     places_S = np.arange(length)
     seen_BT = (lengths_B[:, None] - tokens) + np.arange(tokens)
-    hidden_BTS = np.where(places_S > seen_BT[..., None], dtype.type(-np.inf), dtype.type(0))
-    return Bundle(at, tables_BN, length, np.nonzero(places_S >= lengths_B[:, None]), hidden_BTS)
+    hidden = {}
+    for window in windows:
+        behind_BTS = places_S > seen_BT[..., None]
+        if window:
+            behind_BTS |= places_S <= seen_BT[..., None] - window
+        hidden[window] = np.where(behind_BTS, dtype.type(-np.inf), dtype.type(0))
+    return Bundle(at, tables_BN, length, np.nonzero(places_S >= lengths_B[:, None]), hidden)
 
 
 class Pool:
-    """`shapes`: by layer, the shapes of what is kept of a token. `hold` lets it grow."""
+    """`shapes`: by layer, the shapes of what is kept of a token; `windows`: by layer, how many tokens its queries see, 0 for
+    all; () for all in all layers. `hold` lets it grow."""
 
-    def __init__(self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str, blocks: int = 0) -> None:
+    def __init__(
+        self, shapes: Sequence[Sequence[tuple[int, ...]]], dtype: np.dtype | str, blocks: int = 0, windows: Sequence[int] = ()
+    ) -> None:
         self.shapes, self.dtype = [list(s) for s in shapes], np.dtype(dtype)
+        self.windows = list(windows) or [0] * len(self.shapes)
         self._arrays = [[np.empty((blocks, BLOCK, *shape), self.dtype) for shape in layer] for layer in self.shapes]
         self.blocks = blocks
 
@@ -124,12 +134,12 @@ class Pool:
         places_T = np.concatenate(positions) % BLOCK
         bundles, begin = [], 0
         for bundle in bundled(extents):
-            bundles.append(laid_out(bundle, begin, self.dtype))
+            bundles.append(laid_out(bundle, begin, self.dtype, set(self.windows)))
             begin = bundles[-1].at.stop
 
         def store(layer: int, *new: np.ndarray) -> Iterator[tuple]:
             self.write(layer, blocks_T, places_T, new)
-            for at, tables_BN, length, beyond, hidden_BTS in bundles:
-                yield at, hidden_BTS, *self.read(layer, tables_BN, length, beyond)
+            for at, tables_BN, length, beyond, hidden in bundles:
+                yield at, hidden.get(self.windows[layer]), *self.read(layer, tables_BN, length, beyond)
 
         return [Store(partial(store, layer)) for layer in range(len(self.shapes))]

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from inference.blocks import BLOCK, BlockPool, Link, needed, part_of
+from inference.counts import Counts
 
 
 class QueueFull(RuntimeError):
@@ -32,7 +33,7 @@ class QueueFull(RuntimeError):
 @dataclass(eq=False, slots=True)
 class Request:
     """`tokens`: those of the prompt and those that came. `goal`: how many it had when it was admitted, else 0; once these are
-    computed, it decodes."""
+    computed, it decodes. `behind`: how many of the first tokens are in no block of its table any more."""
 
     id: int
     prompt: int
@@ -45,6 +46,7 @@ class Request:
     computed: int = 0
     goal: int = 0
     table: list[int] = field(default_factory=list)
+    behind: int = 0
     published: int = 0
     link: Link | None = None
     draft: list[int] = field(default_factory=list)
@@ -61,7 +63,7 @@ class Request:
 
 class Run(NamedTuple):
     """A request's part of a step: `tokens` take the positions from `first` on. They see all before them, in the blocks of
-    `table`.
+    `table`, but the first `behind`.
 
     The last `drafts` of them are guesses. `sample`: the logits of the last 1 + `drafts` tokens are wanted, else of none.
     """
@@ -73,6 +75,7 @@ class Run(NamedTuple):
     sample: bool
     prefill: bool
     table: list[int]
+    behind: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +101,6 @@ class Output(NamedTuple):
     reason: str | None
 
 
-@dataclass
-class Counts:
-    """Since the start. A decode step has no prefill in it; a hit is a token that an admitted request need not compute; a
-    position is room for a token."""
-
-    steps: int = 0
-    decode_steps: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
-    hit_tokens: int = 0
-    preemptions: int = 0
-    finished: dict[str, int] = field(default_factory=dict)
-    slots_used: int = 0
-    positions_held: int = 0
-    positions_empty: int = 0
-
-
 class Scheduler:
     """`blocks` of 16 tokens (None: no limit), at most `slots` requests and `max_batch_tokens` tokens in a step.
 
@@ -129,8 +113,9 @@ class Scheduler:
     the budget goes to prompts that are under way, then to new ones, then to drafts. Only decodes
     preempt. Nobody is admitted in a step that preempted, nor if the running could not have one more block each afterwards.
 
-    `context`: the most tokens of a request, prompt and new. `prefix_caching` False: no blocks are shared. Raises ValueError for
-    sizes that cannot work.
+    `context`: the most tokens of a request, prompt and new. `prefix_caching` False: no blocks are shared. `window`: how many
+    tokens any layer sees at most (0: all): blocks that are wholly behind it are given back. Raises ValueError for sizes that
+    cannot work.
     """
 
     def __init__(
@@ -143,6 +128,7 @@ class Scheduler:
         queue_limit: int | None = None,
         prefix_caching: bool = True,
         aging: int = 256,
+        window: int = 0,
     ) -> None:
         limits = {"blocks": blocks, "slots": slots, "context": context, "queue_limit": queue_limit, "aging": aging}
         for name, value in limits.items():
@@ -151,7 +137,7 @@ class Scheduler:
         if max_batch_tokens < slots:
             raise ValueError(f"max_batch_tokens {max_batch_tokens} must be {slots} or more: each of {slots} slots may need one")
         self.slots, self.max_batch_tokens, self.context, self.queue_limit = slots, max_batch_tokens, context, queue_limit
-        self.prefix_caching, self.aging = prefix_caching, aging
+        self.prefix_caching, self.aging, self.window = prefix_caching, aging, window
         self.pool = BlockPool(blocks)
         self.requests: dict[int, Request] = {}
         # Both in the order of the docstring.
@@ -247,7 +233,7 @@ class Scheduler:
         """One token of each decoding request, in order. Where one needs a block and none is free, the last one is preempted."""
         for request in list(self.running):
             # One that is not decoding is at its prompt, or was preempted just now.
-            while request.decoding and len(request.table) * BLOCK <= request.computed:
+            while request.decoding and request.behind + len(request.table) * BLOCK <= request.computed:
                 if self.pool.free:
                     request.table.append(self.pool.take())
                 else:
@@ -276,11 +262,11 @@ class Scheduler:
         for request in self.running:
             if request in plan and request.draft and request.decoding:
                 first = request.computed + 1
-                room = (len(request.table) + self.pool.free) * BLOCK - first
+                room = request.behind + (len(request.table) + self.pool.free) * BLOCK - first
                 # One token comes without a draft.
                 drafts[request] = min(len(request.draft), spare, request.left - 1, room)
                 spare -= drafts[request]
-                self.pool.grow(request.table, first + drafts[request])
+                self.pool.grow(request.table, first + drafts[request] - request.behind)
         return drafts
 
     def _may_join(self, step: Step) -> bool:
@@ -308,7 +294,7 @@ class Scheduler:
         """Back to the queue without its blocks: what it has, prompt and new, is computed again later. Returns its id."""
         self.running.remove(request)
         self.pool.cut(request.table, 0)
-        request.computed = request.goal = 0
+        request.computed = request.goal = request.behind = 0
         insort(self.waiting, request, key=lambda r: r.order)
         self.counts.preemptions += 1
         return request.id
@@ -336,6 +322,7 @@ class Scheduler:
             if not run.sample:
                 request.computed = run.first + len(run.tokens)
                 self._publish(request)
+                self._shed(request)
                 continue
             came = list(new[run.id])
             self.counts.accepted_tokens += len(came) - 1
@@ -343,8 +330,9 @@ class Scheduler:
             request.tokens += came[:ended]
             # The last token has not been run; those before it have, as accepted drafts.
             request.computed = len(request.tokens) - 1
-            self.pool.cut(request.table, len(request.tokens))
+            self.pool.cut(request.table, len(request.tokens) - request.behind)
             self._publish(request)
+            self._shed(request)
             reason = "stop" if ended else "length" if not request.left else None
             outputs.append(Output(request.id, came[:ended], reason))
             if reason:
@@ -356,8 +344,15 @@ class Scheduler:
         while self.prefix_caching and (request.published + 1) * BLOCK <= request.computed:
             n = request.published
             tokens = part_of(request.tokens, n * BLOCK, request.owner)
-            request.table[n], request.link = self.pool.publish(request.table[n], request.link, tokens)
+            at = n - request.behind // BLOCK
+            request.table[at], request.link = self.pool.publish(request.table[at], request.link, tokens)
             request.published += 1
+
+    def _shed(self, request: Request) -> None:
+        """Give back what no later query sees."""
+        if self.window:
+            unseen = request.computed - self.window + 1
+            request.behind += BLOCK * self.pool.shed(request.table, unseen - request.behind)
 
     # --- what a monitor wants to know
 
@@ -372,7 +367,7 @@ class Scheduler:
         counts.decode_steps += not prefill
         counts.slots_used += len(self.running)
         counts.positions_held += self.pool.used * BLOCK
-        counts.positions_empty += sum(max(0, len(r.table) * BLOCK - len(r.tokens)) for r in self.running)
+        counts.positions_empty += sum(max(0, r.behind + len(r.table) * BLOCK - len(r.tokens)) for r in self.running)
 
     def metrics(self) -> dict[str, object]:
         """The counts; queues and blocks as they stand, where free is None without a limit; and two shares over all steps:
@@ -394,4 +389,4 @@ def _run(request: Request, known: int, drafts: int) -> Run:
     first, last = request.computed, request.computed + known
     tokens = request.tokens[first:last] + request.draft[:drafts]
     sample = last == len(request.tokens)
-    return Run(request.id, first, tokens, drafts, sample, not request.decoding, request.table.copy())
+    return Run(request.id, first, tokens, drafts, sample, not request.decoding, request.table.copy(), request.behind)

@@ -84,8 +84,16 @@ def opened(path: Path | None, tp: int, ep: int = 1) -> Source:
 
 
 def name_of(path: Path) -> str:
-    """What people and clients call a model: the name of its folder, or of its file without the quantisation."""
-    return re.sub(r"[.-](I?Q\d\w*|BF16|F16|F32)$", "", path.stem) if path.is_file() else path.resolve().name
+    """What people and clients call a model: the repository that a Hugging Face cache keeps a snapshot of, or else the name of
+    its folder, or of its file without the number in a set and the quantisation."""
+    if path.is_file():
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.name.removesuffix(".gguf"))
+        return re.sub(r"[.-](I?Q\d\w*|BF16|F16|F32)$", "", stem)
+    folder = path.absolute()
+    *_, cached, snapshots, _ = ("", "", *folder.parts)
+    if snapshots == "snapshots" and cached.startswith("models--"):
+        return cached.removeprefix("models--").replace("--", "/")
+    return path.resolve().name
 
 
 def load(
@@ -96,6 +104,9 @@ def load(
     begun = perf_counter()
     model = build(source.config, tp, source.weights(dtype), ep=ep, alike=alike and ep is not None)
     seconds = perf_counter() - begun
+    if here:
+        for note in source.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
     progress.loaded(name_of(source.path), sum(prod(p.layout.shape) for p in model.parameters), seconds, here)
     return model, seconds
 

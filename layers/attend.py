@@ -36,18 +36,19 @@ def head_chunks(span: Span, heads: int, group: int) -> Iterator[slice]:
     return (slice(h, min(h + at_once, heads)) for h in range(0, heads, at_once))
 
 
-def tiles(span: Span, group: int, causal: bool) -> Iterator[tuple[slice, list[slice]]]:
+def tiles(span: Span, group: int, causal: bool, window: int = 0) -> Iterator[tuple[slice, list[slice]]]:
     """Blocks of a sequence: queries, and the blocks of keys that they see, last first.
 
     Where causal, the last block of keys ends at the last query's own: in it every query sees a key, and what is hidden is a
-    triangle at its end. Blocks beyond it are never looked at.
+    triangle at its end. Blocks beyond it are never looked at, nor those before the `window` of the first query.
     """
     queries, keys = span
-    step = max(1, ROWS // group)
+    step, ahead = max(1, ROWS // group), keys.stop - queries.stop
     for first in range(queries.start, queries.stop, step):
         last = min(first + step, queries.stop)
-        seen = keys.stop - (queries.stop - last) if causal else keys.stop
-        yield slice(first, last), [slice(max(keys.start, end - KEYS), end) for end in range(seen, keys.start, -KEYS)]
+        seen = ahead + last if causal else keys.stop
+        begin = max(keys.start, ahead + first - window + 1) if window else keys.start
+        yield slice(first, last), [slice(max(begin, end - KEYS), end) for end in range(seen, begin, -KEYS)]
 
 
 def _rows(x_TKgE: np.ndarray, heads: slice, queries: slice) -> np.ndarray:
@@ -73,6 +74,15 @@ def _hide(s_NRC: np.ndarray, queries: int) -> None:
     """Scores of the keys behind each query, in the block that ends at the last query's own key, become -inf."""
     N, R, C = s_NRC.shape
     s_NRC.reshape(N, queries, R // queries, C)[..., C - queries :] += _later(queries, s_NRC.dtype)
+
+
+def _hide_old(s_NRC: np.ndarray, queries: int, seen: int) -> None:
+    """Scores of the keys before each query's window become -inf: of the first query those before key `seen` of the block, of
+    each next query one more."""
+    N, R, C = s_NRC.shape
+    if seen + queries - 1 > 0:
+        old_QC = np.arange(C) < seen + np.arange(queries)[:, None]
+        s_NRC.reshape(N, queries, R // queries, C)[...] += np.where(old_QC, -np.inf, 0).astype(s_NRC.dtype)[:, None]
 
 
 def _room(group: int, dtype: np.dtype) -> np.ndarray:
@@ -103,6 +113,7 @@ def attend(
     scale: float,
     causal: bool = True,
     more: bool = False,
+    window: int = 0,
 ) -> None:
     """Write o = softmax(scale q k^T) v of each span, and the log-sum-exp of its rows of scores.
 
@@ -111,7 +122,8 @@ def attend(
     rises to a block's maximum only where that exceeds it by more than HEADROOM, so that most blocks need no pass for it. l is
     at least exp(-HEADROOM), p finite.
 
-    `more`: these keys are added to what o and lse already hold; a row's base is then its lse, and no key is hidden.
+    `more`: these keys are added to what o and lse already hold; a row's base is then its lse, and no key is hidden. `window`:
+    where causal, how many keys a query sees at most, its own among them; 0: all before it.
     """
     K, g, E = q_TKgE.shape[1:]
     room, ones_C, scale = _room(g, q_TKgE.dtype), np.ones(KEYS, q_TKgE.dtype), q_TKgE.dtype.type(scale)
@@ -119,7 +131,7 @@ def attend(
         start, before = span[1].start, span[1].stop - span[0].stop
         for heads in head_chunks(span, K, g):
             k1_NSE = _beside_ones(k_SKE[span[1], heads])
-            for queries, blocks in tiles(span, g, causal):
+            for queries, blocks in tiles(span, g, causal, window):
                 q_NRE = _rows(q_TKgE, heads, queries) * scale
                 N, R, _ = q_NRE.shape
                 if more:
@@ -136,6 +148,8 @@ def attend(
                     matmul(q_NRE, k1_NSE[:, keys.start - start : keys.stop - start].transpose(0, 2, 1), out=s_NRC)
                     if causal and keys is blocks[0]:
                         _hide(s_NRC, R // g)
+                    if window:
+                        _hide_old(s_NRC, R // g, queries.start + before - window + 1 - keys.start)
                     if s_NRC.max() > HEADROOM:
                         rise_NR1 = np.maximum(s_NRC.max(axis=-1, keepdims=True), 0)
                         s_NRC -= rise_NR1
@@ -178,18 +192,19 @@ def attend_cached(
     scale: float,
     hidden_BTS: np.ndarray | None = None,
     lse_BTKg: np.ndarray | None = None,
+    window: int = 0,
 ) -> None:
     """Write o = softmax(scale q k^T + hidden) v of sequences of T new tokens each; and, if asked, the log-sum-exp.
 
-    `hidden`: 0, or -inf where a query must not look; None for one sequence, whose queries are the last of its S keys.
-    Few queries take their keys in one go: no copy of the cache, memory of T g S a head.
+    `hidden`: 0, or -inf where a query must not look; None for one sequence, whose queries are the last of its S keys and see
+    the `window` last ones (0: all). Few queries take their keys in one go: no copy of the cache, memory of T g S a head.
     """
     B, T, K, g, E = q_BTKgE.shape
     R = T * g
     if hidden_BTS is None and R > FEW:
         lse_BTKg = np.empty((B, T, K, g), q_BTKgE.dtype) if lse_BTKg is None else lse_BTKg
         span = slice(0, T), slice(0, k_BSKE.shape[1])
-        attend(q_BTKgE[0], k_BSKE[0], v_BSKV[0], o_BTKgV[0], lse_BTKg[0], [span], scale)
+        attend(q_BTKgE[0], k_BSKE[0], v_BSKV[0], o_BTKgV[0], lse_BTKg[0], [span], scale, window=window)
         return
     q_BKRE = q_BTKgE.transpose(0, 2, 1, 3, 4).reshape(B, K, R, E) * q_BTKgE.dtype.type(scale)
     s_BKRS = matmul(q_BKRE, k_BSKE.transpose(0, 2, 3, 1))
@@ -197,6 +212,8 @@ def attend_cached(
         s_BKRS.reshape(B, K, T, g, -1)[...] += hidden_BTS[:, None, :, None]
     elif T > 1:
         _hide(s_BKRS[0], T)
+    if window and hidden_BTS is None:
+        _hide_old(s_BKRS[0], T, k_BSKE.shape[1] - T - window + 1)
     m_BKR1 = s_BKRS.max(axis=-1, keepdims=True)
     s_BKRS -= m_BKR1
     p_BKRS = np.exp(s_BKRS, out=s_BKRS)
@@ -221,6 +238,7 @@ def attend_backward(
     sequences: Sequence[Span],
     scale: float,
     causal: bool = True,
+    window: int = 0,
 ) -> None:
     """Add into dq, dk and dv, the scores computed again from q, k and the log-sum-exp:
 
@@ -235,11 +253,11 @@ def attend_backward(
     rooms = [_room(g, q_TKgE.dtype) for _ in range(2)]
     scale = q_TKgE.dtype.type(scale)
     for span in sequences:
-        start = span[1].start
+        start, before = span[1].start, span[1].stop - span[0].stop
         for heads in head_chunks(span, K, g):
             k1_NSE, v1_NSV = _beside_ones(k_SKE[span[1], heads]), _beside_ones(v_SKV[span[1], heads])
             dk_NSE, dv_NSV = np.zeros_like(k1_NSE[..., :E]), np.zeros_like(v1_NSV[..., :V])
-            for queries, blocks in tiles(span, g, causal):
+            for queries, blocks in tiles(span, g, causal, window):
                 do_NRV = _rows(do_TKgV, heads, queries)
                 delta_NR1 = np.vecdot(do_NRV, _rows(o_TKgV, heads, queries))[..., None]
                 q_NRE = _beside(_rows(q_TKgE, heads, queries) * scale, -_rows(lse_TKg[..., None], heads, queries))
@@ -253,6 +271,8 @@ def attend_backward(
                     matmul(q_NRE, k1_NSE[at].transpose(0, 2, 1), out=p_NRC)
                     if causal and keys is blocks[0]:
                         _hide(p_NRC, R // g)
+                    if window:
+                        _hide_old(p_NRC, R // g, queries.start + before - window + 1 - keys.start)
                     np.exp(p_NRC, out=p_NRC)
                     dv_NSV[at] += matmul(p_NRC.transpose(0, 2, 1), do_NRV[..., :V])
                     matmul(do_NRV, v1_NSV[at].transpose(0, 2, 1), out=ds_NRC)

@@ -40,7 +40,8 @@ class Attention:
     Query heads are dealt out as evenly as they go; a rank holds the key/value heads that its query heads read. `kv_heads`: H
     (multi-head, the default), 1 (multi-query) or a divisor of H. `qk_norm`: None, or eps of an RMS norm of each head's queries
     and keys, before rotation (as Qwen3); its weights are shared by the heads, so that their gradients are owed over tp too.
-    `scale`: of the scores, E^-0.5 unless given. `context`: how tokens that are cut over cp meet (`layers.context`).
+    `scale`: of the scores, E^-0.5 unless given. `window`: how many tokens a query sees at most, itself among them (0: all
+    before it; arXiv 2310.06825). `rotates` False: queries and keys stay as they are, whatever the batch has (arXiv 2501.18795). `context`: how tokens that are cut over cp meet (`layers.context`).
     `cuts_rows`: whether it will be called with rows that are cut. Saved for backward: x, q, k, v, o and the log-sum-exp (and,
     normed, q and k as they were and a number a head). Raises ValueError for more ranks than heads, kv_heads that do not divide
     heads, or no `d_head` and heads that do not divide d_model.
@@ -60,6 +61,8 @@ class Attention:
         qk_norm: float | None = None,
         causal: bool = True,
         scale: float | None = None,
+        window: int = 0,
+        rotates: bool = True,
         cuts_rows: bool = False,
         context: Local | None = None,
     ) -> None:
@@ -70,7 +73,7 @@ class Attention:
             raise ValueError(f"cannot share {kv_heads} key/value heads among {heads} heads: use a divisor of {heads}")
         E = d_head or d_model // heads
         self.tp, self.d_model, self.causal, self.qk_norm = tp, d_model, causal, qk_norm
-        self.scale = E**-0.5 if scale is None else scale
+        self.scale, self.window, self.rotates = E**-0.5 if scale is None else scale, window, rotates
         cut = even(heads, tp.size, "heads")
         self.kv_cut = covering(cut, heads // kv_heads)
         self.h, self.k, self.E = cut.size(tp.rank), self.kv_cut.size(tp.rank), E
@@ -84,7 +87,7 @@ class Attention:
         self.out = RowParallelLinear(tp, weights, "o", (heads, E), d_model, cut, bias_out, cuts_rows)
         self.runs = runs_of(group_sizes(cut, heads // kv_heads, tp.rank))
         self.context = context or Local()
-        self.context.require(self.h)
+        self.context.require(self.h, window)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -111,12 +114,12 @@ class Attention:
             shape = B, (at.stop - at.start) // B, -1
             for q, kv, g in self.runs:
                 q_BTkgE, o_BTkgE = (a[at, q].reshape(*shape, g, self.E) for a in (q_ThE, o_ThE))
-                attend_cached(q_BTkgE, k_BSkE[:, :, kv], v_BSkE[:, :, kv], o_BTkgE, self.scale, hidden_BTS)
+                attend_cached(q_BTkgE, k_BSkE[:, :, kv], v_BSkE[:, :, kv], o_BTkgE, self.scale, hidden_BTS, window=self.window)
         return self.out.forward(o_ThE)[0]
 
     @property
     def core(self) -> Core:
-        return Core(self.runs, self.scale, self.causal)
+        return Core(self.runs, self.scale, self.causal, self.window)
 
     @property
     def cache_shapes(self) -> list[tuple[int, ...]]:
@@ -132,7 +135,7 @@ class Attention:
         dz_TnE = np.zeros_like(z_TnE)
         qkv, into = self._by_heads(qk_TnE, z_TnE), self._by_heads(dz_TnE, dz_TnE)
         self.context.backward(do_ThE, o_ThE, qkv, into, self.core, batch, kept)
-        if batch.rotation is not None:
+        if batch.rotation is not None and self.rotates:
             batch.rotation.backward(self._queries_keys(dz_TnE))
         self._normed_backward(dz_TnE, z_TnE, saved_norm)
         x_TD, dz_Tn = self.tp.gather_rows(x_tD, batch.rows), flattened(dz_TnE)
@@ -147,7 +150,7 @@ class Attention:
         if self.b_nE is not None:
             z_TnE += self.b_nE.data
         qk_TnE, saved_norm = self._normed(z_TnE)
-        if rotation is not None:
+        if rotation is not None and self.rotates:
             rotation.forward(qk_TnE)
         return z_TnE, qk_TnE, saved_norm
 

@@ -53,11 +53,13 @@ def runs_of(groups: Sequence[int]) -> list[Run]:
 
 
 class Core(NamedTuple):
-    """What softmax attention is told: the runs of heads, the scale of scores, and whether keys behind a query are hidden."""
+    """What softmax attention is told: the runs of heads, the scale of scores, whether keys behind a query are hidden, and how
+    many keys it sees at most, its own among them (0: all)."""
 
     runs: list[Run]
     scale: float
     causal: bool
+    window: int = 0
 
     @property
     def heads(self) -> int:
@@ -72,7 +74,7 @@ class Core(NamedTuple):
         o, lse = np.empty((*q.shape[:2], v.shape[-1]), q.dtype), np.empty(q.shape[:2], q.dtype)
         for run in self.runs:
             of = run.queries(q), k[:, run.kv], v[:, run.kv], run.queries(o), run.queries(lse)
-            attend(*of, spans, self.scale, self.causal)
+            attend(*of, spans, self.scale, self.causal, window=self.window)
         return o, lse
 
     def attend_more(
@@ -88,7 +90,7 @@ class Core(NamedTuple):
         (do, o, lse), (q, k, v), (dq, dk, dv) = do_o_lse, qkv, into
         for run in self.runs:
             of = run.queries(do), run.queries(q), k[:, run.kv], v[:, run.kv], run.queries(o), run.queries(lse)
-            attend_backward(*of, run.queries(dq), dk[:, run.kv], dv[:, run.kv], spans, self.scale, causal)
+            attend_backward(*of, run.queries(dq), dk[:, run.kv], dv[:, run.kv], spans, self.scale, causal, self.window)
 
 
 class Local:
@@ -146,8 +148,8 @@ class Local:
         """What is kept for backward."""
         return message((batch.tokens, core.heads), b)
 
-    def require(self, heads: int) -> None:
-        """Raises ValueError for heads that it cannot serve."""
+    def require(self, heads: int, window: int = 0) -> None:
+        """Raises ValueError for heads, or a window of theirs, that it cannot serve."""
 
 
 class Gather(Local):
@@ -252,6 +254,11 @@ class Ring(Gather):
         if home is not None:
             _add_both(into[1:], home.wait())
 
+    def require(self, heads: int, window: int = 0) -> None:
+        """Raises ValueError for a window: a piece of a sequence would be seen in part."""
+        if window:
+            raise ValueError(f"cannot attend within a window of {window} by the ring: use ulysses or gather")
+
     def blocks(self, core: Core, batch: Batch) -> list[Block]:
         return Local.blocks(self, core, batch) + [(self._seen(hop, core, batch), False) for hop in range(1, self.cp.size)]
 
@@ -288,7 +295,7 @@ class Ulysses(Gather):
     k, v, o and the log-sum-exp of these heads.
     """
 
-    def require(self, heads: int) -> None:
+    def require(self, heads: int, window: int = 0) -> None:
         """Raises ValueError for fewer heads than ranks."""
         if heads < self.cp.size:
             raise ValueError(f"cannot cut {heads} heads over cp={self.cp.size}: use the ring")

@@ -49,6 +49,8 @@ class LatentAttention:
     an odd rotated width.
     """
 
+    window = 0
+
     def __init__(
         self,
         tp: Axis,

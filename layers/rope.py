@@ -97,6 +97,10 @@ class Yarn:
     def softmax_factor(self) -> float:
         return self._magnitude(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
 
+    @property
+    def reach(self) -> int:
+        return int(self.factor * self.original)
+
 
 Scaling = Linear | Llama3 | Divided | Yarn
 
@@ -120,6 +124,11 @@ class Rope:
     def softmax_factor(self) -> float:
         """By what the scores' scale is to be multiplied (yarn), else 1."""
         return getattr(self.scaling, "softmax_factor", 1.0)
+
+    @property
+    def reach(self) -> int:
+        """To how many tokens the scaling stretches the original context (yarn), else 0."""
+        return getattr(self.scaling, "reach", 0)
 
     def at(self, positions_T: np.ndarray, dtype: np.dtype | str) -> Rotation:
         """The rotation of tokens at these positions, whole numbers from 0, one a token."""

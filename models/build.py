@@ -52,7 +52,7 @@ class Parts:
         """The block number `i` of the whole model."""
         # Each block adds twice to the residual stream.
         own = weights.within(f"blocks.{i}.", summed=2 * self.config.layers)
-        block = Block(self._norm(own, "n1"), self._attention(own), self._norm(own, "n2"), self._mlp(own, i))
+        block = Block(self._norm(own, "n1"), self._attention(own, i), self._norm(own, "n2"), self._mlp(own, i))
         return Recomputed(block) if self.recompute else block
 
     def end(self, weights: Weights, head: TiedHead | UntiedHead) -> End:
@@ -65,7 +65,7 @@ class Parts:
         kind = RMSNorm if self.config.norm == "rms" else LayerNorm
         return kind(weights, name, self.config.d_model, self.config.eps, self._owed)
 
-    def _attention(self, weights: Weights) -> Attention | LatentAttention:
+    def _attention(self, weights: Weights, i: int) -> Attention | LatentAttention:
         c, tp, more = self.config, self.tp, {"cuts_rows": self.cuts_rows, "context": self.context}
         correction = 1.0 if c.rope is None else c.rope.softmax_factor
         if c.latent is not None:
@@ -76,6 +76,7 @@ class Parts:
         norm = c.eps if c.qk_norm else None
         scale = (c.d_head or c.d_model // c.heads) ** -0.5 * correction
         more |= {"bias": c.bias, "bias_out": c.bias_out, "qk_norm": norm, "scale": scale}
+        more |= {"window": c.windows[i] if c.windows else 0, "rotates": i not in c.unrotated}
         return Attention(tp, weights, c.d_model, c.heads, c.kv_heads, c.d_head, **more)
 
     def _mlp(self, weights: Weights, i: int) -> MLP | MoE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import log
 
 from layers.rope import Linear, Llama3, Rope, Scaling, Yarn
@@ -20,6 +22,17 @@ DEFAULTS: Defaults = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
 }
+# Keys that say how a model was trained, made or saved, what it is called, or what a tokenizer or a task does with it.
+IDLE = frozenset(
+    """_attn_implementation _name_or_path architectures attention_dropout attn_pdrop auto_map aux_loss_alpha bos_token_id
+    chunk_size_feed_forward classifier_dropout dtype embd_pdrop embedding_dropout eos_token_id ep_size finetuning_task
+    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range label2id language
+    max_length mlp_dropout model_type n_ctx num_labels num_nextn_predict_layers output_attentions output_hidden_states
+    output_router_logits pad_token_id prefix pretraining_tp problem_type reorder_and_upcast_attn resid_pdrop residual_dropout
+    return_dict router_aux_loss_coef router_jitter_noise seq_aux summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype
+    transformers_version unsloth_fixed unsloth_version use_cache""".split()
+)
 # What transformers calls our activations; the first is the default.
 ACTIVATIONS = {"swiglu": ("silu", "swish"), "gelu": ("gelu_new", "gelu_pytorch_tanh")}
 
@@ -35,7 +48,10 @@ def sizes(s: Settings, defaults: Defaults) -> dict[str, int | float | bool]:
         "context": "max_position_embeddings",
     }
     values: dict = {ours: s.size(theirs, defaults[theirs]) for ours, theirs in names.items()}
-    return values | {"eps": s.number("rms_norm_eps", defaults["rms_norm_eps"]), "tied": s.flag("tie_word_embeddings", False)}
+    return values | {
+        "eps": s.number("rms_norm_eps", defaults["rms_norm_eps"]),
+        "tied": s.flag("tie_word_embeddings", bool(defaults.get("tie_word_embeddings"))),
+    }
 
 
 def optional(s: Settings, key: str, defaults: Defaults) -> int | None:
@@ -53,13 +69,28 @@ def config_of(s: Settings, defaults: Defaults, activation: str = "swiglu") -> Co
         raise s.refuse("num_key_value_heads", f"use a divisor of num_attention_heads, {H}")
     if E is None and D % H:
         raise s.refuse("num_attention_heads", f"use a divisor of hidden_size, {D}, or give head_dim")
-    return Config(**own, kv_heads=K, d_head=E, activation=activation, rope=rope(s, E or D // H, own["context"], defaults))
+    turned = rope(s, E or D // H, own["context"], defaults)
+    return Config(
+        **own | {"context": max(own["context"], turned.reach)}, kv_heads=K, d_head=E, activation=activation, rope=turned
+    )
 
 
-def require_no_window(s: Settings, window: int | None, context: int) -> None:
-    """Raises ModelError for a window of attention that is shorter than the context."""
-    if window is not None and window < context:
-        raise s.refuse("sliding_window", f"not supported, use one of max_position_embeddings, {context}, or more, or null")
+def windowed(c: Config, window: int | None, layers: Iterable[bool] = ()) -> Config:
+    """With a window of attention in those of the layers that have one, by default all. One of the whole context is none."""
+    if window is None or window >= c.context:
+        return c
+    which = list(layers) or [True] * c.layers
+    return replace(c, windows=tuple(window if has else 0 for has in which)) if any(which) else c
+
+
+def layer_types(s: Settings, layers: int, otherwise: Callable[[int], bool]) -> list[bool]:
+    """Which layers attend within a window, by `layer_types`, or where that is not given by `otherwise`."""
+    kinds = s.get("layer_types")
+    if kinds is None:
+        return [otherwise(i) for i in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) < layers or set(kinds) - {"full_attention", "sliding_attention"}:
+        raise s.refuse("layer_types", f"use full_attention or sliding_attention for each of {layers} layers")
+    return [kind == "sliding_attention" for kind in kinds[:layers]]
 
 
 def rope(
@@ -81,7 +112,8 @@ def rope(
         raise s.refuse(key, "not supported, only one set of parameters for all layers is")
     # What stands outside serves where the inside says nothing.
     outside = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
-    r = Settings({k: s.get(k) for k in outside if s.get(k) is not None} | values, f"{s.where}: {key}")
+    r = s.part({k: s.get(k) for k in outside if s.get(k) is not None} | values, key)
+    r.get("type")
     kind = r.get("rope_type") or r.get("type") or "default"
     r.only("partial_rotary_factor", 1.0)
     base = r.number("rope_theta", defaults["rope_theta"], least=1.0)

@@ -20,13 +20,15 @@ class ModelType:
 
     `config`: settings of config.json -> Config; raises ModelError for what we cannot do. `names`: the tensors' names by role,
     given the shapes of those that the files have. `harmless`: whether a tensor of this name, which the model doesn't need, may
-    be in its files. `turned`: whether matrices are stored (out, in), as PyTorch's linear layers are.
+    be in its files. `turned`: whether matrices are stored (out, in), as PyTorch's linear layers are. `base`: what leads the
+    names of the model without its head; it may be left out in the files.
     """
 
     config: Callable[[Settings], Config]
     names: Callable[[Shapes], Names]
     harmless: Callable[[str, Config], bool]
     turned: bool = True
+    base: str = "model."
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import re
 import struct
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -17,11 +19,15 @@ from models.piece import ModelError
 from models.roles import pieces
 from models.settings import Settings
 from models.source import Source
+from models.wishes import of_gguf
 
 _PLAIN = {GGMLQuantizationType.F32: np.dtype("<f4"), GGMLQuantizationType.F16: np.dtype("<f2")}
 # How values are stored, by the number of their type; 8 is a string and 9 an array.
 _VALUES = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+# How the files of a split model are called.
+SPLIT_NAME = "NAME-00001-of-00003.gguf"
+SPLIT = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 class _Header:
@@ -143,16 +149,62 @@ class GGUF:
         return None
 
 
+class Split:
+    """The tensors of several GGUF files as one (llama.cpp's gguf-split): the first has the keys."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        parts = [GGUF(file) for file in files]
+        self.metadata = parts[0].metadata
+        self.nbytes = sum(part.nbytes for part in parts)
+        self._of: dict[str, GGUF] = {}
+        for part in parts:
+            twice = next((name for name in part.shapes if name in self._of), None)
+            if twice is not None:
+                raise ModelError(f"{part.path}: tensor {twice!r} is in {self._of[twice].path.name} too")
+            self._of |= dict.fromkeys(part.shapes, part)
+        self.shapes = {name: part.shapes[name] for name, part in self._of.items()}
+        told = self.metadata.get("split.tensors.count", len(self.shapes))
+        if told != len(self.shapes):
+            raise ModelError(f"{files[0]}: its {len(files)} files have {len(self.shapes)} tensors, it says {told}")
+
+    def read(self, name: str, at: tuple[slice, ...]) -> np.ndarray:
+        return self._of[name].read(name, at)
+
+    def file(self, name: str) -> Path:
+        return self._of[name].path
+
+    def unreadable(self, name: str) -> str | None:
+        return self._of[name].unreadable(name)
+
+
+def siblings(file: Path) -> list[Path]:
+    """All files of the set that a GGUF file belongs to, by its name NAME-00001-of-00003.gguf; itself if it is alone. Raises
+    ModelError for one that is missing."""
+    said = SPLIT.fullmatch(file.name)
+    if said is None:
+        return [file]
+    count = int(said["count"])
+    files = [file.with_name(f"{said['name']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
+    for part in files:
+        if not part.exists():
+            raise ModelError(f"{part}: no such file: it is one of {count} with {file.name}")
+    return files
+
+
 def open_file(file: Path) -> Source:
-    """The model in a GGUF file. Reads the header only; its tensors are yet to be checked."""
-    gguf = GGUF(file)
+    """The model in a GGUF file, or in the set of files that it is one of. Reads headers only; its tensors are yet to be
+    checked."""
+    files = siblings(file)
+    gguf, file = GGUF(file) if len(files) == 1 else Split(files), files[0]
     architecture = gguf.metadata.get("general.architecture")
     # In a list, as what the file says may be of a type that a dict cannot look up.
     if architecture not in list(ARCHITECTURES):
         known = ", ".join(ARCHITECTURES)
         raise ModelError(f"{file}: general.architecture is {architecture!r}: unknown family, use one of {known}")
-    if gguf.metadata.get("split.count", 1) not in (0, 1):
-        raise ModelError(f"{file}: one of {gguf.metadata['split.count']} files: join them with llama-gguf-split --merge")
+    if gguf.metadata.get("split.count", 1) not in (0, 1, len(files)):
+        raise ModelError(
+            f"{file}: one of {gguf.metadata['split.count']} files: give all of them their names back, {SPLIT_NAME}, in one folder"
+        )
     table = gguf_keys.ENDS["wte"]
     if table not in gguf.shapes:
         raise ModelError(f"{file}: tensor {table!r} is missing: a {architecture} needs it")
@@ -161,9 +213,11 @@ def open_file(file: Path) -> Source:
     s = Settings(inside, f"{file}: {architecture}")
     config = ARCHITECTURES[architecture](s, gguf)
     # A setting that nobody has asked for may change the mathematics.
-    further = sorted(inside.keys() - s.taken - set(gguf_keys.IDLE))
+    idle = {*gguf_keys.IDLE, *(key for key, value in gguf_keys.NEUTRAL.items() if inside.get(key) == value)}
+    further = sorted(inside.keys() - s.taken - idle)
     if further:
         raise s.refuse(further[0], "not supported, such a setting is not known for this family")
+    wishes = of_gguf(gguf.metadata, str(file))
     return Source(
         file,
         architecture,
@@ -172,4 +226,6 @@ def open_file(file: Path) -> Source:
         pieces(config, gguf_keys.names(gguf.shapes), len(gguf.shapes)),
         harmless=lambda name: name == gguf_keys.DIVISORS and config.rope is not None,
         metadata=gguf.metadata,
+        wishes=wishes,
+        notes=list(wishes.unread),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import log
 
 from layers.rope import Divided, Linear, Rope, Scaling, Yarn
 from models.config import Config, Experts, Latent
@@ -47,8 +48,34 @@ BLOCK = {
 ENDS = {"wte": "token_embd.weight", "wpe": "position_embd.weight", "nf": "output_norm.weight", "head": "output.weight"}
 # What each rotary frequency is divided by (Llama 3.1).
 DIVISORS = "rope_freqs.weight"
-# Keys without consequence for what a model computes.
-IDLE = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned")
+# Keys without consequence for what a model computes: the tensors say it, or it is about training, pooling or encoders.
+IDLE = (
+    *("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type", "decoder_start_token_id"),
+    *("features_length", "embedding_length_out", "expert_chunk_feed_forward_length"),
+)
+# Keys that change nothing at these values, which some converters write.
+NEUTRAL = {
+    "attention.causal": True,
+    "attention.clamp_kqv": 0.0,
+    "attention.max_alibi_bias": 0.0,
+    "attention.scale": 0.0,
+    "attention.sliding_window": 0,
+    "attn_logit_softcapping": 0.0,
+    "embedding_scale": 1.0,
+    "expert_group_scale": 1.0,
+    "final_logit_softcapping": 0.0,
+    "interleave_moe_layer_step": 1,
+    "logit_scale": 1.0,
+    "moe_every_n_layers": 1,
+    "nextn_predict_layers": 0,
+    "residual_scale": 1.0,
+    "rope.scale_linear": 1.0,
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "router_logit_softcapping": 0.0,
+    "use_parallel_residual": True,
+}
 
 
 def names(there: Shapes) -> Names:
@@ -87,15 +114,16 @@ def config_of(
     K = K if latent is None else H
     if H % K:
         raise s.refuse("attention.head_count_kv", f"use a divisor of attention.head_count, {H}")
+    rope = None if pairing is None else _rope(s, tensors, width, pairing, latent is not None)
     c = Config(
-        *(there[ENDS["wte"]][0], D, layers, H, K, d_ff, context, E),
+        *(there[ENDS["wte"]][0], D, layers, H, K, d_ff, context if rope is None else max(context, rope.reach), E),
         norm=norm,
         eps=s.number("attention.layer_norm_rms_epsilon" if norm == "rms" else "attention.layer_norm_epsilon"),
         bias="blk.0.attn_q.bias" in there,
         bias_out="blk.0.attn_output.bias" in there,
         bias_mlp="blk.0.ffn_down.bias" in there,
         tied=ENDS["head"] not in there,
-        rope=None if pairing is None else _rope(s, tensors, width, pairing, latent is not None),
+        rope=rope,
         latent=latent,
         experts=_experts(s, there, d_ff, layers, latent is not None),
     )
@@ -159,6 +187,7 @@ def _yarn(s: Settings, factor: float, latent: bool) -> Yarn:
     original = s.size("rope.scaling.original_context_length")
     turns = s.number("rope.scaling.yarn_beta_fast", 32.0), s.number("rope.scaling.yarn_beta_slow", 1.0)
     if not latent:
-        return Yarn(factor, original, *turns)
+        by = s.number("rope.scaling.attn_factor", 1.0)
+        return Yarn(factor, original, *turns, attention_factor=None if by == 1 else by * (0.1 * log(factor) + 1))
     everywhere = 10 * s.number("rope.scaling.yarn_log_multiplier", 0.0)
     return Yarn(factor, original, *turns, mscale_all_dim=everywhere, attention_factor=1.0)

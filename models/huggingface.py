@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from models import config_json
 from models.families.table import MODEL_TYPES
-from models.piece import ModelError
+from models.piece import ModelError, differ
 from models.roles import pieces
-from models.settings import Settings
+from models.settings import Settings, read_json
 from models.source import Source
+from models.wishes import of_folder
 from parallel.json_text import parsed
 
 # The dtypes in which weights are stored. A bfloat16 is the upper half of a float32.
@@ -65,18 +68,6 @@ class Safetensors:
         return None if dtype in _DTYPES else f"{dtype}, use one of {', '.join(_DTYPES)}"
 
 
-def read_json(file: Path) -> dict:
-    try:
-        values = parsed(file.read_text("utf-8"))
-    except OSError as e:
-        raise ModelError(f"{file}: {e.strerror}") from None
-    except ValueError as e:
-        raise ModelError(f"{file}: not JSON: {e}") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{file}: holds {type(values).__name__}, use an object of keys and values")
-    return values
-
-
 def _files(folder: Path) -> Safetensors:
     if not (folder / INDEX).exists():
         if not (folder / WHOLE).exists():
@@ -108,12 +99,22 @@ def open_folder(folder: Path) -> Source:
     config = stored.config(s)
     tensors = _files(folder)
     names = stored.names(tensors.shapes)
+    bare = names["wte"] not in tensors.shapes and names["wte"].removeprefix(stored.base) in tensors.shapes
+    if bare:
+        names = {role: name.removeprefix(stored.base) for role, name in names.items()}
+    head, table = names["head"], names["wte"]
+    wishes, notes = of_folder(folder, s), s.unread(config_json.IDLE)
+    if config.tied and differ(tensors, head, table):
+        config = replace(config, tied=False)
+        notes.append(f"{tensors.file(head)}: {head} is used: it differs from {table}, though tie_word_embeddings is true")
     return Source(
         folder,
         model_type,
         config,
         tensors,
         pieces(config, names, len(tensors.shapes), stored.turned),
-        harmless=lambda name: stored.harmless(name, config),
-        copies={names["head"]: names["wte"]} if config.tied else {},
+        harmless=lambda name: stored.harmless(stored.base + name if bare else name, config),
+        copies={head: table} if config.tied else {},
+        wishes=wishes,
+        notes=[*notes, *wishes.unread],
     )

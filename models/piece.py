@@ -38,6 +38,16 @@ class Tensors(Protocol):
         """None; or, for a tensor that cannot be read, its stored type and the types that can."""
 
 
+def differ(tensors: Tensors, name: str, other: str) -> bool:
+    """Whether two tensors of one shape, both of which are there and can be read, have different entries; read block by block."""
+    shapes = tensors.shapes
+    if name not in shapes or shapes[name] != shapes.get(other) or tensors.unreadable(name) or tensors.unreadable(other):
+        return False
+    return any(
+        not np.array_equal(tensors.read(name, at), tensors.read(other, at), equal_nan=True) for at in blocks(shapes[name])
+    )
+
+
 @dataclass(frozen=True)
 class Piece:
     """A part of one of our arrays, and the files' tensor that holds it: `ours[at] = tensor.reshape(dims).transpose(order)`.

@@ -1,15 +1,18 @@
-"""Settings of a model's file, asked for by key, type and default. An error names the file, the key and the value."""
+"""Settings of a model's files, asked for by key, type and default. An error names the file, the key and the value."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from sys import float_info
 
 from models.piece import ModelError
+from parallel.json_text import parsed
 
 
 class Settings:
     """`values` by key, from the file `where`. An absent key has the default that the caller passes; a null has it too if that
-    is None. `taken`: the keys that were asked for.
+    is None. `taken`: the keys that were asked for. `parts`: settings that stand inside of these.
 
     Raises ModelError for a value of a wrong type or out of range, and for an absent key without a default (`...`).
     """
@@ -17,6 +20,20 @@ class Settings:
     def __init__(self, values: dict, where: str) -> None:
         self.values, self.where = values, where
         self.taken: set[str] = set()
+        self.parts: list[Settings] = []
+
+    def part(self, values: dict, name: str) -> Settings:
+        """Settings that stand inside of these, under `name`."""
+        self.parts.append(Settings(values, f"{self.where}: {name}"))
+        return self.parts[-1]
+
+    def unread(self, idle: Collection[str] = ()) -> list[str]:
+        """A line for each place with keys that nobody has asked for, that are not `idle` (of no consequence) nor switched off."""
+        left = [key for key, value in self.values.items() if key not in self.taken and key not in idle]
+        left = [key for key in left if self.values[key] not in (None, False, {}, [])]
+        said = [f"{key} {_shown(self.values[key])}" for key in left]
+        lines = [f"{self.where}: not known and not used: {', '.join(said)}"] if said else []
+        return lines + [line for part in self.parts for line in part.unread(idle)]
 
     def refuse(self, key: str, right: str) -> ModelError:
         """The error to raise for the value at `key`. `right`: what would be right."""
@@ -28,6 +45,10 @@ class Settings:
         if key not in self.values and default is ...:
             raise self.refuse(key, "it has no default")
         return self.values.get(key, default)
+
+    def pass_over(self, *keys: str) -> None:
+        """These are of no consequence here, whatever they say."""
+        self.taken.update(keys)
 
     def size(self, key: str, default: int | None = ..., least: int = 1, most: int | None = None) -> int | None:
         """A whole number from `least` on, up to `most`; None only where that is the default."""
@@ -72,3 +93,20 @@ class Settings:
         if value not in known:
             raise self.refuse(key, f"not supported: only {' or '.join(map(repr, known))} is")
         return value
+
+
+def read_json(file: Path) -> dict:
+    try:
+        values = parsed(file.read_text("utf-8"))
+    except OSError as e:
+        raise ModelError(f"{file}: {e.strerror}") from None
+    except ValueError as e:
+        raise ModelError(f"{file}: not JSON: {e}") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{file}: holds {type(values).__name__}, use an object of keys and values")
+    return values
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -11,6 +11,7 @@ import numpy as np
 
 from models.config import Config
 from models.piece import ModelError, Piece, Tensors
+from models.wishes import Wishes
 from parallel.parameter import Weights
 from parallel.shard import Layout, Place
 
@@ -21,7 +22,8 @@ class Source:
     parts of which tensors each of our parameters is. `metadata`: the keys and values of a GGUF file, tokenizer.* among them.
 
     `harmless`: whether a tensor of this name, which the model does not need, may be in the files. `copies`: tensors that may be
-    there as copies of others, which they are tied to: {"lm_head.weight": "model.embed_tokens.weight"}.
+    there as copies of others, which they are tied to: {"lm_head.weight": "model.embed_tokens.weight"}. `wishes`: how its makers
+    want it to be asked. `notes`: a line for each thing in the files that is not used, or not as it says.
     """
 
     path: Path
@@ -32,6 +34,8 @@ class Source:
     harmless: Callable[[str], bool] = lambda name: False
     copies: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, object] = field(default_factory=dict)
+    wishes: Wishes = field(default_factory=Wishes)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:

@@ -37,6 +37,12 @@ BLOCK = llama.BLOCK | {
     "s_down": "mlp.shared_experts.down_proj.weight",
 }
 
+# What a model without experts says of them all the same.
+ROUTING = (
+    *("moe_layer_freq", "scoring_func", "topk_method", "norm_topk_prob", "n_group", "topk_group", "moe_intermediate_size"),
+    *("num_experts_per_tok", "n_shared_experts", "routed_scaling_factor"),
+)
+
 
 def _config(s: Settings, v3: bool) -> Config:
     defaults = V3 if v3 else V2
@@ -45,6 +51,8 @@ def _config(s: Settings, v3: bool) -> Config:
     s.only("attention_bias", False)
     s.only("mlp_bias", False)
     heads = sizes["heads"]
+    # They follow from others.
+    s.pass_over("head_dim", "qk_head_dim")
     if s.size("num_key_value_heads", None) not in (None, heads):
         raise s.refuse("num_key_value_heads", f"latent attention has as many as num_attention_heads, {heads}")
     latent = Latent(
@@ -58,6 +66,7 @@ def _config(s: Settings, v3: bool) -> Config:
     )
     pairing = "interleaved" if not v3 or s.flag("rope_interleave", True) else "half"
     rope = config_json.rope(s, latent.d_rope, sizes["context"], defaults, pairing, "qk_rope_head_dim", softmax=True)
+    sizes["context"] = max(sizes["context"], rope.reach)
     return Config(**sizes, kv_heads=heads, rope=rope, latent=latent, experts=_experts(s, v3, sizes["layers"]))
 
 
@@ -65,6 +74,7 @@ def _experts(s: Settings, v3: bool, layers: int) -> Experts | None:
     count = config_json.optional(s, "n_routed_experts", {"n_routed_experts": 256 if v3 else 64})
     first = s.size("first_k_dense_replace", 3 if v3 else 0, least=0)
     if count is None or first >= layers:
+        s.pass_over(*ROUTING)
         return None
     s.only("moe_layer_freq", 1)
     s.only("scoring_func", "sigmoid" if v3 else "softmax")
@@ -73,6 +83,7 @@ def _experts(s: Settings, v3: bool, layers: int) -> Experts | None:
         # DeepSeek's code then does not scale, vLLM and llama.cpp scale all the same, transformers does not divide.
         raise s.refuse("norm_topk_prob", "not supported for deepseek_v2, whose implementations disagree on it: use false")
     grouped = v3 or method == "group_limited_greedy"
+    s.pass_over("n_group", "topk_group")
     groups = s.size("n_group", 8 if v3 else ..., most=count) if grouped else 1
     if count % groups:
         raise s.refuse("n_group", f"use a divisor of n_routed_experts, {count}")

@@ -35,15 +35,14 @@ def _config(s: Settings) -> Config:
 
 
 def _names(there: Shapes) -> Names:
-    # The base model was saved with and without its name.
-    base = "" if "wte.weight" in there else "transformer."
-    ends = {"wte": f"{base}wte.weight", "wpe": f"{base}wpe.weight", "nf": f"{base}ln_f.weight", "head": "lm_head.weight"}
-    return by_role(f"{base}h", BLOCK, ends)
+    ends = {"wte": "wte.weight", "wpe": "wpe.weight", "nf": "ln_f.weight"}
+    ends = {role: f"transformer.{name}" for role, name in ends.items()} | {"head": "lm_head.weight"}
+    return by_role("transformer.h", BLOCK, ends)
 
 
 def _harmless(name: str, config: Config) -> bool:
     """Masks, which older versions of transformers saved."""
-    return re.fullmatch(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)", name) is not None
+    return re.fullmatch(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)", name) is not None
 
 
 def _architecture(s: Settings, tensors: Tensors) -> Config:
@@ -51,4 +50,4 @@ def _architecture(s: Settings, tensors: Tensors) -> Config:
     return replace(c, positions=c.context)
 
 
-FAMILY = Family({"gpt2": ModelType(_config, _names, _harmless, turned=False)}, {"gpt2": _architecture})
+FAMILY = Family({"gpt2": ModelType(_config, _names, _harmless, turned=False, base="transformer.")}, {"gpt2": _architecture})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import partial
 
 from models import config_json, gguf_keys
 from models.config import Config
 from models.family import Family, ModelType
+from models.piece import Tensors
 from models.roles import Names, Shapes, by_role
 from models.settings import Settings
 
@@ -51,5 +51,10 @@ def harmless(name: str, config: Config) -> bool:
     return re.fullmatch(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", name) is not None
 
 
+def _architecture(s: Settings, tensors: Tensors) -> Config:
+    c = gguf_keys.config_of(s, tensors, pairing="interleaved")
+    return config_json.windowed(c, s.size("attention.sliding_window", 0, least=0) or None)
+
+
 # Whoever makes GGUF files of Llamas turns their weights, so that neighbours are rotated instead of halves.
-FAMILY = Family({"llama": ModelType(_config, names, harmless)}, {"llama": partial(gguf_keys.config_of, pairing="interleaved")})
+FAMILY = Family({"llama": ModelType(_config, names, harmless)}, {"llama": _architecture})

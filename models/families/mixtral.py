@@ -28,7 +28,7 @@ BLOCK = llama.BLOCK | {
 
 def _config(s: Settings) -> Config:
     c = config_json.config_of(s, DEFAULTS)
-    config_json.require_no_window(s, s.size("sliding_window", None), c.context)
+    c = config_json.windowed(c, s.size("sliding_window", None))
     count = s.size("num_local_experts", 8)
     return replace(c, experts=Experts(count, s.size("num_experts_per_tok", 2, most=count), c.d_ff))
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from models.family import Architecture, Family, ModelType
 
 # In the order in which messages list what can be read.
-FILES = ("gpt2", "llama", "qwen", "mixtral", "deepseek")
+FILES = ("gpt2", "llama", "mistral", "qwen", "smollm3", "mixtral", "deepseek")
 
 _FAMILIES: list[Family] = [import_module(f"models.families.{file}").FAMILY for file in FILES]
 MODEL_TYPES: dict[str, ModelType] = {name: stored for f in _FAMILIES for name, stored in f.model_types.items()}

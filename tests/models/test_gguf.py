@@ -44,7 +44,13 @@ def write(file, architecture, keys, tensors, **metadata):
 
 # --- the families, made from their safetensors as llama.cpp's converter does it
 
-ARCHITECTURES = {"mixtral": "llama", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
+ARCHITECTURES = {
+    "mixtral": "llama",
+    "mistral": "llama",
+    "qwen3_moe": "qwen3moe",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+}
 THERE = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -84,6 +90,8 @@ THERE = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
+# No key says which layers have a window, and which rotate nothing.
+UNSAID = ("smollm3-windows",)
 EXPERT = {"w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 
 
@@ -108,7 +116,7 @@ def tensors_of(family, c, split=True):
         elif "kv_b_proj" in key and split:
             k, v = np.split(x.reshape(c.heads, c.latent.d_nope + c.latent.d_value, -1), [c.latent.d_nope], axis=1)
             tensors |= {named(key).replace("kv_b", "k_b"): k.swapaxes(1, 2), named(key).replace("kv_b", "v_b"): v}
-        elif family.startswith(("llama", "mixtral")) and words[-2] in ("q_proj", "k_proj"):
+        elif family.startswith(("llama", "mistral", "mixtral", "smollm3")) and words[-2] in ("q_proj", "k_proj"):
             tensors[named(key)] = pairs_of_halves(x, c.heads if words[-2] == "q_proj" else c.kv_heads)
         else:
             tensors[named(key)] = x.T if family == "gpt2" and ".c_" in key else x
@@ -144,6 +152,8 @@ def keys_of(family, c):
         }
         widths |= {"expert_group_used_count": e.active_groups, "expert_weights_scale": e.scale, "expert_weights_norm": e.normed}
         widths |= {"expert_gating_func": 2 if e.scoring == "sigmoid" else 1}
+    if c.window:
+        widths["attention.sliding_window"] = c.window
     if "llama-tied" in family:
         widths |= {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}
     if rope.get("rope_type") == "yarn":
@@ -168,7 +178,8 @@ def as_gguf(folder, family, split=True, more=None, keys=None, drop=()):
 
 @on_ranks
 @pytest.mark.parametrize(
-    ("family", "split"), [*((name, True) for name in NAMES), ("deepseek_v2", False), ("deepseek_v3-dense", False)]
+    ("family", "split"),
+    [*((name, True) for name in NAMES if name not in UNSAID), ("deepseek_v2", False), ("deepseek_v3-dense", False)],
 )
 def test_logits_are_those_of_the_same_weights_in_safetensors(mesh, comm, tmp_path, family, split):
     folder = comm.bcast(tmp_path)
@@ -265,7 +276,10 @@ def test_a_setting_that_we_do_not_have_is_refused(tmp_path):
     assert "expert_used_count is 4: use a whole number, 1 to 3" in said("deepseek_v2", expert_used_count=4)
     assert "nextn_predict_layers is 1: not supported" in said("deepseek_v3", nextn_predict_layers=1)
     file = write(tmp_path / "model.gguf", "bert", {}, {"x": np.ones(3, "f4")})
-    assert "general.architecture is 'bert': unknown family, use one of gpt2, llama, qwen2, qwen3, deepseek2" in refused(file)
+    assert (
+        "general.architecture is 'bert': unknown family, use one of gpt2, llama, qwen2, qwen3, qwen3moe, smollm3, deepseek2"
+        in refused(file)
+    )
     file = write(tmp_path / "model.gguf", "llama", {}, {"x": np.ones(3, "f4")}, **{"split.count": 2})
     assert "one of 2 files" in refused(file)
 

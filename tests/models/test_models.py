@@ -256,6 +256,11 @@ def test_the_memory_that_reading_takes_is_that_of_the_part(tmp_path):
     [
         ("llama", lambda c: replace(c, rope=Rope(6, 500.0, "interleaved", c.rope.scaling))),
         ("llama", lambda c: replace(c, rope=Rope(6, 500.0))),
+        ("mistral", lambda c: replace(c, windows=())),
+        ("mistral", lambda c: replace(c, windows=(6, 5))),
+        ("smollm3", lambda c: replace(c, unrotated=())),
+        ("smollm3-windows", lambda c: replace(c, windows=(4, 4, 4))),
+        ("qwen3_moe", lambda c: replace(c, experts=replace(c.experts, normed=False))),
         ("deepseek_v3", lambda c: replace(c, rope=Rope(6, 100.0, "half", c.rope.scaling))),
         (
             "deepseek_v3",

@@ -93,6 +93,29 @@ def test_a_window_that_sees_the_whole_context_is_none(tmp_path):
     config_of(tmp_path, "qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "windows"),
+    [
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": ...}, (0, 8)),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2}, (8, 8)),
+        ("qwen3", {"sliding_window": 8}, ()),
+        ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 8}, (8, 8)),
+        ("mixtral", {"sliding_window": 8}, (8, 8)),
+        ("mistral", {"sliding_window": None}, ()),
+        ("mistral", {"sliding_window": ...}, ()),
+        ("mistral", {"sliding_window": ..., "max_position_embeddings": 8192}, (4096, 4096)),
+        ("smollm3", {"sliding_window": 8, "use_sliding_window": True, "layer_types": ...}, (0, 0, 0, 8)),
+    ],
+)
+def test_which_layers_have_a_window(tmp_path, name, changes, windows):
+    assert config_of(tmp_path, name, **changes).windows == windows
+
+
+def test_which_layers_rotate_nothing(tmp_path):
+    assert config_of(tmp_path / "a", "smollm3", no_rope_layers=..., no_rope_layer_interval=2).unrotated == (1, 3)
+    assert config_of(tmp_path / "b", "smollm3", no_rope_layers=...).unrotated == (3,)
+
+
 def test_half_pairs_of_deepseek_v3(tmp_path):
     assert config_of(tmp_path, "deepseek_v3", rope_interleave=False).rope.pairing == "half"
 
@@ -105,8 +128,8 @@ def test_half_pairs_of_deepseek_v3(tmp_path):
     [
         (
             "llama",
-            {"model_type": "mistral"},
-            "config.json: model_type is 'mistral': unknown family, use one of gpt2, llama, qwen2",
+            {"model_type": "gemma"},
+            "config.json: model_type is 'gemma': unknown family, use one of gpt2, llama, mistral, qwen2",
         ),
         ("llama", {"model_type": ...}, "model_type is not given: unknown family"),
         ("llama", {"model_type": ["llama"]}, "model_type is ['llama']: unknown family"),
@@ -131,16 +154,11 @@ def test_half_pairs_of_deepseek_v3(tmp_path):
         ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu': not supported: only 'gelu_new' or"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True: not supported"),
         ("gpt2", {"n_head": 5}, "n_head is 5: use a divisor of n_embd, 12"),
-        (
-            "qwen2",
-            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": ...},
-            "sliding_window is 8: not supported",
-        ),
-        (
-            "mixtral",
-            {"sliding_window": 8},
-            "sliding_window is 8: not supported, use one of max_position_embeddings, 64, or more",
-        ),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types is ['full_attention']: use full_attention or"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2: not supported: only 1 is"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers is [1]: not supported, use only the first layers"),
+        ("smollm3", {"no_rope_layers": [0, 1]}, "no_rope_layers is [0, 1]: use 1 (rotates) or 0 for each of 4 layers"),
+        ("smollm3", {"layer_types": ["chunked_attention"] * 4}, "use full_attention or sliding_attention for each of 4 layers"),
         ("mixtral", {"num_experts_per_tok": 5}, "num_experts_per_tok is 5: use a whole number, 1 to 4"),
         ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob is True: not supported for deepseek_v2"),
         ("deepseek_v2", {"topk_method": "other"}, "topk_method is 'other': not supported"),
@@ -187,7 +205,7 @@ def test_files_that_are_not_there_or_broken_are_refused(tmp_path):
     assert "nowhere: no such file or folder" in refused(tmp_path / "nowhere")
     assert "no config.json and no .gguf file" in refused(tmp_path)
     (tmp_path / "a.bin").write_bytes(b"x")
-    assert "neither a folder nor a .gguf file" in refused(tmp_path / "a.bin")
+    assert "neither a folder nor a GGUF file" in refused(tmp_path / "a.bin")
     folder = edited(tmp_path, "llama")
     weights = folder / "model.safetensors"
     for cut in (0, 5, 100, -1):

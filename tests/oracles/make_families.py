@@ -154,7 +154,7 @@ def routed(router, logits):
     """Experts of each token, in order; the smallest gap; and whether each limit on the choice changes it for some token."""
     top = lambda s: s.topk(router.top_k)[1].sort()[0]  # noqa: E731
     kind = type(router).__name__
-    if kind == "MixtralTopKRouter":
+    if kind in ("MixtralTopKRouter", "Qwen3MoeTopKRouter"):
         scores = logits.softmax(-1)
         return top(scores), gap(scores, router.top_k), True
     v3 = kind == "DeepseekV3TopkRouter"
