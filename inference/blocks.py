@@ -133,7 +133,7 @@ class BlockPool:
             self.drop(table.pop())
 
     def shed(self, table: list[int], tokens: int) -> int:
-        """Drop the blocks of a table that hold nothing but its first `tokens` tokens, from its beginning; how many these were."""
+        """Drop the blocks of a table that hold nothing but its first `tokens` tokens. Returns how many these were."""
         count = max(0, tokens // BLOCK)
         for block in table[:count]:
             self.drop(block)

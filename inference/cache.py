@@ -31,8 +31,8 @@ Batch = Sequence[tuple[int, int]]
 
 
 class Cache(ABC):
-    """`shapes`: by layer, the shapes of what is kept of a token; `windows`: by layer, how many tokens its queries see, 0 for all;
-    () for all in all layers. `lengths`: tokens of each sequence, the same in every layer, forgotten ones among them.
+    """`shapes`: by layer, the shapes of what is kept of a token; `windows`: by layer, how many tokens its queries see, 0 for
+    all; () for all in all layers. `lengths`: tokens of each sequence, the same in every layer, forgotten ones among them.
 
     Raises KeyError for a sequence that is not open, and ValueError for one that is open already or shorter than a new length.
     """

@@ -20,7 +20,7 @@ rounding may differ, as products of other shapes differ in the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
 from time import perf_counter
 from typing import NamedTuple
@@ -29,7 +29,7 @@ import numpy as np
 
 from inference.drafting import Drafting
 from inference.pool import Extent, Pool
-from inference.sampling import Sampler, Sampling
+from inference.sampling import NotFinite, Sampler, Sampling
 from inference.scheduler import Run, Scheduler, Step
 from inference.speculation.rule import matched
 from layers.transformer import Transformer
@@ -72,10 +72,12 @@ class Delivery(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A step and what came of it. `began`, `ended`: seconds of perf_counter."""
+    """A step and what came of it. `failed`: by id, why requests ended without a token. `began`, `ended`: seconds of
+    perf_counter."""
 
     step: Step
     deliveries: list[Delivery]
+    failed: dict[int, NotFinite]
     began: float
     ended: float
 
@@ -179,7 +181,11 @@ class Engine:
         step = self.scheduler.schedule()
         if not step:
             return None
-        made = self._run(self._send(self._message(step)))
+        came = self._run(self._send(self._message(step)))
+        failed = {id: tokens for id, tokens in came.items() if isinstance(tokens, NotFinite)}
+        made = {id: tokens for id, tokens in came.items() if id not in failed}
+        for id in failed:
+            self.finish(id, "error")
         deliveries = []
         for id, _, reason in self.scheduler.commit(step, {id: [t.id for t in tokens] for id, tokens in made.items()}):
             count = next((n for n, t in enumerate(made[id], 1) if t.id in self._asked[id].ends), None)
@@ -188,9 +194,9 @@ class Engine:
                 self._ended(id)
         if self._drafting is not None:
             for run in step.runs:
-                if run.sample and not run.prefill:
+                if run.id in made and not run.prefill:
                     self._drafting.learn(run.id, run.drafts, len(made[run.id]) - 1)
-        return Report(step, deliveries, began, perf_counter())
+        return Report(step, deliveries, failed, began, perf_counter())
 
     def stop(self) -> None:
         """Let `follow` return on the other ranks."""
@@ -230,8 +236,9 @@ class Engine:
         while (message := self._send(None)) is not None:
             self._run(message)
 
-    def _run(self, message: _StepMessage) -> dict[int, list[Token]]:
-        """Run a step: the new tokens of each run whose logits are wanted, which are accepted drafts and one more."""
+    def _run(self, message: _StepMessage) -> dict[int, list[Token] | NotFinite]:
+        """Run a step: the new tokens of each run whose logits are wanted, which are accepted drafts and one more; or why there
+        are none."""
         for id in message.gone:
             del self._known[id]
         for id, sampling, stream, top_logprobs in message.new:
@@ -262,34 +269,46 @@ class Engine:
         rows_B = np.concatenate(rows) if rows else np.empty(0, np.int64)
         return self.model.cached(ids_T, positions_T, self.pool.stores(extents), rows_B)
 
-    def _chosen(self, logits_Bv: np.ndarray, runs: Iterable[Run]) -> dict[int, list[Token]]:
-        """The new tokens of each run, from its rows."""
+    def _chosen(self, logits_Bv: np.ndarray, runs: Iterable[Run]) -> dict[int, list[Token] | NotFinite]:
+        """The new tokens of each run, from its rows; or why there are none, which all ranks find alike."""
         ends = np.cumsum([1 + run.drafts for run in runs])
         rows = {run.id: np.arange(end - 1 - run.drafts, end) for run, end in zip(runs, ends, strict=True)}
         greedy = [run.id for run in runs if self._known[run.id].sampling.temperature == 0]
-        best: Mapping[int, int] = {}
+        best: dict[int, int] = {}
+        ranks: dict[int, int] = {}
         if greedy:
             rows_G = np.concatenate([rows[id] for id in greedy])
-            best = dict(zip(rows_G.tolist(), self.sampler.best(logits_Bv[rows_G]).tolist(), strict=True))
-        made = {}
+            ids_G, at = self.sampler.best_or_none(logits_Bv[rows_G])
+            best = dict(zip(rows_G.tolist(), ids_G.tolist(), strict=True))
+            ranks = {int(rows_G[n]): rank for n, rank in at.items()}
+        made: dict[int, list[Token] | NotFinite] = {}
         for run in runs:
             known, mine = self._known[run.id], rows[run.id]
-            drafts = run.tokens[len(run.tokens) - run.drafts :]
-            if known.sampling.temperature == 0:
-                ids = matched([best[row] for row in mine.tolist()], drafts)
-            else:
-                ids = self._drawn(logits_Bv[mine], drafts, known, run.first + len(run.tokens) - run.drafts)
+            first, drafts = run.first + len(run.tokens) - run.drafts, run.tokens[len(run.tokens) - run.drafts :]
+            try:
+                if known.sampling.temperature == 0:
+                    ids = matched([best[row] for row in mine.tolist()], drafts)
+                    if (row := int(mine[len(ids) - 1])) in ranks:
+                        raise NotFinite(ranks[row], run.id, first + len(ids) - 1)
+                else:
+                    ids = self._drawn(logits_Bv[mine], drafts, known, run.id, first)
+            except NotFinite as error:
+                made[run.id] = error
+                continue
             made[run.id] = [self._token(logits_Bv[row], id, known) for row, id in zip(mine, ids, strict=False)]
         return made
 
-    def _drawn(self, logits_gv: np.ndarray, drafts: list[int], known: _Known, position: int) -> list[int]:
+    def _drawn(self, logits_gv: np.ndarray, drafts: list[int], known: _Known, id: int, position: int) -> list[int]:
         """The tokens from `position` on, drawn as they would be one by one: as many as equal the drafts, and one more.
 
         A guess without a distribution is accepted with probability p, as by the rule of speculative sampling. But here, what
         comes does not depend on what was guessed: guesses depend on the company."""
         ids: list[int] = []
         for row, guess in zip(logits_gv, [*drafts, None], strict=True):
-            log_p_v = self.sampler.filtered(row, known.sampling)
+            try:
+                log_p_v = self.sampler.filtered(row, known.sampling)
+            except NotFinite as error:
+                raise error.at(id, position + len(ids)) from None
             ids.append(self.sampler.draw(log_p_v, known.sampling, known.stream, position + len(ids)))
             if ids[-1] != guess:
                 break

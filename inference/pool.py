@@ -22,8 +22,8 @@ AT_ONCE = 1024
 
 
 class Extent(NamedTuple):
-    """Where a sequence's new tokens go: `tokens` of them, from place `first` of the blocks of `table` on, which is their position
-    unless blocks before these were given back."""
+    """Where a sequence's new tokens go: `tokens` of them, from place `first` of the blocks of `table` on. That is their
+    position, unless blocks before these were given back."""
 
     first: int
     tokens: int
@@ -60,7 +60,7 @@ def bundled(extents: Sequence[Extent]) -> Iterator[list[Extent]]:
 
 
 def laid_out(bundle: Sequence[Extent], begin: int, dtype: np.dtype, windows: Iterable[int] = (0,)) -> Bundle:
-    """`begin`: where the first one's new tokens stand in the batch. `windows`: those that its layers attend within, 0 for none."""
+    """`begin`: where the first one's new tokens stand in the batch. `windows`: those that layers attend within, 0 for none."""
     tokens, blocks = bundle[0].tokens, max(len(extent.table) for extent in bundle)
     at = slice(begin, begin + tokens * len(bundle))
     tables_BN = np.array([[*extent.table, *extent.table[-1:] * (blocks - len(extent.table))] for extent in bundle], np.int64)

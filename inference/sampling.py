@@ -21,6 +21,21 @@ from parallel.shard import Cut, even
 CANDIDATES = 32
 
 
+class NotFinite(ArithmeticError):
+    """The logits that a token is to be chosen by hold NaN or infinity, on `rank`; raised on all ranks alike. Whoever knows says
+    of which request, and at which position of it."""
+
+    def __init__(self, rank: int, request: int | None = None, position: int | None = None, of: str = "") -> None:
+        self.rank, self.request, self.position, self.of = rank, request, position, of
+
+    def __str__(self) -> str:
+        where = "" if self.position is None else f" for position {self.position} of request {self.request}"
+        return f"rank {self.rank} has no finite logits{self.of}{where}: weights, or what is made of them, are NaN or infinite"
+
+    def at(self, request: int, position: int, of: str = "") -> NotFinite:
+        return NotFinite(self.rank, request, position, of)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """`temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing. Raises ValueError for one out of range."""
@@ -72,23 +87,38 @@ class Sampler:
         self._ranks = even(tp.size, tp.size)
 
     def _everyones(self, mine: np.ndarray) -> np.ndarray:
-        """(p, ...): the array of each rank, by rank."""
-        return self.tp.all_gather(mine[None], 0, self._ranks)
+        """(p, ...): the array of each rank, by rank. Raises NotFinite where one has a NaN: no choice is made of it."""
+        every = self.tp.all_gather(mine[None], 0, self._ranks)
+        if np.isnan(every).any():
+            raise NotFinite(int(np.isnan(every).reshape(len(every), -1).any(axis=1).argmax()))
+        return every
 
     def best(self, z_Bv: np.ndarray) -> np.ndarray:
-        """The id of the largest entry of each row, the lowest of several: a reduction of (value, id)."""
+        """The id of the largest entry of each row, the lowest of several: a reduction of (value, id). Raises NotFinite for a
+        largest entry that is none."""
+        ids_B, ranks = self.best_or_none(z_Bv)
+        for rank in ranks.values():
+            raise NotFinite(rank)
+        return ids_B
+
+    def best_or_none(self, z_Bv: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
+        """The same, -1 in rows whose largest entry is NaN or infinite; and of these, by row, the rank that has it."""
         at_B = z_Bv.argmax(axis=1)
         mine_B2 = np.stack([z_Bv[np.arange(len(z_Bv)), at_B], self.first + at_B], axis=1).astype(np.float64)
-        every_pB2 = self._everyones(mine_B2)
-        # Ranks hold ascending ids: the first rank with the largest value has the lowest.
+        every_pB2 = self.tp.all_gather(mine_B2[None], 0, self._ranks)
+        # Ranks hold ascending ids: the first rank with the largest value has the lowest. A NaN counts as the largest.
         winner_B = every_pB2[..., 0].argmax(axis=0)
-        return every_pB2[winner_B, np.arange(len(z_Bv)), 1].astype(np.int64)
+        best_B2 = every_pB2[winner_B, np.arange(len(z_Bv))]
+        bad = np.flatnonzero(~np.isfinite(best_B2[:, 0])).tolist()
+        best_B2[bad, 1] = -1
+        return best_B2[:, 1].astype(np.int64), {row: int(winner_B[row]) for row in bad}
 
     def log_normaliser(self, z_v: np.ndarray) -> float:
         """log sum exp of the whole row, the same number on every rank, in float64."""
         z_v = z_v.astype(np.float64)
         top = z_v.max(initial=-np.inf)
-        total = np.exp(z_v - top).sum() if top > -np.inf else 0.0
+        with np.errstate(invalid="ignore"):
+            total = np.exp(z_v - top).sum() if top > -np.inf else 0.0
         every_p2 = self._everyones(np.array([top, total]))
         highest = every_p2[:, 0].max()
         return float(highest + np.log(np.sum(every_p2[:, 1] * np.exp(every_p2[:, 0] - highest))))
@@ -132,6 +162,9 @@ class Sampler:
         values, ids = self._largest(z_v, many)
         padded = np.full((2, many), -np.inf)
         padded[0, : len(values)], padded[1, : len(ids)] = values, ids
+        if not z_v.max(initial=-np.inf) < np.inf:
+            # Sorting would put a NaN last.
+            padded[:] = np.nan
         every_p2m = self._everyones(padded)
         complete = all(n <= many for n in self.cut.sizes)
         flat_v, flat_i = every_p2m[:, 0].reshape(-1), every_p2m[:, 1].reshape(-1)
@@ -193,13 +226,19 @@ class Sampler:
         return int(self.best((log_p_v + noise_v)[None])[0])
 
     def choose(self, logits_Bv: np.ndarray, sampling: list[Sampling], requests: list[int], positions: list[int]) -> list[int]:
-        """The next token of each row: of request `requests[b]`, at `positions[b]` of its sequence."""
+        """The next token of each row: of request `requests[b]`, at `positions[b]` of its sequence. Raises NotFinite."""
         chosen = [0] * len(sampling)
         greedy = [b for b, s in enumerate(sampling) if s.temperature == 0]
         if greedy:
-            for b, token in zip(greedy, self.best(logits_Bv[greedy]), strict=True):
+            ids, ranks = self.best_or_none(logits_Bv[greedy])
+            for row, rank in ranks.items():
+                raise NotFinite(rank, requests[greedy[row]], positions[greedy[row]])
+            for b, token in zip(greedy, ids, strict=True):
                 chosen[b] = int(token)
         for b, s in enumerate(sampling):
             if s.temperature > 0:
-                chosen[b] = self.draw(self.filtered(logits_Bv[b], s), s, requests[b], positions[b])
+                try:
+                    chosen[b] = self.draw(self.filtered(logits_Bv[b], s), s, requests[b], positions[b])
+                except NotFinite as error:
+                    raise error.at(requests[b], positions[b]) from None
         return chosen

@@ -14,7 +14,7 @@ from mpi4py import MPI
 
 from inference.cache import CACHES
 from inference.generate import Generator, make_cache
-from inference.sampling import Sampling
+from inference.sampling import NotFinite, Sampling
 from inference.speculation.gain import Account
 from inference.speculation.generator import Speculative
 from inference.speculation.rule import MOST
@@ -54,10 +54,10 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
     p.add_argument("--stop", metavar="TEXT", action="append", default=[], help="text at which to end; may be given again")
     s = p.add_argument_group("sampling (the order is temperature, top-k, top-p, min-p)")
-    s.add_argument("--temperature", type=amount, default=0.0, help="0 is greedy")
-    s.add_argument("--top-k", type=natural, default=0, help="only the k best tokens, 0 for all")
-    s.add_argument("--top-p", type=amount, default=1.0, help="only the best tokens of this probability together")
-    s.add_argument("--min-p", type=amount, default=0.0, help="only tokens at least so likely, relative to the best")
+    s.add_argument("--temperature", type=amount, help="0 is greedy (default: as the model's makers want it, or 0)")
+    s.add_argument("--top-k", type=natural, help="only the k best tokens, 0 for all")
+    s.add_argument("--top-p", type=amount, help="only the best tokens of this probability together")
+    s.add_argument("--min-p", type=amount, help="only tokens at least so likely, relative to the best")
     s.add_argument("--logprobs", action="store_true", help="each token's log-probability")
     c = p.add_argument_group("KV cache")
     c.add_argument("--cache", choices=tuple(CACHES), default="contiguous", help="how the cache is kept")
@@ -77,7 +77,6 @@ def options() -> argparse.ArgumentParser:
     )
     only_with(p, "--draft-whole", draft=True)
     only_with(p, "--gamma", speculate=True, draft=True)
-    only_with(p, "--top-k", "--top-p", "--min-p", temperature=True)
     return p
 
 
@@ -102,14 +101,10 @@ class Task(NamedTuple):
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
-    try:
-        sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     axes = pretrained.axes_of(args, ranks)
     tp, ep = axes["tp"], axes.get("ep", 1)
     source = pretrained.opened(args.model, tp, ep)
-    tokenizer, config = pretrained.tokenizer(source), source.config
+    sampling, tokenizer, config = pretrained.sampling(args, source), pretrained.tokenizer(source), source.config
     prompt = prompt_ids(args, source, tokenizer)
     if not prompt:
         raise UsageError("the prompt is empty: use at least one token")
@@ -159,7 +154,7 @@ def generator_of(args: argparse.Namespace, draft: Source | None, model: Transfor
 def generated(args: argparse.Namespace, task: Task, generator: Generator, replicas: Replicas, shown: bool) -> dict:
     """The new tokens, their text and log-probabilities, and why it ended; the text is printed as it comes."""
     tokenizer = task.tokenizer
-    ends = frozenset() if args.ignore_eos or tokenizer is None else frozenset(tokenizer.eos_ids)
+    ends = frozenset() if args.ignore_eos else pretrained.ends(task.source, tokenizer)
     stream = None if tokenizer is None else tokenizer.stream(stop=args.stop)
     tokens, logprobs, text, reason = [], [], [], "length"
     most = {"chunk": args.prefill_chunk, "ends": ends, "logprobs": args.logprobs}
@@ -205,7 +200,10 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     generator = generator_of(args, task.draft, model, mesh)
     control.wait()
     replicas = Replicas(mesh, control, args.check_replicas)
-    answer = generated(args, task, generator, replicas, shown=first and not args.json)
+    try:
+        answer = generated(args, task, generator, replicas, shown=first and not args.json)
+    except NotFinite as error:
+        return report.failed(args.json, report.header("generate", args, mesh), str(error)) if first else 1
     read_seconds = generator.model.read_bytes / products.read_bandwidth(comm)
     rows, agreed = communication(args, task, generator)
     mine = (answer["tokens"], agreed, pretrained.held(model), read_seconds)
@@ -216,6 +214,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     result = report.header("generate", args, mesh) | {
         "model": str(source.path),
         "family": source.family,
+        "notes": source.notes,
         "prompt_tokens": task.prompt,
         **answer,
         "load_seconds": load_seconds,

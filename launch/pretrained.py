@@ -14,6 +14,7 @@ from time import perf_counter
 import numpy as np
 
 from inference.generate import make_cache
+from inference.sampling import Sampling
 from launch.options import UsageError, axis_sizes, settled
 from launch.process import memory
 from launch.terminal import progress
@@ -28,6 +29,9 @@ from models.tokenizer import Tokenizer
 from models.tokenizer_file import open_tokenizer
 from parallel.axis import Axis
 from plan.dry import DryAxis, dry_weights
+
+# The options that say how a token is chosen, by Sampling's names.
+SAMPLED = ("temperature", "top_k", "top_p", "min_p")
 
 
 def add_mesh(p: argparse.ArgumentParser) -> None:
@@ -128,15 +132,42 @@ def check_memory(
 
 
 def tokenizer(source: Source) -> Tokenizer | None:
+    """The model's tokenizer; None where there is none that can be used, which a note then says."""
     try:
         return open_tokenizer(source.path, source.metadata)
     except ValueError as error:
-        raise UsageError(f"--model {source.path}: {error}") from None
+        source.notes.append(f"its tokenizer cannot be used, only token ids: {error}")
+        return None
+
+
+def ends(source: Source, known: Tokenizer | None) -> frozenset[int]:
+    """The tokens that end a text: those that the files name, and the tokenizer's own."""
+    return source.wishes.ends | (frozenset() if known is None else frozenset(known.eos_ids))
+
+
+def sampling(args: argparse.Namespace, source: Source) -> Sampling:
+    """How to choose tokens: as the options say, and where one says nothing, as the model's makers want it, if they want it to
+    be sampled at all. Raises UsageError for what is out of range, and for filters of a greedy choice."""
+    given = {name: getattr(args, name) for name in SAMPLED if getattr(args, name) is not None}
+    wished = {"temperature": 1.0} | dict(source.wishes.sampling) if source.wishes.samples else {}
+    try:
+        made = Sampling(**wished | given, seed=args.seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if filters := [name for name in given if name != "temperature" and not made.temperature]:
+        raise UsageError(f"--{filters[0].replace('_', '-')} does nothing without --temperature: leave it out, or give one")
+    if made.temperature and (unsaid := {name: value for name, value in wished.items() if name not in given}):
+        said = ", ".join(f"{name} {value:g}" for name, value in unsaid.items())
+        source.notes.append(
+            f"{source.path} asks for {said}, which holds where no option says otherwise; greedy: --temperature 0"
+        )
+    return made
 
 
 def encoded(text: str, source: Source, known: Tokenizer | None) -> list[int]:
     if known is None:
-        raise UsageError(f"--model {source.path} has no tokenizer: give token ids with --tokens")
+        why = next((f": {note}" for note in source.notes if note.startswith("its tokenizer")), "")
+        raise UsageError(f"--model {source.path} has no tokenizer{why}: give token ids with --tokens")
     try:
         return known.encode(text)
     except ValueError as error:

@@ -56,6 +56,14 @@ def publish(
     return 2 if lost else 1 if wrong else 0
 
 
+def failed(as_json: bool, result: dict, why: str) -> int:
+    """The work ended before there was a result, on all ranks alike: say why, and return the exit status."""
+    if as_json:
+        print(json.dumps(result | {"ok": False, "error": why}, allow_nan=False))
+    print(f"error: {why}", file=sys.stderr, flush=True)
+    return 1
+
+
 def summary(checks: Sequence[Comparison], rows: Sequence[dict], wrong: Sequence[str] = ()) -> str:
     """The report in a line: what disagrees, if anything does; the tensors beside the reference; what was sent."""
     verdict = f"NOT OK: {', '.join(wrong)}; " if wrong else "ok: "

@@ -6,7 +6,7 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 
 import argparse
 from collections.abc import Iterator
-from math import exp, log
+from math import exp, isfinite, log
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -86,6 +86,16 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     return Task(axes, source, tokenizer, ids)
 
 
+def first_bad(nll_T: np.ndarray, logits_Tv: np.ndarray, length: int, first: int) -> tuple[bool, int, int] | None:
+    """The sequence and the position of the first token, of sequences number `first` and on, whose loss is no finite number,
+    led by whether this rank's own logits were finite there."""
+    bad = np.flatnonzero(~np.isfinite(nll_T))
+    if not bad.size:
+        return None
+    sequence, before = divmod(int(bad[0]), length)
+    return bool(np.isfinite(logits_Tv[bad[0]]).all()), first + sequence, before + 1
+
+
 class Scored:
     """A forward of this rank on its share of the sequences. `nats`: of all ranks' tokens together.
 
@@ -111,6 +121,7 @@ class Scored:
             nll_T, self.saved_loss = model.loss.forward(self.logits_Tv, targets.reshape(-1))
         with mesh.phase("score"):
             self.nats = self.data.all_reduce(np.array([nll_T.sum(dtype=np.float64)])).item()
+            self.bad = first_bad(nll_T, self.logits_Tv, S, sequences.bounds[self.data.rank][0])
         self.seconds = perf_counter() - begun
         self.count = B * (S - 1)
         self.traffic = [*model.traffic(batch), *model.exchanged(batch)]
@@ -160,6 +171,13 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     control = Control(comm)
     mesh = start.make_mesh(args, comm, **task.axes)
     scored, unwritten = Scored(task, mesh, args.dtype), []
+    if not isfinite(scored.nats):
+        every = enumerate(control.everyone(scored.bad))
+        bad = [(finite, rank, *where) for rank, (finite, *where) in ((rank, bad) for rank, bad in every if bad is not None)]
+        _, rank, sequence, position = min(bad)
+        why = f"rank {rank} has a loss that is no finite number, of the token at position {position} of sequence {sequence}"
+        why += ": weights, or what is made of them, are NaN or infinite"
+        return report.failed(args.json, report.header("score", args, mesh), why) if comm.rank == 0 else 1
     if args.logits is not None:
         whole_BSV = scored.logits().reshape(*task.ids.shape, -1)
         if comm.rank == 0:
@@ -178,6 +196,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     result = report.header("score", args, mesh) | {
         "model": str(task.source.path),
         "family": task.source.family,
+        "notes": task.source.notes,
         "sequences": len(task.ids),
         "tokens": task.ids.shape[1],
         "loss": loss,

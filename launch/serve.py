@@ -69,6 +69,12 @@ def options() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a name that clients or a proxy call this server by, besides localhost and addresses; may be given again",
     )
+    h.add_argument(
+        "--served-model-name",
+        type=_name,
+        metavar="NAME",
+        help="what clients call the model (default: what its files are called)",
+    )
     h.add_argument("--queue-limit", type=positive, default=256, help="requests that may wait; more get a 429")
     h.add_argument("--drain-seconds", type=amount, default=30.0, help="how long requests may take to finish on SIGTERM")
     h.add_argument("--verbose", action="store_true", help="one line a request on standard error")
@@ -85,6 +91,12 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port: use 0 to 65535")
     return int(text)
+
+
+def _name(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: use some printable text")
+    return text
 
 
 class Task(NamedTuple):
@@ -201,7 +213,8 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
 
 def served(args: argparse.Namespace, task: Task, mesh: Mesh, engine: Engine, context: int, bytes_per_token: int) -> dict:
     """Serve until a signal ends it. Returns what happened, for JSON."""
-    name, tokenizer = pretrained.name_of(task.source.path), task.tokenizer
+    source, tokenizer = task.source, task.tokenizer
+    name = args.served_model_name or pretrained.name_of(source.path)
     about = {
         "model": name,
         "ranks": prod(mesh.sizes.values()),
@@ -215,14 +228,16 @@ def served(args: argparse.Namespace, task: Task, mesh: Mesh, engine: Engine, con
         "chat": tokenizer is not None and tokenizer.chats,
         "text": tokenizer is not None,
     }
-    model, names = Model(name, tokenizer, context), [args.host, socket.gethostname(), *(args.allow_host or ())]
+    model = Model(name, tokenizer, context, pretrained.ends(source, tokenizer), source.wishes.sampling)
+    names = [args.host, socket.gethostname(), *(args.allow_host or ())]
     server = Server(engine, model, about, args.drain_seconds, args.verbose, task.keys, names, task.connections)
     begun = perf_counter()
-    server.run(task.listening, ready(about, task.listening, task.source.config.context))
+    server.run(task.listening, ready(about, task.listening, source.config.context))
     seconds = perf_counter() - begun
     more = {
-        "model": str(task.source.path),
+        "model": str(source.path),
         "served_model": name,
+        "notes": source.notes,
         "kv_bytes_per_token_per_rank": bytes_per_token,
         "seconds": seconds,
         "responses": {str(status): n for status, n in sorted(server.metrics.responses.items())},

@@ -41,10 +41,11 @@ class Attention:
     (multi-head, the default), 1 (multi-query) or a divisor of H. `qk_norm`: None, or eps of an RMS norm of each head's queries
     and keys, before rotation (as Qwen3); its weights are shared by the heads, so that their gradients are owed over tp too.
     `scale`: of the scores, E^-0.5 unless given. `window`: how many tokens a query sees at most, itself among them (0: all
-    before it; arXiv 2310.06825). `rotates` False: queries and keys stay as they are, whatever the batch has (arXiv 2501.18795). `context`: how tokens that are cut over cp meet (`layers.context`).
-    `cuts_rows`: whether it will be called with rows that are cut. Saved for backward: x, q, k, v, o and the log-sum-exp (and,
-    normed, q and k as they were and a number a head). Raises ValueError for more ranks than heads, kv_heads that do not divide
-    heads, or no `d_head` and heads that do not divide d_model.
+    before it; arXiv 2310.06825). `rotates` False: queries and keys stay as they are, whatever the batch has (2501.18795).
+    `context`: how tokens that are cut over cp meet (`layers.context`). `cuts_rows`: whether it will be called with rows that
+    are cut. Saved for backward: x, q, k, v, o and the log-sum-exp (and, normed, q and k as they were and a number a head).
+    Raises ValueError for more ranks than heads, kv_heads that do not divide heads, a window that the context cannot have, or no
+    `d_head` and heads that do not divide d_model.
     """
 
     def __init__(

@@ -49,9 +49,9 @@ class Config:
 
     `norm`: "rms" or "layer". `d_head`: E; without it, d_model / heads. `bias`, `bias_out`, `bias_mlp`: whether queries, keys
     and values, attention's output, and the MLP have biases. `qk_norm`: an RMS norm of each head's queries and keys.
-    `context`: the most tokens of a sequence. With `latent`, attention is latent and kv_heads is heads. `windows`: of each layer,
-    how many tokens a query sees at most, itself among them, or 0 for all; () for all in all layers. `unrotated`: layers that
-    rotate nothing.
+    `context`: the most tokens of a sequence. With `latent`, attention is latent and kv_heads is heads. `windows`: of each
+    layer, how many tokens a query sees at most, itself among them, or 0 for all; () for all in all layers. `unrotated`: layers
+    that rotate nothing.
     """
 
     vocabulary: int

@@ -24,14 +24,63 @@ DEFAULTS: Defaults = {
 }
 # Keys that say how a model was trained, made or saved, what it is called, or what a tokenizer or a task does with it.
 IDLE = frozenset(
-    """_attn_implementation _name_or_path architectures attention_dropout attn_pdrop auto_map aux_loss_alpha bos_token_id
-    chunk_size_feed_forward classifier_dropout dtype embd_pdrop embedding_dropout eos_token_id ep_size finetuning_task
-    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range label2id language
-    max_length mlp_dropout model_type n_ctx num_labels num_nextn_predict_layers output_attentions output_hidden_states
-    output_router_logits pad_token_id prefix pretraining_tp problem_type reorder_and_upcast_attn resid_pdrop residual_dropout
-    return_dict router_aux_loss_coef router_jitter_noise seq_aux summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype
-    transformers_version unsloth_fixed unsloth_version use_cache""".split()
+    [
+        "_attn_implementation",
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "attn_pdrop",
+        "auto_map",
+        "aux_loss_alpha",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "dtype",
+        "embd_pdrop",
+        "embedding_dropout",
+        "eos_token_id",
+        "ep_size",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "hidden_dropout",
+        "hidden_dropout_prob",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "language",
+        "max_length",
+        "mlp_dropout",
+        "model_type",
+        "n_ctx",
+        "num_labels",
+        "num_nextn_predict_layers",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "pad_token_id",
+        "prefix",
+        "pretraining_tp",
+        "problem_type",
+        "reorder_and_upcast_attn",
+        "resid_pdrop",
+        "residual_dropout",
+        "return_dict",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "seq_aux",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+    ]
 )
 # What transformers calls our activations; the first is the default.
 ACTIVATIONS = {"swiglu": ("silu", "swish"), "gelu": ("gelu_new", "gelu_pytorch_tanh")}

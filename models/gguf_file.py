@@ -203,7 +203,7 @@ def open_file(file: Path) -> Source:
         raise ModelError(f"{file}: general.architecture is {architecture!r}: unknown family, use one of {known}")
     if gguf.metadata.get("split.count", 1) not in (0, 1, len(files)):
         raise ModelError(
-            f"{file}: one of {gguf.metadata['split.count']} files: give all of them their names back, {SPLIT_NAME}, in one folder"
+            f"{file}: one of {gguf.metadata['split.count']} files: keep all in one folder and call them {SPLIT_NAME}"
         )
     table = gguf_keys.ENDS["wte"]
     if table not in gguf.shapes:

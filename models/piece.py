@@ -39,7 +39,8 @@ class Tensors(Protocol):
 
 
 def differ(tensors: Tensors, name: str, other: str) -> bool:
-    """Whether two tensors of one shape, both of which are there and can be read, have different entries; read block by block."""
+    """Whether two tensors of one shape, both of which are there and can be read, have different entries. They are read block by
+    block."""
     shapes = tensors.shapes
     if name not in shapes or shapes[name] != shapes.get(other) or tensors.unreadable(name) or tensors.unreadable(other):
         return False

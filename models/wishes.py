@@ -9,8 +9,20 @@ from models.settings import Settings, read_json
 
 # Keys of generation_config.json that say how it was made, or what would be so anyway.
 IDLE = frozenset(
-    """_from_model_config transformers_version bos_token_id pad_token_id decoder_start_token_id use_cache output_attentions
-    output_hidden_states output_scores return_dict_in_generate cache_implementation max_length""".split()
+    [
+        "_from_model_config",
+        "transformers_version",
+        "bos_token_id",
+        "pad_token_id",
+        "decoder_start_token_id",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "return_dict_in_generate",
+        "cache_implementation",
+        "max_length",
+    ]
 )
 # Those that change nothing at these values.
 NEUTRAL = {

@@ -27,15 +27,14 @@ SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-
 
 
 class Model(NamedTuple):
-    """What is served, under which name. `context`: the most tokens of a request, prompt and new."""
+    """What is served, under which name. `context`: the most tokens of a request, prompt and new. `ends`: tokens that end an
+    answer. `sampling`: by the fields' names, what holds where a request says nothing."""
 
     name: str
     tokenizer: Tokenizer | None
     context: int
-
-    @property
-    def ends(self) -> frozenset[int]:
-        return frozenset() if self.tokenizer is None else frozenset(self.tokenizer.eos_ids)
+    ends: frozenset[int] = frozenset()
+    sampling: Mapping[str, float] | None = None
 
 
 class Answering:
@@ -92,12 +91,15 @@ class Answering:
             raise Refused(503, "the server is shutting down", code="shutting_down", headers={"connection": "close"})
 
     async def _answered(self, chat: bool, body: bytes, arrived: float, scope: Scope, receive: Receive, send: Send) -> None:
-        name, tokenizer, context = self.model
-        call = parsed(decoded(body), chat, name)
+        name, tokenizer, context, ends, sampling = self.model
+        call = parsed(decoded(body), chat, name, sampling)
         beside = len(body) > LONG_BODY
         prompts = await asyncio.to_thread(call.encoded, tokenizer) if beside else call.encoded(tokenizer)
-        asks, inbox = call.asks(prompts, context, self.model.ends, scope["state"]["owner"]), Inbox()
-        jobs = [Job(ask, Writer(tokenizer, call.stop, ask.ends), partial(inbox.put, n), arrived) for n, ask in enumerate(asks)]
+        asks, inbox = call.asks(prompts, context, ends, scope["state"]["owner"]), Inbox()
+        fail = lambda error: inbox.fail(Refused(500, str(error), code="not_finite"))  # noqa: E731
+        jobs = [
+            Job(ask, Writer(tokenizer, call.stop, ask.ends), partial(inbox.put, n), fail, arrived) for n, ask in enumerate(asks)
+        ]
         self._calls[inbox] = scope["state"]["abort"]
         self._idle.clear()
         try:
@@ -167,10 +169,10 @@ async def begin_events(send: Send) -> None:
 
 async def _data(send: Send, chunks: Sequence[dict]) -> None:
     if chunks:
-        lines = "".join(f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n" for chunk in chunks)
+        lines = "".join(f"data: {json.dumps(chunk, separators=(',', ':'), allow_nan=False)}\n\n" for chunk in chunks)
         await send({"type": "http.response.body", "body": lines.encode(), "more_body": True})
 
 
 def as_json(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     # ASCII: an error may quote half a surrogate pair that the client sent.
-    return Response(json.dumps(body), status, headers=headers, media_type="application/json")
+    return Response(json.dumps(body, allow_nan=False), status, headers=headers, media_type="application/json")

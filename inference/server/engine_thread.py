@@ -24,13 +24,15 @@ QUEUE_SHOWN = 32
 
 @dataclass(eq=False)
 class Job:
-    """One answer. `put` is called on the event loop with each delta of it. `arrived`, `last`: when it was asked for and when
-    its last tokens came, by perf_counter. `cached`: tokens of the prompt that were computed already. `tokens`: how many came.
+    """One answer. `put` is called on the event loop with each delta of it, `fail` with why there will be none. `arrived`,
+    `last`: when it was asked for and when its last tokens came, by perf_counter. `cached`: tokens of the prompt that were
+    computed already. `tokens`: how many came.
     """
 
     ask: Ask
     writer: Writer
     put: Callable[[Delta], None]
+    fail: Callable[[Exception], None]
     arrived: float
     id: int = -1
     cached: int | None = None
@@ -134,10 +136,12 @@ class EngineThread(threading.Thread):
                 ended[id] = delta.reason
                 del self._jobs[id]
             written.append((job, delta))
-        self._tell(written, self._outline(report, ended))
+        failed = [(self._jobs.pop(id), error) for id, error in report.failed.items()]
+        ended |= dict.fromkeys(report.failed, "error")
+        self._tell(written, self._outline(report, ended), failed)
 
-    def _tell(self, written: Sequence[tuple[Job, Delta]], outline: dict) -> None:
-        self.loop.call_soon_threadsafe(self._deliver, written, outline)
+    def _tell(self, written: Sequence[tuple[Job, Delta]], outline: dict, failed: Sequence[tuple[Job, Exception]] = ()) -> None:
+        self.loop.call_soon_threadsafe(self._deliver, written, outline, failed)
 
     def _time(self, job: Job, tokens: int, now: float) -> None:
         """Note the time to a first token, or that between tokens: those of one step share it evenly."""
@@ -173,9 +177,11 @@ class EngineThread(threading.Thread):
             "blocks": [state["blocks_used"], state["blocks_kept"], state["blocks_free"]],
         }
 
-    def _deliver(self, written: Sequence[tuple[Job, Delta]], outline: dict) -> None:
+    def _deliver(self, written: Sequence[tuple[Job, Delta]], outline: dict, failed: Sequence[tuple[Job, Exception]]) -> None:
         for job, delta in written:
             job.put(delta)
+        for job, error in failed:
+            job.fail(error)
         self.watch(outline)
 
 

@@ -303,8 +303,9 @@ def decoded(body: bytes) -> dict:
     return fields
 
 
-def parsed(fields: dict, chat: bool, served: str) -> Call:
-    """The fields of a request for the model `served`. A field that is null counts as left out. Raises Refused."""
+def parsed(fields: dict, chat: bool, served: str, defaults: Mapping[str, float] | None = None) -> Call:
+    """The fields of a request for the model `served`. A field that is null counts as left out; then one of `defaults`, those
+    that the model's makers want for sampling, holds. Raises Refused."""
     f = {}
     for name, value in fields.items():
         if value is None:
@@ -335,7 +336,7 @@ def parsed(fields: dict, chat: bool, served: str) -> Call:
         messages=f.get("messages", []),
         n=n,
         max_tokens=f.get("max_completion_tokens", f.get("max_tokens")),
-        sampling=_sampling(f),
+        sampling=_sampling(dict(defaults or {}) | f),
         stop=f.get("stop", ()),
         stream=f.get("stream", False),
         include_usage=bool(f.get("stream_options", {}).get("include_usage")),

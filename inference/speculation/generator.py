@@ -9,7 +9,7 @@ import numpy as np
 
 from inference.cache import Cache, Striped
 from inference.generate import Generated, Generator
-from inference.sampling import Sampling
+from inference.sampling import NotFinite, Sampling
 from inference.speculation.drafts import Draft, LayersDraft, ModelDraft, Ngram
 from inference.speculation.gain import Account, Gamma
 from inference.speculation.rule import Drafted, verified
@@ -52,11 +52,7 @@ class Speculative(Generator):
                 # A round makes one token more than it drafts.
                 asked = self._agreed(self.gamma.next())
                 with self.mesh.phase("draft"):
-                    drafted = (
-                        self.draft.propose(context, min(asked, most - made - 1), sampling, request)
-                        if asked
-                        else Drafted([], [])
-                    )
+                    drafted = self._drafted(context, min(asked, most - made - 1), sampling, request)
                 middle = perf_counter()
                 with self.mesh.phase("decode"):
                     rows = [context[-1], *drafted.tokens]
@@ -76,6 +72,14 @@ class Speculative(Generator):
                 yield from (Generated(t, p) for t, p in zip(tokens, logs, strict=True))
         finally:
             self.draft.close()
+
+    def _drafted(self, context: list[int], most: int, sampling: Sampling, request: int) -> Drafted:
+        if not most:
+            return Drafted([], [])
+        try:
+            return self.draft.propose(context, most, sampling, request)
+        except NotFinite as error:
+            raise error.at(request, len(context), " of the draft") from None
 
     def _agreed(self, gamma: int) -> int:
         """Rank 0's choice, since the ranks' times differ. A fixed one needs no message."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inference.sampling import Sampler, Sampling, uniform
+from inference.sampling import NotFinite, Sampler, Sampling, uniform
 
 MOST = 8
 
@@ -56,13 +56,19 @@ def verified(
 ) -> list[int]:
     """The tokens of a round, from the target's logits of g + 1 rows: the accepted ones and one more.
 
+    Raises NotFinite where a token is to be chosen by numbers that are none.
+
     `position`: that of the first. Random numbers are functions of (seed, request, position), the same on every rank.
     """
     if sampling.temperature == 0:
-        return matched(sampler.best(logits_gv).tolist(), drafted.tokens)
-    tokens: list[int] = []
+        best, ranks = sampler.best_or_none(logits_gv)
+        tokens = matched(best.tolist(), drafted.tokens)
+        if (last := len(tokens) - 1) in ranks:
+            raise NotFinite(ranks[last], request, position + last)
+        return tokens
+    tokens = []
     for i, (x, log_q_v) in enumerate(zip(drafted.tokens, drafted.log_q, strict=True)):
-        log_p_v = sampler.filtered(logits_gv[i], sampling)
+        log_p_v = _filtered(sampler, logits_gv[i], sampling, request, position + i)
         log_q_v = sampler.certain(x) if log_q_v is None else log_q_v
         log_p, log_q = sampler.of_token(np.stack([log_p_v, log_q_v], axis=1), x)
         if np.log(uniform(sampling.seed, request, position + i)) < log_acceptance(log_p, log_q):
@@ -70,5 +76,12 @@ def verified(
             continue
         left_v = residual(sampler, log_p_v, log_q_v)
         return [*tokens, sampler.draw(left_v, sampling, request, position + i, "residual")]
-    log_p_v = sampler.filtered(logits_gv[-1], sampling)
+    log_p_v = _filtered(sampler, logits_gv[-1], sampling, request, position + len(tokens))
     return [*tokens, sampler.draw(log_p_v, sampling, request, position + len(tokens))]
+
+
+def _filtered(sampler: Sampler, logits_v: np.ndarray, sampling: Sampling, request: int, position: int) -> np.ndarray:
+    try:
+        return sampler.filtered(logits_v, sampling)
+    except NotFinite as error:
+        raise error.at(request, position) from None

@@ -54,7 +54,6 @@ def test_an_option_needs_one_of_what_it_is_bound_to(bound, words, why):
         ("cp_attention", "--d-latent 8", "--d-latent"),
         ("generate", "--tokens 1 --gamma 2", "--gamma"),
         ("generate", "--tokens 1 --draft-whole", "--draft-whole"),
-        ("generate", "--tokens 1 --top-k 5", "--top-k"),
         ("serving_bench", "--scheduler-only --kv-blocks 5", "--kv-blocks"),
         ("trace", "--compare a b --png c", "--png"),
         ("bench.__main__", "attention --d-ff 5", "--d-ff"),
