@@ -134,6 +134,7 @@ class Engine:
         self.sampler = Sampler(model.embedding.tp, model.embedding.cut)
         shapes = [block.attention.cache_shapes for block in model.blocks]
         windows = [block.attention.window for block in model.blocks]
+        scheduler.window = max(windows, default=0) if all(windows) else 0
         self.pool = Pool(shapes, model.embedding.table_vD.data.dtype, scheduler.pool.size or 0, windows)
         self._known: dict[int, _Known] = {}
         self._asked: dict[int, Ask] = {}

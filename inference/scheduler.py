@@ -113,9 +113,8 @@ class Scheduler:
     the budget goes to prompts that are under way, then to new ones, then to drafts. Only decodes
     preempt. Nobody is admitted in a step that preempted, nor if the running could not have one more block each afterwards.
 
-    `context`: the most tokens of a request, prompt and new. `prefix_caching` False: no blocks are shared. `window`: how many
-    tokens any layer sees at most (0: all): blocks that are wholly behind it are given back. Raises ValueError for sizes that
-    cannot work.
+    `context`: the most tokens of a request, prompt and new. `prefix_caching` False: no blocks are shared. Blocks that are
+    wholly behind the `window` are given back. Raises ValueError for sizes that cannot work.
     """
 
     def __init__(
@@ -128,7 +127,6 @@ class Scheduler:
         queue_limit: int | None = None,
         prefix_caching: bool = True,
         aging: int = 256,
-        window: int = 0,
     ) -> None:
         limits = {"blocks": blocks, "slots": slots, "context": context, "queue_limit": queue_limit, "aging": aging}
         for name, value in limits.items():
@@ -137,7 +135,9 @@ class Scheduler:
         if max_batch_tokens < slots:
             raise ValueError(f"max_batch_tokens {max_batch_tokens} must be {slots} or more: each of {slots} slots may need one")
         self.slots, self.max_batch_tokens, self.context, self.queue_limit = slots, max_batch_tokens, context, queue_limit
-        self.prefix_caching, self.aging, self.window = prefix_caching, aging, window
+        self.prefix_caching, self.aging = prefix_caching, aging
+        # How many tokens any layer of the model sees at most (0: all), as the engine knows.
+        self.window = 0
         self.pool = BlockPool(blocks)
         self.requests: dict[int, Request] = {}
         # Both in the order of the docstring.

@@ -195,7 +195,6 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         max_batch_tokens=args.max_batch_tokens,
         context=context,
         queue_limit=args.queue_limit,
-        window=task.source.config.window,
     )
     engine = Engine(model, mesh, control, scheduler, args.speculate == "ngram")
     if comm.rank == 0:

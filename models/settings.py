@@ -28,7 +28,7 @@ class Settings:
         return self.parts[-1]
 
     def unread(self, idle: Collection[str] = ()) -> list[str]:
-        """A line for each place with keys that nobody has asked for, and that are neither `idle` (of no consequence) nor off."""
+        """A line for each place with keys that nobody has asked for, neither `idle` (of no consequence) nor off."""
         left = [key for key, value in self.values.items() if key not in self.taken and key not in idle]
         left = [key for key in left if self.values[key] not in (None, False, {}, [])]
         said = [f"{key} {_shown(self.values[key])}" for key in left]

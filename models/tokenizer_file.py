@@ -10,8 +10,9 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from models.huggingface import read_json
 from models.piece import ModelError
+from models.settings import read_json
+from models.spelled import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, sentencepiece, vocab_and_merges
 from models.tokenizer import Tokenizer
 
 # Patterns that cut text into words before merging, by GGUF's `tokenizer.ggml.pre`. Each pattern cuts what the one before has
@@ -43,18 +44,19 @@ PRE = {
 # These take a word that is a token whole, whatever the merges would make of it. Their texts begin with bos unless the file
 # says otherwise.
 _WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"}
-# GGUF's types of extraordinary tokens: control tokens steer the model, and user-defined ones are one token wherever they stand.
-_CONTROL, _USER_DEFINED = 3, 4
+# How the classes of transformers that read vocab.json and merges.txt cut text into words.
+_CLASSES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
 
 
 def open_tokenizer(path: Path, metadata: dict[str, object]) -> Tokenizer | None:
-    """The tokenizer of the model at `path`, from a GGUF file's `metadata` or a folder's tokenizer.json; None if there is none.
+    """The tokenizer of the model at `path`, from a GGUF file's `metadata`, or a folder's tokenizer.json, or its vocab.json with
+    merges.txt; None if there is none.
 
     Raises ModelError for a tokenizer that is broken or of a kind that we do not have.
     """
     if "tokenizer.ggml.model" in metadata:
         return _from_gguf(path, metadata)
-    if (path / "tokenizer.json").is_file():
+    if (path / "tokenizer.json").is_file() or all((path / name).is_file() for name in ("vocab.json", "merges.txt")):
         return _from_folder(path)
     return None
 
@@ -78,8 +80,9 @@ _GGUF_TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "tokens": ("a list of texts", _are(_is_text)),
     "merges": ("a list of pairs of texts", _are(lambda merge: _is_text(merge) and merge.count(" ") == 1)),
     "token_type": ("a list of whole numbers", _are(_is_whole)),
+    "scores": ("a list of numbers", _are(lambda value: isinstance(value, int | float))),
     **dict.fromkeys((f"{key}_token_id" for key in ("bos", "eos", "eot", "eom")), ("a whole number", _is_whole)),
-    "add_bos_token": ("true or false", lambda value: isinstance(value, bool)),
+    **dict.fromkeys(("add_bos_token", "add_space_prefix"), ("true or false", lambda value: isinstance(value, bool))),
 }
 
 
@@ -89,7 +92,7 @@ def _shown(value: object) -> str:
 
 
 def _from_gguf(path: Path, metadata: dict[str, object]) -> Tokenizer:
-    """Byte-level BPE from a GGUF file's keys (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
+    """Byte-level BPE, or SentencePiece's, from a GGUF file's keys (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
     given = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if key.startswith("tokenizer.ggml.")}
     instead = "use the model's Hugging Face folder with its tokenizer.json"
     for key, (what, right) in _GGUF_TYPES.items():
@@ -98,50 +101,81 @@ def _from_gguf(path: Path, metadata: dict[str, object]) -> Tokenizer:
     template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
         raise ModelError(f"{path}: tokenizer.chat_template is {_shown(template)}, not a text: {instead}")
-    if given["model"] != "gpt2":
-        raise ModelError(f"{path}: tokenizer.ggml.model {given['model']!r} is not byte-level BPE, 'gpt2': {instead}")
-    pre = given.get("pre", "default")
-    if pre not in PRE:
+    if given["model"] not in ("gpt2", "llama"):
+        raise ModelError(
+            f"{path}: tokenizer.ggml.model {given['model']!r} is neither byte-level BPE, 'gpt2', nor SentencePiece's, 'llama': "
+            f"{instead}"
+        )
+    bytewise, pre = given["model"] == "gpt2", given.get("pre", "default")
+    if bytewise and pre not in PRE:
         raise ModelError(f"{path}: tokenizer.ggml.pre {pre!r} is none of {', '.join(PRE)}: {instead}")
-    for key in ("tokens", "merges"):
+    for key in ("tokens", "merges" if bytewise else "scores"):
         if key not in given:
             raise ModelError(f"{path}: the tokenizer has no tokenizer.ggml.{key}: {instead}")
     tokens: list[str] = given["tokens"]
-    types = given.get("token_type", [1] * len(tokens))
-    merges = [tuple(merge.split(" ")) for merge in given["merges"]]
+    types = given.get("token_type", [NORMAL] * len(tokens))
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens) or len(types) != len(tokens):
         raise ModelError(f"{path}: {len(tokens)} tokens, of which {len(vocabulary)} differ, and {len(types)} token types")
+    if strange := sorted(set(types) - set(range(NORMAL, BYTE + 1))):
+        raise ModelError(f"{path}: tokenizer.ggml.token_type has {strange[0]}, use {NORMAL} to {BYTE}: {instead}")
     ids = {key: given[f"{key}_token_id"] for key in ("bos", "eos", "eot", "eom") if f"{key}_token_id" in given}
     for key, i in ids.items():
         if not 0 <= i < len(tokens):
             raise ModelError(f"{path}: tokenizer.ggml.{key}_token_id is {i}, there are {len(tokens)} tokens")
-    try:
-        backend = tokenizers.Tokenizer(BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _WHOLE_WORDS))
-    except Exception as e:  # the library raises nothing narrower
-        raise ModelError(f"{path}: the tokenizer's merges do not fit its tokens: {e}") from None
+    if bytewise:
+        merges = [tuple(merge.split(" ")) for merge in given["merges"]]
+        try:
+            backend = tokenizers.Tokenizer(BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _WHOLE_WORDS))
+        except Exception as e:  # the library raises nothing narrower
+            raise ModelError(f"{path}: the tokenizer's merges do not fit its tokens: {e}") from None
+        _by_bytes(backend, pre)
+    else:
+        if len(given["scores"]) != len(tokens):
+            raise ModelError(f"{path}: {len(tokens)} tokens and {len(given['scores'])} scores: {instead}")
+        backend = sentencepiece(tokens, given["scores"], types, bool(given.get("add_space_prefix", True)))
+    for kind in (UNKNOWN, CONTROL, *([USER_DEFINED] if bytewise else [])):
+        special = kind != USER_DEFINED
+        backend.add_tokens(
+            [AddedToken(t, normalized=False, special=special) for t, of in zip(tokens, types, strict=True) if of == kind]
+        )
+    add_bos = bool(given.get("add_bos_token", not bytewise or pre in _WHOLE_WORDS))
+    return Tokenizer(backend, ids.pop("bos", None), ids.values(), add_bos, template)
+
+
+def _by_bytes(backend: tokenizers.Tokenizer, pre: str) -> None:
+    """Words by the patterns of `pre`, each spelt in GPT-2's characters for bytes."""
     if PRE[pre] is _QWEN2:
         backend.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE[pre]]
     backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
-    for kind in (_CONTROL, _USER_DEFINED):
-        added = [
-            AddedToken(t, normalized=False, special=kind == _CONTROL) for t, of in zip(tokens, types, strict=True) if of == kind
-        ]
-        backend.add_tokens(added)
-    add_bos = bool(given.get("add_bos_token", pre in _WHOLE_WORDS))
-    return Tokenizer(backend, ids.pop("bos", None), ids.values(), add_bos, template)
+
+
+def _from_parts(folder: Path, said: dict, config: dict) -> tokenizers.Tokenizer:
+    """vocab.json and merges.txt, read as tokenizer_config.json (`said`) or else config.json says."""
+    qwen = str(config.get("model_type")).startswith("qwen")
+    name = str(said.get("tokenizer_class") or ("Qwen2Tokenizer" if qwen else "GPT2Tokenizer")).removesuffix("Fast")
+    if name not in _CLASSES:
+        known = " or ".join(_CLASSES)
+        raise ModelError(f"{folder}: vocab.json is of a {name}, use one of {known}, or a folder with tokenizer.json")
+    backend = vocab_and_merges(folder, said)
+    _by_bytes(backend, _CLASSES[name])
+    if said.get("add_prefix_space") and name == "GPT2Tokenizer":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(True)
+    return backend
 
 
 def _from_folder(folder: Path) -> Tokenizer:
-    """tokenizer.json, with what the files beside it say of bos, eos and the chat template."""
+    """tokenizer.json, or vocab.json with merges.txt, with what the files beside say of bos, eos and the chat template."""
     file = folder / "tokenizer.json"
     try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
+        backend = tokenizers.Tokenizer.from_file(str(file)) if file.is_file() else None
     except Exception as e:  # the library raises nothing narrower
         raise ModelError(f"{file}: not a tokenizer: {e}") from None
     said, config, generation = (_beside(folder, name) for name in ("tokenizer_config", "config", "generation_config"))
+    if backend is None:
+        file, backend = folder / "vocab.json", _from_parts(folder, said, config)
     bos = _id(backend, said.get("bos_token"), config.get("bos_token_id"))
     eos = [_id(backend, said.get("eos_token"), None)]
     for i in (config.get("eos_token_id"), generation.get("eos_token_id")):

@@ -17,13 +17,20 @@ V = 31
 LATENT = llama_like(V, 20, 2, 5, 5, 14, 128)
 LATENT = replace(LATENT, latent=Latent(6, 5, 4, 3, 7), rope=Rope(4, pairing="interleaved"), d_head=9)
 CONFIGS = {"gpt2": gpt2_like(V, 20, 2, 5, 12, 128), "llama": llama_like(V, 24, 2, 6, 3, 14, 128), "latent": LATENT}
+# All layers within a window; and one that sees all without rotation, beside one within a window.
+WINDOWED = {
+    "window": replace(CONFIGS["llama"], windows=(9, 6)),
+    "mixed": replace(CONFIGS["llama"], windows=(0, 7), unrotated=(0,)),
+}
 # Kinds of a model and of its cache, and whether that is striped.
 CASES = [(kind, cache, False) for kind in CONFIGS for cache in ("contiguous", "paged")]
 CASES += [("latent", "contiguous", True), ("latent", "paged", True)]
 
 
 def model_of(kind, mesh, dtype="float64", layers=2, seed=1):
-    return build(replace(CONFIGS[kind], layers=layers), mesh.tp, drawn(seed, dtype, 0.25))
+    config = (CONFIGS | WINDOWED)[kind]
+    config = replace(config, layers=layers, windows=(config.windows * layers)[:layers])
+    return build(config, mesh.tp, drawn(seed, dtype, 0.25))
 
 
 @cache

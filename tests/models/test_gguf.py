@@ -164,8 +164,8 @@ def keys_of(family, c):
     return keys | widths
 
 
-def as_gguf(folder, family, split=True, more=None, keys=None, drop=()):
-    """A family as a GGUF file, with other tensors and keys (`...` for one that goes)."""
+def as_gguf(folder, family, split=True, more=None, keys=None, drop=(), metadata=None):
+    """A family as a GGUF file, with other tensors, keys (`...` for one that goes) and metadata."""
     c = open_model(FAMILIES / family).config
     tensors = {k: x for k, x in tensors_of(family, c, split).items() if k not in drop} | (more or {})
     if family == "llama":
@@ -173,7 +173,8 @@ def as_gguf(folder, family, split=True, more=None, keys=None, drop=()):
         factors = Rope(c.d_head, 500.0).frequencies_P / c.rope.frequencies_P
         tensors.setdefault("rope_freqs.weight", factors.astype("f4"))
     said = {k: v for k, v in (keys_of(family, c) | (keys or {})).items() if v is not ...}
-    return write(folder / "model.gguf", ARCHITECTURES.get(family.split("-")[0], family.split("-")[0]), said, tensors)
+    architecture = ARCHITECTURES.get(family.split("-")[0], family.split("-")[0])
+    return write(folder / "model.gguf", architecture, said, tensors, **(metadata or {}))
 
 
 @on_ranks

@@ -11,7 +11,8 @@ from tokenizers.models import BPE
 
 from models.piece import ModelError
 from models.tokenizer_file import open_tokenizer
-from tests.models.vocabulary import END, SMOL, STOP, TEXTS, THINK, TOKENS, WORD, byte_level, folder, keys, small
+from tests.harness import ROOT
+from tests.models.vocabulary import END, MERGES, SMOL, STOP, TEXTS, THINK, TOKENS, TYPES, WORD, byte_level, folder, keys, small
 from tests.mutated import mutated
 
 
@@ -86,6 +87,68 @@ def test_sentencepiece(tmp_path):
     assert tokenizer.decode(tokenizer.encode("a")) == " a"
 
 
+SCORED = json.loads((ROOT / "tests/oracles/sentencepiece.json").read_text())
+
+
+def scored(**changes):
+    given = SCORED["keys"] | changes
+    return open_tokenizer(Path("scored.gguf"), {f"tokenizer.ggml.{k}": v for k, v in given.items() if v is not None})
+
+
+@pytest.mark.parametrize("text", SCORED["texts"])
+def test_gguf_scores_give_the_ids_of_sentencepiece(text):
+    tokenizer, ids = scored(), SCORED["texts"][text]
+    assert tokenizer.encode(text) == [tokenizer.bos_id, *ids]
+    assert tokenizer.decode(ids) == text.replace("\u2581", " ")
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) + stream.flush() == text.replace("\u2581", " ")
+
+
+def test_gguf_token_types_and_what_sentencepiece_leaves_out():
+    tokenizer = scored(add_space_prefix=False, add_bos_token=False)
+    tokens = SCORED["keys"]["tokens"]
+    assert tokenizer.encode("a<s>")[-1] != tokens.index("<s>")
+    assert tokenizer.encode("a<s>", special=True)[-1] == tokens.index("<s>")
+    assert tokenizer.encode("<sep>a") == [tokens.index("<sep>"), tokens.index("a")]
+    assert tokenizer.eos_ids == {2}
+    assert tokenizer.decode(tokenizer.encode(" a b")) == " a b"
+    assert scored(token_type=None).encode("a", bos=False) == [tokens.index("\u2581a")]
+
+
+def test_a_wrong_order_of_scores_is_seen():
+    turned = scored(scores=[-s for s in SCORED["keys"]["scores"]])
+    assert any(turned.encode(text, bos=False) != ids for text, ids in SCORED["texts"].items())
+
+
+def test_vocab_and_merges_are_the_tokenizer_that_they_were_saved_from(tmp_path):
+    """As GPT-2's and Qwen2's own repositories have them."""
+    for name, pre in (("GPT2Tokenizer", "gpt-2"), ("Qwen2Tokenizer", "qwen2")):
+        path = tmp_path / name
+        path.mkdir()
+        plain = [t for t, kind in zip(TOKENS, TYPES, strict=True) if kind == 1]
+        ids = {t: i for i, t in enumerate(TOKENS) if t not in plain}
+        (path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
+        # The last ordinary token has the last id.
+        vocabulary = {t: i for i, t in enumerate([*plain, *ids])}
+        (path / "vocab.json").write_text(json.dumps({t: vocabulary[t] for t in plain}))
+        added = {str(vocabulary[t]): {"content": t, "special": t != "<think>"} for t in ids}
+        said = {"tokenizer_class": name, "added_tokens_decoder": added, "eos_token": "<|im_end|>", "chat_template": SMOL}
+        (path / "tokenizer_config.json").write_text(json.dumps(said))
+        got, want = open_tokenizer(path, {}), small(pre=pre)
+        for text in TEXTS:
+            theirs = [TOKENS[i] for i in want.encode(text, special=True)]
+            assert [got._plain.id_to_token(i) for i in got.encode(text, special=True)] == theirs
+        assert got.eos_ids == {vocabulary["<|im_end|>"], vocabulary["<|endoftext|>"]}
+        assert got.decode(got.encode(TEXTS[4])) == TEXTS[4]
+    (path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(ModelError, match=r"vocab.json is of a BertTokenizer, use one of GPT2Tokenizer or Qwen2Tokenizer, or a"):
+        open_tokenizer(path, {})
+    (path / "tokenizer_config.json").unlink()
+    (path / "merges.txt").write_text("x y z\n")
+    with pytest.raises(ModelError, match=r"merges.txt: does not fit vocab.json: "):
+        open_tokenizer(path, {})
+
+
 def test_folders_that_cannot_be_used(tmp_path):
     backend = byte_level()
     backend.decoder = decoders.WordPiece()
@@ -106,7 +169,15 @@ def test_folders_that_cannot_be_used(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"model": "llama"}, "small.gguf: tokenizer.ggml.model 'llama' is not byte-level BPE, 'gpt2': use the model's Hugging"),
+        ({"model": "t5"}, "small.gguf: tokenizer.ggml.model 't5' is neither byte-level BPE, 'gpt2', nor SentencePiece's"),
+        ({"model": "llama"}, "small.gguf: the tokenizer has no tokenizer.ggml.scores: use the model's Hugging"),
+        ({"model": "llama", "scores": [0.5]}, f"{len(TOKENS)} tokens and 1 scores"),
+        ({"model": "llama", "scores": ["0"]}, "tokenizer.ggml.scores is ..0.., not a list of numbers"),
+        (
+            {"model": "llama", "scores": [0.0] * len(TOKENS)},
+            "the tokenizer has 0 of 256 tokens for bytes and no token for",
+        ),
+        ({"token_type": [7] * len(TOKENS)}, "tokenizer.ggml.token_type has 7, use 1 to 6"),
         ({"pre": "falcon"}, "tokenizer.ggml.pre 'falcon' is none of default, gpt-2, smollm, "),
         ({"merges": None}, "the tokenizer has no tokenizer.ggml.merges"),
         ({"tokens": [*TOKENS[:-1], "h"]}, f"{len(TOKENS)} tokens, of which {len(TOKENS) - 1} differ, and {len(TOKENS)} token"),
