@@ -122,7 +122,7 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     if args.speculate and args.draft:
         raise UsageError("--speculate and --draft are two ways to draft: use one of them")
     pretrained.check_layers(args.speculate, config)
-    draft = pretrained.draft_of(args.draft, 1 if args.draft_whole else tp, config)
+    draft = pretrained.draft_of(args.draft, 1 if args.draft_whole else tp, config, tokenizer)
     if args.mla_cache == "striped" and config.latent is None:
         raise UsageError("--mla-cache striped is for latent attention, which this model has not: leave it out")
     return Task(axes, source, tokenizer, prompt, sampling, draft)

@@ -233,14 +233,23 @@ def check_layers(kind: str | None, config: Config) -> None:
         raise UsageError(f"--speculate {kind}: the model has {config.layers} layers: use layers=1 to layers={most}")
 
 
-def draft_of(path: Path | None, tp: int, config: Config) -> Source | None:
-    """The model that drafts, where there is one. Raises UsageError if the model of this `config` has another vocabulary."""
+def draft_of(path: Path | None, tp: int, config: Config, known: Tokenizer | None) -> Source | None:
+    """The model that drafts, where there is one. Tables of different length must be rounded up differently only: raises
+    UsageError where the tokenizers of both do not show that."""
     if path is None:
         return None
     draft = opened(path, tp)
     theirs, ours = draft.config.vocabulary, config.vocabulary
-    if theirs != ours:
-        raise UsageError(f"--draft {path} has a vocabulary of {theirs}, the model one of {ours}: use one of the same")
+    if theirs == ours:
+        return draft
+    said = f"--draft {path} has a vocabulary of {theirs}, the model one of {ours}"
+    other = tokenizer(draft)
+    if known is None or other is None:
+        raise UsageError(f"{said}, and without tokenizers nothing shows that their tokens are the same: use one of the same")
+    common = min(known.vocabulary, other.vocabulary)
+    differs = next((i for i in range(common) if known.bytes_of(i, True) != other.bytes_of(i, True)), None)
+    if differs is not None or common > min(theirs, ours):
+        raise UsageError(f"{said}, and their tokens are not the same, as {differs or common} is not: use one of the same")
     return draft
 
 

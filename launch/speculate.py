@@ -101,8 +101,8 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     for kind in drafts:
         pretrained.check_layers(kind, source.config)
     pretrained.check_memory(source, ranks, args.dtype)
-    draft = pretrained.draft_of(args.draft, ranks, source.config)
     tokenizer = pretrained.tokenizer(source)
+    draft = pretrained.draft_of(args.draft, ranks, source.config, tokenizer)
     prompts = ids_of_prompts(args, source, tokenizer)
     if args.max_new_tokens < 2:
         raise UsageError("--max-new-tokens 1 leaves nothing to draft: use 2 or more")

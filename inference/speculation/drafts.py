@@ -55,12 +55,16 @@ class Ngram:
 
 
 class ModelDraft:
-    """Another model of the same vocabulary, with a cache of its own. `generator`: of that model. It is sharded as the target
-    is, and so is its q; or it is whole on every rank, on an axis of one: then q is cut here, and rank 0's tokens count."""
+    """Another model of the same tokens, with a cache of its own. `generator`: of that model. It is sharded as the target
+    is, and so is its q; or it is whole on every rank, on an axis of one: then q is cut here, and rank 0's tokens count.
+
+    Its table may have other rows for tokens that are none, behind those that both have: of these it drafts none, and their q
+    is 0. Then q is gathered before it is cut as the target's p is."""
 
     def __init__(self, generator: Generator, sampler: Sampler) -> None:
         self.generator, self.sampler = generator, sampler
         self.whole = generator.sampler.tp.size != sampler.tp.size
+        self.alike = not self.whole and generator.sampler.cut.length == sampler.cut.length
 
     def propose(self, context: Sequence[int], most: int, sampling: Sampling, request: int) -> Drafted:
         generator, cache = self.generator, self.generator.cache
@@ -72,18 +76,29 @@ class ModelDraft:
         log_q: list[np.ndarray | None] = []
         for n in range(most):
             logits_1v = generator.forward([(request, new)])
+            logits_1v[:, max(0, self.sampler.cut.length - generator.sampler.first) :] = -np.inf
             if sampling.temperature == 0:
                 token, mine = int(generator.sampler.best(logits_1v)[0]), None
             else:
                 mine = generator.sampler.filtered(logits_1v[0], sampling)
                 token = generator.sampler.draw(mine, sampling, request, len(context) + n, "draft")
-                mine = self.sampler.part(mine) if self.whole else mine
+                mine = self._cut_as_p(mine)
             tokens.append(token)
             log_q.append(mine)
             new = [token]
         if self.whole:
             tokens = self.sampler.tp.broadcast(np.array(tokens, np.int64)).tolist()
         return Drafted(tokens, log_q)
+
+    def _cut_as_p(self, log_q: np.ndarray) -> np.ndarray:
+        """log q at the target's ids of this rank, from that at the draft's."""
+        if self.alike:
+            return log_q
+        theirs = self.generator.sampler
+        whole = log_q if self.whole else theirs.tp.all_gather(log_q, 0, theirs.cut)
+        ours_V = np.full(self.sampler.cut.length, -np.inf)
+        ours_V[: len(whole)] = whole[: len(ours_V)]
+        return self.sampler.part(ours_V)
 
     def accepted(self, context: Sequence[int], many: int) -> None:
         for request, length in list(self.generator.cache.lengths.items()):

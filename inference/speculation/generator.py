@@ -24,16 +24,12 @@ class Speculative(Generator):
     def __init__(
         self, model: Transformer, mesh: Mesh, cache: Cache | Striped, draft: str | Generator, gamma: int | None = None
     ) -> None:
-        """`draft`: "ngram", "layers=K", or the generator of another model. `gamma` None: as many as pay."""
+        """`draft`: "ngram", "layers=K", or the generator of another model, whose tokens are the same. `gamma` None: as many as
+        pay."""
         super().__init__(model, mesh, cache)
         self.gamma = Gamma(gamma)
         self.account = Account()
         if isinstance(draft, Generator):
-            if draft.model.embedding.cut.length != model.embedding.cut.length:
-                raise ValueError(
-                    f"the draft's vocabulary of {draft.model.embedding.cut.length} is not the model's "
-                    f"{model.embedding.cut.length}: use a draft of the same"
-                )
             self.draft: Draft = ModelDraft(draft, self.sampler)
         elif draft == "ngram":
             self.draft = Ngram()

@@ -94,6 +94,8 @@ def poisoned(folder, row):
     tensors["lm_head.weight"] = tensors["embed_tokens.weight"].copy()
     tensors["embed_tokens.weight"][row] = np.nan
     save_file(tensors, folder / "model.safetensors")
+    # Whoever says nothing gets the likeliest token.
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2, "do_sample": true, "top_k": 1}')
     return folder
 
 
@@ -160,6 +162,8 @@ def test_a_request_fails_and_the_server_lives_on(tmp_path):
     try:
         assert server.name == "org/poisoned"
         right = server.complete([83, 62, 63], **with_nan, return_token_ids=True)["choices"][0]["token_ids"]
+        unsaid = server.complete([83, 62, 63], max_tokens=6, ignore_eos=True, return_token_ids=True)
+        assert unsaid["choices"][0]["token_ids"] == right
         for fields in ({}, {"temperature": 1.0, "top_k": 4}, {"logprobs": 3}, {"n": 2, "temperature": 1.0}):
             status, text, _ = server.post("/v1/completions", {"prompt": [8, 17, 9], **with_nan, **fields})
             error = json.loads(text, parse_constant=pytest.fail)["error"]

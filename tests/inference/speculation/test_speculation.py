@@ -137,7 +137,24 @@ def test_acceptance_and_residual_of_a_small_case(mesh):
 def test_what_cannot_be_is_refused(mesh):
     with pytest.raises(ValueError, match="cannot draft with 3 of the model's 3 layers: use 1 to 2"):
         speculator(mesh, "llama", "paged", "layers=3", 2)
-    model = build(CONFIGS["llama"], mesh.tp, drawn(1, "float64"))
-    other = build(replace(CONFIGS["llama"], vocabulary=V + 1), mesh.tp, drawn(1, "float64"))
-    with pytest.raises(ValueError, match=f"the draft's vocabulary of {V + 1} is not the model's {V}"):
-        Speculative(model, mesh, make_cache(model, "paged"), Generator(other, mesh, make_cache(other, "paged")))
+
+
+@pytest.mark.parametrize("rows", [V + 13, V - 4])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_draft_whose_table_is_padded_otherwise(mesh, comm, rows, whole):
+    """Greedy tokens are plain ones, and drafts are accepted; sampled ones come from a q that sums to 1, of tokens that are."""
+    model = build(CONFIGS["llama"], mesh.tp, drawn(1, "float64", 0.25))
+    axes = Mesh(MPI.COMM_SELF, tp=1) if whole else mesh
+    other = build(replace(CONFIGS["llama"], vocabulary=rows, layers=1), axes.tp, drawn(1, "float64", 0.25))
+    want = [g.token for g in Generator(model, mesh, make_cache(model, "paged")).tokens(PROMPT, Sampling(), 30)]
+    drafting = Generator(other, axes, make_cache(other, "paged"))
+    generator = Speculative(model, mesh, make_cache(model, "paged"), drafting, 3)
+    assert [g.token for g in generator.tokens(PROMPT, Sampling(), 30)] == want
+    assert generator.account.drafted > 20
+    drafted = generator.draft.propose(PROMPT, 4, Sampling(0.9, top_p=0.95), 0)
+    for token, log_q_v in zip(drafted.tokens, drafted.log_q, strict=True):
+        q = mesh.tp.all_gather(np.exp(log_q_v), 0, model.embedding.cut)
+        assert q.shape == (V,)
+        assert q.sum() == pytest.approx(1, abs=1e-12)
+        assert q[token] > 0
+    generator.draft.close()
