@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 # What the menu is divided into. A command that is in none stands under the last.
 GROUPS = {
     "Parallel layers": ("tp_mlp", "tp_attention", "cp_attention", "ep_moe", "pipeline"),
-    "Training": ("dp_train", "train", "equal"),
+    "Training": ("dp_train", "train", "equal", "export"),
     "Real models": ("generate", "score", "speculate", "kv_cache", "serve", "serving_bench"),
     "Time": ("trace", "bench"),
     "Learning": ("practice",),

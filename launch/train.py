@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from launch import report
+from launch import pretrained, report
 from launch.measure import products
 from launch.measure.training import Run, Task
 from launch.options import (
@@ -41,6 +41,7 @@ from layers.context import KINDS
 from layers.pieces import LAYOUTS
 from models.build import build
 from models.config import Config, Experts, gpt2_like, llama_like
+from models.source import Source
 from models.stage import by_hand, dealt
 from parallel import schedules
 from parallel.checkpoint import CheckpointError, latest
@@ -50,23 +51,28 @@ from parallel.shard import AXES
 from plan.dry import DryAxis, dry_weights
 from training import text
 
+# What a pretrained model has settled.
+OF_ITS_OWN = ("--family", "--d-model", "--heads", "--kv-heads", "--d-ff", "--experts", "--tied")
+
 
 def options() -> argparse.ArgumentParser:
     p = parser(
         "train",
-        "Train a byte-level language model on any mesh of pp, dp, ep, cp and tp.",
+        "Train a language model on any mesh of pp, dp, ep, cp and tp: one of bytes from scratch, or a pretrained one further.",
         (
             "mpirun -n 4 python -m launch.train --mesh dp=2,tp=2",
             "mpirun -n 4 python -m launch.train --mesh pp=4 --layers 4 --micro-batches 8",
             "mpirun -n 4 python -m launch.train --checkpoint kept --save-every 100",
             "mpirun -n 2 python -m launch.train --checkpoint kept --resume",
+            "mpirun -n 2 python -m launch.train --model PATH --text FILE --lr 1e-4 --checkpoint kept",
         ),
     )
     p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in pp=2,dp=2,tp=2 (default: all along dp)")
     p.add_argument("--text", metavar="FILE", help="what to learn from (default: the documentation that comes with Python)")
     m = p.add_argument_group("model")
     m.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what it is like")
-    m.add_argument("--layers", type=layers, default="3", help="blocks; or of each stage, as in 3,3,2,0")
+    m.add_argument("--model", metavar="PATH", type=Path, help="begin from this pretrained model, with its own tokenizer")
+    m.add_argument("--layers", type=layers, help="blocks; or of each stage, as in 3,3,2,0 (default: 3; a --model's)")
     m.add_argument("--d-model", type=positive, default=128, help="D")
     m.add_argument("--heads", type=positive, default=4, help="query heads, a divisor of D")
     m.add_argument("--kv-heads", type=positive, help="key/value heads, a divisor of the heads (default: all of them)")
@@ -105,15 +111,47 @@ def options() -> argparse.ArgumentParser:
     k.add_argument("--save-every", type=natural, default=0, help="steps between checkpoints; 0: only the last")
     k.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, on whatever mesh")
     k.add_argument("--output", metavar="DIR", type=targets.PictureFolder, default="out", help="where loss.csv and loss.png go")
-    k.add_argument("--sample", type=natural, default=300, help="bytes of text to write at the end")
+    k.add_argument("--sample", type=natural, default=300, help="tokens of text to write at the end")
     only_with(p, "--save-every", "--resume", checkpoint=True)
-    only_with(p, "--active", "--shared", "--balance", experts=True)
     only_with(p, "--zero-over", zero=True)
+    only_with(p, "--active", "--shared", experts=True)
+    only_with(p, "--balance", experts=True, model=True)
+    only_with(p, *OF_ITS_OWN, model=False)
     return p
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
     axes = settled(args.mesh, ranks, along=AXES)
+    config, source = _pretrained(args, axes) if args.model else (_from_scratch(args, axes), None)
+    tokenizer = None if source is None else pretrained.tokenizer(source)
+    if source is not None and tokenizer is None:
+        raise UsageError(f"--model {args.model} has no tokenizer that can be used, and text has no tokens without one")
+    _check_batch(args, axes, config)
+    try:
+        data = text.read(args.text, args.sequence_length, None if tokenizer is None else tokenizer.encode)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    pretrained.check_ids(data.train, config, args.sequence_length)
+    if args.checkpoint is not None:
+        _check_folder(args.checkpoint, args.resume)
+    plan, blocks = _stages(args, axes.get("pp", 1), config.layers)
+    _check_memory(config, args, axes)
+    return Task(axes, config, plan, blocks, data, source, tokenizer)
+
+
+def _pretrained(args: argparse.Namespace, axes: dict[str, int]) -> tuple[Config, Source]:
+    source = pretrained.opened(args.model, axes["tp"], axes.get("ep", 1))
+    c, window = source.config, max(source.config.windows, default=0)
+    if args.balance != "none" and c.experts is None:
+        raise UsageError(f"--balance {args.balance} is for experts, which {args.model} has not: leave it out")
+    if args.balance == "bias" and not c.experts.correction:
+        raise UsageError(f"--balance bias moves a bias that {args.model} has not: use --balance loss")
+    if axes.get("cp", 1) > 1 and args.context == "ring" and window:
+        raise UsageError(f"cannot attend within the model's window of {window} by the ring: use --context ulysses or gather")
+    return c, source
+
+
+def _from_scratch(args: argparse.Namespace, axes: dict[str, int]) -> Config:
     D, H = args.d_model, args.heads
     kv_heads = args.kv_heads or H
     gated = args.family == "llama"
@@ -126,13 +164,24 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
         raise UsageError(f"heads of odd width {D // H} cannot be rotated: use --d-model {2 * D} or --family gpt2")
     if not gated and kv_heads != H:
         raise UsageError(f"--family gpt2 has as many kv-heads as heads, not {kv_heads}: leave --kv-heads out")
-    dp, tp = axes["dp"], axes["tp"]
+    tp = axes["tp"]
     for name, most in (("heads", H), ("d-ff", d_ff)):
         if tp > most:
             raise UsageError(f"cannot cut --{name} {most} over tp={tp}: use at most tp={most}")
+    layers = sum(args.layers or (3,))
+    sizes = (text.VOCABULARY, D, layers, H, *([kv_heads] if gated else []), d_ff, args.sequence_length, args.tied)
+    config = (llama_like if gated else gpt2_like)(*sizes)
+    return replace(config, experts=_experts(args, d_ff, axes.get("ep", 1))) if args.experts else config
+
+
+def _check_batch(args: argparse.Namespace, axes: dict[str, int], config: Config) -> None:
+    """Refuse sequences that the ranks cannot share out."""
+    dp, tp, H = axes["dp"], axes["tp"], config.heads
     if args.context == "ulysses" and axes.get("cp", 1) > H // tp:
         raise UsageError(f"cannot cut {H // tp} heads of a rank over cp={axes['cp']}: use --context ring")
     S, batch = args.sequence_length, args.batch_tokens
+    if config.context < S:
+        raise UsageError(f"--sequence-length {S} is beyond the model's context: use at most {config.context}")
     if batch % S:
         raise UsageError(f"--batch-tokens {batch} is not a multiple of --sequence-length {S}: use {max(1, batch // S) * S}")
     ranks = dp * axes.get("ep", 1)
@@ -142,19 +191,6 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
             f"cannot deal {batch // S} sequences to {along} ranks in {args.micro_batches} micro-batches: "
             f"use --batch-tokens {S * ranks * args.micro_batches} or more"
         )
-    try:
-        data = text.read(args.text, S)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    if args.checkpoint is not None:
-        _check_folder(args.checkpoint, args.resume)
-    plan, blocks = _stages(args, axes.get("pp", 1))
-    sizes = (text.VOCABULARY, D, sum(args.layers), H, *([kv_heads] if gated else []), d_ff, S, args.tied)
-    config = (llama_like if gated else gpt2_like)(*sizes)
-    if args.experts:
-        config = replace(config, experts=_experts(args, d_ff, axes.get("ep", 1)))
-    _check_memory(config, args, axes)
-    return Task(axes, config, plan, blocks, *data)
 
 
 def _experts(args: argparse.Namespace, d_ff: int, ep: int) -> Experts:
@@ -169,15 +205,18 @@ def _experts(args: argparse.Namespace, d_ff: int, ep: int) -> Experts:
     return Experts(args.experts, args.active, d_ff, args.shared * d_ff, **how)
 
 
-def _stages(args: argparse.Namespace, pp: int) -> tuple[Plan, list[range]]:
-    """The plan of a step, and the blocks of each of its stages."""
+def _stages(args: argparse.Namespace, pp: int, layers: int) -> tuple[Plan, list[range]]:
+    """The plan of a step, and the blocks of each of its stages, `layers` together."""
+    counts = args.layers or (layers,)
+    if sum(counts) != layers:
+        raise UsageError(f"--layers {','.join(map(str, counts))}: {args.model} has {layers} layers: use counts of that sum")
     try:
         plan = schedules.plan(args.schedule, pp, args.micro_batches, args.chunks)
-        blocks = by_hand(args.layers) if len(args.layers) > 1 else dealt(args.layers[0], plan.stages)
+        blocks = by_hand(counts) if len(counts) > 1 else dealt(layers, plan.stages)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if len(blocks) != plan.stages:
-        said = ",".join(map(str, args.layers))
+        said = ",".join(map(str, counts))
         raise UsageError(
             f"--layers {said} is for {len(blocks)} stages, {args.schedule} on pp={pp} has {plan.stages}: give so many"
         )
@@ -212,7 +251,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         seconds = run.steps()
     except CheckpointError as error:
         raise UsageError(str(error)) from None
-    bits = run.validation.bits(progress.items("validation", comm.rank == 0))
+    bits = task.text.per_byte * run.validation.bits(progress.items("validation", comm.rank == 0))
     sample = run.sample.text(progress.items("sample", comm.rank == 0))
     steps = len(run.losses) - begun_at
     rows = run.mesh.ledger.report(run.predicted(steps))
@@ -244,11 +283,12 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "files": files,
         "sample": sample,
     }
-    return report.publish(args.json, result, lambda: show(result, run.losses), wrong, unwritten=unwritten)
+    a_byte = [task.text.per_byte * loss for loss in run.losses]
+    return report.publish(args.json, result, lambda: show(result, a_byte), wrong, unwritten=unwritten)
 
 
 def show(result: dict, losses: list[float]) -> None:
-    """The report for people. `losses`: of all steps, those before this start of the run among them."""
+    """The report for people. `losses`: in nats a byte, of all steps, those before this start of the run among them."""
     axes, c = ", ".join(f"{name}={n}" for name, n in result["mesh"].items()), result["config"]
     report.say(
         f"{c['family']}-like model of {result['parameters']:,} parameters on {axes}: {c['layers']} layers, D {c['d_model']}, "

@@ -103,6 +103,39 @@ def sizes(s: Settings, defaults: Defaults) -> dict[str, int | float | bool]:
     }
 
 
+def settings_of(c: Config) -> dict:
+    """What config.json says of a model with Llama's settings; the other way round than `config_of`."""
+    rotated = c.rope or Rope(2)
+    return {
+        "vocab_size": c.vocabulary,
+        "hidden_size": c.d_model,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.d_head or c.d_model // c.heads,
+        "intermediate_size": c.d_ff,
+        "max_position_embeddings": c.context,
+        "rms_norm_eps": c.eps,
+        "hidden_act": ACTIVATIONS["swiglu"][0],
+        "tie_word_embeddings": c.tied,
+        "rope_parameters": {"rope_theta": rotated.base} | _scaling(rotated.scaling),
+    }
+
+
+def _scaling(scaling: Scaling | None) -> dict:
+    """The parameters of a scaling of rotary frequencies; the plain ones where no parameters say it."""
+    if isinstance(scaling, Linear):
+        return {"rope_type": "linear", "factor": scaling.factor}
+    if isinstance(scaling, Llama3):
+        factors = {name: getattr(scaling, name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+        return {"rope_type": "llama3", **factors, "original_max_position_embeddings": scaling.original}
+    if isinstance(scaling, Yarn):
+        names = ("factor", "beta_fast", "beta_slow", "truncate")
+        more = {"original_max_position_embeddings": scaling.original, "attention_factor": scaling.table_factor}
+        return {"rope_type": "yarn", **{name: getattr(scaling, name) for name in names}, **more}
+    return {"rope_type": "default"}
+
+
 def optional(s: Settings, key: str, defaults: Defaults) -> int | None:
     """A size that may also be null."""
     return None if s.get(key, defaults[key]) is None else s.size(key, defaults[key])

@@ -21,7 +21,9 @@ class ModelType:
     `config`: settings of config.json -> Config; raises ModelError for what we cannot do. `names`: the tensors' names by role,
     given the shapes of those that the files have. `harmless`: whether a tensor of this name, which the model doesn't need, may
     be in its files. `turned`: whether matrices are stored (out, in), as PyTorch's linear layers are. `base`: what leads the
-    names of the model without its head; it may be left out in the files.
+    names of the model without its head; it may be left out in the files. `settings`: Config -> what config.json says of it, as
+    far as the family can, or None for one that is not written; whoever writes it compares what is read back. `architecture`:
+    the name of transformers' class.
     """
 
     config: Callable[[Settings], Config]
@@ -29,6 +31,8 @@ class ModelType:
     harmless: Callable[[str, Config], bool]
     turned: bool = True
     base: str = "model."
+    settings: Callable[[Config], dict] | None = None
+    architecture: str = ""
 
 
 @dataclass(frozen=True)

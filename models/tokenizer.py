@@ -28,7 +28,7 @@ def _alphabet() -> dict[str, int]:
     return {chr(b): b for b in printed} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
-_BYTE_OF = _alphabet()
+BYTE_OF = _alphabet()
 
 
 class Tokenizer:
@@ -141,7 +141,7 @@ class Tokenizer:
         if i in self._added:
             return token.encode()
         if self._byte_level:
-            return bytes(_BYTE_OF[c] for c in token) if all(c in _BYTE_OF for c in token) else token.encode()
+            return bytes(BYTE_OF[c] for c in token) if all(c in BYTE_OF for c in token) else token.encode()
         if re.fullmatch("<0x[0-9A-F]{2}>", token):
             return bytes([int(token[3:5], 16)])
         return token.replace("\u2581", " ").encode()

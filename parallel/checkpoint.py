@@ -236,6 +236,10 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensor(name)["shape"])
 
+    def dtype(self, name: str) -> np.dtype:
+        """In which a tensor is stored."""
+        return np.dtype(DTYPES[self._tensor(name)["dtype"]])
+
     def _tensor(self, name: str) -> dict:
         if name not in self._tensors:
             raise CheckpointError(f"{self.path} has no tensor {name!r}: it has {_listed(self.names)}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from math import log
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from training.text import MicroBatch, sequences, whole_sequences
 from training.trainer import Trainer
 
 # What a sample begins with, and how freely it is drawn.
-PROMPT, TEMPERATURE = b"The ", 0.5
+PROMPT, TEMPERATURE = "The ", 0.5
 
 Told = Callable[[Iterable], Iterable]
 
@@ -49,25 +50,33 @@ class Validation:
         return [*sent, Traffic("all_reduce", self.trainer.losses.name, "validation", 8)]
 
 
+class Spelling(NamedTuple):
+    """Text to ids and back: bytes, or a tokenizer's."""
+
+    encode: Callable[[str], list[int]] = lambda text: list(text.encode())
+    decode: Callable[[list[int]], str] = lambda ids: bytes(ids).decode("utf-8", errors="replace")
+
+
 class Sample:
-    """`many` bytes after PROMPT, each drawn at TEMPERATURE from a forward over the last `length` that stand before it: by the
+    """`many` tokens after PROMPT, each drawn at TEMPERATURE from a forward over the last `length` that stand before it: by the
     rank that has the last token's logits, which then tells the others."""
 
-    def __init__(self, trainer: Trainer, length: int, many: int, seed: int) -> None:
+    def __init__(self, trainer: Trainer, length: int, many: int, seed: int, spelling: Spelling) -> None:
         self.trainer, self.length, self.many, self.seed = trainer, length, many, seed
+        self.spelling, self.prompt = spelling, spelling.encode(PROMPT)
         self._last = [*trainer.rank_of.values()][-1]
         self._heads = [stage.end.head for stage in trainer.stages.values() if stage.end is not None]
 
     def text(self, told: Told) -> str:
         """PROMPT and what follows; "" where nothing is asked for."""
-        random, mesh, ids = np.random.default_rng(self.seed), self.trainer.mesh, list(PROMPT)
+        random, mesh, ids = np.random.default_rng(self.seed), self.trainer.mesh, list(self.prompt)
         for _ in told(range(self.many)):
             work, owner = self.trainer.forward([self._recent(ids)], "sample"), self._owner(len(ids))
             with mesh.phase("sample"):
                 chosen = np.array([self._drawn(work.logits[0], owner, random) if self._heads else 0])
                 chosen = mesh.cp.broadcast(chosen, owner)
                 ids.append(mesh.pp.broadcast(chosen, self._last).item())
-        return bytes(ids).decode("utf-8", errors="replace") if self.many else ""
+        return self.spelling.decode(ids) if self.many else ""
 
     def _recent(self, ids: Sequence[int]) -> MicroBatch:
         recent = np.array(ids[-self.length :])
@@ -91,7 +100,7 @@ class Sample:
     def traffic(self) -> list[Traffic]:
         """What `text` sends."""
         trainer, sent = self.trainer, []
-        for n in range(len(PROMPT), len(PROMPT) + self.many):
+        for n in range(len(self.prompt), len(self.prompt) + self.many):
             sent += trainer.forward_traffic([self._recent([0] * n)], "sample")
             if self._heads and trainer.mesh.cp.rank == self._owner(n):
                 logits = message((self._heads[0].cut.length,), trainer.dtype.itemsize)

@@ -1,7 +1,8 @@
-"""Text to learn from: bytes cut into sequences, dealt out in an order that a checkpoint can resume."""
+"""Text to learn from: bytes or tokens cut into sequences, dealt out in an order that a checkpoint can resume."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +26,18 @@ class MicroBatch(NamedTuple):
     lengths: list[int]
 
 
-def read(path: str | None, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation bytes: of the file, or of the documentation that comes with Python (`pydoc_data.topics`).
+class Text(NamedTuple):
+    """Ids to train on, and to validate with. `per_byte`: how many of them a byte of the text is, 1 where they are bytes."""
 
-    Raises ValueError for a file that cannot be read, is empty, or leaves either part shorter than a sequence and one byte.
+    train: np.ndarray
+    validation: np.ndarray
+    per_byte: float = 1.0
+
+
+def read(path: str | None, sequence_length: int, encode: Callable[[str], list[int]] | None = None) -> Text:
+    """The bytes of the file, or of the documentation that comes with Python (`pydoc_data.topics`); with `encode`, its tokens.
+
+    Raises ValueError for a file that cannot be read, is empty, or leaves either part shorter than a sequence and one more.
     """
     if path is None:
         from pydoc_data.topics import topics
@@ -41,14 +50,19 @@ def read(path: str | None, sequence_length: int) -> tuple[np.ndarray, np.ndarray
             raise ValueError(f"--text {path}: {error.strerror or error}: use a file of text that can be read") from None
         if not text:
             raise ValueError(f"--text {path} is empty: use a file of text")
-    data = np.frombuffer(text, np.uint8).astype(np.int64)
+    data, what = np.frombuffer(text, np.uint8).astype(np.int64), "bytes"
+    if encode is not None:
+        try:
+            data, what = np.array(encode(text.decode()), np.int64), "tokens"
+        except ValueError as error:
+            raise ValueError(f"--text {path}: {error}: use text in UTF-8") from None
     train, validation = np.split(data, [int(TRAINED * len(data))])
     if len(validation) <= sequence_length:
         raise ValueError(
-            f"--text {path} has {len(data)} bytes, the last tenth of them {len(validation)}: too short for --sequence-length "
-            f"{sequence_length}: use at least {10 * (sequence_length + 1)} bytes or shorter sequences"
+            f"--text {path} has {len(data)} {what}, the last tenth of them {len(validation)}: too short for --sequence-length "
+            f"{sequence_length}: use at least {10 * (sequence_length + 1)} {what} or shorter sequences"
         )
-    return train, validation
+    return Text(train, validation, len(data) / len(text))
 
 
 def sequences(data: np.ndarray, chosen: np.ndarray, length: int) -> MicroBatch:

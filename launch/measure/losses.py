@@ -14,13 +14,14 @@ COLUMNS = ("step", "tokens", "loss_nats", "bits_per_byte")
 
 
 class LossTable:
-    """The losses of all steps as `path`, for steps of so many `tokens`; `losses`: of the steps before this start of the run.
+    """The losses of all steps as `path`, for steps of so many `tokens`; `losses`: of the steps before this start of the run;
+    `per_byte`: how many tokens a byte of text is.
 
     What stood there gives way at the first step. Where it cannot be written, `problem` says why, and the run goes on.
     """
 
-    def __init__(self, path: Path, tokens: int, losses: Sequence[float]) -> None:
-        self.path, self.tokens, self.losses = path, tokens, list(losses)
+    def __init__(self, path: Path, tokens: int, losses: Sequence[float], per_byte: float = 1.0) -> None:
+        self.path, self.tokens, self.losses, self.per_byte = path, tokens, list(losses), per_byte
         self.problem: str | None = None
         self.begun = False
 
@@ -46,5 +47,5 @@ class LossTable:
 
     def _lines(self, first: int) -> str:
         text, steps = io.StringIO(), enumerate(self.losses[first - 1 :], first)
-        csv.writer(text).writerows((n, n * self.tokens, repr(loss), repr(loss / log(2))) for n, loss in steps)
+        csv.writer(text).writerows((n, n * self.tokens, repr(loss), repr(self.per_byte * loss / log(2))) for n, loss in steps)
         return text.getvalue()

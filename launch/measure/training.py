@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -16,12 +17,17 @@ from launch import start
 from launch.measure.losses import LossTable
 from launch.pictures import curve
 from launch.pictures import load as experts
+from launch.pretrained import name_of
 from launch.terminal import progress, targets
 from layers.context import KINDS
 from layers.optimizer import warmup_cosine
 from models.build import Parts
 from models.config import Config
+from models.piece import ModelError
+from models.saved import described
+from models.source import Source
 from models.stage import stages
+from models.tokenizer import Tokenizer
 from parallel.checkpoint import Checkpoint, CheckpointError, latest, save
 from parallel.control import Control
 from parallel.ledger import Traffic
@@ -29,7 +35,7 @@ from parallel.parameter import drawn
 from parallel.replicas import Copy, Replicas
 from parallel.schedule import Plan
 from training import text
-from training.evaluation import Sample, Validation
+from training.evaluation import Sample, Spelling, Validation
 from training.trainer import Recipe, Trainer
 
 # What a run that is taken up again must have in common with the one that was left; the rest may change.
@@ -41,15 +47,20 @@ ALPHA, GAMMA = 0.003, 0.001
 
 
 class Task(NamedTuple):
-    """Ranks along each axis, the model, the plan of a step and the blocks of each stage; the bytes to train on and those to
-    validate with."""
+    """Ranks along each axis, the model, the plan of a step and the blocks of each stage; the text; the pretrained model to
+    begin from, if there is one, and its tokenizer."""
 
     axes: dict[str, int]
     config: Config
     plan: Plan
     blocks: list[range]
-    train: np.ndarray
-    validation: np.ndarray
+    text: text.Text
+    source: Source | None = None
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def spelling(self) -> Spelling:
+        return Spelling() if self.tokenizer is None else Spelling(self.tokenizer.encode, self.tokenizer.decode)
 
 
 class Run:
@@ -65,10 +76,11 @@ class Run:
         recipe = Recipe(args.clip, args.zero, args.zero_over, args.overlap == "on", bucket, args.weight_decay, task.plan)
         rates = {"loss": {"alpha": ALPHA}, "bias": {"gamma": GAMMA}, "none": {}}[args.balance]
         recipe = replace(recipe, layout=args.layout, **rates)
-        self.trainer = Trainer(stages(parts, drawn(args.seed, args.dtype), *placed), self.mesh, recipe)
-        self.train, S = task.train, args.sequence_length
-        self.validation = Validation(self.trainer, task.validation, S, args.batch_tokens // S)
-        self.sample = Sample(self.trainer, S, args.sample, args.seed)
+        weights = drawn(args.seed, args.dtype) if task.source is None else task.source.weights(args.dtype)
+        self.trainer = Trainer(stages(parts, weights, *placed), self.mesh, recipe)
+        self.task, self.train, S = task, task.text.train, args.sequence_length
+        self.validation = Validation(self.trainer, task.text.validation, S, args.batch_tokens // S)
+        self.sample = Sample(self.trainer, S, args.sample, args.seed, task.spelling)
         self.order = text.Order(text.whole_sequences(self.train, args.sequence_length), args.seed)
         self.losses: list[float] = []
         self.table: LossTable | None = None
@@ -78,9 +90,14 @@ class Run:
         chosen = np.zeros(args.batch_tokens // args.sequence_length, int)
         self.shapes = self._dealt(chosen)
         # The options, with what they left open.
-        self.settled = vars(args) | {name: getattr(task.config, name) for name in ("layers", "kv_heads", "d_ff")}
+        sizes = ("layers", "d_model", "heads", "kv_heads", "d_ff", "tied")
+        self.settled = vars(args) | {name: getattr(task.config, name) for name in sizes}
         self.settled["layers_of_stages"] = [len(blocks) for blocks in task.blocks]
+        if task.source is not None:
+            self.settled |= {"family": task.source.family, "model": name_of(task.source.path)}
         self.identity = {name: self.settled[name] for name in (*FIXED, *(ROUTED if args.experts else ()))}
+        if task.source is not None:
+            self.identity["model"] = self.settled["model"]
         self.identity["text"] = sha256(self.train.tobytes()).hexdigest()
 
     def _dealt(self, chosen: np.ndarray) -> list[text.MicroBatch]:
@@ -91,7 +108,7 @@ class Run:
         """All steps that are left, and the checkpoints among them: seconds of the steps."""
         args, seconds = self.args, 0.0
         if self.control.rank == 0:
-            self.table = LossTable(args.output / "loss.csv", args.batch_tokens, self.losses)
+            self.table = LossTable(args.output / "loss.csv", args.batch_tokens, self.losses, self.task.text.per_byte)
         if not self.losses:
             self._tell_what_is_kept(0)
         with progress.steps("training", args.steps, len(self.losses), args.batch_tokens, self.control.rank == 0) as advance:
@@ -125,10 +142,21 @@ class Run:
         yield Copy("the losses", self.losses)
 
     def save(self) -> None:
-        state = {"run": self.identity, "order": self.order.state(), "losses": self.losses}
+        state = {"run": self.identity, "order": self.order.state(), "losses": self.losses, "model": self._described()}
         save(self.args.checkpoint, len(self.losses), self.trainer.pieces(), state, self.control)
         self.saves += 1
         self._tell_what_is_kept(len(self.losses))
+
+    def _described(self) -> dict | None:
+        """What launch.export needs to know of the model: config.json, by which pairs its heads are rotated, and where its
+        tokenizer is (null: its tokens are bytes); null for one that no published family says."""
+        config, source = self.task.config, self.task.source
+        try:
+            settings = described(config)
+        except ModelError:
+            return None
+        pairing = "half" if config.rope is None else config.rope.pairing
+        return {"config": settings, "pairing": pairing, "beside": None if source is None else str(source.path.resolve())}
 
     def _tell_what_is_kept(self, step: int) -> None:
         """What is said where the run is interrupted."""
@@ -146,6 +174,7 @@ class Run:
         was = checkpoint.state.get("run")
         if not isinstance(was, dict):
             raise CheckpointError(f"{checkpoint.path}: its state is not that of a training run")
+        self._lengthen(was)
         for name, here in self.identity.items():
             if was.get(name) != here:
                 what = "was made from another text" if name == "text" else f"has {name} {was.get(name)}, this run {here}"
@@ -160,11 +189,21 @@ class Run:
             raise CheckpointError(f"{checkpoint.path}: its state is not that of a training run: {error!r}") from None
         self._tell_what_is_kept(len(self.losses))
 
+    def _lengthen(self, was: dict) -> None:
+        """A run may go on beyond its end: the learning rate then falls by a cosine to the new one."""
+        before, now = was.get("steps"), self.args.steps
+        if isinstance(before, int) and before < now:
+            was["steps"] = now
+            if self.control.rank == 0:
+                line = f"the run was to end at step {before}: its learning rate goes on by the cosine that ends at step {now}"
+                print(f"note: {line}", file=sys.stderr, flush=True)
+
     def written(self, validation_bits: float, load: dict[str, list[int]]) -> tuple[list[str], list[str | None]]:
         """The files of the curve and the experts' load, and why those that are not there could not be written. Rank 0."""
         table, picture = self.table, self.args.output / "loss.png"
         table.add()
-        why = targets.write(picture, lambda file: curve.draw(file, self.losses, validation_bits))
+        a_byte = [self.task.text.per_byte * loss for loss in self.losses]
+        why = targets.write(picture, lambda file: curve.draw(file, a_byte, validation_bits))
         unwritten = {table.path: table.problem, picture: why}
         if load:
             bars = self.args.output / "load.png"

@@ -34,6 +34,20 @@ def _config(s: Settings) -> Config:
     return replace(gpt2_like(*sizes, s.flag("tie_word_embeddings", True)), eps=s.number("layer_norm_epsilon", 1e-5))
 
 
+def _settings(c: Config) -> dict:
+    return {
+        "vocab_size": c.vocabulary,
+        "n_positions": c.context,
+        "n_embd": c.d_model,
+        "n_layer": c.layers,
+        "n_head": c.heads,
+        "n_inner": c.d_ff,
+        "layer_norm_epsilon": c.eps,
+        "activation_function": config_json.ACTIVATIONS["gelu"][0],
+        "tie_word_embeddings": c.tied,
+    }
+
+
 def _names(there: Shapes) -> Names:
     ends = {"wte": "wte.weight", "wpe": "wpe.weight", "nf": "ln_f.weight"}
     ends = {role: f"transformer.{name}" for role, name in ends.items()} | {"head": "lm_head.weight"}
@@ -50,4 +64,5 @@ def _architecture(s: Settings, tensors: Tensors) -> Config:
     return replace(c, positions=c.context)
 
 
-FAMILY = Family({"gpt2": ModelType(_config, _names, _harmless, turned=False, base="transformer.")}, {"gpt2": _architecture})
+_STORED = {"turned": False, "base": "transformer.", "settings": _settings, "architecture": "GPT2LMHeadModel"}
+FAMILY = Family({"gpt2": ModelType(_config, _names, _harmless, **_STORED)}, {"gpt2": _architecture})

@@ -39,6 +39,10 @@ def _config(s: Settings) -> Config:
     return replace(c, bias=bias, bias_out=bias, bias_mlp=s.flag("mlp_bias", False))
 
 
+def _settings(c: Config) -> dict:
+    return config_json.settings_of(c) | {"attention_bias": c.bias, "mlp_bias": c.bias_mlp}
+
+
 def names(there: Shapes, block: Names = BLOCK) -> Names:
     if any(name.endswith(_STACKED["x_gate_up"]) for name in there):
         block = {role: name for role, name in block.items() if role not in ("x_gate", "x_up")} | _STACKED
@@ -57,4 +61,5 @@ def _architecture(s: Settings, tensors: Tensors) -> Config:
 
 
 # Whoever makes GGUF files of Llamas turns their weights, so that neighbours are rotated instead of halves.
-FAMILY = Family({"llama": ModelType(_config, names, harmless)}, {"llama": _architecture})
+_TYPE = ModelType(_config, names, harmless, settings=_settings, architecture="LlamaForCausalLM")
+FAMILY = Family({"llama": _TYPE}, {"llama": _architecture})

@@ -21,4 +21,9 @@ def _config(s: Settings) -> Config:
     return config_json.windowed(config_json.config_of(s, DEFAULTS), config_json.optional(s, "sliding_window", DEFAULTS))
 
 
-FAMILY = Family({"mistral": ModelType(_config, llama.names, llama.harmless)}, {})
+def _settings(c: Config) -> dict:
+    return config_json.settings_of(c) | {"sliding_window": c.window or None}
+
+
+_TYPE = ModelType(_config, llama.names, llama.harmless, settings=_settings, architecture="MistralForCausalLM")
+FAMILY = Family({"mistral": _TYPE}, {})

@@ -18,6 +18,7 @@ DEFAULTS = config_json.DEFAULTS | {
     "rms_norm_eps": 1e-5,
     "rope_theta": 1e6,
 }
+CLASS = "MixtralForCausalLM"
 BLOCK = llama.BLOCK | {
     "router": "block_sparse_moe.gate.weight",
     "x_gate": "block_sparse_moe.experts.{x}.w1.weight",
@@ -33,4 +34,10 @@ def _config(s: Settings) -> Config:
     return replace(c, experts=Experts(count, s.size("num_experts_per_tok", 2, most=count), c.d_ff))
 
 
-FAMILY = Family({"mixtral": ModelType(_config, partial(llama.names, block=BLOCK), llama.harmless)}, {})
+def _settings(c: Config) -> dict:
+    e = c.experts or Experts(1, 1, c.d_ff)
+    return config_json.settings_of(c) | {"num_local_experts": e.count, "num_experts_per_tok": e.active}
+
+
+_NAMES = partial(llama.names, block=BLOCK)
+FAMILY = Family({"mixtral": ModelType(_config, _NAMES, llama.harmless, settings=_settings, architecture=CLASS)}, {})

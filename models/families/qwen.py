@@ -73,11 +73,34 @@ def _config3_moe(s: Settings) -> Config:
     )
 
 
+def _settings(c: Config) -> dict:
+    kinds = ["sliding_attention" if window else "full_attention" for window in c.windows or [0] * c.layers]
+    own = {"use_sliding_window": any(c.windows), "sliding_window": max(c.windows, default=0) or None}
+    return config_json.settings_of(c) | own | {"layer_types": kinds}
+
+
+def _settings3(c: Config) -> dict:
+    return _settings(c) | {"attention_bias": c.bias}
+
+
+def _settings3_moe(c: Config) -> dict:
+    e = c.experts or Experts(1, 1, c.d_ff)
+    own = {"num_experts": e.count, "num_experts_per_tok": e.active, "moe_intermediate_size": e.d_ff}
+    return _settings3(c) | own | {"norm_topk_prob": e.normed, "mlp_only_layers": list(range(e.first))}
+
+
+_KINDS = {"names": llama.names, "harmless": llama.harmless}
 FAMILY = Family(
     {
-        "qwen2": ModelType(_config2, llama.names, llama.harmless),
-        "qwen3": ModelType(_config3, llama.names, llama.harmless),
-        "qwen3_moe": ModelType(_config3_moe, partial(llama.names, block=BLOCK), llama.harmless),
+        "qwen2": ModelType(_config2, **_KINDS, settings=_settings, architecture="Qwen2ForCausalLM"),
+        "qwen3": ModelType(_config3, **_KINDS, settings=_settings3, architecture="Qwen3ForCausalLM"),
+        "qwen3_moe": ModelType(
+            _config3_moe,
+            partial(llama.names, block=BLOCK),
+            llama.harmless,
+            settings=_settings3_moe,
+            architecture="Qwen3MoeForCausalLM",
+        ),
     },
     {
         "qwen2": partial(gguf_keys.config_of, bias=True),

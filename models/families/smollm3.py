@@ -44,4 +44,13 @@ def _architecture(s: Settings, tensors: Tensors) -> Config:
     return replace(c, unrotated=tuple(range(3, c.layers, 4)))
 
 
-FAMILY = Family({"smollm3": ModelType(_config, llama.names, llama.harmless)}, {"smollm3": _architecture})
+def _settings(c: Config) -> dict:
+    kinds = ["sliding_attention" if window else "full_attention" for window in c.windows or [0] * c.layers]
+    window = max(c.windows, default=0)
+    own = {"no_rope_layers": [int(i not in c.unrotated) for i in range(c.layers)], "layer_types": kinds}
+    own |= {"use_sliding_window": window > 0, "sliding_window": window or None}
+    return config_json.settings_of(c) | own | {"attention_bias": c.bias, "mlp_bias": c.bias_mlp}
+
+
+_TYPE = ModelType(_config, llama.names, llama.harmless, settings=_settings, architecture="SmolLM3ForCausalLM")
+FAMILY = Family({"smollm3": _TYPE}, {"smollm3": _architecture})
