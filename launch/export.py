@@ -20,7 +20,6 @@ from models import saved
 from models.config import Config
 from models.open import open_model
 from models.piece import ModelError
-from models.tokenizer_file import open_tokenizer
 from parallel.atomic import partial_of
 from parallel.checkpoint import Checkpoint, CheckpointError, latest
 from parallel.control import Control
@@ -39,9 +38,7 @@ def options() -> argparse.ArgumentParser:
         needs="CHECKPOINT FOLDER",
         without=("seed", "dtype"),
     )
-    p.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, help="what launch.train --checkpoint names, or one step of it"
-    )
+    p.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="what launch.train --checkpoint names, or a step of it")
     p.add_argument("folder", metavar="FOLDER", type=targets.Folder, help="a new folder to write, or an empty one")
     return p
 
@@ -94,14 +91,11 @@ def whole(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return arrays
 
 
-def written(folder: Path, of: Described, checkpoint: Checkpoint, notes: list[str]) -> tuple[list[Path], int]:
+def written(folder: Path, of: Described, checkpoint: Checkpoint) -> tuple[list[Path], int]:
     """The files, and how many weights they hold; the folder is there whole or not at all."""
-    beside = of.beside
-    if beside is not None and (beside.is_file() or open_tokenizer(beside, {}) is None):
-        notes.append(f"{beside} has no tokenizer files to copy: the folder gets none")
-        beside = folder
     partial = partial_of(folder)
     try:
+        beside = saved.beside(of.beside)
         tensors = saved.tensors(of.settings, of.config, whole(checkpoint), of.pairing)
         partial.mkdir()
         files = saved.write(partial, of.settings, tensors, beside)
@@ -119,16 +113,16 @@ def written(folder: Path, of: Described, checkpoint: Checkpoint, notes: list[str
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm, path: Path) -> int:
-    control, notes = Control(comm), []
+    control = Control(comm)
     try:
         checkpoint = Checkpoint(path, control)
     except CheckpointError as error:
         raise UsageError(str(error)) from None
     of = described(checkpoint)
-    problem = result = None
+    problem = None
     if comm.rank == 0:
         try:
-            files, weights = written(args.folder, of, checkpoint, notes)
+            files, weights = written(args.folder, of, checkpoint)
         except UsageError as error:
             problem = str(error)
     if problem := control.from_first(problem):
@@ -141,7 +135,6 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, path: Path) -> int:
         "folder": str(args.folder),
         "family": of.settings["model_type"],
         "parameters": weights,
-        "notes": notes,
         "files": {file.name: file.stat().st_size for file in files},
     }
     return report.publish(args.json, result, lambda: show(result), agreed=None)
@@ -152,8 +145,6 @@ def show(result: dict) -> None:
     title = f"Step {result['step']} as a {result['family']} of {result['parameters']:,} parameters in {result['folder']}"
     heading, sizes = column("size", list(result["files"].values()), BYTES)
     report.table(title, ("file", heading), zip(result["files"], sizes, strict=True))
-    for note in result["notes"]:
-        report.say(f"note: {note}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -17,14 +18,17 @@ from layers.rope import Rope, pairing_permutation
 from models.config import Config
 from models.families.table import MODEL_TYPES
 from models.huggingface import WHOLE
+from models.open import open_model
 from models.piece import ModelError
 from models.roles import pieces
 from models.settings import Settings
 from models.source import Source
 from models.tokenizer import BYTE_OF
+from models.tokenizer_file import open_tokenizer
 
 # More tensors than any model has.
 ALL = 10**9
+CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 # The files of a tokenizer, and what its makers want, which go along unchanged.
 BESIDE = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -95,17 +99,38 @@ def tensors(settings: dict, config: Config, ours: dict[str, np.ndarray], pairing
     return Source(Path("."), settings["model_type"], config, _Nothing(), of).exported(ours)
 
 
-def write(folder: Path, settings: dict, tensors: Mapping[str, np.ndarray], beside: Path | None) -> list[Path]:
-    """Write the files into `folder`, which is there. `beside`: the folder whose tokenizer the model has; None: it has bytes for
-    tokens. Returns what was written."""
-    dtype = str(next(iter(tensors.values())).dtype)
-    said = settings | {"dtype": dtype, "bos_token_id": None, "eos_token_id": None}
-    files = {"config.json": _json(said), WHOLE: save(dict(tensors), {"format": "pt"})}
-    if beside is None:
-        files |= {"tokenizer.json": by_bytes().to_str(pretty=True).encode() + b"\n"}
-        files["tokenizer_config.json"] = _json({"tokenizer_class": "PreTrainedTokenizerFast"})
-    else:
-        files |= {name: (beside / name).read_bytes() for name in BESIDE if (beside / name).is_file()}
+class Beside(NamedTuple):
+    """What goes into the folder beside the weights: files by their names, and what config.json says of ends."""
+
+    files: dict[str, bytes]
+    ids: dict[str, int | list[int] | None]
+
+
+def beside(model: Path | None) -> Beside:
+    """The tokenizer of the model that was begun from, a folder or a GGUF file; without one, that of the 256 bytes. Raises
+    ModelError where it is not there any more, or cannot be used."""
+    if model is None:
+        files = {"tokenizer.json": by_bytes().to_str(pretty=True).encode() + b"\n"}
+        return Beside(files | {"tokenizer_config.json": _json(CLASS)}, {"bos_token_id": None, "eos_token_id": None})
+    source = open_model(model)
+    tokenizer = open_tokenizer(source.path, source.metadata)
+    if tokenizer is None:
+        raise ModelError(f"{model}: there is no tokenizer any more")
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(source.wishes.ends) or None}
+    if model.is_dir():
+        return Beside({name: (model / name).read_bytes() for name in BESIDE if (model / name).is_file()}, ids)
+    said = CLASS | {"add_bos_token": tokenizer.add_bos}
+    for name, i in (("bos_token", tokenizer.bos_id), ("eos_token", min(source.wishes.ends, default=None))):
+        said |= {} if i is None else {name: tokenizer.bytes_of(i, special=True).decode("utf-8", "replace")}
+    if "tokenizer.chat_template" in source.metadata:
+        said["chat_template"] = source.metadata["tokenizer.chat_template"]
+    return Beside({"tokenizer.json": tokenizer.as_json().encode(), "tokenizer_config.json": _json(said)}, ids)
+
+
+def write(folder: Path, settings: dict, tensors: Mapping[str, np.ndarray], more: Beside) -> list[Path]:
+    """Write the files into `folder`, which is there. Returns what was written."""
+    said = settings | more.ids | {"dtype": str(next(iter(tensors.values())).dtype)}
+    files = {"config.json": _json(said), WHOLE: save(dict(tensors), {"format": "pt"}), **more.files}
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return [folder / name for name in files]

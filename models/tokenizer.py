@@ -119,6 +119,10 @@ class Tokenizer:
         """Whether there is a template that `chat` knows."""
         return self._template is not None and _IM_START in self._template and self._plain.token_to_id(_IM_START) is not None
 
+    def as_json(self) -> str:
+        """What a tokenizer.json says of it."""
+        return self._plain.to_str(pretty=True)
+
     def stream(self, stop: Sequence[str] = (), continues: bool = False) -> Stream:
         """A stream that turns ids into text one by one. `stop`: texts at which it ends. `continues`: the text goes on from
         another. A SentencePiece model's space before the first word then belongs to it."""
