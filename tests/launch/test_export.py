@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from launch.process import launcher
+from tests.grids import thinned
 from tests.inside import inside, ran
 from tests.launch.serving import tiny_model
 
@@ -27,7 +29,10 @@ def train(comm, shared, text, *options, status=0):
     return inside(comm, "train", *fixed, *options, status=status)
 
 
-@pytest.mark.parametrize("kind", [(), ("--tied",), ("--experts", "4"), ("--family", "gpt2")], ids=" ".join)
+KINDS = [(), ("--tied",), ("--experts", "4"), ("--family", "gpt2")]
+
+
+@pytest.mark.parametrize("kind", thinned(KINDS, KINDS[(launcher.size() or 1) - 1 :: 4]), ids=" ".join)
 def test_what_was_trained_is_scored_the_same_where_it_is_exported(comm, shared, text, kind):
     """Bits a byte of the validation text, which the trainer and score reach by different ways."""
     heads = () if "gpt2" in kind else ("--kv-heads", 2)
