@@ -64,7 +64,7 @@ def options() -> argparse.ArgumentParser:
             "mpirun -n 4 python -m launch.train --mesh pp=4 --layers 4 --micro-batches 8",
             "mpirun -n 4 python -m launch.train --checkpoint kept --save-every 100",
             "mpirun -n 2 python -m launch.train --checkpoint kept --resume",
-            "mpirun -n 2 python -m launch.train --model PATH --text FILE --lr 1e-4 --checkpoint kept",
+            "mpirun -n 2 python -m launch.train --model PATH --text FILE --lr 1e-4",
         ),
     )
     p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in pp=2,dp=2,tp=2 (default: all along dp)")
@@ -106,18 +106,22 @@ def options() -> argparse.ArgumentParser:
     t.add_argument("--overlap", choices=("on", "off"), default="on", help="send gradients while backward goes on")
     t.add_argument("--bucket-mib", type=amount, default=4.0, help="MiB of gradients sent at once")
     add_replicas(t, "steps")
-    k = p.add_argument_group("what is kept")
-    k.add_argument("--checkpoint", metavar="DIR", type=targets.FolderOfAll, help="where to save")
-    k.add_argument("--save-every", type=natural, default=0, help="steps between checkpoints; 0: only the last")
-    k.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, on whatever mesh")
-    k.add_argument("--output", metavar="DIR", type=targets.PictureFolder, default="out", help="where loss.csv and loss.png go")
-    k.add_argument("--sample", type=natural, default=300, help="tokens of text to write at the end")
+    _add_kept(p)
     only_with(p, "--save-every", "--resume", checkpoint=True)
     only_with(p, "--zero-over", zero=True)
     only_with(p, "--active", "--shared", experts=True)
     only_with(p, "--balance", experts=True, model=True)
     only_with(p, *OF_ITS_OWN, model=False)
     return p
+
+
+def _add_kept(p: argparse.ArgumentParser) -> None:
+    k = p.add_argument_group("what is kept")
+    k.add_argument("--checkpoint", metavar="DIR", type=targets.FolderOfAll, help="where to save")
+    k.add_argument("--save-every", type=natural, default=0, help="steps between checkpoints; 0: only the last")
+    k.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, on whatever mesh")
+    k.add_argument("--output", metavar="DIR", type=targets.PictureFolder, default="out", help="where loss.csv and loss.png go")
+    k.add_argument("--sample", type=natural, default=300, help="tokens of text to write at the end")
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:

@@ -71,6 +71,8 @@ def serve(engine: Engine, load: Workload, served: Served) -> Iterator[int]:
         if report is None:
             sleep(max(0.0, due[0][1] - (perf_counter() - begun)))
             continue
+        for error in report.failed.values():
+            raise error
         for id, tokens, _ in report.deliveries:
             served.tokens[id] += [t.id for t in tokens]
             served.deliveries[id].append((report.ended - begun, len(tokens)))

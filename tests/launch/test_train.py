@@ -212,7 +212,7 @@ BAD = [
     (3, ("--mesh", "tp=2"), "--mesh dp=1,tp=2 is for 2 ranks, these are 3: use for instance dp=3,tp=1"),
     (4, ("--mesh", "ep=4", "--experts", "3"), "cannot cut 3 experts over ep=4: use at most ep=3"),
     (1, ("--experts", "3", "--active", "4"), "cannot choose --active 4 of --experts 3: use at most 3"),
-    (1, ("--balance", "loss"), "--balance does nothing without --experts: leave --balance out"),
+    (1, ("--balance", "loss"), "--balance does nothing without --experts or --model: leave --balance out"),
     (
         4,
         ("--mesh", "cp=4,tp=1", "--context", "ulysses", "--heads", "2"),

@@ -90,13 +90,31 @@ def test_cut_over_cp_is_the_same(comm, model, kind, layout, lengths):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize(("kind", "lengths"), [("gather", "ragged"), ("ulysses", "odd")])
+def test_within_a_window_cut_over_cp_is_the_same(comm, monkeypatch, kind, lengths):
+    """But for the ring, as a piece of a sequence would be seen in part."""
+    make = lambda tp, context: Attention(tp, drawn(1, "float64", 0.1), D, H, 3, E, window=9, context=context)  # noqa: E731
+    monkeypatch.setitem(MODELS, "window", make)
+    x, dy = inputs(LENGTHS[lengths])
+    of = "window", LENGTHS[lengths]
+    with Mesh(comm, check=True, cp=comm.size, tp=1) as mesh:
+        got, report, _ = cut(comm, mesh, *of, "zigzag", kind, x, dy, ROPE)
+        if comm.size > 1:
+            with pytest.raises(ValueError, match="cannot attend within a window of 9 by the ring: use ulysses or gather"):
+                make(mesh.tp, Ring(mesh.cp))
+    for name, a in alone(*of, x, dy, ROPE).items():
+        np.testing.assert_allclose(got[name], a, rtol=0, atol=1e-12 * max(1, np.abs(a).max()), err_msg=name)
+    assert agrees(report)
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize(("kind", "layout"), every_other(KINDS, LAYOUTS))
 def test_a_rank_compares_the_pairs_that_its_blocks_say(comm, monkeypatch, kind, layout):
     counted, plain = [], context.attend
 
-    def counts(q, k, v, o, lse, spans, scale, causal=True, more=False):
+    def counts(q, k, v, o, lse, spans, scale, causal=True, more=False, window=0):
         counted.append(pairs(spans, causal) * q.shape[1] * q.shape[2])
-        plain(q, k, v, o, lse, spans, scale, causal, more)
+        plain(q, k, v, o, lse, spans, scale, causal, more, window)
 
     monkeypatch.setattr(context, "attend", counts)
     lengths = LENGTHS["ragged"]
@@ -249,7 +267,7 @@ def merged_without_rescaling(monkeypatch):
     """What was there keeps its weight, whatever is added."""
     plain = context.attend
 
-    def spoilt(q, k, v, o, lse, spans, scale, causal=True, more=False):
+    def spoilt(q, k, v, o, lse, spans, scale, causal=True, more=False, window=0):
         lse_before = lse.copy()
         plain(q, k, v, o, lse, spans, scale, causal, more)
         if more:
@@ -286,7 +304,7 @@ def a_triangle_for_a_full_block(monkeypatch):
 
     plain = context.attend
 
-    def bent(q, k, v, o, lse, spans, scale, causal=True, more=False):
+    def bent(q, k, v, o, lse, spans, scale, causal=True, more=False, window=0):
         for queries, keys in spans:
             wrong = more and queries.stop - queries.start <= keys.stop - keys.start
             plain(q, k, v, o, lse, [(queries, keys)], scale, causal or wrong, more)
