@@ -195,7 +195,7 @@ class Attention:
         bias = [] if self.b_nE is None else passes("bias", (T * n, T * n), (T * n, 0))
         qk = T * (h + k) * E
         norms = passes("rms norm", (qk, qk), (2 * qk, qk)) if self.norms else []
-        turns = [] if batch.rotation is None else batch.rotation.work(h + k)
+        turns = [] if batch.rotation is None or not self.rotates else batch.rotation.work(h + k)
         inside = self.context.work(self.core, batch, (E, E))
         return [*linear(T, self.d_model, n), *bias, *norms, *turns, *inside, *self.out.work(T, batch.rows)]
 

@@ -138,7 +138,7 @@ class Local:
     def work(self, core: Core, batch: Batch, widths: tuple[int, int]) -> list[Work]:
         """What forward and backward compute."""
         heads = [(run.kv.stop - run.kv.start, run.group) for run in self.inside(core).runs]
-        return attended(self.blocks(core, batch), heads, *widths)
+        return attended(self.blocks(core, batch), heads, *widths, core.window)
 
     def traffic_gathered(self, batch: Batch, width: int, b: int) -> list[Traffic]:
         """What `gathered`, of `width` numbers a token, and its backward send."""
@@ -255,8 +255,7 @@ class Ring(Gather):
             _add_both(into[1:], home.wait())
 
     def require(self, heads: int, window: int = 0) -> None:
-        """Raises ValueError for a window: a piece of a sequence would be seen in part."""
-        if window and self.cp.size > 1:
+        if window and self.cp.size > 1:  # a piece of a sequence would be seen in part
             raise ValueError(f"cannot attend within a window of {window} by the ring: use ulysses or gather")
 
     def blocks(self, core: Core, batch: Batch) -> list[Block]:
@@ -380,12 +379,7 @@ def beside(k_TKE: np.ndarray, v_TKV: np.ndarray) -> np.ndarray:
 
 def all_spans(batch: Batch, causal: bool) -> list[Span]:
     """What this rank's queries see of all keys, sequences one after another."""
-    starts, spans, row = [*accumulate(batch.lengths, initial=0)], [], 0
-    for s, start, stop in batch.mine:
-        last = stop if causal else batch.lengths[s]
-        spans.append((slice(row, row + stop - start), slice(starts[s], starts[s] + last)))
-        row += stop - start
-    return spans
+    return pieces.all_spans(batch.lengths, batch.mine, causal)
 
 
 def _add_both(into: tuple[np.ndarray, np.ndarray], d_TKn: np.ndarray) -> None:

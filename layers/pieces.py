@@ -123,7 +123,20 @@ def seen_spans(mine: Pieces, theirs: Pieces, causal: bool) -> list[Span]:
     return spans
 
 
-def pairs(spans: Iterable[Span], causal: bool) -> int:
-    """How many (query, key) pairs they are; `causal`: a span's queries are the last of its keys."""
+def pairs(spans: Iterable[Span], causal: bool, window: int = 0) -> int:
+    """How many (query, key) pairs they are; `causal`: a span's queries are the last of its keys, of which each sees at most a
+    `window` (0: all before it)."""
     sizes = [(q.stop - q.start, k.stop - k.start) for q, k in spans]
+    if causal and window:
+        return sum(min(n, window) for q, k in sizes for n in range(k - q + 1, k + 1))
     return sum(q * k - (q * (q - 1) // 2 if causal else 0) for q, k in sizes)
+
+
+def all_spans(lengths: Sequence[int], mine: Pieces, causal: bool) -> list[Span]:
+    """What a rank's queries see of all keys, sequences of `lengths` one after another."""
+    starts, spans, row = [*accumulate(lengths, initial=0)], [], 0
+    for s, start, stop in mine:
+        last = stop if causal else lengths[s]
+        spans.append((slice(row, row + stop - start), slice(starts[s], starts[s] + last)))
+        row += stop - start
+    return spans

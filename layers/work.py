@@ -25,8 +25,9 @@ class Work(NamedTuple):
     """One thing that is computed, `times` over. `phase`: forward, backward, WEIGHTS or AGAIN. By `kind`, the `shape` is
 
     product     M, N, K, batch: so many products of M K by K N entries, at once
-    attend      K, g, Q, S, E, V, causal: softmax attention of K key/value heads, each read by g query heads, from Q queries to
-                S keys of width E and values of width V; causal (1 or 0): the queries are the last of the keys
+    attend      K, g, Q, S, E, V, causal, window: softmax attention of K key/value heads, each read by g query heads, from Q
+                queries to S keys of width E and values of width V; causal (1 or 0): the queries are the last of the keys,
+                of which each sees at most a window (0: all before it)
     pass        read, written: entries, of arrays that are gone through once; `what` is done with them
     table       rows, width: rows that are read from a table, or added into one
     """
@@ -62,10 +63,12 @@ def activated(activation: Activation, entries: int) -> list[Work]:
     return passes(activation.name, (z, z + entries), (z + entries, z))
 
 
-def attended(blocks: Iterable[tuple[Sequence[Span], bool]], heads: Iterable[tuple[int, int]], E: int, V: int) -> list[Work]:
+def attended(
+    blocks: Iterable[tuple[Sequence[Span], bool]], heads: Iterable[tuple[int, int]], E: int, V: int, window: int = 0
+) -> list[Work]:
     """Attention to each block of spans, causal or not, by key/value heads and how many query heads read each of these."""
     sizes = Counter((q.stop - q.start, k.stop - k.start, int(causal)) for spans, causal in blocks for q, k in spans)
-    shapes = [((K, g, Q, S, E, V, causal), times) for K, g in heads for (Q, S, causal), times in sizes.items()]
+    shapes = [((K, g, Q, S, E, V, causal, window), times) for K, g in heads for (Q, S, causal), times in sizes.items()]
     return [Work("attend", phase, shape, times) for phase in ("forward", "backward") for shape, times in shapes]
 
 
@@ -95,13 +98,13 @@ def products(work: Iterable[Work]) -> Counter[Product]:
 
 
 @cache
-def _of_attention(backward: bool, K: int, g: int, Q: int, S: int, E: int, V: int, causal: int) -> Counter[Product]:
+def _of_attention(backward: bool, K: int, g: int, Q: int, S: int, E: int, V: int, causal: int, window: int) -> Counter[Product]:
     """Those of `attend` or `attend_backward` of one span."""
     made: Counter[Product] = Counter()
     span = slice(0, Q), slice(0, S)
     for heads in head_chunks(span, K, g):
         N = heads.stop - heads.start
-        for queries, keys in tiles(span, g, bool(causal)):
+        for queries, keys in tiles(span, g, bool(causal), window):
             R = (queries.stop - queries.start) * g
             for C in (k.stop - k.start for k in keys):
                 if backward:
@@ -123,6 +126,6 @@ def _operations(w: Work) -> int:
         M, N, K, batch = w.shape
         return 2 * M * N * K * batch
     if w.kind == "attend":
-        K, g, Q, S, E, V, causal = w.shape
-        return 2 * (1 + (w.phase == "backward")) * K * g * (E + V) * pairs([(slice(0, Q), slice(0, S))], bool(causal))
+        K, g, Q, S, E, V, causal, window = w.shape
+        return 2 * (1 + (w.phase == "backward")) * K * g * (E + V) * pairs([(slice(0, Q), slice(0, S))], bool(causal), window)
     return 0

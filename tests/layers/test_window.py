@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from layers.attend import KEYS, ROWS, attend, attend_backward, attend_cached
+from layers.work import attended, products
+from parallel.products import counted
 
 K, G, E = 2, 3, 4
 
@@ -31,9 +33,11 @@ def test_forward_and_backward_are_those_of_a_mask(window):
     q, k, v, do = drawn(790, S)
     spans = [(slice(0, 700), slice(0, 700)), (slice(700, 790), slice(700, 1350))]
     o, lse = np.empty_like(q), np.empty(q.shape[:3])
-    attend(q, k, v, o, lse, spans, 0.7, window=window)
     grads = [np.zeros_like(a) for a in (q, k, v)]
-    attend_backward(do, q, k, v, o, lse, *grads, spans, 0.7, window=window)
+    with counted() as made:
+        attend(q, k, v, o, lse, spans, 0.7, window=window)
+        attend_backward(do, q, k, v, o, lse, *grads, spans, 0.7, window=window)
+    assert made == products(attended([(spans, True)], [(K, G)], E, E, window))
     for (queries, keys), (T, n) in zip(spans, lengths, strict=True):
         want, p = dense(q[queries], k[keys], v[keys], 0.7, window)
         assert p.shape[2:] == (T, n)

@@ -79,6 +79,7 @@ LATENT = Latent(8, 4, 2, 4, 6)
 CONFIGS = {
     "gpt2": gpt2_like(29, 24, 2, 6, 14, 16),
     "untied, heads that share": LLAMA,
+    "within a window": replace(LLAMA, windows=(0, 5), unrotated=(1,)),
     "latent, routed": replace(LLAMA, kv_heads=9, latent=LATENT, experts=EXPERTS),
 }
 
@@ -100,7 +101,8 @@ def by_weights(config, S):
     x = config.experts
     expert = 0 if x is None else 3 * D * (x.active * x.d_ff + x.d_shared) + D * x.count
     weights = V * D + L * attention + (L - routed) * dense + routed * expert
-    return 6 * S * weights + 6 * L * config.heads * widths * S * (S + 1) // 2
+    keys = sum(min(n, window or n) for window in config.windows or [0] * L for n in range(1, S + 1))
+    return 6 * S * weights + 6 * config.heads * widths * keys
 
 
 @pytest.mark.parametrize("recompute", [False, True])
