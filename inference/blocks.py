@@ -140,6 +140,16 @@ class BlockPool:
         del table[:count]
         return count
 
+    def unpublish(self, table: Sequence[int]) -> None:
+        """Nobody is to find these blocks any more."""
+        for block in table:
+            link = self._links.pop(block, None)
+            if link is not None:
+                del self._published[link.hash]
+                if block in self._kept:
+                    del self._kept[block]
+                    self._free.append(block)
+
     def find(self, tokens: Sequence[int], owner: str = "") -> list[int]:
         """The published blocks of this owner that hold the longest beginning of `tokens`. An equal hash proves nothing: the
         block must hold the same tokens, and follow the link of the block before it."""

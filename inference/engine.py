@@ -185,8 +185,12 @@ class Engine:
         came = self._run(self._send(self._message(step)))
         failed = {id: tokens for id, tokens in came.items() if isinstance(tokens, NotFinite)}
         made = {id: tokens for id, tokens in came.items() if id not in failed}
-        for id in failed:
-            self.finish(id, "error")
+        for id in list(failed):
+            if self.scheduler.fail(id):
+                # It shared what another had computed, who may have been the one.
+                del failed[id]
+            else:
+                self._ended(id)
         deliveries = []
         for id, _, reason in self.scheduler.commit(step, {id: [t.id for t in tokens] for id, tokens in made.items()}):
             count = next((n for n, t in enumerate(made[id], 1) if t.id in self._asked[id].ends), None)

@@ -20,10 +20,9 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
 
 from inference.blocks import BLOCK, BlockPool, Link, needed, part_of
-from inference.counts import Counts
+from inference.steps import Counts, Output, Run, Step
 
 
 class QueueFull(RuntimeError):
@@ -33,7 +32,8 @@ class QueueFull(RuntimeError):
 @dataclass(eq=False, slots=True)
 class Request:
     """`tokens`: those of the prompt and those that came. `goal`: how many it had when it was admitted, else 0; once these are
-    computed, it decodes. `behind`: how many of the first tokens are in no block of its table any more."""
+    computed, it decodes. `found`: some were computed when it was admitted. `behind`: how many of the first tokens are in no
+    block of its table any more."""
 
     id: int
     prompt: int
@@ -44,6 +44,7 @@ class Request:
     owner: str
     order: tuple[int, int]
     computed: int = 0
+    found: bool = False
     goal: int = 0
     table: list[int] = field(default_factory=list)
     behind: int = 0
@@ -59,46 +60,6 @@ class Request:
     def left(self) -> int:
         """Tokens that it may still get."""
         return self.prompt + self.max_tokens - len(self.tokens)
-
-
-class Run(NamedTuple):
-    """A request's part of a step: `tokens` take the positions from `first` on. They see all before them, in the blocks of
-    `table`, but the first `behind`.
-
-    The last `drafts` of them are guesses. `sample`: the logits of the last 1 + `drafts` tokens are wanted, else of none.
-    """
-
-    id: int
-    first: int
-    tokens: list[int]
-    drafts: int
-    sample: bool
-    prefill: bool
-    table: list[int]
-    behind: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """`copies`: blocks to copy before the forward, as (from, to). `admitted`: ids, with how many of their tokens were computed
-    already. `preempted`: ids that lost their blocks. A step with nothing to run is False."""
-
-    number: int
-    runs: list[Run]
-    copies: list[tuple[int, int]]
-    admitted: list[tuple[int, int]]
-    preempted: list[int]
-
-    def __bool__(self) -> bool:
-        return bool(self.runs)
-
-
-class Output(NamedTuple):
-    """New tokens of a request; `reason` when it is finished: "stop" (the last one is an end token) or "length"."""
-
-    id: int
-    tokens: list[int]
-    reason: str | None
 
 
 class Scheduler:
@@ -201,6 +162,17 @@ class Scheduler:
         self.counts.finished[reason] = self.counts.finished.get(reason, 0) + 1
         return True
 
+    def fail(self, id: int) -> bool:
+        """A request's numbers are none. What it has computed is nobody's any more. True: it had found some of it computed, and
+        begins again without; False: it is at its own end."""
+        request = self.requests[id]
+        self.pool.unpublish(request.table)
+        if not request.found:
+            return not self.finish(id, "error")
+        request.reuse = False
+        self._preempt(request)
+        return True
+
     def cancel(self, id: int) -> bool:
         """End a request whose client is gone."""
         return self.finish(id, "cancelled")
@@ -283,6 +255,7 @@ class Scheduler:
         del self.waiting[0]
         insort(self.running, request, key=lambda r: r.order)
         request.table, request.published, request.link, request.computed, copy = opened
+        request.found = request.computed > 0
         request.goal = len(request.tokens)
         step.admitted.append((request.id, request.computed))
         self.counts.hit_tokens += request.computed
@@ -310,7 +283,8 @@ class Scheduler:
             return []
         if self._flight is None or self._flight[0] is not step:
             raise ValueError(f"step {step.number} is not under way")
-        there = [(run, r) for run, r in zip(step.runs, self._flight[1], strict=True) if self.requests.get(r.id) is r]
+        flight = zip(step.runs, self._flight[1], strict=True)
+        there = [(run, r) for run, r in flight if self.requests.get(r.id) is r and r.goal]
         for run, _ in there:
             came, guessed = list(new.get(run.id, ())), run.tokens[len(run.tokens) - run.drafts :]
             if len(came) not in (range(1, run.drafts + 2) if run.sample else (0,)) or came[:-1] != guessed[: len(came) - 1]:

@@ -50,6 +50,7 @@ from parallel.schedule import Plan
 from parallel.shard import AXES
 from plan.dry import DryAxis, dry_weights
 from training import text
+from training.trainer import NotFinite
 
 # What a pretrained model has settled.
 OF_ITS_OWN = ("--family", "--d-model", "--heads", "--kv-heads", "--d-ff", "--experts", "--tied")
@@ -255,6 +256,8 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         seconds = run.steps()
     except CheckpointError as error:
         raise UsageError(str(error)) from None
+    except NotFinite as error:
+        return report.failed(args.json, report.header("train", args, run.mesh), str(error)) if comm.rank == 0 else 1
     bits = task.text.per_byte * run.validation.bits(progress.items("validation", comm.rank == 0))
     sample = run.sample.text(progress.items("sample", comm.rank == 0))
     steps = len(run.losses) - begun_at

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from typing import NoReturn
 
 import numpy as np
 
@@ -49,6 +51,10 @@ class Recipe:
     layout: str = "zigzag"
     alpha: float = 0.0
     gamma: float = 0.0
+
+
+class NotFinite(ArithmeticError):
+    """A loss, a gradient or a weight is NaN or infinite. Raised on all ranks alike, before anything more is changed."""
 
 
 class Trainer:
@@ -143,7 +149,15 @@ class Trainer:
             self._count(work)
             mine = np.array([work.nats / tokens, sum(found.loss for _, found in work.routed)])
             loss, self.balance = self.losses.all_reduce(mine).tolist()
+        if not isfinite(loss + self.balance):
+            self._refuse_loss(loss, work)
         return loss
+
+    def _refuse_loss(self, loss: float, work: Work) -> NoReturn:
+        """All ranks of pp and the data axes have the same loss, and those of tp, too."""
+        found = _there(self.mesh.control.everyone(work.bad))
+        where = [f"rank {rank} at position {p} of sequence {s} of its micro-batch {m}" for rank, (m, s, p) in found]
+        raise NotFinite(f"the loss is {loss}, on {where[0]}" if where else f"the loss of uneven experts is {self.balance}")
 
     def _count(self, work: Work) -> None:
         """How often the whole batch chose each expert, by layer. Counted once, also where it is computed again."""
@@ -162,6 +176,9 @@ class Trainer:
         """AdamW from the gradients; the norm of the whole gradient before clipping."""
         with self.mesh.phase("step"):
             norm = global_norm(self.optimizer.owned, self._counted, self.everyone)
+            if not isfinite(norm):
+                self.require_finite("grad", f"the norm of the gradient is {norm}: ")
+                raise NotFinite(f"the norm of the gradient is {norm}, though each of its entries is finite")
             # As PyTorch and Megatron clip: the small number is theirs.
             scale = min(1.0, self.recipe.clip / (norm + 1e-6)) if self.recipe.clip else 1.0
             self.optimizer.step(lr, scale)
@@ -171,8 +188,25 @@ class Trainer:
             self.holder.spread()
         return norm
 
+    def require_finite(self, kind: str = "data", lead: str = "") -> None:
+        """Raises NotFinite for weights or AdamW's state ("data"), or for gradients ("grad"), that hold NaN or infinity, naming
+        the rank and the parameter. All ranks call it together."""
+        parts = [(part.at.start, getattr(part, kind)) for part in self.optimizer.owned]
+        if kind == "data":
+            begin = 0
+            for part in self.optimizer.owned:
+                state = slice(begin, begin + len(part.data))
+                parts += [(part.at.start, a[state]) for a in (self.optimizer.m, self.optimizer.v)]
+                begin = state.stop
+        bad = next((start + int((~np.isfinite(a)).argmax()) for start, a in parts if not np.isfinite(a).all()), None)
+        mine = None if bad is None else next(home.parts[0][0].name for home, at in self.numbering.places() if bad < at.stop)
+        what = {"data": "weights, or optimizer's state,", "grad": "a gradient"}[kind]
+        for rank, name in _there(self.mesh.control.everyone(mine)):
+            raise NotFinite(f"{lead}rank {rank} has {what} of {name} with NaN or infinity in it")
+
     def step(self, micro_batches: Sequence[MicroBatch], tokens: int, lr: float) -> float:
-        """One step on this rank's micro-batches; the mean loss over all `tokens`, in nats."""
+        """One step on this rank's micro-batches; the mean loss over all `tokens`, in nats. Raises NotFinite, and then has
+        changed nothing."""
         loss = self.gradients(micro_batches, tokens)
         self.update(lr)
         return loss
@@ -290,3 +324,8 @@ class Trainer:
         """What one checkpoint sends."""
         split = self.numbering.homes if self.recipe.zero else []
         return [Traffic("all_reduce", self.holder.over_of[h].axis.name, "checkpoint", 3 * h.data.nbytes) for h in split]
+
+
+def _there(every: Iterable[object]) -> Iterator[tuple[int, object]]:
+    """By rank, what those have that have something."""
+    return ((rank, has) for rank, has in enumerate(every) if has is not None)

@@ -6,6 +6,7 @@ T tokens   D model width   V vocabulary   v, t this rank's share over tp of V an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 
 import numpy as np
 
@@ -29,8 +30,9 @@ class Work:
     those of this rank; where all are F, nothing is kept for backward. `holder` has the weights, and is told of gradients.
     `alpha`: the weight of the loss for experts that are chosen unevenly.
 
-    What comes of it: `nats`, the sum of this rank's losses; `logits`, by micro-batch, of those without targets; `most`, the
-    most bytes that were kept at a time.
+    What comes of it: `nats`, the sum of this rank's losses; `bad`, where the first token is whose loss is no finite number:
+    its micro-batch, sequence and position; `logits`, by micro-batch, of those without targets; `most`, the most bytes that were
+    kept at a time.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Work:
     ) -> None:
         self.stages, self.micro_batches, self.tokens, self.holder = stages, micro_batches, tokens, holder
         self.nats, self.logits, self.most = 0.0, {}, 0
+        self.bad: tuple[int, int, int] | None = None
         balance = Balance(alpha, tokens) if alpha else None
         # All stages read one batch, which is as the one with most blocks needs it: without blocks nothing is rotated.
         self._fullest = max(stages.values(), key=lambda stage: len(stage.blocks))
@@ -85,7 +88,11 @@ class Work:
             self.logits[op.micro_batch] = y
         elif stage.end is not None:
             nll_T, saved_loss = stage.end.loss.forward(y, batch.take(part.targets))
-            self.nats += float(nll_T.sum(dtype=np.float64))
+            nats = float(nll_T.sum(dtype=np.float64))
+            if not isfinite(nats) and self.bad is None:
+                token = int(np.flatnonzero(~np.isfinite(nll_T))[0])
+                self.bad = op.micro_batch, int(batch.sequence_T[token]), int(batch.positions_T[token])
+            self.nats += nats
             kept += nbytes(saved_loss[:2])
         if op.stage in self._trains:
             self._saved[at], self._kept[at] = (saved, saved_loss), kept

@@ -36,7 +36,7 @@ from parallel.replicas import Copy, Replicas
 from parallel.schedule import Plan
 from training import text
 from training.evaluation import Sample, Spelling, Validation
-from training.trainer import Recipe, Trainer
+from training.trainer import NotFinite, Recipe, Trainer
 
 # What a run that is taken up again must have in common with the one that was left; the rest may change.
 FIXED = ("family", "layers", "d_model", "heads", "kv_heads", "d_ff", "tied", "sequence_length", "batch_tokens", "steps", "lr")
@@ -122,13 +122,19 @@ class Run:
                 done = len(self.losses)
                 if args.checkpoint is not None and (done == args.steps or (args.save_every and done % args.save_every == 0)):
                     self.save()
+        self._require_finite()
         return seconds
 
     def step(self) -> float:
         args = self.args
         parts = self._dealt(self.order.next(args.batch_tokens // args.sequence_length))
         lr = warmup_cosine(len(self.losses), args.steps, args.lr, min(args.warmup, args.steps))
-        loss = self.trainer.step(parts, args.batch_tokens, lr)
+        try:
+            # What NumPy would warn of, the trainer looks for.
+            with np.errstate(over="ignore", invalid="ignore"):
+                loss = self.trainer.step(parts, args.batch_tokens, lr)
+        except NotFinite as error:
+            raise NotFinite(f"step {len(self.losses) + 1}: {error}") from None
         self.losses.append(loss)
         self.replicas.check(len(self.losses), lambda: self.copies(parts))
         return loss
@@ -142,10 +148,18 @@ class Run:
         yield Copy("the losses", self.losses)
 
     def save(self) -> None:
+        """Raises NotFinite, and saves nothing, where a value is not finite."""
+        self._require_finite()
         state = {"run": self.identity, "order": self.order.state(), "losses": self.losses, "model": self._described()}
         save(self.args.checkpoint, len(self.losses), self.trainer.pieces(), state, self.control)
         self.saves += 1
         self._tell_what_is_kept(len(self.losses))
+
+    def _require_finite(self) -> None:
+        try:
+            self.trainer.require_finite()
+        except NotFinite as error:
+            raise NotFinite(f"after step {len(self.losses)}: {error}") from None
 
     def _described(self) -> dict | None:
         """What launch.export needs to know of the model: config.json, by which pairs its heads are rotated, and where its

@@ -141,6 +141,43 @@ def test_others_of_the_batch_get_their_tokens(comm, shared, mesh, speculate):
 
 
 @on_ranks
+def test_what_a_failed_request_has_computed_is_nobodys(comm, shared, mesh):
+    """A good beginning that was computed beside a bad token: who shares it computes it again, and nobody finds it later."""
+    if comm.rank == 0:
+        poisoned(shared / "p", 17)
+    control = Control(comm)
+    control.wait()
+    source = open_model(shared / "p")
+    model = build(source.config, mesh.tp, source.weights("float64"))
+    begin = [3 * n + 20 for n in range(20)]
+    prompts = [[*begin, 17, *range(30, 49)], [*begin[:16], 9, 8], [*begin[:16], 9, 8, 7]]
+    want = [[g.token for g in generated(model, mesh, prompt)] for prompt in prompts[1:]]
+    engine = Engine(model, mesh, control, Scheduler(12, slots=2, max_batch_tokens=24))
+    if comm.rank:
+        engine.follow()
+        control.close()
+        return
+    tokens, failed = {n: [] for n in range(3)}, set()
+    for n, prompt in enumerate(prompts):
+        engine.add(n, Ask(prompt, 6))
+    while report := engine.step():
+        failed |= report.failed.keys()
+        for delivery in report.deliveries:
+            tokens[delivery.id] += [t.id for t in delivery.tokens]
+    engine.stop()
+    control.close()
+    assert failed == {0}
+    assert [tokens[1], tokens[2]] == want
+    assert engine.scheduler.counts.preemptions == 1
+    assert engine.scheduler.counts.hit_tokens > 0
+    assert engine.scheduler.pool.used == 0
+
+
+def generated(model, mesh, prompt):
+    return Generator(model, mesh, make_cache(model, "contiguous")).tokens(prompt, Sampling(), 6)
+
+
+@on_ranks
 def test_the_rank_is_named_whose_logits_they_are(comm, mesh):
     """One row of the head: only the rank that has it makes the NaN."""
     source = open_model(CASES / "tied-but-different")
