@@ -63,7 +63,9 @@ def of(work: Iterable[Work], dtype: str | np.dtype) -> Callable[[], None]:
     return run
 
 
-def scores(dtype: str | np.dtype, K: int, g: int, Q: int, S: int, E: int, V: int, causal: int) -> Callable[[], None]:
+def scores(
+    dtype: str | np.dtype, K: int, g: int, Q: int, S: int, E: int, V: int, causal: int, window: int = 0
+) -> Callable[[], None]:
     """Those of blocked softmax attention, block by block as `attend` and `attend_backward` go through them: 2 and 5."""
     span, v = (slice(0, Q), slice(0, S)), np.ones((S, 3 * K, V), dtype)[:, :K]
 
@@ -75,7 +77,7 @@ def scores(dtype: str | np.dtype, K: int, g: int, Q: int, S: int, E: int, V: int
         for heads in head_chunks(span, K, g):
             N = heads.stop - heads.start
             k1_NSE, v1_NSV = kept("k1", N, S, E + 1), kept("v1", N, S, V + 1)
-            for queries, blocks in tiles(span, g, bool(causal)):
+            for queries, blocks in tiles(span, g, bool(causal), window):
                 R = (queries.stop - queries.start) * g
                 q_NRE, do_NRV = kept("q", N, R, E + 1), kept("do", N, R, V + 1)
                 for keys in blocks:

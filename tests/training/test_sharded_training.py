@@ -27,7 +27,7 @@ from parallel.sharded import FlatShard, Units
 from tests.apart import on_first
 from tests.training.runs import STEPS, Run, loaded, with_steps
 from training import text
-from training.trainer import Recipe, Trainer
+from training.trainer import NotFinite, Recipe, Trainer
 
 pytestmark = [pytest.mark.mpi, pytest.mark.limit(120)]
 
@@ -157,11 +157,14 @@ def test_what_stays_and_what_comes_and_goes_is_measured(comm):
 
 @pytest.fixture
 def wrong(comm, alone):
-    """Whether two steps on ZeRO-3 give another loss or norm than one process."""
+    """Whether two steps on ZeRO-3 give another loss or norm than one process, or none."""
 
     def found(kind="untied", **more):
         with Mesh(comm, check=True, dp=comm.size) as mesh:
-            got, *_ = RUN.trained(mesh, made(mesh, kind, 3, **more), more.get("micro_batches", 1), end=2)
+            try:
+                got, *_ = RUN.trained(mesh, made(mesh, kind, 3, **more), more.get("micro_batches", 1), end=2)
+            except NotFinite:
+                return True
         return not np.allclose(got, alone[kind][STEPS][0][:2], rtol=0, atol=1e-10)
 
     return found
