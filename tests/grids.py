@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable
 from itertools import product
 
+import pytest
+
 from launch.process import launcher
 
 FULL = os.environ.get("TESTS") == "all"
@@ -11,6 +13,12 @@ FULL = os.environ.get("TESTS") == "all"
 
 def thinned(every, few):
     return every if FULL else few
+
+
+def at(*sizes: int) -> pytest.MarkDecorator:
+    """Run at these numbers of ranks only, as the others tell little more."""
+    said = " and ".join(map(str, sizes))
+    return pytest.mark.skipif(not FULL and (launcher.size() or 1) not in sizes, reason=f"at {said} ranks, unless TESTS=all")
 
 
 def every_other(*columns: Iterable) -> list[tuple]:

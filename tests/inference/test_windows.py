@@ -13,10 +13,11 @@ from inference.sampling import Sampling
 from inference.scheduler import Scheduler
 from inference.speculation.generator import Speculative
 from parallel.mesh import Mesh
+from tests.grids import at
 from tests.inference.small import WINDOWED, V, full_logits, lone, model_of
 from tests.inference.test_engine import alone, asks_of, together
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, at(1, 3)]
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7] * 3
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from launch.process import launcher
-from tests.grids import thinned
+from tests.grids import at, thinned
 from tests.inside import inside, ran
 from tests.launch.serving import tiny_model
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, at(1, 3)]
 TEXT = "abc ast bats cast tabs sat cab a\n" * 60
 QUICK = ("--sequence-length", 24, "--batch-tokens", 120, "--sample", 5, "--json")
 SMALL = ("--layers", 2, "--d-model", 16, "--heads", 4, "--d-ff", 22, "--dtype", "float64")
@@ -32,7 +32,7 @@ def train(comm, shared, text, *options, status=0):
 KINDS = [(), ("--tied",), ("--experts", "4"), ("--family", "gpt2")]
 
 
-@pytest.mark.parametrize("kind", thinned(KINDS, KINDS[(launcher.size() or 1) - 1 :: 4]), ids=" ".join)
+@pytest.mark.parametrize("kind", thinned(KINDS, KINDS[(launcher.size() or 1) // 2 :: 2]), ids=" ".join)
 def test_what_was_trained_is_scored_the_same_where_it_is_exported(comm, shared, text, kind):
     """Bits a byte of the validation text, which the trainer and score reach by different ways."""
     heads = () if "gpt2" in kind else ("--kv-heads", 2)

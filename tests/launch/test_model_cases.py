@@ -15,6 +15,7 @@ from models.build import build
 from models.open import open_model
 from parallel.control import Control
 from parallel.mesh import Mesh
+from tests.grids import at
 from tests.harness import ROOT
 from tests.inside import inside, ran
 from tests.launch.serving import Served, events
@@ -22,7 +23,7 @@ from tests.launch.serving import Served, events
 CASES = ROOT / "tests/cases/models"
 SOUND = ["no-model-prefix", "tied-but-different", "yarn-beyond"]
 PROMPT = (83, 62, 63, 77, 38, 38, 8, 89)
-on_ranks = pytest.mark.mpi
+pytestmark, on_ranks = at(1, 3), pytest.mark.mpi
 
 
 def asked(name, count=8):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.grids import at
 from tests.harness import ROOT
 from tests.inside import inside, ran
 from tests.launch.serving import TOKENS, tiny_model
 
 CASE = ROOT / "tests/cases/models/yarn-beyond"
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, at(1, 3)]
 ASKED = ["--tokens", "83,62,63,77", "--max-new-tokens", 12, "--json"]
 
 

@@ -11,12 +11,13 @@ from parallel.checkpoint import Checkpoint, latest
 from parallel.control import Control
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
+from tests.grids import at
 from tests.harness import ROOT
 from tests.inside import inside, ran
 from training.text import Order, dealt
 from training.trainer import NotFinite, Recipe, Trainer
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, at(1, 4)]
 V, S, SEQUENCES = 29, 10, 13
 CONFIG = llama_like(V, 24, 2, 6, 3, 14, S)
 AXES = {1: (1, 1), 2: (1, 2), 3: (3, 1), 4: (2, 2)}
