@@ -5,20 +5,20 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
 
 import tokenizers
 from tokenizers import AddedToken, decoders
 
+from models.chat import Chat
 from models.piece import ModelError
+from models.template import TemplateError
 
 # These control tokens end a turn or a text, even if a file names another one as its eos.
 _ENDS = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>"}
 _ENDS |= {"<\uff5cend\u2581of\u2581sentence\uff5c>"}  # DeepSeek's
-_IM_START, _IM_END = "<|im_start|>", "<|im_end|>"
-ROLES = ("system", "user", "assistant")
+_TURNS = "<|im_start|>", "<|im_end|>"
 
 
 def _alphabet() -> dict[str, int]:
@@ -45,12 +45,13 @@ class Tokenizer:
         bos_id: int | None = None,
         eos_ids: Iterable[int] = (),
         add_bos: bool = False,
-        template: str | None = None,
+        templates: Mapping[str, str] | None = None,
+        words: Mapping[str, str] | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
         # Some files do not mark these as control tokens.
-        turns = [t for t in (_IM_START, _IM_END) if backend.token_to_id(t) is not None]
+        turns = [t for t in _TURNS if backend.token_to_id(t) is not None]
         marked = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
         backend.add_tokens([AddedToken(t, special=True, normalized=False) for t in turns if t not in marked])
         backend.encode_special_tokens = True
@@ -62,7 +63,7 @@ class Tokenizer:
         self.vocabulary = backend.get_vocab_size()
         self.bos_id, self.add_bos = bos_id, add_bos and bos_id is not None
         self.eos_ids = set(eos_ids) | {i for i in self._special_ids if self._added[i].content in _ENDS}
-        self._template = template
+        self._chat = Chat(templates, words or {}, (self._added[i].content for i in self._special_ids)) if templates else None
 
     @cached_property
     def _special(self) -> tokenizers.Tokenizer:
@@ -76,48 +77,66 @@ class Tokenizer:
         A byte that the vocabulary lacks is left out (SmolLM2 lacks 0x04 and 20 others). Raises ValueError for text that is not
         Unicode: half a surrogate pair, as JSON may hold.
         """
-        backend = self._special if special else self._plain
+        ids = self._encoded(self._special if special else self._plain, text)
+        lead = self.add_bos if bos is None else bos
+        return [self.bos_id, *ids] if lead and self.bos_id is not None else ids
+
+    def _encoded(self, backend: tokenizers.Tokenizer, text: str) -> list[int]:
         try:
-            ids = backend.encode(text, add_special_tokens=False).ids
+            return backend.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library raises nothing narrower
             at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
             if at is None:
                 raise ValueError(f"the tokenizer fails at this text: {error}") from None
             raise ValueError(f"text is not Unicode: character {at} is half a surrogate pair, {text[at]!r}") from None
-        lead = self.add_bos if bos is None else bos
-        return [self.bos_id, *ids] if lead and self.bos_id is not None else ids
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of `ids`, with control tokens only if `special`. Bytes that are no UTF-8 become U+FFFD."""
         text = b"".join(self.bytes_of(int(i), special) for i in ids).decode("utf-8", "replace")
         return text[1:] if self._strip and text.startswith(" ") else text
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation up to where the assistant speaks next, in ChatML.
+    @cached_property
+    def _signs(self) -> tokenizers.Tokenizer:
+        """A tokenizer that knows control tokens by their signs. So it reads a conversation as one text, as Transformers does,
+        and what is spelt like a control token is text."""
+        signs, stored = self._chat.marks.signs, json.loads(self._special.to_str())
+        for token in stored["added_tokens"]:
+            if token["content"] in signs:
+                token |= {"content": signs[token["content"]], "normalized": False}
+        model, vocab = stored["model"], stored["model"]["vocab"]
+        if isinstance(vocab, dict):
+            model["vocab"] = {signs.get(token, token): i for token, i in vocab.items()}
+        else:
+            model["vocab"] = [[signs.get(token, token), score] for token, score in vocab]
+        if model.get("unk_token"):
+            model["unk_token"] = signs.get(model["unk_token"], model["unk_token"])
+        return tokenizers.Tokenizer.from_str(json.dumps(stored | {"post_processor": None}))
 
-        `messages`: dicts of role and content. The template's own system prompt leads unless the first message is one. Raises
-        ValueError for any other message, and for a model whose chat template is not ChatML's or which has none.
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]] = (),
+        more: Mapping[str, object] | None = None,
+        answer: bool = True,
+    ) -> list[int]:
+        """Token ids of a conversation by the model's chat template, up to where the assistant speaks next (`answer`).
+
+        `messages`: dicts of role, content and what else a template reads, such as tool_calls. `tools`: as OpenAI describes
+        them. `more`: variables of the template, such as enable_thinking. Tokens are Transformers', but a control token's text
+        in these is text. Raises ValueError for messages that are none, that the template refuses or that have no template.
         """
-        if self._template is None:
+        if self._chat is None:
             raise ValueError("this model has no chat template: give it a prompt to continue")
-        start, end = (self._plain.token_to_id(t) for t in (_IM_START, _IM_END))
-        if _IM_START not in self._template or start is None or end is None:
-            raise ValueError(f"this model's chat template is not ChatML ({_IM_START}), the only one known: give it a prompt")
-        turns = [_checked(n, m) for n, m in enumerate(messages)]
-        if not turns:
-            raise ValueError("there is no message to answer: give one at least")
-        default = _default_system(self._template)
-        if default is not None and turns[0][0] != "system":
-            turns.insert(0, ("system", default))
-        newline = self.encode("\n", bos=False)
-        said = [[start, *self.encode(f"{role}\n{content}", bos=False), end, *newline] for role, content in turns]
-        ids = [*chain.from_iterable(said), start, *self.encode("assistant\n", bos=False)]
-        return [self.bos_id, *ids] if self.add_bos else ids
+        text = self._chat.text(messages, tools, more or {}, answer)
+        return self._encoded(self._signs, text)
 
     @property
     def chats(self) -> bool:
-        """Whether there is a template that `chat` knows."""
-        return self._template is not None and _IM_START in self._template and self._plain.token_to_id(_IM_START) is not None
+        """Whether there is a chat template, and no mistake in it."""
+        try:
+            return self._chat is not None and bool(self._chat.template(False) and self._signs)
+        except TemplateError:
+            return False
 
     def as_json(self) -> str:
         """What a tokenizer.json says of it."""
@@ -210,20 +229,3 @@ def _spelling(decoder: decoders.Decoder | None) -> tuple[bool, bool]:
     ):
         return False, "Strip" in parts or spaces.get("prepend_scheme", "never") != "never"
     raise ModelError(f"the decoder {'+'.join(parts) or 'none'} is neither byte-level BPE's nor SentencePiece's")
-
-
-def _checked(n: int, message: dict[str, str]) -> tuple[str, str]:
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise ValueError(f"message {n} has role {role!r}: use one of {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise ValueError(f"message {n} has content {content!r}: use a text")
-    return role, content
-
-
-def _default_system(template: str) -> str | None:
-    """The system prompt of a ChatML template for a conversation without one: a system turn that it holds as one whole text."""
-    for turn in re.finditer(r"<\|im_start\|>system(?:\n|\\n)((?:(?!<\|im_)[^{}])+)<\|im_end\|>", template):
-        if not re.search(r"""['"]\s*[+~|]""", turn[1]):
-            return re.sub(r"\\(.)", lambda escaped: "\n" if escaped[1] == "n" else escaped[1], turn[1])
-    return None

@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from models.chat_file import WORDS, templates_of_folder, templates_of_keys, words_of_folder, words_of_keys
 from models.piece import ModelError
 from models.settings import read_json
 from models.spelled import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, sentencepiece, vocab_and_merges
@@ -98,9 +99,11 @@ def _from_gguf(path: Path, metadata: dict[str, object]) -> Tokenizer:
     for key, (what, right) in _GGUF_TYPES.items():
         if key in given and not right(given[key]):
             raise ModelError(f"{path}: tokenizer.ggml.{key} is {_shown(given[key])}, not {what}: {instead}")
-    template = metadata.get("tokenizer.chat_template")
-    if not isinstance(template, str | None):
-        raise ModelError(f"{path}: tokenizer.chat_template is {_shown(template)}, not a text: {instead}")
+    templates = templates_of_keys(metadata)
+    for name, template in templates.items():
+        if not _is_text(template):
+            key = "tokenizer.chat_template" + f".{name}" * (name != "default")
+            raise ModelError(f"{path}: {key} is {_shown(template)}, not a text: {instead}")
     if given["model"] not in ("gpt2", "llama"):
         raise ModelError(
             f"{path}: tokenizer.ggml.model {given['model']!r} is neither byte-level BPE, 'gpt2', nor SentencePiece's, 'llama': "
@@ -140,7 +143,8 @@ def _from_gguf(path: Path, metadata: dict[str, object]) -> Tokenizer:
             [AddedToken(t, normalized=False, special=special) for t, of in zip(tokens, types, strict=True) if of == kind]
         )
     add_bos = bool(given.get("add_bos_token", not bytewise or pre in _WHOLE_WORDS))
-    return Tokenizer(backend, ids.pop("bos", None), ids.values(), add_bos, template)
+    words = words_of_keys(given, lambda i: tokens[i] if 0 <= i < len(tokens) else None)
+    return Tokenizer(backend, ids.pop("bos", None), ids.values(), add_bos, templates, words)
 
 
 def _by_bytes(backend: tokenizers.Tokenizer, pre: str) -> None:
@@ -176,6 +180,13 @@ def _from_folder(folder: Path) -> Tokenizer:
     said, config, generation = (_beside(folder, name) for name in ("tokenizer_config", "config", "generation_config"))
     if backend is None:
         file, backend = folder / "vocab.json", _from_parts(folder, said, config)
+    last = max(backend.get_vocab().values(), default=0)
+    if last > 2 * backend.get_vocab_size() + 2**20:
+        # The library would go through all ids up to it.
+        raise ModelError(f"{file}: one of {backend.get_vocab_size()} tokens has the id {last}")
+    # Older folders have these apart.
+    said = _beside(folder, "special_tokens_map") | {key: value for key, value in said.items() if value is not None}
+    _read_flags(backend, said.get("added_tokens_decoder") or {})
     bos = _id(backend, said.get("bos_token"), config.get("bos_token_id"))
     eos = [_id(backend, said.get("eos_token"), None)]
     for i in (config.get("eos_token_id"), generation.get("eos_token_id")):
@@ -184,15 +195,26 @@ def _from_folder(folder: Path) -> Tokenizer:
     if add_bos is None:
         # Then only the post-processor knows, which puts tokens round a text.
         add_bos = backend.encode("", add_special_tokens=True).ids[:1] == [bos]
-    template = said.get("chat_template")
-    if isinstance(template, list):
-        template = next((t["template"] for t in template if t["name"] == "default"), None)
-    if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text("utf-8")
     try:
-        return Tokenizer(backend, bos, [i for i in eos if i is not None], add_bos, template)
+        templates = templates_of_folder(folder, said)
+    except (OSError, UnicodeDecodeError) as e:
+        raise ModelError(f"{folder}: a chat template cannot be read: {e}") from None
+    try:
+        return Tokenizer(backend, bos, [i for i in eos if i is not None], add_bos, templates, words_of_folder(said))
     except ModelError as e:
         raise ModelError(f"{file}: {e}") from None
+
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _read_flags(backend: tokenizers.Tokenizer, decoder: dict[str, dict]) -> None:
+    """Tokens as tokenizer_config.json has them: its word on what is a control token, or takes the blanks beside it, is the
+    last."""
+    for i, token in sorted(decoder.items(), key=lambda item: int(item[0])):
+        known = backend.token_to_id(token["content"])
+        if int(i) == (backend.get_vocab_size() if known is None else known):
+            backend.add_tokens([AddedToken(token["content"], **{key: bool(token[key]) for key in _FLAGS if key in token})])
 
 
 def _is_token(value: object) -> bool:
@@ -203,11 +225,17 @@ def _is_template(value: object) -> bool:
     return isinstance(value, dict) and _is_text(value.get("name")) and _is_text(value.get("template"))
 
 
+def _is_decoder(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        i.isdecimal() and isinstance(t, dict) and _is_text(t.get("content")) for i, t in value.items()
+    )
+
+
 # What the files beside tokenizer.json must say, where they say anything.
 _IDS = "a whole number or a list of them", lambda value: _is_whole(value) or _are(_is_whole)(value)
 _TYPES = {
-    "bos_token": ("a text or an object with its content", _is_token),
-    "eos_token": ("a text or an object with its content", _is_token),
+    **dict.fromkeys(WORDS, ("a text or an object with its content", _is_token)),
+    "added_tokens_decoder": ("an object of tokens by their ids", _is_decoder),
     "add_bos_token": ("true or false", lambda value: isinstance(value, bool)),
     "chat_template": ("a text or a list of them with names", lambda value: _is_text(value) or _are(_is_template)(value)),
     "bos_token_id": ("a whole number", _is_whole),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.tokenizer_file import PRE, open_tokenizer
-from tests.models.vocabulary import END, SMOL, START, STOP, TEXTS, THINK, TOKENS, WORD, byte_level, folder, keys, small, written
+from tests.models.vocabulary import END, START, STOP, TEXTS, THINK, TOKENS, WORD, byte_level, folder, keys, small, written
 
 
 @pytest.mark.parametrize("pre", {patterns: pre for pre, patterns in PRE.items()}.values())
@@ -108,7 +108,8 @@ def test_chat():
     said = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns) + "<|im_start|>assistant\n"
     ids = tokenizer.chat([{"role": role, "content": content} for role, content in turns])
     assert ids == tokenizer.encode(said, special=True)
-    assert small(add_bos_token=True).chat([{"role": "user", "content": ""}])[:2] == [END, START]
+    # Whether bos leads is the template's to say, and not add_bos_token's.
+    assert small(add_bos_token=True).chat([{"role": "user", "content": ""}])[0] == START
 
 
 def test_a_user_can_neither_end_a_turn_nor_begin_one():
@@ -128,29 +129,11 @@ def test_the_tokens_of_turns_are_control_tokens_whatever_the_files_say(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("template", "system"),
-    [
-        (SMOL, "Be kind."),
-        # As Qwen2.5 has it: ends of lines escaped, and the same turn put together from parts before.
-        (r"""{{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}{%- else %}
-             {{- '<|im_start|>system\nYou\'re Q.\n\nBe it.<|im_end|>\n' }}""", "You're Q.\n\nBe it."),
-        # As Qwen3 has it: none.
-        (r"""{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{{- '<|im_start|>' + m.role }}""", None),
-    ],
-)  # fmt: skip
-def test_the_templates_own_system_prompt(template, system):
-    tokenizer = open_tokenizer(Path("small.gguf"), keys() | {"tokenizer.chat_template": template})
-    said = tokenizer.decode(tokenizer.chat([{"role": "user", "content": "hello"}]), special=True)
-    lead = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
-    assert said == f"{lead}<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
-
-
-@pytest.mark.parametrize(
     ("messages", "error"),
     [
         ([], "there is no message to answer"),
         ([{"role": "user"}], "message 0 has content None: use a text"),
-        ([{"role": "user", "content": "a"}, {"role": "tool", "content": "a"}], "message 1 has role 'tool': use one of system"),
+        ([{"role": "user", "content": "a"}, {"role": "king", "content": "a"}], "message 1 has role 'king': use one of system"),
     ],
 )
 def test_messages_that_are_none(messages, error):
@@ -158,9 +141,8 @@ def test_messages_that_are_none(messages, error):
         small().chat(messages)
 
 
-def test_models_that_do_not_chat():
-    messages = [{"role": "user", "content": "a"}]
+def test_a_model_without_a_template_does_not_chat():
+    tokenizer = open_tokenizer(Path("a.gguf"), keys() | {"tokenizer.chat_template": None})
+    assert not tokenizer.chats
     with pytest.raises(ValueError, match="this model has no chat template: give it a prompt to continue"):
-        open_tokenizer(Path("a.gguf"), keys() | {"tokenizer.chat_template": None}).chat(messages)
-    with pytest.raises(ValueError, match=r"chat template is not ChatML \(<\|im_start\|>\), the only one known"):
-        open_tokenizer(Path("a.gguf"), keys() | {"tokenizer.chat_template": "[INST] {{ m }} [/INST]"}).chat(messages)
+        tokenizer.chat([{"role": "user", "content": "a"}])
