@@ -62,11 +62,11 @@ _PADS = {"center", "expandtabs", "ljust", "rjust", "zfill"}
 _WIDTH = re.compile(r"\d{6}")
 
 
-def _checked(args: Iterable[object]) -> None:
-    """Refuses widths that would take the memory before they could be paid for."""
-    for a in args:
-        if (isinstance(a, int) and abs(a) > LARGEST) or (isinstance(a, str) and _WIDTH.search(a)):
-            raise TemplateError(f"the chat template makes a text by {str(a)[:40]!r}: use a width up to {LARGEST:,}")
+def _checked(widths: Iterable[object], format: str = "") -> None:
+    """Refuses numbers among `widths`, and in a format, that would take the memory before it could be paid for."""
+    wide = [n for n in widths if isinstance(n, int) and abs(n) > LARGEST] or [format] * bool(_WIDTH.search(format))
+    if wide:
+        raise TemplateError(f"the chat template makes a text by {str(wide[0])[:40]!r}: use a width up to {LARGEST:,}")
 
 
 def _paid(name: str, function: Callable) -> Callable:
@@ -75,8 +75,7 @@ def _paid(name: str, function: Callable) -> Callable:
     @wraps(function)
     def paid(*args: object, **more: object) -> object:
         if name in _WIDE:
-            # Of a text to be formatted the format; else the numbers.
-            _checked([*args[name != "format" :], *more.values()])
+            _checked([*args[1:], *more.values()], args[0] if name == "format" else "")
         return _state.get().spend(function(*args, **more))
 
     return paid
@@ -153,7 +152,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def wrap_str_format(self, value: object) -> Callable[..., str] | None:
         made = super().wrap_str_format(value)
         if made is not None:
-            _checked([value.__self__])
+            _checked([], value.__self__)
         return made
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: object, right: object) -> object:
@@ -163,7 +162,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             # A text repeated, or a power.
             _checked([n * len(x) for n in times for x in sized] or (times if operator == "**" else []))
         elif operator == "%" and isinstance(left, str):
-            _checked([left, *(right if "*" in left and isinstance(right, tuple) else ())])
+            _checked(right if isinstance(right, tuple) and "*" in left else [], left)
         return _state.get().spend(super().call_binop(context, operator, left, right))
 
 
