@@ -21,17 +21,18 @@ rounding may differ, as products of other shapes differ in the last bit.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
+from inference.choosing import Chooser, Known, Token
 from inference.drafting import Drafting
+from inference.penalties import NONE, Penalties
 from inference.pool import Extent, Pool
 from inference.sampling import NotFinite, Sampler, Sampling
 from inference.scheduler import Run, Scheduler, Step
-from inference.speculation.rule import matched
 from layers.transformer import Transformer
 from parallel.control import Control
 from parallel.mesh import Mesh
@@ -42,8 +43,8 @@ EAGER = 0.002
 
 class Ask(NamedTuple):
     """What a client wants. `stream`: a draw depends on the seed, the position and this number, such as which of n answers it
-    is. `top_logprobs`: None for no log-probabilities; k for each token's own and those of the k likeliest.
-    `owner`: only requests of the same one share blocks."""
+    is. `top_logprobs`: None for no log-probabilities; k for each token's own and those of the k likeliest; `prompt_logprobs`:
+    the same for the prompt's tokens. `max_tokens` may be 0 then. `owner`: only requests of the same one share blocks."""
 
     prompt: list[int]
     max_tokens: int
@@ -53,22 +54,18 @@ class Ask(NamedTuple):
     top_logprobs: int | None = None
     priority: int = 0
     owner: str = ""
-
-
-class Token(NamedTuple):
-    """`logprob`: under the model itself (temperature 1, no filters), if asked for; `top`: the likeliest, descending."""
-
-    id: int
-    logprob: float | None
-    top: list[tuple[int, float]]
+    penalties: Penalties = NONE
+    prompt_logprobs: int | None = None
 
 
 class Delivery(NamedTuple):
-    """New tokens of a request; `reason` when it is finished: "stop" (the last one is an end token) or "length"."""
+    """New tokens of a request; `reason` when it is finished: "stop" (the last one is an end token) or "length". `prompt`: the
+    prompt's tokens from the second on, once, if their log-probabilities were asked for."""
 
     id: int
     tokens: list[Token]
     reason: str | None
+    prompt: list[Token]
 
 
 class Report(NamedTuple):
@@ -83,12 +80,17 @@ class Report(NamedTuple):
 
 
 class _RequestMessage(NamedTuple):
-    """What rank 0 sends of a request when it first runs. `sampling`: its fields."""
+    """What rank 0 sends of a request when it first runs: what is `Known` of it, by fields. `sampling`, `penalties`: theirs;
+    `ends`, `prompt`: only if they are needed."""
 
     id: int
     sampling: tuple
     stream: int
     top_logprobs: int | None
+    prompt_logprobs: int | None
+    penalties: tuple
+    ends: tuple[int, ...]
+    prompt: tuple[int, ...]
 
 
 class _RunMessage(NamedTuple):
@@ -115,16 +117,6 @@ class _StepMessage(NamedTuple):
     runs: tuple[tuple, ...]
 
 
-@dataclass
-class _Known:
-    """What every rank knows of a request that has run. `table`: that of its latest run."""
-
-    sampling: Sampling
-    stream: int
-    top_logprobs: int | None
-    table: list[int] = field(default_factory=list)
-
-
 class Engine:
     """One model on all ranks of its tp axis, and on rank 0 the scheduler that feeds it. Rank 0 calls `add` to `stop`, from one
     thread; the others call `follow`. `speculate`: draft by prompt lookup, request by request, where it pays."""
@@ -136,7 +128,8 @@ class Engine:
         windows = [block.attention.window for block in model.blocks]
         scheduler.window = max(windows, default=0) if all(windows) else 0
         self.pool = Pool(shapes, model.embedding.table_vD.data.dtype, scheduler.pool.size or 0, windows)
-        self._known: dict[int, _Known] = {}
+        self.chooser = Chooser(self.sampler)
+        self._known: dict[int, Known] = {}
         self._asked: dict[int, Ask] = {}
         self._gone: set[int] = set()
         self._drafting = Drafting() if speculate else None
@@ -153,7 +146,11 @@ class Engine:
             raise ValueError(f"token id {wrong[0]} is outside of the vocabulary: use 0 to {size - 1}")
         if ask.top_logprobs is not None and not 0 <= ask.top_logprobs <= size:
             raise ValueError(f"top_logprobs {ask.top_logprobs} is no number of tokens: use 0 to {size}")
-        self.scheduler.add(id, ask.prompt, ask.max_tokens, ends=ask.ends, priority=ask.priority, owner=ask.owner)
+        if strange := [i for i, _ in ask.penalties.bias if not 0 <= i < size]:
+            raise ValueError(f"token id {strange[0]} of the bias is outside of the vocabulary: use 0 to {size - 1}")
+        # Log-probabilities of a prompt need its logits: it is run, though others have run the same.
+        more = {"priority": ask.priority, "owner": ask.owner, "reuse": ask.prompt_logprobs is None}
+        self.scheduler.add(id, ask.prompt, ask.max_tokens, ends=ask.ends, **more)
         self._asked[id] = ask
 
     def finish(self, id: int, reason: str = "stop") -> bool:
@@ -193,8 +190,9 @@ class Engine:
                 self._ended(id)
         deliveries = []
         for id, _, reason in self.scheduler.commit(step, {id: [t.id for t in tokens] for id, tokens in made.items()}):
-            count = next((n for n, t in enumerate(made[id], 1) if t.id in self._asked[id].ends), None)
-            deliveries.append(Delivery(id, made[id][:count], reason))
+            tokens, known = made.get(id, []), self._known[id]
+            count = next((n for n, t in enumerate(tokens, 1) if t.id in self._asked[id].ends), None)
+            deliveries.append(Delivery(id, tokens[:count], reason, known.scored if len(known.answer) == len(tokens) else []))
             if reason:
                 self._ended(id)
         if self._drafting is not None:
@@ -218,7 +216,10 @@ class Engine:
             known = None if run.id in self._gone else self._known.get(run.id)
             if known is None:
                 ask = self._asked[run.id]
-                new.append(_RequestMessage(run.id, astuple(ask.sampling), ask.stream, ask.top_logprobs))
+                told = tuple(ask.prompt) if ask.penalties or ask.prompt_logprobs is not None else ()
+                ends = tuple(ask.ends) if ask.penalties else ()
+                ways = astuple(ask.sampling), ask.stream, ask.top_logprobs, ask.prompt_logprobs, astuple(ask.penalties)
+                new.append(_RequestMessage(run.id, *ways, ends, told))
             before = [] if known is None else known.table
             same = next((n for n, (a, b) in enumerate(zip(before, run.table, strict=False)) if a != b), None)
             same = min(len(before), len(run.table)) if same is None else same
@@ -246,8 +247,8 @@ class Engine:
         are none."""
         for id in message.gone:
             del self._known[id]
-        for id, sampling, stream, top_logprobs in message.new:
-            self._known[id] = _Known(Sampling(*sampling), stream, top_logprobs)
+        for id, sampling, stream, top, prompt_top, penalties, ends, prompt in message.new:
+            self._known[id] = Known(Sampling(*sampling), stream, top, prompt_top, Penalties(*penalties), ends, prompt)
         runs = [self._read(_RunMessage(*fields)) for fields in message.runs]
         blocks = 1 + max(max(run.table) for run in runs)
         if blocks > self.pool.blocks:
@@ -257,7 +258,7 @@ class Engine:
             self.pool.copy(source, target)
         with self.mesh.phase("prefill" if any(run.prefill for run in runs) else "decode"):
             logits_Bv = self._forward(runs)
-            return self._chosen(logits_Bv, [run for run in runs if run.sample])
+            return self.chooser.chosen(logits_Bv, runs, self._known)
 
     def _read(self, run: _RunMessage) -> Run:
         known = self._known[run.id]
@@ -265,66 +266,10 @@ class Engine:
         return Run(run.id, run.first, list(run.tokens), run.drafts, run.sample, run.prefill, known.table, run.behind)
 
     def _forward(self, runs: Iterable[Run]) -> np.ndarray:
-        """(B, v): the logits of the last 1 + drafts tokens of each run with `sample`."""
+        """(B, v): the logits of each run's last tokens, as many as are wanted."""
         extents = [Extent(run.first - run.behind, len(run.tokens), run.table) for run in runs]
         ids_T = np.concatenate([np.array(run.tokens, np.int64) for run in runs])
         positions_T = np.concatenate([np.arange(run.first, run.first + len(run.tokens)) for run in runs])
         ends = np.cumsum([tokens for _, tokens, _ in extents])
-        rows = [np.arange(end - 1 - run.drafts, end) for end, run in zip(ends, runs, strict=True) if run.sample]
-        rows_B = np.concatenate(rows) if rows else np.empty(0, np.int64)
+        rows_B = np.concatenate([np.arange(e - self._known[run.id].rows(run), e) for e, run in zip(ends, runs, strict=True)])
         return self.model.cached(ids_T, positions_T, self.pool.stores(extents), rows_B)
-
-    def _chosen(self, logits_Bv: np.ndarray, runs: Iterable[Run]) -> dict[int, list[Token] | NotFinite]:
-        """The new tokens of each run, from its rows; or why there are none, which all ranks find alike."""
-        ends = np.cumsum([1 + run.drafts for run in runs])
-        rows = {run.id: np.arange(end - 1 - run.drafts, end) for run, end in zip(runs, ends, strict=True)}
-        greedy = [run.id for run in runs if self._known[run.id].sampling.temperature == 0]
-        best: dict[int, int] = {}
-        ranks: dict[int, int] = {}
-        if greedy:
-            rows_G = np.concatenate([rows[id] for id in greedy])
-            ids_G, at = self.sampler.best_or_none(logits_Bv[rows_G])
-            best = dict(zip(rows_G.tolist(), ids_G.tolist(), strict=True))
-            ranks = {int(rows_G[n]): rank for n, rank in at.items()}
-        made: dict[int, list[Token] | NotFinite] = {}
-        for run in runs:
-            known, mine = self._known[run.id], rows[run.id]
-            first, drafts = run.first + len(run.tokens) - run.drafts, run.tokens[len(run.tokens) - run.drafts :]
-            try:
-                if known.sampling.temperature == 0:
-                    ids = matched([best[row] for row in mine.tolist()], drafts)
-                    if (row := int(mine[len(ids) - 1])) in ranks:
-                        raise NotFinite(ranks[row], run.id, first + len(ids) - 1)
-                else:
-                    ids = self._drawn(logits_Bv[mine], drafts, known, run.id, first)
-            except NotFinite as error:
-                made[run.id] = error
-                continue
-            made[run.id] = [self._token(logits_Bv[row], id, known) for row, id in zip(mine, ids, strict=False)]
-        return made
-
-    def _drawn(self, logits_gv: np.ndarray, drafts: list[int], known: _Known, id: int, position: int) -> list[int]:
-        """The tokens from `position` on, drawn as they would be one by one: as many as equal the drafts, and one more.
-
-        A guess without a distribution is accepted with probability p, as by the rule of speculative sampling. But here, what
-        comes does not depend on what was guessed: guesses depend on the company."""
-        ids: list[int] = []
-        for row, guess in zip(logits_gv, [*drafts, None], strict=True):
-            try:
-                log_p_v = self.sampler.filtered(row, known.sampling)
-            except NotFinite as error:
-                raise error.at(id, position + len(ids)) from None
-            ids.append(self.sampler.draw(log_p_v, known.sampling, known.stream, position + len(ids)))
-            if ids[-1] != guess:
-                break
-        return ids
-
-    def _token(self, logits_v: np.ndarray, id: int, known: _Known) -> Token:
-        if known.top_logprobs is None:
-            return Token(id, None, [])
-        norm = self.sampler.log_normaliser(logits_v)
-        own = float(self.sampler.of_token(logits_v.astype(np.float64), id) - norm)
-        if not known.top_logprobs:
-            return Token(id, own, [])
-        ids, values = self.sampler.likeliest(logits_v, known.top_logprobs)
-        return Token(id, own, list(zip(ids, (values.astype(np.float64) - norm).tolist(), strict=True)))

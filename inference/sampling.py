@@ -38,7 +38,8 @@ class NotFinite(ArithmeticError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing. Raises ValueError for one out of range."""
+    """`temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing; `top_p` 0 leaves the likeliest token, as in
+    llama.cpp. Raises ValueError for one out of range."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -51,8 +52,8 @@ class Sampling:
             raise ValueError(f"temperature {self.temperature} must be 0 (greedy) or more")
         if self.top_k < 0:
             raise ValueError(f"top_k {self.top_k} must be 0 (all) or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p} must be above 0 and at most 1")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} must be from 0 to 1")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p {self.min_p} must be from 0 to 1")
 

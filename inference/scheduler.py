@@ -121,21 +121,21 @@ class Scheduler:
         reuse: bool = True,
         owner: str = "",
     ) -> None:
-        """A request for up to `max_tokens` tokens, fewer if one of `ends` comes. `reuse` False: all of its tokens are computed,
-        though others have computed them (the log-probabilities of a prompt need all its logits). Only requests of the same
-        `owner` share blocks.
+        """A request for up to `max_tokens` tokens (0: only its prompt is run), fewer if one of `ends` comes. `reuse` False: all
+        of its tokens are computed, though others have computed them (the log-probabilities of a prompt need all its logits).
+        Only requests of the same `owner` share blocks.
 
         Raises ValueError for a request that cannot be served however long it waits, and QueueFull if the queue is full.
         """
         if id in self.requests:
             raise ValueError(f"request {id} is there already: take another id, or cancel it first")
-        if not prompt or max_tokens < 1:
-            raise ValueError(f"request {id} has {len(prompt)} tokens and asks for {max_tokens}: both must be 1 or more")
+        if not prompt or max_tokens < 0:
+            raise ValueError(f"request {id} has {len(prompt)} tokens, use 1 or more, and asks for {max_tokens}, use 0 or more")
         what, total = f"request {id} of {len(prompt)} + {max_tokens} tokens", len(prompt) + max_tokens
         if self.context is not None and total > self.context:
             raise ValueError(f"{what} is longer than the context of {self.context}: shorten it by {total - self.context}")
-        # The last token is never run.
-        blocks = needed(total - 1)
+        # The last token is never run, if it is a new one.
+        blocks = needed(max(len(prompt), total - 1))
         if self.pool.size is not None and blocks > self.pool.size:
             raise ValueError(f"{what} needs {blocks} blocks of {BLOCK}, the pool has {self.pool.size}: shorten it or add some")
         if self.queue_limit is not None and len(self.waiting) >= self.queue_limit:
@@ -297,6 +297,9 @@ class Scheduler:
                 request.computed = run.first + len(run.tokens)
                 self._publish(request)
                 self._shed(request)
+                if not request.left and request.computed == len(request.tokens):
+                    outputs.append(Output(request.id, [], "length"))
+                    self.finish(request.id, "length")
                 continue
             came = list(new[run.id])
             self.counts.accepted_tokens += len(came) - 1
@@ -362,5 +365,5 @@ def _run(request: Request, known: int, drafts: int) -> Run:
     """The next `known` tokens of a request, and so many drafts behind them."""
     first, last = request.computed, request.computed + known
     tokens = request.tokens[first:last] + request.draft[:drafts]
-    sample = last == len(request.tokens)
+    sample = last == len(request.tokens) and request.left > 0
     return Run(request.id, first, tokens, drafts, sample, not request.decoding, request.table.copy(), request.behind)

@@ -50,6 +50,7 @@ def options() -> argparse.ArgumentParser:
     what.add_argument("--prompt", metavar="TEXT", help="text to continue")
     what.add_argument("--tokens", type=pretrained.token_ids, help="token ids to continue: 1,2,3")
     what.add_argument("--chat", metavar="TEXT", help="what a user says, to be answered by the model's chat template")
+    pretrained.add_special(p)
     p.add_argument("--max-new-tokens", type=positive, default=64, help="the most tokens to add")
     p.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
     p.add_argument("--stop", metavar="TEXT", action="append", default=[], help="text at which to end; may be given again")
@@ -132,7 +133,7 @@ def prompt_ids(args: argparse.Namespace, source: Source, tokenizer: Tokenizer | 
     if args.tokens is not None:
         return args.tokens
     if args.prompt is not None:
-        return pretrained.encoded(args.prompt, source, tokenizer)
+        return pretrained.encoded(args.prompt, source, tokenizer, args)
     if tokenizer is None:
         raise UsageError(f"--chat needs a tokenizer, which {source.path} has not: use --tokens")
     try:
@@ -195,6 +196,8 @@ def held(generator: Generator, tokens: list[int]) -> Iterator[Copy]:
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
     control, first, source = Control(comm), comm.rank == 0, task.source
+    # A chat template may tell the time, which is not the same on all ranks.
+    task = task._replace(prompt=control.from_first(task.prompt))
     mesh = start.make_mesh(args, comm, **task.axes)
     model, load_seconds = pretrained.load(source, mesh.tp, args.dtype, first, mesh.ep if "ep" in mesh.sizes else None)
     generator = generator_of(args, task.draft, model, mesh)

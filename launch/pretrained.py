@@ -164,12 +164,19 @@ def sampling(args: argparse.Namespace, source: Source) -> Sampling:
     return made
 
 
-def encoded(text: str, source: Source, known: Tokenizer | None) -> list[int]:
+def add_special(p: argparse._ActionsContainer) -> None:
+    """How the text of a prompt becomes tokens; the defaults are those of vLLM and of llama.cpp's server."""
+    yes = {"action": argparse.BooleanOptionalAction, "default": True}
+    p.add_argument("--add-special-tokens", **yes, help="begin a text with bos, if the model's texts do")
+    p.add_argument("--parse-special", **yes, help="read control tokens such as <|im_end|> in a text as tokens, not as text")
+
+
+def encoded(text: str, source: Source, known: Tokenizer | None, args: argparse.Namespace) -> list[int]:
     if known is None:
         why = next((f": {note}" for note in source.notes if note.startswith("its tokenizer")), "")
         raise UsageError(f"--model {source.path} has no tokenizer{why}: give token ids with --tokens")
     try:
-        return known.encode(text)
+        return known.encode(text, args.parse_special, None if args.add_special_tokens else False)
     except ValueError as error:
         raise UsageError(f"{error}: use text in UTF-8") from None
 
@@ -186,7 +193,7 @@ def sequences(args: argparse.Namespace, source: Source, known: Tokenizer | None)
             text = args.text_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--text-file {args.text_file}: {error}: use a file of UTF-8 text") from None
-    ids = encoded(text, source, known)
+    ids = encoded(text, source, known, args)
     if not ids:
         raise UsageError("the text to score is empty: use some text")
     return np.array([ids], np.int64)

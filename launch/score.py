@@ -50,6 +50,7 @@ def options() -> argparse.ArgumentParser:
     what.add_argument("--text-file", metavar="FILE", type=Path, help="the same from a file")
     what.add_argument("--tokens", type=pretrained.token_ids, help="token ids: 1,2,3")
     what.add_argument("--tokens-file", metavar="F.npy", type=Path, help="token ids, (tokens,) or (sequences, tokens)")
+    pretrained.add_special(p)
     p.add_argument("--logits", metavar="OUT.npy", type=targets.File, help="write the logits (sequences, tokens, vocabulary)")
     p.add_argument(
         "--gradients",

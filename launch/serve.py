@@ -75,6 +75,13 @@ def options() -> argparse.ArgumentParser:
         metavar="NAME",
         help="what clients call the model (default: what its files are called)",
     )
+    h.add_argument(
+        "--cors",
+        type=_origin,
+        action="append",
+        metavar="ORIGIN",
+        help="a site whose pages may ask from a browser, as https://example.org; * for all; may be given again",
+    )
     h.add_argument("--queue-limit", type=positive, default=256, help="requests that may wait; more get a 429")
     h.add_argument("--drain-seconds", type=amount, default=30.0, help="how long requests may take to finish on SIGTERM")
     h.add_argument("--verbose", action="store_true", help="one line a request on standard error")
@@ -85,6 +92,12 @@ def options() -> argparse.ArgumentParser:
     b.add_argument("--policy", choices=POLICIES, default="continuous", help="when requests may join those that run")
     b.add_argument("--speculate", choices=("ngram", "off"), default="off", help="draft by prompt lookup, where that pays")
     return p
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", text.lower()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no origin: use SCHEME://HOST or SCHEME://HOST:PORT, or *")
+    return text.lower()
 
 
 def _port(text: str) -> int:
@@ -229,7 +242,7 @@ def served(args: argparse.Namespace, task: Task, mesh: Mesh, engine: Engine, con
     }
     model = Model(name, tokenizer, context, pretrained.ends(source, tokenizer), source.wishes.sampling)
     names = [args.host, socket.gethostname(), *(args.allow_host or ())]
-    server = Server(engine, model, about, args.drain_seconds, args.verbose, task.keys, names, task.connections)
+    server = Server(engine, model, about, args.drain_seconds, args.verbose, task.keys, names, task.connections, args.cors or ())
     begun = perf_counter()
     server.run(task.listening, ready(about, task.listening, source.config.context))
     seconds = perf_counter() - begun

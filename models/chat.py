@@ -13,6 +13,8 @@ from models.template import Refusal, Template, TemplateError
 ROLES = ("system", "user", "assistant", "tool")
 # Names that a message's reasoning goes by. Templates read the first of them, and gpt-oss' reads the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+# What a conversation is to a template: nothing else may be called so.
+RESERVED = ("messages", "tools", "add_generation_prompt")
 Message = Mapping[str, object]
 
 

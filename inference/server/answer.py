@@ -17,7 +17,8 @@ from inference.server.connection import Gone, body_of, lingering, patient, watch
 from inference.server.engine_thread import EngineThread, Job
 from inference.server.inbox import Inbox
 from inference.server.openai_reply import Reply, Usage
-from inference.server.openai_request import Refused, decoded, parsed
+from inference.server.openai_request import decoded, parsed
+from inference.server.refused import Refused
 from inference.server.writer import Delta, Writer
 from models.tokenizer import Tokenizer
 
@@ -110,7 +111,7 @@ class Answering:
                     raise Refused(429, str(full), code="rate_limit_exceeded", headers={"retry-after": "1"}) from None
                 except ValueError as error:
                     raise Refused(400, str(error), "messages" if chat else "prompt") from None
-                reply = Reply(call, name, tokenizer)
+                reply = Reply(call, name, tokenizer, prompts)
                 await (_streamed if call.stream else _whole)(reply, jobs, prompts, inbox, send)
                 scope["state"]["note"] = f"{sum(map(len, prompts))}+{sum(job.tokens for job in jobs)} tokens "
         finally:

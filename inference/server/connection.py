@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from inference.server.openai_request import Refused
+from inference.server.refused import Refused
 
 # Seconds that a client may take to send a request, or to read anything of its answer.
 PATIENCE = 30.0

@@ -125,9 +125,9 @@ class EngineThread(threading.Thread):
             # A preempted request is admitted again, and then finds its own tokens.
             job.cached = computed if job.cached is None else job.cached
         written, ended = [], {}
-        for id, tokens, reason in report.deliveries:
+        for id, tokens, reason, prompt in report.deliveries:
             job = self._jobs[id]
-            delta = job.writer.write(tokens, reason)
+            delta = job.writer.write(tokens, reason, prompt)
             self._time(job, len(delta.ids), report.ended)
             if delta.reason is not None:
                 if reason is None:
@@ -150,7 +150,8 @@ class EngineThread(threading.Thread):
         if not job.tokens:
             self.metrics.first_token.observe(now - job.arrived)
         else:
-            self.metrics.inter_token.observe((now - job.last) / tokens, tokens)
+            for _ in range(tokens):
+                self.metrics.inter_token.observe((now - job.last) / tokens)
         job.tokens += tokens
         job.last = now
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from inference.server.openai_request import Refused
+from inference.server.refused import Refused
 
 # They say nothing of anybody's requests: the page as it is before it has asked, and whether the server is up.
 OPEN = ("/", "/health")
@@ -23,11 +23,14 @@ class Gate:
     """Before an ASGI application: raises Refused for what may not ask, and notes in scope["state"]["owner"] who asks.
 
     `keys`: where there are any, all but OPEN needs one of them as `Authorization: Bearer KEY`. `names`: what the server may be
-    called besides localhost and addresses. The owner is the key; without keys, the client's address.
+    called besides localhost and addresses. `origins`: sites whose pages may ask too, "*" for all. The owner is the key; without
+    keys, the client's address.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str] = (), names: Collection[str] = ()) -> None:
-        self.app = app
+    def __init__(
+        self, app: ASGIApp, keys: Sequence[str] = (), names: Collection[str] = (), origins: Collection[str] = ()
+    ) -> None:
+        self.app, self.origins = app, origins
         self.keys = [key.encode() for key in keys]
         self.names = {name.lower() for name in names}
 
@@ -45,11 +48,11 @@ class Gate:
             raise Refused(
                 403, f"this server is not called {name or host[:60]!r}: use its address, or --allow-host", code="wrong_host"
             )
-        if origin is None:
+        if origin is None or "*" in self.origins or (site := origin.decode("latin-1").lower()) in self.origins:
             return
-        site = origin.decode("latin-1").lower()
         if site.partition("://")[2] != host and _name(site) not in self.names:
-            raise Refused(403, f"pages of {site[:60]!r} may not ask this server, only its own", code="wrong_origin")
+            said = f"pages of {site[:60]!r} may not ask this server, only its own and those of --cors"
+            raise Refused(403, said, code="wrong_origin")
 
     def _ours(self, name: str) -> bool:
         return name == "localhost" or name in self.names or _is_address(name)

@@ -1,236 +1,35 @@
-"""What clients of OpenAI's API send, checked field by field and turned into what the engine is asked.
-
-After https://platform.openai.com/docs/api-reference (completions, chat); `top_k`, `min_p`, `ignore_eos`, `priority` and
-`return_token_ids` are vLLM's. We refuse a field of the API that we have not, unless its value changes nothing.
-"""
+"""What clients of OpenAI's API send, turned into what the engine is asked."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from inference.engine import Ask
+from inference.penalties import Penalties
 from inference.sampling import Sampling
+from inference.server.openai_fields import FIELDS, MOST_ANSWERS, NEUTRAL
+from inference.server.refused import missing, shown, wrong
 from models.tokenizer import Tokenizer
 
-# The most answers of one request, over all its prompts; the most likeliest tokens of a position; the most stop texts.
-MOST_ANSWERS, MOST_LIKELIEST, MOST_STOPS = 128, 20, 4
 # A lower temperature counts as 0: logits divided by it may overflow.
 COLDEST = 1e-4
 
 
-class Refused(Exception):
-    """Answers a request with an HTTP status and an error in OpenAI's shape. `param`: the field that is wrong."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
-
-    @property
-    def body(self) -> dict:
-        kinds = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
-        kind = kinds.get(self.status, "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-
-def wrong(name: str | None, message: str, code: str | None = None) -> NoReturn:
-    raise Refused(400, message, name, code)
-
-
-def missing(model: str, served: str) -> Refused:
-    return Refused(404, f"The model {_shown(model)} does not exist: this server has {served}", "model", "model_not_found")
-
-
-# --- kinds of fields: each takes a name and a value that is not null, and returns the value or raises Refused
-
-Check = Callable[[str, object], object]
-
-
-def _whole(low: int, high: int) -> Check:
-    def check(name: str, value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            wrong(name, f"{name} must be a whole number, not {_shown(value)}")
-        if not low <= value <= high:
-            wrong(name, f"{name} {_shown(value)} must be from {low} to {high}")
-        return value
-
-    return check
-
-
-def _number(low: float, high: float, above: bool = False) -> Check:
-    """`above`: `low` itself is not allowed."""
-
-    def check(name: str, value: object) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            wrong(name, f"{name} must be a number, not {_shown(value)}")
-        if not low <= value <= high or (above and value == low):
-            wrong(name, f"{name} {_shown(value)} must be {f'above {low} and at most' if above else f'from {low} to'} {high}")
-        return float(value)
-
-    return check
-
-
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        wrong(name, f"{name} must be true or false, not {_shown(value)}")
-    return value
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        wrong(name, f"{name} must be a text, not {_shown(value)}")
-    return value
-
-
-def _anything(name: str, value: object) -> object:
-    return value
-
-
-def _stops(name: str, value: object) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(s, str) for s in stops):
-        wrong(name, f"{name} must be a text or a list of texts, not {_shown(value)}")
-    if len(stops) > MOST_STOPS:
-        wrong(name, f"{name} has {len(stops)} texts: at most {MOST_STOPS} are allowed")
-    if "" in stops:
-        wrong(name, f"{name} has an empty text, which would end everything before it begins")
-    return tuple(stops)
-
-
-def _stream_options(name: str, value: object) -> dict:
-    if not isinstance(value, dict):
-        wrong(name, f"{name} must be an object, not {_shown(value)}")
-    for key in value:
-        if key not in ("include_usage", "include_obfuscation"):
-            wrong(f"{name}.{key}", f"Unrecognized request argument supplied: {name}.{key}")
-        if value[key] is not None:
-            _flag(f"{name}.{key}", value[key])
-    return value
-
-
-def _prompt(name: str, value: object) -> list[str | list[int]]:
-    """One prompt or several, each a text or token ids."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value:
-        if _are_ids(value):
-            return [value]
-        if all(isinstance(p, str) or (isinstance(p, list) and p and _are_ids(p)) for p in value):
-            return value
-    wrong(name, f"{name} must be a text, a list of texts, token ids, or a list of lists of token ids, none of them empty")
-
-
-def _are_ids(value: list) -> bool:
-    return all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value)
-
-
-def _messages(name: str, value: object) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not value:
-        wrong(name, f"{name} must be a list with at least one message")
-    return [_message(f"{name}[{n}]", m) for n, m in enumerate(value)]
-
-
-def _message(name: str, message: object) -> dict[str, str]:
-    if not isinstance(message, dict):
-        wrong(name, f"{name} must be an object with role and content, not {_shown(message)}")
-    for key in ("tool_calls", "tool_call_id", "function_call", "audio"):
-        if message.get(key):
-            wrong(f"{name}.{key}", f"{name}.{key} is not supported")
-    role, content = message.get("role"), message.get("content")
-    # Newer models call the system role so.
-    role = "system" if role == "developer" else role
-    if role not in ("system", "user", "assistant"):
-        wrong(f"{name}.role", f"{name}.role {_shown(role)} must be system, user or assistant")
-    if isinstance(content, list):
-        content = "".join(_text_part(f"{name}.content[{n}]", part) for n, part in enumerate(content))
-    if not isinstance(content, str):
-        wrong(f"{name}.content", f"{name}.content must be a text or a list of text parts, not {_shown(content)}")
-    return {"role": role, "content": content}
-
-
-def _text_part(name: str, part: object) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        wrong(name, f'{name} must be {{"type": "text", "text": ...}}: nothing but text is supported')
-    return part["text"]
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# --- which fields there are
-
-_SAMPLING: dict[str, Check] = {
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1, above=True),
-    "top_k": _whole(-1, 2**31),
-    "min_p": _number(0, 1),
-    "seed": _whole(-(2**63), 2**63 - 1),
-}
-_COMMON: dict[str, Check] = _SAMPLING | {
-    "model": _text,
-    "stream": _flag,
-    "stream_options": _stream_options,
-    "stop": _stops,
-    "n": _whole(1, MOST_ANSWERS),
-    "max_tokens": _whole(1, 2**31),
-    "ignore_eos": _flag,
-    "priority": _whole(-100, 100),
-    "return_token_ids": _flag,
-    # They say who asks and how a service may keep and bill it, and nothing about the answer.
-    **dict.fromkeys(("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"), _anything),
-}
-FIELDS: dict[bool, dict[str, Check]] = {
-    False: _COMMON | {"prompt": _prompt, "logprobs": _whole(0, MOST_LIKELIEST)},
-    True: _COMMON
-    | {
-        "messages": _messages,
-        "max_completion_tokens": _whole(1, 2**31),
-        "logprobs": _flag,
-        "top_logprobs": _whole(0, MOST_LIKELIEST),
-    },
-}
-# Fields that we have not, with the values that change nothing.
-_NEUTRAL: dict[str, list[object]] = {"presence_penalty": [0], "frequency_penalty": [0], "logit_bias": [{}]}
-NEUTRAL: dict[bool, dict[str, list[object]]] = {
-    False: _NEUTRAL | {"echo": [False], "best_of": [1], "suffix": [""]},
-    True: _NEUTRAL
-    | {
-        "tools": [[]],
-        "tool_choice": ["none", "auto"],
-        "parallel_tool_calls": [True, False],
-        "functions": [[]],
-        "function_call": ["none", "auto"],
-        "response_format": [{"type": "text"}],
-        "modalities": [["text"]],
-        "audio": [],
-        "prediction": [],
-        "reasoning_effort": ["none"],
-        "verbosity": ["medium"],
-        "web_search_options": [],
-        "store": [False],
-    },
-}
-
-
 @dataclass(frozen=True)
 class Call:
-    """A request, checked. `prompts`: texts or token ids, or the messages of a chat. `top_logprobs`: as in Ask."""
+    """A request, checked. `prompts`: texts or token ids, or none in a chat. `top_logprobs`, `penalties`: as in Ask. `echo`: the
+    prompt leads its answers. `special`: whether bos leads, and whether control tokens in a prompt's text are tokens."""
 
     chat: bool
     prompts: list[str | list[int]]
-    messages: list[dict[str, str]]
+    messages: list[dict]
+    tools: list[dict]
+    template: dict
+    continued: bool
     n: int
     max_tokens: int | None
     sampling: Sampling
@@ -241,6 +40,10 @@ class Call:
     ignore_eos: bool
     priority: int
     token_ids: bool
+    penalties: Penalties
+    stop_ids: tuple[int, ...]
+    echo: bool
+    special: tuple[bool, bool]
 
     def encoded(self, tokenizer: Tokenizer | None) -> list[list[int]]:
         """The prompts as token ids, none of them empty."""
@@ -249,8 +52,12 @@ class Call:
             wrong(name, f"this model has no tokenizer: use /v1/completions with token ids, and no {name} of text")
         try:
             if self.chat:
-                return [tokenizer.chat(self.messages)]
-            ids = [tokenizer.encode(p) if isinstance(p, str) else p for p in self.prompts]
+                return [tokenizer.chat(self.messages, self.tools, self.template, not self.continued)]
+            (bos, special), texts = self.special, [isinstance(p, str) for p in self.prompts]
+            ids = [
+                tokenizer.encode(p, special, None if bos else False) if text else p
+                for p, text in zip(self.prompts, texts, strict=True)
+            ]
         except ValueError as error:
             wrong("messages" if self.chat else "prompt", str(error))
         if not all(ids):
@@ -265,10 +72,12 @@ class Call:
                 max_tokens=self._room(len(prompt), context),
                 sampling=self.sampling,
                 stream=stream,
-                ends=frozenset() if self.ignore_eos else ends,
+                ends=(frozenset() if self.ignore_eos else ends) | frozenset(self.stop_ids),
                 top_logprobs=self.top_logprobs,
                 priority=self.priority,
                 owner=owner,
+                penalties=self.penalties,
+                prompt_logprobs=self.top_logprobs if self.echo else None,
             )
             for prompt in prompts
             for stream in range(self.n)
@@ -277,7 +86,7 @@ class Call:
     def _room(self, tokens: int, context: int) -> int:
         """How many new tokens a prompt of so many gets at most."""
         where, default = ("messages", context) if self.chat else ("prompt", 16)
-        wanted = self.max_tokens or min(default, max(1, context - tokens))
+        wanted = min(default, max(1, context - tokens)) if self.max_tokens is None else self.max_tokens
         if tokens + wanted > context:
             wrong(
                 where,
@@ -299,7 +108,7 @@ def decoded(body: bytes) -> dict:
     except (ValueError, RecursionError) as error:
         wrong(None, f"We could not parse the JSON body of your request: {str(error) or 'nested too deeply'}")
     if not isinstance(fields, dict):
-        wrong(None, f"the body must be a JSON object, not {_shown(fields)}")
+        wrong(None, f"the body must be a JSON object, not {shown(fields)}")
     return fields
 
 
@@ -323,10 +132,15 @@ def parsed(fields: dict, chat: bool, served: str, defaults: Mapping[str, float] 
     what = "messages" if chat else "prompt"
     if what not in f:
         wrong(what, f"you must provide {what}")
-    if "stream_options" in f and not f.get("stream"):
+    if any(f.get("stream_options", {}).values()) and not f.get("stream"):
         wrong("stream_options", "stream_options is only for stream: true")
     if "max_tokens" in f and "max_completion_tokens" in f:
         wrong("max_completion_tokens", "max_tokens is the old name of max_completion_tokens: give one of them")
+    most = f.get("max_completion_tokens", f.get("max_tokens"))
+    if most == 0 and not f.get("echo"):
+        wrong("max_tokens", "max_tokens 0 must be from 1, or with echo: true")
+    if f.get("min_tokens", 0) > (2**31 if most is None else most):
+        wrong("min_tokens", f"min_tokens {f['min_tokens']} must be at most max_tokens, {most}")
     n, prompts = f.get("n", 1), f.get("prompt", [])
     if n * len(prompts) > MOST_ANSWERS:
         wrong("prompt", f"{n} answers to each of {len(prompts)} prompts are more than {MOST_ANSWERS}")
@@ -334,8 +148,11 @@ def parsed(fields: dict, chat: bool, served: str, defaults: Mapping[str, float] 
         chat=chat,
         prompts=prompts,
         messages=f.get("messages", []),
+        tools=f.get("tools", []),
+        template=f.get("chat_template_kwargs", {}),
+        continued=not f.get("add_generation_prompt", True),
         n=n,
-        max_tokens=f.get("max_completion_tokens", f.get("max_tokens")),
+        max_tokens=most,
         sampling=_sampling(dict(defaults or {}) | f),
         stop=f.get("stop", ()),
         stream=f.get("stream", False),
@@ -344,6 +161,16 @@ def parsed(fields: dict, chat: bool, served: str, defaults: Mapping[str, float] 
         ignore_eos=f.get("ignore_eos", False),
         priority=f.get("priority", 0),
         token_ids=f.get("return_token_ids", False),
+        penalties=Penalties(
+            f.get("repetition_penalty", 1.0),
+            f.get("presence_penalty", 0.0),
+            f.get("frequency_penalty", 0.0),
+            f.get("min_tokens", 0),
+            f.get("logit_bias", ()),
+        ),
+        stop_ids=f.get("stop_token_ids", ()),
+        echo=f.get("echo", False),
+        special=(f.get("add_special_tokens", True), f.get("parse_special", True)),
     )
 
 
@@ -359,6 +186,6 @@ def _sampling(f: Mapping[str, object]) -> Sampling:
 
 
 def _likeliest(f: Mapping[str, object]) -> int | None:
-    if f.get("top_logprobs") is not None and not f.get("logprobs"):
+    if f.get("top_logprobs") and not f.get("logprobs"):
         wrong("top_logprobs", "top_logprobs is only for logprobs: true")
     return f.get("top_logprobs", 0) if f.get("logprobs") else None

@@ -21,6 +21,7 @@ from time import perf_counter, time
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -34,7 +35,7 @@ from inference.server.entrance import Entrance
 from inference.server.gate import Gate
 from inference.server.inbox import Feed
 from inference.server.metrics import CONTENT_TYPE, Metrics
-from inference.server.openai_request import Refused, missing
+from inference.server.refused import Refused, missing
 
 PAGE = Path(__file__).with_name("page.html")
 # What belongs between its tags: the page is served as one file.
@@ -63,7 +64,8 @@ class _Asgi:
 
 
 class Server:
-    """`about`: what the page shows of the model and the engine. `keys`, `names`: see Gate. `most`: connections at a time.
+    """`about`: what the page shows of the model and the engine. `keys`, `names`, `origins`: see Gate. `most`: connections at a
+    time.
 
     A signal of DRAIN begins to drain: new requests get a 503, and those that run have `drain_seconds` to finish. A second one,
     later, has its usual effect: it ends the process at once.
@@ -79,9 +81,10 @@ class Server:
         keys: Sequence[str] = (),
         names: Collection[str] = (),
         most: int = 1000,
+        origins: Collection[str] = (),
     ) -> None:
         self.engine, self.model, self.about = engine, model, dict(about)
-        self.keys, self.names, self.most = keys, names, most
+        self.keys, self.names, self.most, self.origins = keys, names, most, origins
         self.drain_seconds, self.verbose, self.started = drain_seconds, verbose, int(time())
         self.metrics, self.feed = Metrics(engine.scheduler.metrics()), Feed()
         self._draining = asyncio.Event()
@@ -172,7 +175,7 @@ class Server:
 
     def _counted(self) -> ASGIApp:
         """Numbers requests, counts the responses, and logs them if asked to."""
-        app = Gate(self._app(), self.keys, self.names)
+        app = Gate(self._app(), self.keys, self.names, self.origins)
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
             begun, status, id = perf_counter(), 0, secrets.token_hex(8)
@@ -197,7 +200,11 @@ class Server:
                     path = scope["raw_path"].decode("latin-1")
                     _say(f"{client} {scope['method']} {path} {status or 'gone'} {took:.0f} ms {note}{id}")
 
-        return counted
+        if not self.origins:
+            return counted
+        # A browser asks first what a page of another site may send, and tells it only what it may read.
+        may = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": ["x-request-id"]}
+        return CORSMiddleware(counted, allow_origins=list(self.origins), **may)
 
     async def _page(self, request: Request) -> Response:
         policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"

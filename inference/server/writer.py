@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from inference.engine import Token
+from inference.choosing import Token
 from models.tokenizer import Tokenizer
 
 
@@ -21,15 +21,34 @@ class Said(NamedTuple):
 
 class Delta(NamedTuple):
     """What is new of an answer. `ids`: the tokens that came, an end token among them, whether or not `text` has their text.
-    `said`: those whose text is certain. `reason`: why the answer ends, "stop" or "length"; None if it goes on."""
+    `said`: those whose text is certain. `reason`: why the answer ends, "stop" or "length"; None if it goes on. `prompt`: the
+    prompt's tokens from the second on, in one delta, if their log-probabilities were asked for."""
 
     text: str
     said: list[Said]
     ids: list[int]
     reason: str | None
+    prompt: tuple[Token, ...] = ()
 
     def then(self, other: Delta) -> Delta:
-        return Delta(self.text + other.text, self.said + other.said, self.ids + other.ids, other.reason)
+        said, ids = self.said + other.said, self.ids + other.ids
+        return Delta(self.text + other.text, said, ids, other.reason, self.prompt + other.prompt)
+
+
+def prompt_said(tokenizer: Tokenizer | None, text: str, ids: Sequence[int], tokens: Sequence[Token]) -> list[Said]:
+    """The tokens `ids` of a prompt of this `text`, and where they are in it. `tokens`: those from the second on; the first has
+    no log-probability."""
+    decoder, at, said = codecs.getincrementaldecoder("utf-8")("replace"), 0, []
+    for i, token in zip(ids, [Token(ids[0], None, []), *tokens], strict=True):
+        spelt = b"" if tokenizer is None else tokenizer.bytes_of(i, special=True)
+        said.append(Said(token, spelt, min(at, len(text))))
+        written = decoder.decode(spelt)
+        # bos that was put before the text, and a space that SentencePiece puts there, are not in it.
+        if at or text.startswith(written):
+            at += len(written)
+        elif text.startswith(written.removeprefix(" ")):
+            at += len(written.removeprefix(" "))
+    return said
 
 
 class Writer:
@@ -45,8 +64,9 @@ class Writer:
         self._came = self._sure = 0
         self._held: deque[Said] = deque()
 
-    def write(self, tokens: Sequence[Token], reason: str | None) -> Delta:
-        """What is certain once these have come. `reason`: if they are the last; a stop text makes it "stop"."""
+    def write(self, tokens: Sequence[Token], reason: str | None, prompt: Sequence[Token] = ()) -> Delta:
+        """What is certain once these have come. `reason`: if they are the last; a stop text makes it "stop". `prompt`: see
+        Delta."""
         text, ids, stopped = "", [], False
         for token in tokens:
             ids.append(token.id)
@@ -64,7 +84,7 @@ class Writer:
         said = []
         while self._held and (self._held[0].at < self._sure or self._stream is None or (reason and not stopped)):
             said.append(self._held.popleft())
-        return Delta(text, said, ids, "stop" if stopped else reason)
+        return Delta(text, said, ids, "stop" if stopped else reason, tuple(prompt))
 
     def _push(self, token: Token) -> str:
         if self._stream is None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from inference.server.gate import Gate
-from inference.server.openai_request import Refused
+from inference.server.refused import Refused
 
 
 def asked(path="/v1/models", keys=(), names=("box.example",), client="10.0.0.7", **headers):

@@ -8,12 +8,14 @@ import re
 
 import pytest
 
-from inference.engine import Token
+from inference.choosing import Token
 from inference.scheduler import Scheduler
 from inference.server.inbox import HISTORY, Feed, Inbox
 from inference.server.metrics import Histogram, Metrics
+from inference.server.openai_fields import FIELDS, NEUTRAL
 from inference.server.openai_reply import Reply, Usage
-from inference.server.openai_request import FIELDS, NEUTRAL, Refused, decoded, parsed
+from inference.server.openai_request import decoded, parsed
+from inference.server.refused import Refused
 from inference.server.writer import Delta, Writer
 from models.open import open_model
 from models.tokenizer_file import open_tokenizer
