@@ -16,7 +16,8 @@ def textbook(z, s):
     p = np.exp(z[keep] - z[keep].max())
     p /= p.sum()
     before = np.cumsum(p) - p
-    keep = keep[before < s.top_p]
+    # The likeliest is always kept.
+    keep = keep[(before < s.top_p) | (before == 0)]
     keep = keep[z[keep] >= z.max() + np.log(s.min_p)] if s.min_p else keep
     log_p = np.full(len(z), -np.inf)
     log_p[keep] = z[keep] - np.log(np.exp(z[keep] - z.max()).sum()) - z.max()
@@ -32,6 +33,7 @@ FILTERS = [
     Sampling(1.0, top_k=1),
     Sampling(2.0, top_p=0.999),
     Sampling(1.0, top_k=10**6, top_p=1e-9),
+    Sampling(1.0, top_p=0.0),
 ]
 
 
@@ -101,6 +103,6 @@ def test_greedy_takes_the_lowest_of_equals(mesh):
 
 
 def test_what_cannot_be_is_refused():
-    for wrong in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 2.0}):
+    for wrong in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": -0.1}, {"top_p": 1.1}, {"min_p": 2.0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} .* must be"):
             Sampling(**wrong)

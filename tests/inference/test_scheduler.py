@@ -112,8 +112,8 @@ def test_what_cannot_be_is_refused():
     for prompt, most, said in (
         (60, 6, r"request 7 of 60 \+ 6 tokens needs 5 blocks of 16, the pool has 4: shorten it or add some"),
         (60, 41, r"request 7 of 60 \+ 41 tokens is longer than the context of 100: shorten it by 1"),
-        (0, 5, "request 7 has 0 tokens and asks for 5: both must be 1 or more"),
-        (5, 0, "request 7 has 5 tokens and asks for 0: both must be 1 or more"),
+        (0, 5, "request 7 has 0 tokens, use 1 or more, and asks for 5, use 0 or more"),
+        (5, -1, "request 7 has 5 tokens, use 1 or more, and asks for -1, use 0 or more"),
     ):
         with pytest.raises(ValueError, match=said):
             scheduler.add(7, range(prompt), most)

@@ -28,7 +28,8 @@ FAMILIES = ROOT / "tests/oracles/families"
 # 17 tokens, as the tiny model has: two control tokens, letters, a merge, and the bytes of é and € one by one.
 END, START = "<|im_end|>", "<|im_start|>"
 TOKENS = [END, START, *"abcst", "Ġ", "Ċ", "Ã", "©", "â", "Ĥ", "¬", "ab", "n", "Ġa"]
-CHAT = "{% for m in messages %}<|im_start|>{{ m['role'] }}{% endfor %}"
+CHAT = "{% if refuse %}{{ raise_exception('as you wish') }}{% endif %}"
+CHAT += "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 
 
 def tiny_model(folder: Path, name: str = "llama") -> Path:
@@ -49,6 +50,8 @@ class Served:
     `pid`, that of rank 0; `process`, what was started. `descriptors`: the most that a process may have."""
 
     def __init__(self, ranks: int, *args: str, patience: float = 60.0, descriptors: int | None = None) -> None:
+        # Sent with each request, where it is set.
+        self.key = ""
         begin = partial(_begin, os.getpid(), descriptors)
         self.process = begun(ranks, "-m", "launch.serve", "--port", "0", *args, preexec_fn=begin)
         # A server that hangs before it says where it is.
@@ -124,7 +127,8 @@ class Served:
     def post(self, path: str, body: object, method: str | None = None, **headers: str) -> tuple[int, str, dict]:
         """Status, text and headers; `body` None: GET, bytes: as they are."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json", **headers}, method=method)
+        headers = {"content-type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {}) | headers
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=120) as response:
                 return response.status, response.read().decode(), dict(response.headers)

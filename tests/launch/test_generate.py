@@ -115,7 +115,7 @@ LLAMA = ("--model", str(FAMILIES / "llama"))
         (
             "generate",
             (*LLAMA, "--tokens", "1", "--temperature", "1", "--top-p", "1.5"),
-            "top_p 1.5 must be above 0 and",
+            "top_p 1.5 must be from 0 to 1",
         ),
         ("generate", (*LLAMA, "--tokens", "1", "--mla-cache", "striped"), "--mla-cache striped is for latent attention"),
         ("generate", (*LLAMA, "--tokens", "1", "--stop", "x"), "--stop needs a tokenizer"),

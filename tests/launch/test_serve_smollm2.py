@@ -59,9 +59,13 @@ def test_a_conversation_with_the_official_client(server):
         assert whole.choices[0].finish_reason == "stop"
         with client.chat.completions.create(**asked, stream=True) as chunks:
             assert "".join(c.choices[0].delta.content or "" for c in chunks) == text
-        # A control token that a user types is text: it does not end the answer's turn, nor begin one.
+        # Control tokens in a prompt are tokens. One that a user types in a chat is text: it ends no turn and begins none.
         typed = client.completions.create(model=server.name, prompt="<|im_end|>" * 3, max_tokens=1)
-        assert typed.usage.prompt_tokens > 3
+        assert typed.usage.prompt_tokens == 3
+        typed = client.chat.completions.create(
+            model=server.name, max_tokens=1, messages=[{"role": "user", "content": "<|im_end|>" * 3}]
+        )
+        assert typed.usage.prompt_tokens > whole.usage.prompt_tokens
         stopped = client.chat.completions.create(**asked, stop="ris")
         assert stopped.choices[0].message.content == text[: text.index("ris")]
 

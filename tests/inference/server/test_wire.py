@@ -1,41 +1,32 @@
 """The server's parts without a server: what is refused, text delta by delta, its shapes, the metrics' text."""
 
 import asyncio
-import json
 import math
 import random
-import re
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from inference.choosing import Token
 from inference.scheduler import Scheduler
 from inference.server.inbox import HISTORY, Feed, Inbox
-from inference.server.metrics import Histogram, Metrics
+from inference.server.metrics import Metrics
 from inference.server.openai_fields import FIELDS, NEUTRAL
 from inference.server.openai_reply import Reply, Usage
 from inference.server.openai_request import decoded, parsed
 from inference.server.refused import Refused
 from inference.server.writer import Delta, Writer
-from models.open import open_model
-from models.tokenizer_file import open_tokenizer
-from tests.launch.serving import tiny_model
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tiny_model(tmp_path_factory.mktemp("tiny"))
-    return open_tokenizer(folder, open_model(folder).metadata)
-
-
-def call(chat=False, **fields):
-    what = {"messages": [{"role": "user", "content": "hi"}]} if chat else {"prompt": "hi"}
-    return parsed(what | fields, chat, "tiny")
-
+from tests.inference.server.calls import call
 
 # --- requests
 
 HUGE = 10**400
+
+
+def calling(arguments):
+    return {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": arguments}}]}
+
+
 BAD = [
     # chat, fields, the field that is named, what is said of it
     (False, {"temperature": -0.1}, "temperature", "from 0 to 2"),
@@ -43,8 +34,8 @@ BAD = [
     (False, {"temperature": "warm"}, "temperature", "must be a number"),
     (False, {"temperature": True}, "temperature", "must be a number"),
     (False, {"temperature": HUGE}, "temperature", "from 0 to 2"),
-    (False, {"top_p": 0}, "top_p", "above 0"),
-    (False, {"top_p": 1.01}, "top_p", "at most 1"),
+    (False, {"top_p": -0.1}, "top_p", "from 0 to 1"),
+    (False, {"top_p": 1.01}, "top_p", "from 0 to 1"),
     (False, {"top_k": -2}, "top_k", "from -1"),
     (False, {"min_p": 2}, "min_p", "from 0 to 1"),
     (False, {"seed": 1.5}, "seed", "whole number"),
@@ -73,26 +64,46 @@ BAD = [
     (False, {"messages": []}, "messages", "Unrecognized request argument"),
     (False, {"model": 5}, "model", "must be a text"),
     (False, {"best_of": 3}, "best_of", "not supported"),
-    (False, {"echo": True}, "echo", "not supported"),
+    (False, {"echo": 1}, "echo", "true or false"),
+    (False, {"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    (False, {"skip_special_tokens": False}, "skip_special_tokens", "not supported"),
+    (False, {"prompt_logprobs": 1}, "prompt_logprobs", "not supported"),
+    (False, {"parse_special": 1}, "parse_special", "true or false"),
+    (False, {"tools": []}, "tools", "Unrecognized"),
     (False, {"suffix": "!"}, "suffix", "not supported"),
-    (False, {"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
-    (False, {"presence_penalty": 0.5}, "presence_penalty", "not supported"),
-    (False, {"frequency_penalty": -1}, "frequency_penalty", "not supported"),
+    (False, {"logit_bias": {"5": 101}}, "logit_bias[5]", "from -100 to 100"),
+    (False, {"logit_bias": {"a": 1}}, "logit_bias", "by token ids"),
+    (False, {"logit_bias": [1]}, "logit_bias", "by token ids"),
+    (False, {"logit_bias": {str(n): 1 for n in range(1025)}}, "logit_bias", "at most 1024"),
+    (False, {"presence_penalty": 2.5}, "presence_penalty", "from -2 to 2"),
+    (False, {"frequency_penalty": -3}, "frequency_penalty", "from -2 to 2"),
+    (False, {"repetition_penalty": 0}, "repetition_penalty", "above 0"),
+    (False, {"min_tokens": 17, "max_tokens": 16}, "min_tokens", "at most max_tokens, 16"),
+    (False, {"stop_token_ids": [-1]}, "stop_token_ids", "token ids"),
     (False, {"frobnicate": 1}, "frobnicate", "Unrecognized request argument"),
     (True, {"messages": []}, "messages", "at least one message"),
     (True, {"messages": "hello"}, "messages", "must be a list"),
     (True, {"messages": ["hello"]}, "messages[0]", "an object"),
-    (True, {"messages": [{"role": "king", "content": "x"}]}, "messages[0].role", "system, user or assistant"),
+    (True, {"messages": [{"role": "king", "content": "x"}]}, "messages[0].role", "system, user, assistant or tool"),
     (True, {"messages": [{"role": "user"}]}, "messages[0].content", "a text"),
     (True, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]", "but text"),
     (
         True,
         {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
-        "messages[0].tool_calls",
-        "not supported",
+        "messages[0].tool_calls[0]",
+        "must be",
     ),
-    (True, {"tools": [{"type": "function"}]}, "tools", "not supported"),
+    (True, {"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls", "assistant"),
+    (True, {"messages": [calling("[1]")]}, "messages[0].tool_calls[0].function.arguments", "a JSON object"),
+    (True, {"messages": [calling("{")]}, "messages[0].tool_calls[0].function.arguments", "a JSON object"),
+    (True, {"tools": [{"type": "function"}]}, "tools[0]", "must be"),
+    (True, {"tools": {}}, "tools", "a list"),
     (True, {"tool_choice": "required"}, "tool_choice", "not supported"),
+    (True, {"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "not supported"),
+    (True, {"chat_template_kwargs": []}, "chat_template_kwargs", "an object"),
+    (True, {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "may not have"),
+    (True, {"chat_template": "{{ x }}"}, "chat_template", "not supported"),
+    (True, {"parse_special": True}, "parse_special", "Unrecognized"),
     (True, {"response_format": {"type": "json_object"}}, "response_format", "not supported"),
     (True, {"logprobs": 3}, "logprobs", "true or false"),
     (True, {"top_logprobs": 3}, "top_logprobs", "only for logprobs"),
@@ -123,7 +134,12 @@ def test_what_changes_nothing_is_allowed(chat):
             assert call(chat, seed=1, **{name: value}) == plain, name
     assert call(chat, seed=1, **{name: None for name in FIELDS[chat] if name not in ("prompt", "messages", "seed")}) == plain
     assert call(chat, seed=1, user="me", metadata={"a": "b"}, model="tiny") == plain
-    if not chat:
+    assert call(chat, seed=1, presence_penalty=0, frequency_penalty=0.0, repetition_penalty=1, logit_bias={"3": 0}) == plain
+    assert call(chat, seed=1, min_tokens=0, stop_token_ids=[], stream_options={"include_usage": False}) == plain
+    if chat:
+        assert call(chat, seed=1, tools=[], tool_choice="auto", chat_template_kwargs={}, top_logprobs=0) == plain
+    else:
+        assert call(echo=False, add_special_tokens=True, parse_special=True, seed=1) == plain
         assert call(n=3, best_of=3, seed=1) == call(n=3, seed=1)
 
 
@@ -283,7 +299,7 @@ def test_chunks_join_to_the_whole_answer(tokenizer):
             assert "".join(x["text"] for x in choices) == whole["text"] == "c€b"
             logprobs = whole["logprobs"]
             assert logprobs["tokens"] == ["c", "bytes:\\xe2", "bytes:\\x82", "bytes:\\xac", "b"]
-            assert logprobs["text_offset"] == [0, 1, 1, 1, 2]
+            assert logprobs["text_offset"] == [2, 3, 3, 3, 4]
             assert logprobs["top_logprobs"][0] == {"c": -0.5, "a": -1.0}
             for key in logprobs:
                 assert [v for x in choices for v in x["logprobs"][key]] == logprobs[key]
@@ -327,42 +343,25 @@ def test_a_slow_reader_of_steps_loses_the_oldest():
 # --- metrics
 
 
-SAMPLE = r'([a-z_]+)(?:\{([a-z]+="[^"\n]*"(?:,[a-z]+="[^"\n]*")*)\})? (\S+)'
-
-
 def test_metrics_are_prometheus_text():
-    metrics = Metrics(Scheduler(8).metrics())
+    """As prometheus_client's own parser reads it."""
+    metrics, other = (Metrics(Scheduler(8).metrics()) for _ in range(2))
     metrics.responses[200] += 2
-    for value in (0.004, 0.3, 0.3, 1000):
+    for value in (0.004, 0.5, 0.5, 1000):
         metrics.first_token.observe(value)
-    text = metrics.text()
-    assert text.endswith("\n")
-    types, seen = {}, set()
-    for line in text.splitlines():
-        if line.startswith("# TYPE "):
-            _, _, name, kind = line.split()
-            assert name not in types
-            types[name] = kind
-        elif not line.startswith("# HELP "):
-            name, labels, value = re.fullmatch(
-                r'([a-z_]+)(?:\{([a-z]+="[^"\n]*"(?:,[a-z]+="[^"\n]*")*)\})? (\S+)', line
-            ).groups()
-            assert re.sub("_(bucket|sum|count)$", "", name) in types or name in types
-            assert (name, labels) not in seen
-            seen.add((name, labels))
-            assert math.isfinite(float(value))
-    assert types["rankwise_requests_waiting"] == "gauge"
-    assert types["rankwise_time_to_first_token_seconds"] == "histogram"
-    lines = text.splitlines()
-    assert 'rankwise_time_to_first_token_seconds_bucket{le="0.5"} 3' in lines
-    assert 'rankwise_time_to_first_token_seconds_bucket{le="+Inf"} 4' in lines
-    assert "rankwise_time_to_first_token_seconds_count 4" in lines
-    assert 'rankwise_http_responses_total{status="200"} 2' in lines
-
-
-def test_a_value_on_a_bound_is_within_it():
-    h = Histogram((1.0, 2.0))
-    h.observe(1.0, 3)
-    h.observe(2.5)
-    assert (h.counts, h.sum, h.count) == ([3, 0, 1], 5.5, 4)
-    assert json.dumps(h.lines("x", "y")).count("bucket") == 3
+    families = {f.name: f for f in text_string_to_metric_families(metrics.text().decode())}
+    samples = {(s.name, tuple(s.labels.values())): s.value for f in families.values() for s in f.samples}
+    assert families["rankwise_requests_waiting"].type == "gauge"
+    assert families["rankwise_steps"].type == "counter"
+    assert all(f.documentation and math.isfinite(s.value) for f in families.values() for s in f.samples)
+    # A value on a bound is within it.
+    assert samples["rankwise_time_to_first_token_seconds_bucket", ("0.25",)] == 1
+    assert samples["rankwise_time_to_first_token_seconds_bucket", ("0.5",)] == 3
+    assert samples["rankwise_time_to_first_token_seconds_bucket", ("+Inf",)] == 4
+    assert samples["rankwise_time_to_first_token_seconds_count", ()] == 4
+    assert samples["rankwise_http_responses_total", ("200",)] == 2
+    assert samples["rankwise_requests_total", ("cancelled",)] == 0
+    assert not any(name.endswith("_created") for name, _ in samples)
+    # One server's are not another's, nor this process's.
+    assert b"rankwise_http_responses_total{" not in other.text()
+    assert b"python_info" not in metrics.text()
