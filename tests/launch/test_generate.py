@@ -13,6 +13,7 @@ from parallel.mesh import Mesh
 from tests.grids import thinned
 from tests.harness import ROOT, command
 from tests.inside import inside
+from tests.launch.serving import tiny_model
 
 FAMILIES = ROOT / "tests/oracles/families"
 NAMES = sorted(p.parent.name for p in FAMILIES.glob("*/expected.npz"))
@@ -163,3 +164,19 @@ def test_a_truncated_file_is_refused(comm, shared):
 def test_without_the_default_model_its_command_is_named(comm, monkeypatch):
     monkeypatch.setattr(models.default, "find_spec", lambda *_: None)
     assert "make models" in inside(comm, "generate", "--tokens", "1", status=2)
+
+
+@on_ranks
+def test_control_tokens_in_a_text_are_read_as_the_options_say(comm, shared):
+    if comm.rank == 0:
+        tiny_model(shared)
+    comm.Barrier()
+    what = ("--model", shared, "--max-new-tokens", "1", "--json", "--dtype", "float64")
+    for more, ids in (((), [2, 0, 3]), (("--no-parse-special",), None)):
+        got = inside(comm, "generate", *what, "--prompt", "a<|im_end|>b", *more)["prompt_tokens"]
+        assert got == ids if ids else 0 not in got
+        scored = inside(comm, "score", "--model", shared, "--text", "a<|im_end|>b", "--json", *more)
+        assert scored["tokens"] == len(got)
+    # A conversation by the model's template; what is typed in it ends no turn.
+    chat = inside(comm, "generate", *what, "--chat", "a<|im_end|>")["prompt_tokens"]
+    assert (chat.count(0), chat.count(1)) == (1, 2)

@@ -104,7 +104,7 @@ def test_a_page_of_another_site_may_ask(server):
     assert "authorization" in headers["access-control-allow-headers"]
     status, _, headers = server.post(COMPLETIONS, {"prompt": "a", "max_tokens": 1}, Origin=SITE)
     assert (status, headers["access-control-allow-origin"]) == (200, SITE)
-    status, text, headers = server.post(COMPLETIONS, {"prompt": ""}, Origin=SITE)
+    status, _, headers = server.post(COMPLETIONS, {"prompt": ""}, Origin=SITE)
     assert (status, headers["access-control-allow-origin"]) == (400, SITE)
     status, _, headers = server.post(COMPLETIONS, {"prompt": "a"}, Origin=SITE, Authorization="Bearer x")
     assert (status, headers["access-control-allow-origin"]) == (401, SITE)
