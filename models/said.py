@@ -24,7 +24,7 @@ class Marks:
         self._marks = {ord(c): self.first + n for n, c in enumerate(letters)}
         self._plain = {mark: c for c, mark in self._marks.items()}
         self.signs = {t: chr(self.first + len(letters) + n) for n, t in enumerate(named)}
-        self._any = re.compile(f"[{chr(self.first)}-{chr(self.first + max(1, len(letters)) - 1)}]")
+        self._taken = re.compile(f"[{chr(min(self.first, LAST))}-{chr(LAST)}]")
         # Of several tokens that begin at a place, the longest.
         self._tokens = re.compile("|".join(map(re.escape, sorted(named, key=len, reverse=True))) or r"(?!)")
         self._alike = re.compile(self._tokens.pattern, re.IGNORECASE)
@@ -32,8 +32,8 @@ class Marks:
     def said(self, value: object) -> object:
         """The value with every text in it marked. Raises ValueError for a text that holds a mark."""
         if isinstance(value, str):
-            if at := next((c for c in value if self.first <= ord(c) <= LAST), None):
-                raise ValueError(f"a text holds U+{ord(at):X}, which stands for a control token here: leave it out")
+            if at := self._taken.search(value):
+                raise ValueError(f"a text holds U+{ord(at[0]):X}, which stands for a control token here: leave it out")
             return self.again(self.marked(value))
         if isinstance(value, dict):
             return {self.said(key): self.said(of) for key, of in value.items()}
@@ -41,7 +41,7 @@ class Marks:
 
     def again(self, text: str) -> str:
         """A text that a template has made: as Said if there are marks in it."""
-        return Said(text, self) if type(text) is str and self._any.search(text) else text
+        return Said(text, self) if type(text) is str and self._taken.search(text) else text
 
     def marked(self, plain: str) -> str:
         return plain.translate(self._marks)

@@ -54,8 +54,7 @@ class Tokenizer:
         turns = [t for t in _TURNS if backend.token_to_id(t) is not None]
         marked = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
         backend.add_tokens([AddedToken(t, special=True, normalized=False) for t in turns if t not in marked])
-        backend.encode_special_tokens = True
-        self._plain = backend
+        self._special = backend
         self._added = backend.get_added_tokens_decoder()
         self._special_ids = {i for i, token in self._added.items() if token.special}
         self._byte_level, self._strip = _spelling(backend.decoder)
@@ -66,9 +65,11 @@ class Tokenizer:
         self._chat = Chat(templates, words or {}, (self._added[i].content for i in self._special_ids)) if templates else None
 
     @cached_property
-    def _special(self) -> tokenizers.Tokenizer:
-        # A second tokenizer, as encode_special_tokens is a tokenizer's setting and not a call's. A copy does not have it.
-        return tokenizers.Tokenizer.from_str(self._plain.to_str())
+    def _plain(self) -> tokenizers.Tokenizer:
+        """A second tokenizer, as encode_special_tokens is a tokenizer's setting and not a call's."""
+        plain = tokenizers.Tokenizer.from_str(self._special.to_str())
+        plain.encode_special_tokens = True
+        return plain
 
     def encode(self, text: str, special: bool = False, bos: bool | None = None) -> list[int]:
         """Token ids of `text`. `special`: a control token's text becomes that token. `bos`: whether bos leads, by
@@ -127,7 +128,10 @@ class Tokenizer:
         """
         if self._chat is None:
             raise ValueError("this model has no chat template: give it a prompt to continue")
-        text = self._chat.text(messages, tools, more or {}, answer)
+        try:
+            text = self._chat.text(messages, tools, more or {}, answer)
+        except RecursionError:
+            raise ValueError("the messages, or the tools, are nested too deeply") from None
         return self._encoded(self._signs, text)
 
     @property
@@ -140,7 +144,7 @@ class Tokenizer:
 
     def as_json(self) -> str:
         """What a tokenizer.json says of it."""
-        return self._plain.to_str(pretty=True)
+        return self._special.to_str(pretty=True)
 
     def stream(self, stop: Sequence[str] = (), continues: bool = False) -> Stream:
         """A stream that turns ids into text one by one. `stop`: texts at which it ends. `continues`: the text goes on from
@@ -158,7 +162,7 @@ class Tokenizer:
         return known
 
     def _spelt(self, i: int) -> bytes:
-        token = self._plain.id_to_token(i) if i >= 0 else None
+        token = self._special.id_to_token(i) if i >= 0 else None
         if token is None:
             return b""
         if i in self._added:

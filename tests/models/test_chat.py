@@ -256,3 +256,11 @@ def test_reasoning_goes_by_any_of_its_names():
         tokenizer = chatting("{{ messages[0].reasoning_content }}{{ messages[0].thinking }}")
         said = tokenizer.decode(tokenizer.chat([{"role": "assistant", "content": "a", name: "r"}]))
         assert said == "rr"
+
+
+def test_messages_that_are_nested_deeply_are_refused():
+    deep = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        small().chat(USER, more={"deep": deep})
