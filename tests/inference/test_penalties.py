@@ -11,6 +11,7 @@ from inference.penalties import NONE, Penalties
 from inference.sampling import Sampling, gumbel
 from inference.scheduler import Scheduler
 from parallel.shard import even
+from tests.grids import thinned
 from tests.harness import ROOT
 from tests.inference.small import V, full_logits, model_of
 from tests.inference.test_engine import together
@@ -94,12 +95,12 @@ def asks():
             bias=random.choice([(), ((random.randrange(V), 2.5), (random.randrange(V), -100.0))]),
         )
         sampling = Sampling(random.choice([0.0, 0.0, 0.9]), seed=n)
-        made.append(Ask(prompt, 28, sampling, n, frozenset(random.sample(range(V), 3)), 0, penalties=penalties))
+        made.append(Ask(prompt, 24, sampling, n, frozenset(random.sample(range(V), 3)), 0, penalties=penalties))
     assert sum(bool(a.penalties) for a in made) >= 6
     return made
 
 
-@pytest.mark.parametrize("speculate", [False, True])
+@pytest.mark.parametrize("speculate", thinned([False, True], [True]))
 def test_tokens_are_the_same_alone_and_in_company(mesh, control, speculate):
     """With drafts, and in so few blocks that requests are preempted: those of the formulas on whole rows."""
     asked = asks()
@@ -113,12 +114,16 @@ def test_tokens_are_the_same_alone_and_in_company(mesh, control, speculate):
         assert alone[0][0] == got[1]
         assert scheduler.counts.preemptions > 0
         assert (scheduler.counts.draft_tokens > 0) == speculate
-        # They matter: without them the tokens are others.
-        plain = [textbook("llama", ask._replace(penalties=NONE)) for ask in asked]
-        assert sum(a != b for a, b in zip(plain, got, strict=True)) >= 5
         # What is told is how likely the model itself finds a token.
         z = full_logits("llama", asked[1].prompt)[-1]
         assert done[1][1][0].logprob == pytest.approx(z[got[1][0]] - np.log(np.exp(z).sum()), abs=1e-11)
+
+
+@pytest.mark.mpi(max_size=1)
+def test_penalties_matter():
+    """That the comparison can fail: without them the tokens are others."""
+    asked = [ask for ask in asks() if ask.penalties]
+    assert sum(textbook("llama", ask) != textbook("llama", ask._replace(penalties=NONE)) for ask in asked) >= len(asked) - 2
 
 
 def test_log_probabilities_of_prompts(mesh, control):
