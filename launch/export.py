@@ -39,7 +39,7 @@ def options() -> argparse.ArgumentParser:
         without=("seed", "dtype"),
     )
     p.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="what launch.train --checkpoint names, or a step of it")
-    p.add_argument("folder", metavar="FOLDER", type=targets.Folder, help="a new folder to write, or an empty one")
+    p.add_argument("FOLDER", type=targets.Folder, help="a new folder to write, or an empty one")
     return p
 
 
@@ -50,8 +50,8 @@ def check(args: argparse.Namespace, ranks: int) -> Path:
     path = args.checkpoint if step_of(args.checkpoint) is not None else latest(args.checkpoint)
     if path is None:
         raise UsageError(f"{args.checkpoint} holds no checkpoint: give what launch.train --checkpoint names")
-    if args.folder.is_dir() and any(args.folder.iterdir()):
-        raise UsageError(f"{args.folder} is not empty: give a new folder")
+    if args.FOLDER.is_dir() and any(args.FOLDER.iterdir()):
+        raise UsageError(f"{args.FOLDER} is not empty: give a new folder")
     return path
 
 
@@ -122,7 +122,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, path: Path) -> int:
     problem = None
     if comm.rank == 0:
         try:
-            files, weights = written(args.folder, of, checkpoint)
+            files, weights = written(args.FOLDER, of, checkpoint)
         except UsageError as error:
             problem = str(error)
     if problem := control.from_first(problem):
@@ -132,7 +132,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, path: Path) -> int:
     result = report.header("export") | {
         "checkpoint": str(path),
         "step": checkpoint.step,
-        "folder": str(args.folder),
+        "folder": str(args.FOLDER),
         "family": of.settings["model_type"],
         "parameters": weights,
         "files": {file.name: file.stat().st_size for file in files},

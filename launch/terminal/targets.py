@@ -70,7 +70,8 @@ def unwritable(args: argparse.Namespace, rank: int) -> str | None:
         path = getattr(args, name)
         if rank and not path.everyone:
             continue
-        option = f"--{name.replace('_', '-')}"
+        # What is given by its place is named in capitals.
+        option = name if name.isupper() else f"--{name.replace('_', '-')}"
         if (why := problem(path)) is not None:
             return f"cannot write {option} {path}: {why}"
         if path.drawn and find_spec("matplotlib") is None:

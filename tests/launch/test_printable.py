@@ -21,7 +21,10 @@ def test_control_characters_are_escaped():
 def test_generated_text_is_escaped_as_it_streams(capsys):
     stream = SimpleNamespace(push=lambda token: EVIL, flush=lambda: "\x1b", stopped=False)
     task = SimpleNamespace(
-        tokenizer=SimpleNamespace(eos_ids=[], stream=lambda stop: stream), prompt=[1], sampling=None, source=None
+        tokenizer=SimpleNamespace(eos_ids=[], stream=lambda stop: stream),
+        prompt=[1],
+        sampling=None,
+        source=SimpleNamespace(wishes=SimpleNamespace(ends=frozenset())),
     )
     mesh = SimpleNamespace(tp=SimpleNamespace(rank=0))
     generator = SimpleNamespace(tokens=lambda *asked, **more: iter([Generated(5, 0.0)]), mesh=mesh)

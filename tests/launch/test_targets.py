@@ -16,10 +16,16 @@ from tests.inside import ran
 
 MODULES = {name: "bench.__main__" if name == "bench" else name for name in commands() if name != "practice"}
 # What the parsers need; that it is of no use is not yet found out then.
-NEEDED = {"generate": ["--tokens", "1"], "score": ["--tokens", "1,2"], "bench": ["mlp"], "trace": ["no-such-file"]}
+NEEDED = {
+    "generate": ["--tokens", "1"],
+    "score": ["--tokens", "1,2"],
+    "bench": ["mlp"],
+    "trace": ["no-such-file"],
+    "export": ["no-such-folder", "neither"],
+}
 NEEDED |= {"--explain-picture": ["--explain"]}
 # Options that name what is read.
-READ = {"--model", "--draft", "--text-file", "--tokens-file", "--compare", "--plan", "FILE"}
+READ = {"--model", "--draft", "--text-file", "--tokens-file", "--compare", "--plan", "FILE", "CHECKPOINT"}
 
 
 def declared(module):
@@ -27,7 +33,9 @@ def declared(module):
 
 
 OPTIONS = [
-    (name, a.option_strings[0], a.type) for name, module in MODULES.items() for a in declared(import_module(f"launch.{module}"))
+    (name, (a.option_strings or [a.dest])[0], a.type)
+    for name, module in MODULES.items()
+    for a in declared(import_module(f"launch.{module}"))
 ]
 
 
@@ -50,7 +58,9 @@ def test_every_target_is_refused_before_any_work(comm, shared, monkeypatch, name
     module = import_module(f"launch.{MODULES[name]}")
     monkeypatch.setattr(module, "check", lambda *given: None)
     monkeypatch.setattr(module, "main", lambda *given: pytest.fail("work has begun"))
-    done = ran(comm, module, *NEEDED.get(name, ()), *NEEDED.get(option, ()), option, ROOT / "README.md" / "t")
+    needed, target = [*NEEDED.get(name, ()), *NEEDED.get(option, ())], [option, ROOT / "README.md" / "t"]
+    # One that is given by its place comes last.
+    done = ran(comm, module, *([*needed, *target] if option.startswith("--") else [*needed[:-1], target[1]]))
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith(f"error: cannot write {option} {ROOT}/README.md/t: ")
     assert len(done.err.splitlines()) == 1
