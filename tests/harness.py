@@ -50,10 +50,10 @@ class Harness:
         self.config, self.comm = config, world.Dup()
         self.rank, self.size = world.rank, world.size
         self.limit, self.grace = config.getoption("--limit"), config.getoption("--grace")
-        claims = config.getoption("--claims")
-        if claims and self.size > 1:
+        self.claims = config.getoption("--claims")
+        if self.claims and self.size > 1:
             raise pytest.UsageError("--claims is for runs on one rank")
-        self.mine = cache(partial(claimed, claims)) if claims else lambda file: True
+        self.mine = cache(partial(claimed, self.claims)) if self.claims else lambda file: True
         self.item: pytest.Item | None = None
         self.started = self.failed = 0.0
         self.failure = ""
@@ -123,6 +123,9 @@ class Harness:
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         if not self.mine(item.path):
             return True
+        if self.claims and nextitem is not None and nextitem.path != item.path:
+            # Who takes that file is not settled: everything is torn down.
+            nextitem = None
         self.failed, self.failure, self.started, self.item = 0.0, "", time.monotonic(), item
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         reports = {r.when: r for r in runtestprotocol(item, log=False, nextitem=nextitem)}
