@@ -49,7 +49,7 @@ class Mesh(Grid[Axis]):
         self.watchers = [*([] if recorder is None else [recorder]), *([Agreement()] if check else []), *watchers]
         with Waiting(recorder, f"laying out {self.sizes}", Recorder.places(comm)):
             require_same_layout(comm, self.sizes)
-        self._comm, self._kind = comm, axis
+        self._comm, self._kind, self._closed = comm, axis, False
         for name in axes:
             getattr(self, name)
 
@@ -68,12 +68,13 @@ class Mesh(Grid[Axis]):
 
     def close(self) -> None:
         """Free the communicators, if that is not done yet. All ranks call it together."""
-        axes = [*self._axes.values(), *self._joined.values()]
-        self._axes, self._joined = {}, {}
-        for axis in axes:
+        if self._closed:
+            return
+        self._closed = True
+        for axis in (*self._axes.values(), *self._joined.values()):
             axis.close()
-        if (control := self.__dict__.pop("control", None)) is not None:
-            control.close()
+        if "control" in self.__dict__:
+            self.control.close()
 
     def __enter__(self) -> Mesh:
         return self
