@@ -280,14 +280,14 @@ def test_people_get_tables_and_a_timeline(comm, shared):
 
 @pytest.mark.mpi(min_size=3, max_size=thinned(4, 3))
 def test_other_tokens_under_one_policy_are_status_one(comm, shared, monkeypatch):
-    true = Engine._chosen
+    true = Engine._run
 
-    def wrong(self, logits, runs):
-        made = true(self, logits, runs)
+    def wrong(self, message):
+        made = true(self, message)
         static = self.control.from_first(type(self.scheduler).__name__ == "Static")
         return {i: [t._replace(id=(t.id + static) % 17) for t in ts] for i, ts in made.items()}
 
-    monkeypatch.setattr(Engine, "_chosen", wrong)
+    monkeypatch.setattr(Engine, "_run", wrong)
     out = inside(comm, "serving_bench", *TINY, "--png", shared / "t.png", status=1)
     assert "NOT ALL AGREED: tokens of request 0; tokens of request 1;" in " ".join(out.split())
     assert ": WRONG" in out
