@@ -6,14 +6,18 @@ A *device* says how long one operation takes, `plan.kernels` for a GPU; `plan.co
 `plan.step` puts both together; nothing else asks which account it was given.
 
     class Account(Protocol):
-        parts(strategy, stage, place)  -> [(Part, how many of it)]   what the stage does in one micro-batch
-        once(strategy, place)          -> Once                       what a rank of pp does once a step
-        hop_bytes(strategy)            -> bytes                      of a message between two stages, of one rank of tp
-        memory(strategy, place)        -> {kind: bytes}              at the peak of a step, by KINDS
-        model(strategy)                -> Facts                      parameters, and operations of a step of the whole model
+        places(strategy)              -> [place]                    the ranks of one stage that differ
+        parts(strategy, place)        -> ((Part, how many), ..) of each stage: what it does in one micro-batch
+        alike(strategy)               -> a key                      equal where `parts` are, on all places
+        hop_bytes(strategy)           -> bytes                      of a message between two stages, of one rank of tp
+        once(strategy, rank, place)   -> Once                       what a rank of pp does once a step
+        memory(strategy, rank, place) -> {kind: bytes}              of a rank of pp at the peak of a step, by KINDS
+        in_flight(strategy, rank)     -> chunks                     of a rank of pp, at the peak
+        fullest(strategy)             -> [rank of pp]               of which one holds the most, so that not all need be asked
+        model(strategy, causal)       -> Facts                      parameters, and operations of a step of the whole model
 
-`place` is a rank's place on the axes, `{"pp": 0, "tp": 3}`; what is absent is 0. An account says by `places(strategy)` which
-ranks differ: theirs differ by pp alone; of ours, uneven heads make ranks of tp differ too. A step takes the slowest of them.
+`place` is a place on the axes other than pp, `{"tp": 3}`; what is absent is 0. Theirs has one, `{}`; of ours, uneven heads make
+ranks of tp differ. A step takes the slowest of them at each stage, memory the fullest.
 
 A Part must be the same object whenever it says the same (the account keeps it): its time is then worked out once, however many
 layouts and layers ask. In `plan.theirs` it depends on the model, on tp, cp, ep, the micro-batch and a few switches only.
@@ -21,7 +25,7 @@ layouts and layers ask. In `plan.theirs` it depends on the model, on tp, cp, ep,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -38,8 +42,8 @@ class Operation(NamedTuple):
     """One kind of kernel in one phase. `kind`, and what `shape` then is:
 
     product: (M, N, K, batch) of (M, K) x (K, N); unfused: the same, of attention's products without flash
-    flash:   (sequences x heads, queries, pairs of a query and a key that it may see, widths E + V of a head), of one pass:
-             a backward is known by its phase
+    flash1, flash2, flash3: (sequences x heads, queries, pairs of a query and a key that it may see, widths E + V of a head), of one pass:
+             known by its phase to be forward or backward
     pass:    (bytes read and written,)
     other kinds are their account's and device's own.
     """
@@ -54,7 +58,7 @@ class Operation(NamedTuple):
 class Transfer(NamedTuple):
     """One verb of an axis. `message_bytes` of one call, as the ledger counts them. `axis`: also several joined, "dp,ep,cp".
     `beside`: what it goes on beside: "" nothing, "attend" the attention of its phase, "products" the products of weights,
-    "half" half of itself, "unit" everything that its part computes in this phase."""
+    "half" half of itself, "unit" everything that its part does in this phase, "step" that it does in all phases."""
 
     verb: str
     axis: str
@@ -66,10 +70,11 @@ class Transfer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A block, an embedding or a head in one micro-batch. `kernels`: by phase, so many are launched."""
+    """A block, an embedding or a head in one micro-batch, its products in `dtype`. `kernels`: by phase, so many are launched."""
 
     name: str
     operations: tuple[Operation, ...]
+    dtype: str
     transfers: tuple[Transfer, ...] = ()
     kernels: Mapping[str, float] = field(default_factory=dict)
 
@@ -102,13 +107,19 @@ class Account(Protocol):
 
     def places(self, s: Strategy) -> list[Place]: ...
 
-    def parts(self, s: Strategy, stage: int, place: Place) -> list[tuple[Part, int]]: ...
+    def parts(self, s: Strategy, place: Place) -> list[tuple[tuple[Part, int], ...]]: ...
 
-    def once(self, s: Strategy, place: Place) -> Once: ...
+    def alike(self, s: Strategy) -> Hashable: ...
 
     def hop_bytes(self, s: Strategy) -> float: ...
 
-    def memory(self, s: Strategy, place: Place) -> dict[str, float]: ...
+    def once(self, s: Strategy, rank: int, place: Place) -> Once: ...
+
+    def memory(self, s: Strategy, rank: int, place: Place) -> dict[str, float]: ...
+
+    def in_flight(self, s: Strategy, rank: int) -> int: ...
+
+    def fullest(self, s: Strategy) -> list[int]: ...
 
     def model(self, s: Strategy, causal: bool = True) -> Facts: ...
 
@@ -119,4 +130,4 @@ class Device(Protocol):
     kernel: float
     host: float
 
-    def seconds(self, operation: Operation, s: Strategy) -> float: ...
+    def seconds(self, operation: Operation, dtype: str) -> float: ...

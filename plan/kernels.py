@@ -12,7 +12,7 @@ from math import ceil, exp
 
 from plan.account import AGAIN, FORWARD, Operation
 from plan.machine import Machine
-from plan.strategy import DTYPES, Strategy
+from plan.strategy import DTYPES
 
 # (m, n, share of the rate) of the tiles that libraries choose from.
 TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.95), (256, 64, 0.85), (64, 256, 0.85), (128, 64, 0.80),
@@ -32,15 +32,15 @@ class Gpu:
         self.kernel, self.host = machine.kernel, machine.host
         self._product = lru_cache(8192)(self._product_seconds)
 
-    def seconds(self, operation: Operation, s: Strategy) -> float:
+    def seconds(self, operation: Operation, dtype: str) -> float:
         """Of all its times, launches apart. Raises ValueError where the machine has no such peak or kernel."""
         m, kind, shape = self.machine, operation.kind, operation.shape
         if kind == "pass":
             one = shape[0] / (m.memory * m.passes)
         elif kind in ("product", "unfused"):
-            one = self._product(kind, *map(ceil, shape), _dtype(s, kind), DTYPES[s.dtype])
-        elif kind == "flash":
-            one = self._flash(shape, operation.phase, s)
+            one = self._product(kind, *map(ceil, shape), _dtype(dtype, kind), DTYPES[dtype])
+        elif kind.startswith("flash"):
+            one = self._flash(operation, _dtype(dtype, kind))
         else:
             raise ValueError(f"a GPU has no time of a {kind}")
         return operation.times * one
@@ -63,22 +63,21 @@ class Gpu:
                 best = min(best, one + (8 * M * N * batch / moved if split > 1 else 0.0))
         return max(best, batch * (M * K + K * N + M * N) * b / moved)
 
-    def _flash(self, shape: tuple[float, ...], phase: str, s: Strategy) -> float:
-        m, (heads, queries, pairs, widths) = self.machine, shape
-        name = s.attention
+    def _flash(self, operation: Operation, dtype: str) -> float:
+        m, name, (heads, queries, pairs, widths) = self.machine, operation.kind, operation.shape
         if name not in m.flash:
             raise ValueError(f"{m.name} has no {name}: use one of {', '.join(['unfused', *m.flash])}")
         forward, backward = m.flash[name]
-        ahead = phase in (FORWARD, AGAIN)
+        ahead = operation.phase in (FORWARD, AGAIN)
         operations = 2 * heads * pairs * widths * (1 if ahead else 2.5)
         share = (forward if ahead else backward) * min(1.0, (widths / 2 / WIDE) ** NARROWER)
         filled = 1 - exp(-heads * queries / ROWS / m.sms)
-        return operations / (m.peak(_dtype(s, "unfused")) * share * filled)
+        return operations / (m.peak(dtype) * share * filled)
 
 
-def _dtype(s: Strategy, kind: str) -> str:
+def _dtype(dtype: str, kind: str) -> str:
     """Attention beside fp8 products is in bf16."""
-    return "bf16" if s.dtype == "fp8" and kind != "product" else s.dtype
+    return "bf16" if dtype == "fp8" and kind != "product" else dtype
 
 
 def _aligned(N: int, K: int) -> float:

@@ -9,8 +9,6 @@ S sequence   b sequences of a micro-batch   T = S b / cp   D width   F hidden wi
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from functools import lru_cache
 
 from parallel.schedules import plan as planned
@@ -33,9 +31,7 @@ def padded(s: Strategy) -> int:
 def held(s: Strategy, rank: int) -> tuple[float, float]:
     """Entries of one rank of tp on this rank of pp: those that all data ranks share, and those of its experts."""
     size, c, dense, experts = sizes(s.config), s.config, 0.0, 0.0
-    for stage, on in enumerate(s.rank_of):
-        if on != rank:
-            continue
+    for stage in s.stages_of(rank):
         blocks = s.blocks[stage]
         few = len(range(blocks.start, min(blocks.stop, size.first)))
         for part, n in ((size.dense, few), (size.routed, len(blocks) - few)):
@@ -90,17 +86,23 @@ def logits(s: Strategy) -> float:
     return s.tokens * padded(s) / s.tp * (2 + 4 + 4)
 
 
-@lru_cache(1024)
-def in_flight(schedule: str, p: int, m: int, chunks: int) -> tuple[int, ...]:
-    """The most chunks in flight at a time, by rank. W's halves are kept by `later`, not here."""
+def in_flight(schedule: str, p: int, m: int, chunks: int, rank: int) -> int:
+    """The most chunks in flight on a rank until W, in closed form where that holds, else by the plan."""
+    r = rank
     if schedule == "gpipe":
-        return (m,) * p
+        return m
     if schedule == "1f1b":
-        return tuple(min(m, p - r) for r in range(p))
+        return min(m, p - r)
     if schedule == "interleaved" and m % p == 0:
-        return tuple(min(m * chunks, 2 * (p - 1 - r) + (chunks - 1) * p + 1) for r in range(p))
-    few = min(m, 3 * p + m % p)
-    return tuple(planned(schedule, p, few, chunks).peaks("W"))
+        return min(m * chunks, 2 * (p - 1 - r) + (chunks - 1) * p + 1)
+    if m >= 2 * p + 1 and schedule in (closed := {"zb-h1": p, "zb-h2": 2 * p - 1, "zb-v": 2 * p, "dualpipe-v": 2 * p + 1}):
+        return closed[schedule]
+    return _peaks(schedule, p, min(m, 3 * p + m % p), chunks)[r]
+
+
+@lru_cache(1024)
+def _peaks(schedule: str, p: int, m: int, chunks: int) -> list[int]:
+    return planned(schedule, p, m, chunks).peaks("W")
 
 
 def by_kind(s: Strategy, rank: int) -> dict[str, float]:
@@ -116,12 +118,12 @@ def by_kind(s: Strategy, rank: int) -> dict[str, float]:
         "gradients": sum(n * g * (f if s.zero >= 2 else 1) for n, f in each),
         "optimizer": sum(n * state * (f if s.zero >= 1 else 1) for n, f in each),
     }
-    stages = [n for n, on in enumerate(s.rank_of) if on == rank]
+    stages = s.stages_of(rank)
     kept = [_kept(s, s.blocks[n]) for n in stages]
-    flight = in_flight(s.schedule, s.pp, s.micro_batches, s.chunks)[rank]
+    flight = in_flight(s.schedule, s.pp, s.micro_batches, s.chunks, rank)
     found["saved"] = flight * sum(kept) / len(stages)
-    largest = max((_unit(s, s.blocks[n]) for n in stages), default=0.0)
-    found["gathered"] = 2 * largest * (b + full) if s.zero == 3 else largest * full if s.zero == 2 else 0.0
+    largest = max(_unit(s, s.blocks[n]) for n in stages) if s.zero >= 2 else 0.0
+    found["gathered"] = 2 * largest * (b + full) if s.zero == 3 else largest * full if s.zero >= 2 else 0.0
     last = s.rank_of[-1] == rank
     found["logits"] = logits(s) if last else 0.0
     again = s.recompute == "full" or s.recomputed_every
@@ -130,30 +132,32 @@ def by_kind(s: Strategy, rank: int) -> dict[str, float]:
     return {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0, "saved": 0.0, "later": 0.0} | found
 
 
-def _kinds(s: Strategy, blocks: Sequence[int]) -> Counter[tuple[bool, bool]]:
-    """How many of these blocks are (routed, computed again)."""
-    first, every = sizes(s.config).first, s.recomputed_every
-    if every <= 1:
-        few = len(range(blocks.start, min(blocks.stop, first)))
-        found = Counter({(False, every == 1): few, (True, every == 1): len(blocks) - few})
-    else:
-        found = Counter((i >= first, i % every == 0) for i in blocks)
+def _kinds(s: Strategy, blocks: range) -> list[tuple[bool, bool, int]]:
+    """Of these blocks (routed, computed again, how many)."""
+    first, every, found = sizes(s.config).first, s.recomputed_every, []
+    for routed, of in (
+        (False, range(blocks.start, min(blocks.stop, first))),
+        (True, range(max(blocks.start, first), blocks.stop)),
+    ):
+        if len(of):
+            again = sum(1 for i in of if i % every == 0) if every > 1 else len(of) * every
+            found += [(routed, True, again)] * (again > 0) + [(routed, False, len(of) - again)] * (again < len(of))
     return found
 
 
-def _kept(s: Strategy, blocks: Sequence[int]) -> float:
+def _kept(s: Strategy, blocks: range) -> float:
     half = 0.5 if s.recompute == "half" else 1.0
-    return half * sum(n * saved_of_block(s, *kind) for kind, n in _kinds(s, blocks).items() if n)
+    return half * sum(n * saved_of_block(s, routed, again) for routed, again, n in _kinds(s, blocks))
 
 
-def _plain(s: Strategy, blocks: Sequence[int]) -> float:
+def _plain(s: Strategy, blocks: range) -> float:
     """The most that a block holds while it is computed again."""
-    return max((saved_of_block(s, routed) for (routed, _), n in _kinds(s, blocks).items() if n), default=0.0)
+    return max((saved_of_block(s, routed) for routed, *_ in _kinds(s, blocks)), default=0.0)
 
 
-def _unit(s: Strategy, blocks: Sequence[int]) -> float:
+def _unit(s: Strategy, blocks: range) -> float:
     """Entries of the largest block of one rank of tp."""
     size = sizes(s.config)
-    kinds = {routed for (routed, _), n in _kinds(s, blocks).items() if n}
+    kinds = {routed for routed, *_ in _kinds(s, blocks)}
     of = {False: size.dense, True: size.routed}
     return max(((of[k].weights - of[k].experts) / s.tp + of[k].experts / (s.tp * s.ep) for k in kinds), default=0.0)

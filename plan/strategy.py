@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from math import gcd, prod
 
 from models.config import Config
@@ -18,6 +20,8 @@ ATTENTION = ("unfused", "flash1", "flash2", "flash3")
 DTYPES = {"bf16": 2, "fp16": 2, "fp8": 2, "float32": 4}
 GRAD_DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _EVERY = re.compile(r"every:([1-9]\d{0,5})", re.ASCII)
+# Schedules on a V, the first and the last stage on one rank.
+V = ("zb-v", "dualpipe-v")
 # Axes whose ranks have batches of their own, or parts of one: gradients of what they share are summed over all of them.
 DATA = ("dp", "ep", "cp")
 
@@ -155,20 +159,19 @@ class Strategy:
     def stages(self) -> int:
         return self.pp * self.chunks
 
-    @cached_property
-    def blocks(self) -> list[range]:
+    @property
+    def blocks(self) -> Sequence[range]:
         """The numbers of each stage's blocks."""
-        if self.stage_layers is None:
-            return dealt(self.config.layers, self.stages)
-        ends = [sum(self.stage_layers[: n + 1]) for n in range(self.stages)]
-        return [range(end - n, end) for end, n in zip(ends, self.stage_layers, strict=True)]
+        return _blocks(self.config.layers, self.stages, self.stage_layers)
 
-    @cached_property
-    def rank_of(self) -> list[int]:
+    @property
+    def rank_of(self) -> Sequence[int]:
         """The rank of pp that holds it, by stage: a loop, or the V of zb-v and dualpipe-v."""
-        if self.schedule in ("zb-v", "dualpipe-v"):
-            return [*range(self.pp), *reversed(range(self.pp))]
-        return [s % self.pp for s in range(self.stages)]
+        return _ranks(self.pp, self.chunks, self.schedule in V)
+
+    def stages_of(self, rank: int) -> Sequence[int]:
+        """The stages of a rank of pp."""
+        return (rank, 2 * self.pp - 1 - rank) if self.schedule in V else range(rank, self.stages, self.pp)
 
     @cached_property
     def recomputed_every(self) -> int:
@@ -185,3 +188,15 @@ class Strategy:
     def halved(self) -> bool:
         """Whether the schedule has backwards in two halves."""
         return self.schedule.startswith(("zb", "dualpipe"))
+
+
+@lru_cache(4096)
+def _blocks(layers: int, stages: int, by_hand: tuple[int, ...] | None) -> tuple[range, ...]:
+    if by_hand is None:
+        return tuple(dealt(layers, stages))
+    return tuple(range(end - n, end) for end, n in zip(accumulate(by_hand), by_hand, strict=True))
+
+
+@lru_cache(4096)
+def _ranks(pp: int, chunks: int, v: bool) -> tuple[int, ...]:
+    return (*range(pp), *reversed(range(pp))) if v else tuple(s % pp for s in range(pp * chunks))

@@ -9,22 +9,20 @@ T rows of a micro-batch on a rank   D model width   F hidden width   H, K heads 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Hashable, Iterator
 from math import ceil
 
 from models.config import Config
 from plan import memory
 from plan.account import AGAIN, FORWARD, INPUT, WEIGHTS, Facts, Once, Operation, Part, Place, Transfer
 from plan.sizes import Sizes, sizes
-from plan.strategy import DTYPES, GRAD_DTYPES, Strategy
+from plan.strategy import ATTENTION, DTYPES, GRAD_DTYPES, Strategy, V
 
 # Kernels that are launched for a block: forward, backward, where norms and the like are one kernel each; else so many times.
 BLOCK, EAGER = (15, 30), 1.7
 HEAD, LOSS, EMBEDDING = 25, 12, 3
-# What of a Strategy a part depends on.
-FIELDS = ("config", "sequence_length", "micro_batch", "ep", "cp", "tp", "recompute", "sequence_parallel", "attention", "fused",
-          "tp_overlap", "dtype", "grad_dtype", "skew")  # fmt: skip
+# Parts that are kept.
+KEPT = 4096
 Operations = Iterator[Operation]
 
 
@@ -34,32 +32,74 @@ class Theirs:
     name = "theirs"
 
     def __init__(self) -> None:
-        self._part = lru_cache(4096)(_made)
+        self._parts: dict[tuple, Part] = {}
+        # The config is held with its number, so that no other gets its identity.
+        self._configs: dict[int, tuple[int, Config]] = {}
 
     def places(self, s: Strategy) -> list[Place]:
-        return [{"pp": rank} for rank in range(s.pp)]
+        return [{}]
 
-    def parts(self, s: Strategy, stage: int, place: Place = {}) -> list[tuple[Part, int]]:  # noqa: B006
-        key, blocks, size = tuple(getattr(s, name) for name in FIELDS), s.blocks[stage], sizes(s.config)
-        unit = (s.zero, s.shards, s.dp) if s.zero >= 2 else (0, 1, 1)
-        found: list[tuple[Part, int]] = [(self._part("embedding", key, unit, False), 1)] if stage == 0 else []
-        for kind, of in (("dense", range(size.first)), ("routed", range(size.first, size.layers))):
-            here = range(max(blocks.start, of.start), min(blocks.stop, of.stop))
-            if not len(here):
-                continue
-            every = s.recomputed_every
-            again = sum(1 for i in here if i % every == 0) if every > 1 else len(here) * (every == 1)
-            found += [(self._part(kind, key, unit, True), again)] * (again > 0)
-            found += [(self._part(kind, key, unit, False), len(here) - again)] * (again < len(here))
-        return found + [(self._part("head", key, unit, False), 1)] * (stage == s.stages - 1)
+    def fullest(self, s: Strategy) -> list[int]:
+        """Later ranks have no more in flight and no larger stages, but for the last with its logits, and the first with experts;
+        where blocks differ otherwise, all are asked."""
+        if s.pp <= 4 or s.stage_layers is not None or s.recomputed_every > 1:
+            return list(range(s.pp))
+        first = sizes(s.config).first
+        routed = (
+            [s.rank_of[n] for n, blocks in enumerate(s.blocks) if blocks.stop > first][:2] if first < s.config.layers else []
+        )
+        return sorted({0, 1, *routed, s.pp - 1})
+
+    def alike(self, s: Strategy) -> Hashable:
+        return self._key(s), _unit(s), s.pp, s.chunks, s.stage_layers, s.schedule in V, s.halved
+
+    def _key(self, s: Strategy) -> tuple:
+        """What parts depend on. A config by its number here, as comparing it takes longer than all the rest."""
+        if (known := self._configs.get(id(s.config))) is None:
+            known = self._configs[id(s.config)] = len(self._configs), s.config
+        return (known[0], s.sequence_length, s.micro_batch, s.ep, s.cp, s.tp, s.recompute, s.sequence_parallel, s.attention, s.fused,
+                s.tp_overlap, s.dtype, s.grad_dtype, s.skew)  # fmt: skip
+
+    def parts(self, s: Strategy, place: Place) -> list[tuple[tuple[Part, int], ...]]:
+        key, unit, first, found = self._key(s), _unit(s), sizes(s.config).first, {}
+        every, stages = s.recomputed_every, []
+        for stage, blocks in enumerate(s.blocks):
+            dense = range(blocks.start, min(blocks.stop, first))
+            routed = range(max(blocks.start, first), blocks.stop)
+            counts = tuple(
+                (len(b), sum(1 for i in b if i % every == 0) if every > 1 else len(b) * every) for b in (dense, routed)
+            )
+            alike = stage == 0, stage == s.stages - 1, counts
+            if alike not in found:
+                found[alike] = self._of_stage(s, key, unit, *alike)
+            stages.append(found[alike])
+        return stages
+
+    def _of_stage(
+        self, s: Strategy, key: tuple, unit: tuple, first: bool, last: bool, counts: tuple
+    ) -> tuple[tuple[Part, int], ...]:
+        """The parts of one stage. `counts`: of dense and of routed blocks, each with how many of them are computed again."""
+        found = [("embedding", False, 1)] * first
+        for kind, (n, again) in zip(("dense", "routed"), counts, strict=True):
+            found += [(kind, True, again)] * (again > 0) + [(kind, False, n - again)] * (again < n)
+        found += [("head", False, 1)] * last
+        return tuple((self._part(kind, key, unit, again, s), n) for kind, again, n in found)
+
+    def _part(self, kind: str, key: tuple, unit: tuple, again: bool, s: Strategy) -> Part:
+        name = kind, key, unit, again
+        if (part := self._parts.get(name)) is None:
+            if len(self._parts) >= KEPT:
+                self._parts.clear()
+            part = self._parts[name] = _made(kind, s, unit, again)
+        return part
 
     def hop_bytes(self, s: Strategy) -> float:
         cut = s.tp if s.sequence_parallel or s.scatter_gather else 1
         return s.tokens * s.config.d_model * DTYPES[s.dtype] / cut
 
-    def once(self, s: Strategy, place: Place) -> Once:
-        """Under ZeRO-2 and 3 the sums of a micro-batch are its parts' own."""
-        rank, b, g = place.get("pp", 0), DTYPES[s.dtype], GRAD_DTYPES[s.grad_dtype]
+    def once(self, s: Strategy, rank: int, place: Place) -> Once:
+        """Where gradients are scattered after each micro-batch, that is its parts'."""
+        b, g = DTYPES[s.dtype], GRAD_DTYPES[s.grad_dtype]
         dense, experts = memory.held(s, rank)
         sums, gathers = [], []
         for axes, entries in (("dp,ep,cp", dense), ("dp,cp", experts)):
@@ -81,8 +121,11 @@ class Theirs:
                   Operation("norm and scale", "pass", "step", (2 * g * entries / (s.shards if s.zero >= 2 else 1),)))  # fmt: skip
         return Once(sums, gathers, between, update, kernels=len(sums) + len(gathers) + len(between) + 10)
 
-    def memory(self, s: Strategy, place: Place) -> dict[str, float]:
-        return memory.by_kind(s, place.get("pp", 0))
+    def in_flight(self, s: Strategy, rank: int) -> int:
+        return memory.in_flight(s.schedule, s.pp, s.micro_batches, s.chunks, rank)
+
+    def memory(self, s: Strategy, rank: int, place: Place) -> dict[str, float]:
+        return memory.by_kind(s, rank)
 
     def model(self, s: Strategy, causal: bool = True) -> Facts:
         size, c = sizes(s.config), s.config
@@ -111,53 +154,64 @@ def has_dropout(c: Config, attention: str) -> bool:
     return c.norm == "layer" and attention == "unfused"
 
 
-def _made(kind: str, key: tuple, unit: tuple[int, int, int], again: bool) -> Part:
-    """The part of this kind. `unit`: ZeRO's stage, its shards, and dp."""
-    s = dict(zip(FIELDS, key, strict=True))
-    b = _Block(s, sizes(s["config"]))
+def _unit(s: Strategy) -> tuple[int, int, bool]:
+    """ZeRO's stage where it works in each micro-batch, its shards, and whether there are stages: then a scatter goes on beside other
+    micro-batches."""
+    return (s.zero, s.shards, s.pp > 1) if s.zero >= 2 else (0, 1, False)
+
+
+def _made(kind: str, s: Strategy, unit: tuple[int, int, bool], again: bool) -> Part:
+    """The part of this kind."""
+    b = _Block(s, sizes(s.config))
     if kind == "embedding":
-        return b.embedding()
+        return b.embedding(unit)
     return b.head() if kind == "head" else b.block(kind == "routed", again, unit)
 
 
 class _Block:
     """Makes parts from what of a strategy they depend on."""
 
-    def __init__(self, s: dict, size: Sizes) -> None:
-        self.s, self.size, self.c = s, size, s["config"]
-        self.T = s["micro_batch"] * s["sequence_length"] // s["cp"]
-        self.t, self.b, self.g = s["tp"], DTYPES[s["dtype"]], GRAD_DTYPES[s["grad_dtype"]]
-        self.rows = self.T / (self.t if s["sequence_parallel"] else 1)
+    def __init__(self, s: Strategy, size: Sizes) -> None:
+        self.s, self.size, self.c = s, size, s.config
+        self.T = s.tokens
+        self.t, self.b, self.g = s.tp, DTYPES[s.dtype], GRAD_DTYPES[s.grad_dtype]
+        self.rows = self.T / (self.t if s.sequence_parallel else 1)
         self.wide = self.b / 2
-        self.dropout = has_dropout(self.c, s["attention"])
+        self.dropout = has_dropout(self.c, s.attention)
 
-    def block(self, routed: bool, again: bool, unit: tuple[int, int, int]) -> Part:
+    def block(self, routed: bool, again: bool, unit: tuple[int, int, bool]) -> Part:
         s, size = self.s, self.size.routed if routed else self.size.dense
-        recompute = "full" if again else s["recompute"]
+        recompute = "full" if again else s.recompute
         forward = [*self._products(routed), *self._attention(), *self._passes(routed)]
-        entries = (size.weights - size.experts) / self.t + size.experts / (self.t * s["ep"])
+        entries = (size.weights - size.experts) / self.t + size.experts / (self.t * s.ep)
         operations = [*forward, *(op for f in forward for op in _backward(f))]
-        fused = self.g if s["fused"] else 4 + 2 * self.g
+        fused = self.g if s.fused else 4 + 2 * self.g
         operations.append(Operation("adding gradients", "pass", WEIGHTS, (fused * entries,)))
-        kinds = {"full": ("product", "unfused", "flash", "pass"), "selective": ("unfused", "flash"), "half": ("product",)}
-        linear, attends = [f for f in forward if f.kind == "product"], ("softmax", "dropout of attention")
+        attends = ("unfused", *ATTENTION)
+        kinds = {"full": ("product", "pass", *attends), "selective": attends, "half": ("product",)}
+        linear, softmax = [f for f in forward if f.kind == "product"], ("softmax", "dropout of attention")
         for f in forward:
-            if f.kind in kinds.get(recompute, ()) or (recompute == "selective" and f.name in attends):
+            if f.kind in kinds.get(recompute, ()) or (recompute == "selective" and f.name in softmax):
                 times = 0.5 if recompute == "half" else 1
                 operations.append(f._replace(phase=AGAIN, times=f.times * times))
         sends = [*self._tp_sums(recompute == "full"), *self._cp_ring(recompute), *self._dispatch(routed, recompute == "full")]
         sends += list(self._unit(entries, unit))
-        more = 1 if s["fused"] else EAGER
+        more = 1 if s.fused else EAGER
         kernels = {FORWARD: BLOCK[0] * more, INPUT: BLOCK[1] * more - len(linear), WEIGHTS: len(linear)}
         kernels[AGAIN] = {"full": BLOCK[0] * more, "selective": 4, "half": len(linear) / 2}.get(recompute, 0)
-        return Part("routed block" if routed else "block", tuple(operations), tuple(sends), _counted(kernels, sends))
+        return Part("routed block" if routed else "block", tuple(operations), s.dtype, tuple(sends), _counted(kernels, sends))
 
-    def embedding(self) -> Part:
+    def embedding(self, unit: tuple[int, int, bool]) -> Part:
+        """With what of ZeRO-3's root unit is gathered at the begin and scattered at the end."""
         D, T, v = self.c.d_model, self.T, self.size.table.weights / self.t
         operations = (Operation("embedding", "pass", FORWARD, (self.wide * 13 * T * D,)),
                       Operation("embedding", "pass", INPUT, (self.wide * 8 * T * D,)))  # fmt: skip
-        sends = [self._sum(FORWARD)] if v and self.t > 1 else []
-        return Part("embedding", operations, tuple(sends), _counted({FORWARD: EMBEDDING, INPUT: EMBEDDING}, sends))
+        sends = [self._sum(FORWARD)] * (self.t > 1)
+        root = v * (1 + self.size.held)
+        sends += [sent for sent in self._unit(root, unit) if sent.verb != "all_gather" or sent.phase == FORWARD]
+        return Part(
+            "embedding", operations, self.s.dtype, tuple(sends), _counted({FORWARD: EMBEDDING, INPUT: EMBEDDING}, sends)
+        )
 
     def head(self) -> Part:
         D, T, b = self.c.d_model, self.T, self.b
@@ -169,9 +223,9 @@ class _Block:
         sends = []
         if self.t > 1:
             sends = [Transfer("all_reduce", "tp", FORWARD, 3, 4 * T), self._sum(INPUT)]
-            if self.s["sequence_parallel"]:
+            if self.s.sequence_parallel:
                 sends.append(Transfer("all_gather", "tp", FORWARD, 1, T * D * b))
-        return Part("head", operations, tuple(sends), _counted({FORWARD: HEAD + LOSS, INPUT: HEAD}, sends))
+        return Part("head", operations, self.s.dtype, tuple(sends), _counted({FORWARD: HEAD + LOSS, INPUT: HEAD}, sends))
 
     # --- what a block computes forward
 
@@ -191,9 +245,9 @@ class _Block:
         if not routed:
             yield from self._mlp("MLP", T, 1, c.d_ff / t, gates)
             return
-        e, ep = c.experts, self.s["ep"]
+        e, ep = c.experts, self.s.ep
         yield Operation("router", "product", FORWARD, (self.rows, e.count, D, 1))
-        rows = T * e.active * ep / e.count * self.s["skew"]
+        rows = T * e.active * ep / e.count * self.s.skew
         yield from self._mlp("experts", rows, e.count / ep, e.d_ff / t, gates)
         if e.d_shared:
             yield from self._mlp("shared expert", T, 1, e.d_shared / t, gates)
@@ -208,22 +262,22 @@ class _Block:
         return max(self.c.kv_heads, self.t)
 
     def _attention(self) -> Operations:
-        s, S, cp = self.s, self.s["sequence_length"], self.s["cp"]
+        s, S, cp = self.s, self.s.sequence_length, self.s.cp
         E, V = head_widths(self.c)
-        heads = s["micro_batch"] * self.c.heads / self.t
-        if s["attention"] == "unfused":
+        heads = s.micro_batch * self.c.heads / self.t
+        if s.attention == "unfused":
             yield Operation("scores", "unfused", FORWARD, (S / cp, S, E, heads))
             yield Operation("attend", "unfused", FORWARD, (S / cp, V, S, heads))
         else:
-            yield Operation("attention", "flash", FORWARD, (heads, S / cp, S * S / (2 * cp), E + V))
+            yield Operation("attention", s.attention, FORWARD, (heads, S / cp, S * S / (2 * cp), E + V))
 
     def _passes(self, routed: bool) -> Operations:
         """Norms, biases, dropout, residuals, turning heads, softmax, activation, rotation."""
         c, s, T, t, D = self.c, self.s, self.T, self.t, self.c.d_model
         E, V = head_widths(c)
-        flash, eager = s["attention"] != "unfused", 1 if s["fused"] else 2
+        flash, eager = s.attention != "unfused", 1 if s.fused else 2
         qkv = (c.heads * (E + V) + self._kv * E if c.latent else (c.heads + 2 * self._kv) * E) * T / t
-        scores = s["micro_batch"] * s["sequence_length"] ** 2 / s["cp"] * c.heads / t
+        scores = s.micro_batch * s.sequence_length**2 / s.cp * c.heads / t
         gated = c.activation == "swiglu"
         hidden = T * c.d_ff / t
         if routed:
@@ -247,7 +301,7 @@ class _Block:
 
     def _sum(self, phase: str, beside: str = "") -> Transfer:
         """A partial sum of rows, or under sequence parallelism their scattered sum."""
-        verb = "reduce_scatter" if self.s["sequence_parallel"] else "all_reduce"
+        verb = "reduce_scatter" if self.s.sequence_parallel else "all_reduce"
         return Transfer(verb, "tp", phase, 1, self.T * self.c.d_model * self.b, beside)
 
     def _tp_sums(self, again: bool) -> Iterator[Transfer]:
@@ -255,17 +309,17 @@ class _Block:
         backward, beside the products of weights."""
         if self.t == 1:
             return
-        beside, n = "half" if self.s["tp_overlap"] else "", self.T * self.c.d_model * self.b
+        beside, n = "half" if self.s.tp_overlap else "", self.T * self.c.d_model * self.b
         for phase in (FORWARD, *([AGAIN] if again else []), INPUT):
             yield self._sum(phase, beside)._replace(calls=2)
-            if self.s["sequence_parallel"]:
+            if self.s.sequence_parallel:
                 yield Transfer("all_gather", "tp", phase, 2, n, beside)
-        if self.s["sequence_parallel"]:
+        if self.s.sequence_parallel:
             yield Transfer("all_gather", "tp", WEIGHTS, 2, n, "products")
 
     def _cp_ring(self, recompute: str) -> Iterator[Transfer]:
         """Keys and values go round; backward they go again, with their gradients."""
-        if (cp := self.s["cp"]) == 1:
+        if (cp := self.s.cp) == 1:
             return
         E, V = head_widths(self.c)
         entries = self.T * self._kv * (E + V) / self.t
@@ -277,21 +331,21 @@ class _Block:
         yield Transfer("shift", "cp", INPUT, cp - 1, 2 * entries * self.b, "attend")
 
     def _dispatch(self, routed: bool, again: bool) -> Iterator[Transfer]:
-        if not routed or self.s["ep"] == 1:
+        if not routed or self.s.ep == 1:
             return
-        n = self.rows * self.c.experts.active * self.c.d_model * self.b * self.s["skew"]
+        n = self.rows * self.c.experts.active * self.c.d_model * self.b * self.s.skew
         for phase in (FORWARD, *([AGAIN] if again else []), INPUT):
             yield Transfer("all_to_all", "ep", phase, 2, n)
 
-    def _unit(self, entries: float, unit: tuple[int, int, int]) -> Iterator[Transfer]:
+    def _unit(self, entries: float, unit: tuple[int, int, bool]) -> Iterator[Transfer]:
         """ZeRO-3 gathers a unit's weights before each use; it and ZeRO-2 scatter the sum of its gradients each micro-batch."""
-        zero, shards, _ = unit
+        zero, shards, staged = unit
         if zero < 2 or shards == 1:
             return
         if zero == 3:
             for phase in (FORWARD, INPUT):
                 yield Transfer("all_gather", "shards", phase, 1, self.b * entries, "unit")
-        yield Transfer("reduce_scatter", "shards", INPUT, 1, self.g * entries, "unit")
+        yield Transfer("reduce_scatter", "shards", INPUT, 1, self.g * entries, "step" if staged else "unit")
 
 
 def _backward(f: Operation) -> Operations:
@@ -304,7 +358,7 @@ def _backward(f: Operation) -> Operations:
         M, N, K, batch = f.shape
         yield f._replace(phase=INPUT, shape=(M, K, N, batch))
         yield f._replace(phase=INPUT, shape=(N, K, M, batch))
-    elif f.kind == "flash":
+    elif f.kind.startswith("flash"):
         yield f._replace(phase=INPUT)
     else:
         yield f._replace(phase=INPUT, shape=f.shape[1:] or (1.5 * f.shape[0],))
