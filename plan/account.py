@@ -93,13 +93,14 @@ class Once:
 
 
 class Facts(NamedTuple):
-    """Of the whole model: parameters, those that one token meets; operations of a step, of the model and of the hardware, with
-    attention counted causal."""
+    """Of the whole model: parameters, those that one token meets; operations of a step, of the model and of the hardware, and
+    the hardware's where attention is counted whole."""
 
     parameters: int
     active: int
     model_flops: float
     hardware_flops: float
+    whole_flops: float
 
 
 class Account(Protocol):

@@ -45,6 +45,32 @@ class Gpu:
             raise ValueError(f"a GPU has no time of a {kind}")
         return operation.times * one
 
+    def explained(self, operation: Operation, dtype: str) -> tuple[float, float, str]:
+        """Seconds, bytes moved, and what limits it."""
+        m, kind, b = self.machine, operation.kind, DTYPES[dtype]
+        took = self.seconds(operation, dtype)
+        if kind == "pass":
+            return took, operation.times * operation.shape[0], "memory"
+        if kind.startswith("flash"):
+            heads, queries, _, widths = operation.shape
+            return took, operation.times * heads * queries * widths * 2 * b, "attention's rate"
+        M, N, K, batch = operation.shape
+        moved = operation.times * batch * (M * K + K * N + M * N) * b
+        if took <= moved / (m.memory * m.passes) * 1.0001:
+            return took, moved, "memory"
+        ideal = (
+            operation.times
+            * 2
+            * M
+            * N
+            * K
+            * batch
+            / (m.peak(_dtype(dtype, kind)) * (m.product if kind == "product" else m.unfused))
+        )
+        lost = 1 - ideal / took
+        reason = "widths" if _aligned(ceil(N), ceil(K)) < 1 else "tiles"
+        return took, moved, "rate of products" if lost < 0.1 else f"{reason}: {100 * lost:.0f} % lost"
+
     def _product_seconds(self, kind: str, M: int, N: int, K: int, batch: int, dtype: str, b: int) -> float:
         m = self.machine
         if not (M and N and K and batch):

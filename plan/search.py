@@ -71,27 +71,38 @@ class Space(NamedTuple):
         """Every factorisation, tp fastest and as small as it goes first."""
         for sizes in factorisations(self.ranks, len(AXES)):
             mesh = dict(zip(AXES, sizes, strict=True))
+            if mesh["ep"] > 1 and self.base["config"].experts is None:
+                continue
             if all(mesh[name] in self.tries[name] for name in AXES if name in self.tries):
                 yield mesh
 
-    def layouts(self) -> Iterator[Strategy | str]:
-        """Every layout; of what cannot be, why."""
+    def layouts(self) -> Iterator[Strategy | tuple[str, int]]:
+        """Every layout; of what cannot be, why, and how many layouts that are."""
         tries = {**TRIED, **self.tries}
-        names = [name for name in tries if name not in (*AXES, "schedule", "chunks")]
+        names = [name for name in tries if name not in (*AXES, "schedule", "chunks", "micro_batch")]
         rest = [dict(zip(names, values, strict=True)) for values in product(*(tries[name] for name in names))]
         schedules = [(name, v) for name in tries["schedule"] for v in self._chunks(name, tries["chunks"])]
-        config = self.base["config"]
+        config, batch = self.base["config"], self.base["batch"]
         for mesh in self.meshes():
+            single = schedules if mesh["pp"] > 1 else [("1f1b", 1)]
+            micro = [n for n in tries["micro_batch"] if batch % (mesh["dp"] * mesh["ep"] * n) == 0]
             if why := impossible(config, mesh):
-                yield why
+                yield why, len(tries["micro_batch"]) * len(rest) * len(single)
                 continue
-            single = [(name, v) for name, v in schedules if mesh["pp"] > 1] or [("1f1b", 1)]
-            for more in rest:
+            if len(micro) < len(tries["micro_batch"]):
+                why = f"cannot deal {batch} sequences to {mesh['dp'] * mesh['ep']} data ranks evenly: use a smaller micro-batch or dp"
+                yield why, (len(tries["micro_batch"]) - len(micro)) * len(rest) * len(single)
+            for n in micro:
                 for schedule, chunks in single:
+                    own = {**self.base, **mesh, "micro_batch": n, "schedule": schedule, "chunks": chunks}
                     try:
-                        yield Strategy(**{**self.base, **mesh, **more, "schedule": schedule, "chunks": chunks})
+                        first = Strategy(**own, **rest[0])
                     except ValueError as error:
-                        yield str(error)
+                        yield str(error), len(rest)
+                        continue
+                    yield first
+                    for more in rest[1:]:
+                        yield first.varied(more)
 
     @staticmethod
     def _chunks(name: str, tried: Sequence[int]) -> Sequence[int]:
@@ -120,8 +131,8 @@ def impossible(config: object, mesh: Mapping[str, int]) -> str | None:
     for what, n in (("heads", c.heads), ("hidden entries", c.d_ff)):
         if n % tp:
             return f"cannot cut {n} {what} over tp={tp} evenly: use a divisor of {n}"
-    if mesh["ep"] > 1 and (c.experts is None or c.experts.count % mesh["ep"]):
-        return f"cannot deal {c.experts.count if c.experts else 'no'} experts to ep={mesh['ep']} evenly: use a divisor"
+    if mesh["ep"] > 1 and c.experts.count % mesh["ep"]:
+        return f"cannot deal {c.experts.count} experts to ep={mesh['ep']} evenly: use a divisor"
     return None
 
 
@@ -137,11 +148,11 @@ def search(planner: Planner, space: Space, keep: int = 20) -> Found:
         more = False
         for number, made in enumerate(space.layouts()):
             if first:
-                found.considered += 1
+                found.considered += made[1] if isinstance(made, tuple) else 1
                 if (fits := _judged(planner, made, misses)) is None:
                     continue
                 found.feasible += fits
-            elif isinstance(made, str) or number in seen:
+            elif isinstance(made, tuple) or number in seen:
                 continue
             try:
                 bound = planner.bound(made)
@@ -185,10 +196,10 @@ def search(planner: Planner, space: Space, keep: int = 20) -> Found:
     return found
 
 
-def _judged(planner: Planner, made: Strategy | str, misses: dict[str, Miss]) -> bool | None:
+def _judged(planner: Planner, made: Strategy | tuple[str, int], misses: dict[str, Miss]) -> bool | None:
     """True for what fits; else it is counted among the misses."""
-    if isinstance(made, str):
-        _missed(misses, made, None)
+    if isinstance(made, tuple):
+        _missed(misses, made[0], None, made[1])
         return None
     most, rank, kinds = planner.fullest(made)
     missing = most - USABLE * planner.machine.memory_gib * 2**30
@@ -202,10 +213,10 @@ def _judged(planner: Planner, made: Strategy | str, misses: dict[str, Miss]) -> 
     return None
 
 
-def _missed(misses: dict[str, Miss], why: str, made: Strategy | None) -> None:
+def _missed(misses: dict[str, Miss], why: str, made: Strategy | None, count: int = 1) -> None:
     """Reasons that differ in numbers alone are one; the first stands for them."""
     miss = misses.setdefault(re.sub(r"\d+", "N", why.partition(":")[0]), Miss(why, nearest=made))
-    miss.count += 1
+    miss.count += count
 
 
 def would_fit(planner: Planner, s: Strategy) -> str | None:

@@ -84,3 +84,11 @@ def sizes(config: Config) -> Sizes:
         config.layers,
         not config.tied,
     )
+
+
+def head_widths(c: Config) -> tuple[int, int]:
+    """E of queries and keys, V of values."""
+    if c.latent is not None:
+        return c.latent.d_nope + c.latent.d_rope, c.latent.d_value
+    E = c.d_head or c.d_model // c.heads
+    return E, E

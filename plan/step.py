@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from math import log, sqrt
 
+from parallel.schedule import Plan
 from parallel.schedules import plan as planned
 from parallel.simulation import Costs, Timing, simulate
 from plan.account import AGAIN, FORWARD, INPUT, PHASES, WEIGHTS, Account, Device, Facts
@@ -23,13 +24,14 @@ from plan.strategy import Strategy
 from plan.times import AXES, Clock, Stages, StageTimes, Tail, added
 
 # Plans of so many ranks and micro-batches are kept.
-plan_of = lru_cache(64)(planned)
+_plan_of = lru_cache(64)(planned)
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What a layout takes, keeps and reaches. `seconds`: of the slowest rank, adding up to `iteration`; `memory`: by pp rank and
-    kind; `in_flight`: chunks at the peak, by pp rank. `ends`: of each pp rank's part of the pipeline (begin, end)."""
+    kind; `in_flight`: chunks at the peak, by pp rank; `rooms`: what may hide a pp rank's sums and gathers, its last backwards and
+    its first forwards."""
 
     strategy: Strategy
     machine: Machine
@@ -45,7 +47,8 @@ class Estimate:
     in_flight: list[int]
     facts: Facts
     stages: list[StageTimes] = field(repr=False)
-    hop: float = 0.0
+    hop: float
+    rooms: list[tuple[float, float]] = field(repr=False)
 
     @property
     def fullest(self) -> int:
@@ -68,6 +71,11 @@ class Estimate:
     def tokens_per_second(self) -> float:
         return self.strategy.batch * self.strategy.sequence_length / self.iteration
 
+    @property
+    def tflops(self) -> float:
+        """Model operations a second and GPU, in 1e12."""
+        return self.facts.model_flops / (1e12 * self.strategy.ranks * self.iteration)
+
     def _share(self, flops: float) -> float:
         return flops / (self.strategy.ranks * self.machine.peak(self.strategy.dtype) * self.iteration)
 
@@ -79,15 +87,28 @@ class Estimate:
     def hfu(self) -> float:
         return self._share(self.facts.hardware_flops)
 
+    @property
+    def whole_hfu(self) -> float:
+        """With all of attention counted, as papers on GPT do."""
+        return self._share(self.facts.whole_flops)
+
 
 class Planner:
-    """Times layouts on one machine, by one account. `causal`: whether model operations count causal attention, or all of it.
+    """Times layouts on one machine, by one account. `causal`: whether model operations count causal attention, or all of it;
+    `plan`: of a user's own, in place of the schedule's.
 
     `estimate` and `bound` raise ValueError for what the machine cannot do.
     """
 
-    def __init__(self, account: Account, machine: Machine, device: Device | None = None, causal: bool = True) -> None:
-        self.account, self.machine, self.causal = account, machine, causal
+    def __init__(
+        self,
+        account: Account,
+        machine: Machine,
+        device: Device | None = None,
+        causal: bool = True,
+        plan: Plan | None = None,
+    ) -> None:
+        self.account, self.machine, self.causal, self.plan = account, machine, causal, plan
         self.clock = Clock(account, machine, Gpu(machine) if device is None else device)
 
     def memory(self, s: Strategy, rank: int) -> dict[str, float]:
@@ -120,11 +141,11 @@ class Planner:
         factor = 1 + s.jitter * sqrt(2 * log(s.ranks)) if s.jitter and s.ranks > 1 else 1.0
         seconds, exposed, hidden = self._told(s, stages, hop, tails[slowest], totals[slowest], slowest)
         seconds["jitter"] = totals[slowest] * (factor - 1)
-        flight = [self.account.in_flight(s, rank) for rank in range(s.pp)]
+        flight = [self.account.in_flight(s, rank) for rank in range(s.pp)] if self.plan is None else self.plan.peaks("W")
         memory = [self.memory(s, rank) for rank in range(s.pp)]
         return Estimate(s, self.machine, totals[slowest] * factor, makespan, spans[longest],
                         max(0.0, 1 - busy / spans[longest]) if spans[longest] else 0.0, seconds, exposed, hidden, slowest,
-                        memory, flight, self.account.model(s, self.causal), stages.times, hop)  # fmt: skip
+                        memory, flight, self.account.model(s, self.causal), stages.times, hop, list(zip(stages.B, stages.F, strict=True)))  # fmt: skip
 
     def _told(
         self, s: Strategy, stages: Stages, hop: float, tail: Tail, total: float, rank: int
@@ -135,8 +156,8 @@ class Planner:
         seen, away = ([sum(getattr(p, kind)[n] for p in spent.values()) for n in range(5)] for kind in ("exposed", "hidden"))
         exposed, hidden = dict(zip(AXES, seen, strict=True)), dict(zip(AXES, away, strict=True))
         messages = hop * m * stages.messages[rank]
-        exposed["pp"] += tail.tied + (messages if s.p2p == "blocking" else 0.0)
-        hidden["pp"] += messages if s.p2p == "delay" else 0.0
+        exposed["pp"] += tail.tied + (messages if s.blocks_on_messages else 0.0)
+        hidden["pp"] += 0.0 if s.blocks_on_messages else messages
         exposed["dp"] += tail.exposed
         hidden["dp"] += tail.hidden
         computing = {"forward": spent[FORWARD].compute, "backward": spent[INPUT].compute + spent[WEIGHTS].compute,
@@ -149,24 +170,28 @@ class Planner:
 
     def _pipeline(self, s: Strategy, stages: Stages, hop: float) -> tuple[list[float], list[float]]:
         """When each rank of pp begins and ends its operations."""
-        costs, m, p = Costs(tuple((t.F, t.I, t.W) for t in stages.times), hop, s.p2p == "blocking"), s.micro_batches, s.pp
+        costs, m, p = Costs(tuple((t.F, t.I, t.W) for t in stages.times), hop, s.blocks_on_messages), s.micro_batches, s.pp
         if p == 1:
             # Nobody waits.
             return [0.0], [m * (stages.F[0] + stages.B[0])]
-        few, more = shortened(s.schedule, p, m)
-        first = _ends(simulate(plan_of(s.schedule, p, few, s.chunks), costs))
+        few, more = (m, m) if self.plan is not None else shortened(s.schedule, p, m)
+        first = _ends(simulate(self.planned(s, few), costs))
         if few == m:
             return first
-        second = _ends(simulate(plan_of(s.schedule, p, more, s.chunks), costs))
+        second = _ends(simulate(self.planned(s, more), costs))
         steady = (m - few) / (more - few)
         begins = first[0]
         return begins, [a + steady * (b - a) for a, b in zip(first[1], second[1], strict=True)]
+
+    def planned(self, s: Strategy, micro_batches: int) -> Plan:
+        """The operations of each rank of pp."""
+        return self.plan or _plan_of(s.schedule, s.pp, micro_batches, s.chunks)
 
     def bound(self, s: Strategy) -> float:
         """Less than or equal to what `estimate` says, at a fraction of its cost: the busiest rank, after what it must wait for at
         its begin and before what must follow at its end, the optimizer and what is seen of the sums of gradients."""
         stages, hop = self.clock.stages(s), self.clock.hop(s)
-        hop = hop if s.p2p == "blocking" else 0.0
+        hop = hop if s.blocks_on_messages else 0.0
         m, least, skewed = s.micro_batches, 0.0, s.schedule == "zb-h2"
         for F, B, ahead, behind, messages, rank in zip(
             stages.F, stages.B, stages.ahead, stages.behind, stages.messages, range(s.pp), strict=True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -33,7 +34,8 @@ class Strategy:
     `batch`, `micro_batch`: sequences, of a step and of one micro-batch of one data rank. `stage_layers`: blocks by stage in
     depth order, where not as even as it goes. `recompute`: also every:N, each N-th block whole. `zero_over`: ranks in a group
     that shards between them (HSDP), 0 for all data ranks. `fused`: whether norms, activations and the adding up of gradients
-    are single kernels. `jitter`: spread of a rank's time, as a share of it (section 4 of the docs' page).
+    are single kernels. `p2p`: what messages between stages do, blocking, or only delay; None: as
+    the schedule's own software does. `jitter`: spread of a rank's time, as a share of it (section 4 of the docs' page).
 
     Raises ValueError, in one line, for what cannot be.
     """
@@ -58,8 +60,8 @@ class Strategy:
     fused: bool = True
     overlap: bool = True
     tp_overlap: bool = False
-    p2p: str = "blocking"
-    scatter_gather: bool = False
+    p2p: str | None = None
+    scatter_gather: bool = True
     dtype: str = "bf16"
     grad_dtype: str = "fp32"
     jitter: float = 0.0
@@ -119,10 +121,10 @@ class Strategy:
 
     def _option_problem(self) -> str | None:
         allowed = {"attention": ATTENTION, "dtype": tuple(DTYPES), "grad_dtype": tuple(GRAD_DTYPES), "zero": (0, 1, 2, 3),
-                   "p2p": ("blocking", "delay")}  # fmt: skip
+                   "p2p": (None, "blocking", "delay")}  # fmt: skip
         for name, values in allowed.items():
             if getattr(self, name) not in values:
-                use = ", ".join(map(str, values))
+                use = ", ".join(str(v) for v in values if v is not None)
                 return f"--{name.replace('_', '-')} {getattr(self, name)} is not known: use one of {use}"
         if self.recompute not in RECOMPUTE and not _EVERY.fullmatch(self.recompute):
             return f"--recompute {self.recompute} is not known: use one of {', '.join(RECOMPUTE)}, or every:N"
@@ -130,6 +132,17 @@ class Strategy:
             fit = gcd(self.data, self.zero_over)
             return f"cannot shard {self.data} data ranks in groups of {self.zero_over}: use a divisor, such as {fit}"
         return None
+
+    def varied(self, options: Mapping[str, object]) -> Strategy:
+        """With other options of those that no check looks at together with others: recompute, zero and the like. A search makes so
+        many that checking each again would be most of its time."""
+        other = copy(self)
+        vars(other).update(options)
+        for derived in ("recomputed_every", "shards"):
+            vars(other).pop(derived, None)
+        if (why := other._option_problem()) is not None:
+            raise ValueError(why)
+        return other
 
     # --- what follows from it
 
@@ -183,6 +196,11 @@ class Strategy:
     def shards(self) -> int:
         """Ranks over which ZeRO splits what all data ranks share."""
         return (self.zero_over or self.data * self.cp) if self.zero else 1
+
+    @property
+    def blocks_on_messages(self) -> bool:
+        """Whether both ranks wait for a message: Megatron's do in its own schedules, those in halves were made not to."""
+        return not self.halved if self.p2p is None else self.p2p == "blocking"
 
     @property
     def halved(self) -> bool:

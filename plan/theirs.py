@@ -15,7 +15,7 @@ from math import ceil
 from models.config import Config
 from plan import memory
 from plan.account import AGAIN, FORWARD, INPUT, WEIGHTS, Facts, Once, Operation, Part, Place, Transfer
-from plan.sizes import Sizes, sizes
+from plan.sizes import Sizes, head_widths, sizes
 from plan.strategy import ATTENTION, DTYPES, GRAD_DTYPES, Strategy, V
 
 # Kernels that are launched for a block: forward, backward, where norms and the like are one kernel each; else so many times.
@@ -128,25 +128,23 @@ class Theirs:
         return memory.by_kind(s, rank)
 
     def model(self, s: Strategy, causal: bool = True) -> Facts:
-        size, c = sizes(s.config), s.config
-        tokens, wide = s.batch * s.sequence_length, sum(head_widths(c)) * c.heads
-        keys = (s.sequence_length + 1) / 2 if causal else s.sequence_length
-        attention = 2.0 * tokens * keys * wide * c.layers
-        products = 2.0 * tokens * size.multiplied
-        model = 3 * (attention + products)
-        again = {"selective": attention, "half": (products - 2.0 * tokens * size.head.active) / 2}.get(s.recompute, 0.0)
-        if every := s.recomputed_every:
-            share = len(range(0, c.layers, every)) / c.layers
-            again = share * (attention + products - 2.0 * tokens * size.head.active)
-        return Facts(size.parameters, size.met, model, model + again)
+        size = sizes(s.config)
+        model, hardware = _flops(s, causal)
+        return Facts(size.parameters, size.met, model, hardware, _flops(s, False)[1])
 
 
-def head_widths(c: Config) -> tuple[int, int]:
-    """E of queries and keys, V of values."""
-    if c.latent is not None:
-        return c.latent.d_nope + c.latent.d_rope, c.latent.d_value
-    E = c.d_head or c.d_model // c.heads
-    return E, E
+def _flops(s: Strategy, causal: bool) -> tuple[float, float]:
+    """Operations of a step: of the model, 6 a weight that multiplies a token and 6 (E + V) a head and key; and with those that
+    recomputation does again."""
+    c, size = s.config, sizes(s.config)
+    tokens, keys = s.batch * s.sequence_length, (s.sequence_length + 1) / 2 if causal else s.sequence_length
+    attention = 2.0 * tokens * keys * sum(head_widths(c)) * c.heads * c.layers
+    blocks, head = 2.0 * tokens * (size.multiplied - size.head.active), 2.0 * tokens * size.head.active
+    again = {"selective": attention, "half": blocks / 2}.get(s.recompute, 0.0)
+    if every := s.recomputed_every:
+        again = len(range(0, c.layers, every)) / c.layers * (attention + blocks)
+    model = 3 * (attention + blocks + head)
+    return model, model + again
 
 
 def has_dropout(c: Config, attention: str) -> bool:

@@ -44,7 +44,7 @@ class Spent(NamedTuple):
         return larger(self.device, self.host)
 
 
-NOTHING = Spent(0.0, (0.0,) * 5, (0.0,) * 5, 0.0)
+_NONE = (0.0,) * 5
 
 
 def larger(device: float, host: float) -> float:
@@ -55,11 +55,11 @@ def larger(device: float, host: float) -> float:
 
 def added(spents: Iterable[tuple[Spent, float]]) -> Spent:
     compute = host = 0.0
-    exposed, hidden = [0.0] * 5, [0.0] * 5
+    exposed = hidden = _NONE
     for spent, n in spents:
         compute += n * spent.compute
         host += n * spent.host
-        if spent.exposed is not NOTHING.exposed:
+        if spent.exposed is not _NONE:
             exposed = [a + n * b for a, b in zip(exposed, spent.exposed, strict=True)]
             hidden = [a + n * b for a, b in zip(hidden, spent.hidden, strict=True)]
     return Spent(compute, tuple(exposed), tuple(hidden), host)
@@ -114,6 +114,11 @@ def _messages(s: Strategy, rank: int) -> int:
     return 2 * sum((n > 0 and of[n - 1] != rank) + (n < last and of[n + 1] != rank) for n in mine)
 
 
+def axis_of(sent: Transfer) -> str:
+    """Of AXES: several joined, and ZeRO's own, are dp's."""
+    return sent.axis if sent.axis in AXES else "dp"
+
+
 class Clock:
     """Times parts, stages and what surrounds them on one machine. What was worked out for a part is kept and used again."""
 
@@ -138,11 +143,7 @@ class Clock:
         return sent.calls * collectives.seconds(sent.verb, sent.message_bytes, g, self.machine), g
 
     def _part_spent(self, part: Part, sizes: tuple[int, ...], shards: int) -> tuple[Spent, ...]:
-        by_phase = [self._computed(part, phase) for phase in PHASES]
-        whole = sum(sum(kinds.values()) for kinds in by_phase)
-        return tuple(
-            self._in_phase(part, phase, kinds, whole, sizes, shards) for phase, kinds in zip(PHASES, by_phase, strict=True)
-        )
+        return tuple(self._in_phase(part, phase, sizes, shards) for phase in PHASES)
 
     def _computed(self, part: Part, phase: str) -> dict[str, float]:
         """Seconds of what is computed, by what may hide a transfer."""
@@ -154,28 +155,39 @@ class Clock:
                 found[kind] = found.get(kind, 0.0) + self.device.seconds(op, part.dtype)
         return found
 
-    def _in_phase(
-        self, part: Part, phase: str, kinds: dict[str, float], whole: float, sizes: tuple[int, ...], shards: int
-    ) -> Spent:
-        """`kinds`: as `_computed` has them; `whole`: of all phases."""
-        compute, room = sum(kinds.values()), dict(kinds)
-        exposed, hidden, slower = dict.fromkeys(AXES, 0.0), dict.fromkeys(AXES, 0.0), 0.0
+    def sent(self, part: Part, phase: str, sizes: tuple[int, ...], shards: int) -> list[tuple[Transfer, Group, float, float]]:
+        """Of each transfer of a phase who meets, and its seconds: all, and those that are hidden."""
+        mine = [t for t in part.transfers if t.phase == phase]
+        if not mine:
+            return []
+        room, found, seen = self._computed(part, phase), [], 0.0
+        compute = sum(room.values())
         # What may hide behind everything comes last, when that is known.
-        for sent in sorted((t for t in part.transfers if t.phase == phase), key=lambda t: t.beside in ("unit", "step")):
+        for sent in sorted(mine, key=lambda t: t.beside in ("unit", "step")):
             took, g = self.transfer(sent, sizes, shards)
-            if sent.beside in ("unit", "step"):
-                room.setdefault(sent.beside, (compute if sent.beside == "unit" else ROOM * whole) + sum(exposed.values()))
+            if sent.beside == "unit":
+                room.setdefault("unit", compute + seen)
+            elif sent.beside == "step":
+                room.setdefault("step", ROOM * sum(sum(self._computed(part, other).values()) for other in PHASES) + seen)
             away = 0.5 * took if sent.beside == "half" else min(took, room.get(sent.beside, 0.0))
             if sent.beside in room:
                 room[sent.beside] -= away
-            axis = sent.axis if sent.axis in AXES else "dp"
+            seen += took - away
+            found.append((sent, g, took, away))
+        return found
+
+    def _in_phase(self, part: Part, phase: str, sizes: tuple[int, ...], shards: int) -> Spent:
+        compute, host = sum(self._computed(part, phase).values()), part.kernels.get(phase, 0) * self.device.host
+        sent = self.sent(part, phase, sizes, shards)
+        if not sent:
+            return Spent(compute, _NONE, _NONE, host)
+        exposed, hidden = dict.fromkeys(AXES, 0.0), dict.fromkeys(AXES, 0.0)
+        for transfer, g, took, away in sent:
+            axis = axis_of(transfer)
             exposed[axis] += took - away
             hidden[axis] += away
-            slower += away * collectives.slowed(g, self.machine)
-        host = part.kernels.get(phase, 0) * self.device.host
-        if not any(exposed.values()) and not any(hidden.values()):
-            return Spent(compute, NOTHING.exposed, NOTHING.hidden, host)
-        return Spent(compute + slower, tuple(exposed.values()), tuple(hidden.values()), host)
+            compute += away * collectives.slowed(g, self.machine)
+        return Spent(compute, tuple(exposed.values()), tuple(hidden.values()), host)
 
     def stages(self, s: Strategy) -> Stages:
         """Of each stage the slowest of the ranks that have it."""
