@@ -1,8 +1,8 @@
 """When each operation of a plan begins and ends, given what each takes. Exact with fractions.
 
 Each rank does its operations in order, one at a time, and begins one as soon as what it needs is there. A message takes one
-hop. Where it is *overlapped*, both ranks compute meanwhile; where it *blocks*, it is a part of both their operations: the sender
-ends with it, the receiver begins with it.
+hop. Where it is *overlapped*, both ranks compute meanwhile; where it *blocks*, both their operations are longer by it, once
+where one receives and sends, as both go at the same time.
 """
 
 from __future__ import annotations
@@ -78,28 +78,28 @@ def simulate(plan: Plan, costs: Costs) -> Timing:
     ends: list[Time] = []
     free: list[Time] = [0] * len(plan.ranks)
     times: list[list[tuple[Time, Time]]] = [[] for _ in plan.ranks]
-    for rank, alike, need, comes, messages in events:
+    for rank, alike, need, comes, talks in events:
         begin = free[rank]
         if need is not None:
             there = ends[need] + late if comes else ends[need]
             if there > begin:
                 begin = there
-        end = begin + takes[alike] + busy * messages if messages else begin + takes[alike]
+        end = begin + takes[alike] + busy if talks else begin + takes[alike]
         free[rank] = end
         ends.append(end)
         times[rank].append((begin, end))
     return Timing(plan, tuple(map(tuple, times)))
 
 
-def _events(plan: Plan) -> list[tuple[int, tuple[str, int], int | None, bool, int]]:
-    """In an order in which they can run, of each operation: rank, kind and stage, the number of the one of another stage that it
-    needs, whether that comes from another rank, and how many messages it takes and makes. Kept with the plan."""
+def _events(plan: Plan) -> list[tuple[int, tuple[str, int], int | None, bool, bool]]:
+    """In an order in which they can run, of each operation: rank, kind and stage, the number of the one of another stage that
+    it needs, whether that comes from another rank, and whether it takes or makes a message. Kept with the plan."""
     if (found := vars(plan).get("_events")) is None:
         found = vars(plan)["_events"] = _ordered(plan)
     return found
 
 
-def _ordered(plan: Plan) -> list[tuple[int, tuple[str, int], int | None, bool, int]]:
+def _ordered(plan: Plan) -> list[tuple[int, tuple[str, int], int | None, bool, bool]]:
     """As `in_order`, but for plans of ten thousands of operations: plain tuples, each looked at once or twice."""
     place, rank_of, last = plan.place, plan.rank_of, plan.stages - 1
     alike = {(kind, stage): (kind, stage) for stage in rank_of for kind in "FIWB"}
@@ -111,7 +111,7 @@ def _ordered(plan: Plan) -> list[tuple[int, tuple[str, int], int | None, bool, i
         for n in range(at[rank], len(ops)):
             kind, stage, i = op = ops[n]
             ahead = kind == "F"
-            need, comes, messages = None, False, 0
+            need, comes, goes = None, False, False
             if kind != "W":
                 if stage != (0 if ahead else last):
                     before = stage - 1 if ahead else stage + 1
@@ -121,9 +121,9 @@ def _ordered(plan: Plan) -> list[tuple[int, tuple[str, int], int | None, bool, i
                         break
                     comes = rank_of[before] != rank
                 if stage != (last if ahead else 0):
-                    messages = rank_of[stage + 1 if ahead else stage - 1] != rank
+                    goes = rank_of[stage + 1 if ahead else stage - 1] != rank
             number[op] = len(found)
-            found.append((rank, alike[kind, stage], need, comes, comes + messages))
+            found.append((rank, alike[kind, stage], need, comes, comes or goes))
             at[rank] = n + 1
             if op in waiting:
                 ready.append(waiting.pop(op))

@@ -42,8 +42,8 @@ class Operation(NamedTuple):
     """One kind of kernel in one phase. `kind`, and what `shape` then is:
 
     product: (M, N, K, batch) of (M, K) x (K, N); unfused: the same, of attention's products without flash
-    flash1, flash2, flash3: (sequences x heads, queries, pairs of a query and a key that it may see, widths E + V of a head), of one pass:
-             known by its phase to be forward or backward
+    flash1, flash2, flash3: (sequences x heads, queries, pairs of a query and a key that it may see, widths E + V of a head),
+             of forward or backward, by the phase
     pass:    (bytes read and written,)
     other kinds are their account's and device's own.
     """
@@ -70,7 +70,8 @@ class Transfer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A block, an embedding or a head in one micro-batch, its products in `dtype`. `kernels`: by phase, so many are launched."""
+    """A block, an embedding or a head in one micro-batch, its products in `dtype`. `kernels`: by phase, so many are
+    launched."""
 
     name: str
     operations: tuple[Operation, ...]

@@ -72,6 +72,12 @@ def hop(message_bytes: float, g: Group, m: Machine) -> float:
     return 1e-6 * m.between.alpha_us[0] + message_bytes / nic
 
 
+def least_block(m: Machine, dtype: str) -> float:
+    """Tokens of a rank from which on a hop of ring attention is hidden, at peak rates: 4 c D bytes go round beside 4 D c^2
+    operations (2310.01889, section 3)."""
+    return m.peak(dtype) / (1e9 * m.inside.p2p_gbs)
+
+
 def slowed(g: Group, m: Machine) -> float:
     """How much slower products are while such a transfer goes on beside them, as a share."""
     return m.inside.slows if g.nodes == 1 else m.between.slows

@@ -1,4 +1,5 @@
-"""Machines as files of constants: what a GPU computes, how ranks are wired. `plan/machines/*.toml`, each constant with its source.
+"""Machines as files of constants: what a GPU computes, how ranks are wired. `plan/machines/*.toml`, each constant with its
+source.
 
 A file has `name`, `gpus_per_node`, `memory_gib`; `[compute]`: peaks in TFLOP/s by dtype, `memory_gbs`, `sms`; `[kernel]`: which
 shares of them are reached; `[[level]]` twice, inside a node and between nodes; `[source]`: a line a constant. Unknown keys
@@ -146,9 +147,11 @@ def _only(values: object, keys: tuple[str, ...], where: str) -> dict:
 
 def _number(values: dict, key: str, where: str) -> float:
     value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        if not (value == 0 and key in ("slows", "host_us", "kernel_us", "product_k0")):
-            raise ValueError(f"{where + ': ' if where else ''}{key} is {value!r}: use a number above 0")
+    least = 0 if key in ("slows", "host_us", "kernel_us", "product_k0") else 1e-12
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+        raise ValueError(
+            f"{where + ': ' if where else ''}{key} is {value!r}: use a number {'of 0 or more' if least == 0 else 'above 0'}"
+        )
     return value
 
 
@@ -173,17 +176,18 @@ def _level(values: dict, where: str) -> dict:
 
 # --- one constant after another
 
-# What `--what-if` and `--sensitivity` change, by name. Where smaller is faster, the sensitivity is to less of it.
+# What `--what-if` and `--sensitivity` change, by name; COSTS are those of which less is faster.
 COSTS = ("kernel_us", "host_us", "product_k0", "inside_us", "between_us", "p2p_us")
-CONSTANTS = ("peak", "memory", "sms", "product", "product_k0", "passes", "unfused", "flash", "kernel_us", "host_us", "inside_gbs",
-             "inside_us", "p2p_gbs", "p2p_us", "node_gbs", "efficiency", "between_us", "gpus_per_node", "memory_gib")  # fmt: skip
+CONSTANTS = ("peak", "memory", "sms", "product", "passes", "unfused", "flash", "inside_gbs", "p2p_gbs", "node_gbs", "efficiency",
+             *COSTS, "gpus_per_node", "memory_gib")  # fmt: skip
 
 
 def constant(machine: Machine, name: str) -> float:
     """Its value, in the unit of the file."""
     m = machine
     return {
-        "peak": max(m.peaks.values()) / 1e12, "memory": m.memory / 1e9, "flash": max((f for f, _ in m.flash.values()), default=0),
+        "peak": max(m.peaks.values()) / 1e12, "memory": m.memory / 1e9, "flash": max((f for f, _ in m.flash.values()),
+        default=0),
         "kernel_us": 1e6 * m.kernel, "host_us": 1e6 * m.host, "inside_gbs": m.inside.gbs, "inside_us": m.inside.alpha_us[0],
         "p2p_gbs": m.inside.p2p_gbs, "p2p_us": m.inside.p2p_us, "node_gbs": m.between.node_gbs,
         "efficiency": m.between.efficiency, "between_us": m.between.alpha_us[0],

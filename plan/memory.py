@@ -4,7 +4,7 @@ Weights, gradients and AdamW's state: 1910.02054, Megatron's distributed optimiz
 the same counting of tensors for SwiGLU, grouped heads and flash attention. In flight: `parallel/schedule` 's own closed forms
 (2104.04473, 2401.10241). Bytes of one rank of tp; the vocabulary is padded to a multiple of 128 tp, as Megatron does.
 
-S sequence   b sequences of a micro-batch   T = S b / cp   D width   F hidden width   H, K heads   t = tp, o = t under SP, else 1
+S sequence   b sequences of a micro-batch   T = S b / cp   D width   F hidden width   t = tp, o = t under SP, else 1
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ class Found:
 
 
 class Space(NamedTuple):
-    """`base`: the options that all layouts share, as Strategy names them, the model and the batch among them; `tries`: the values
-    of each that varies, the axes of the mesh among them where they are fixed."""
+    """`base`: the options that all layouts share, as Strategy names them, the model and the batch among them; `tries`: the
+    values of each that varies, the axes of the mesh among them where they are fixed."""
 
     ranks: int
     base: Mapping[str, object]
@@ -90,7 +90,8 @@ class Space(NamedTuple):
                 yield why, len(tries["micro_batch"]) * len(rest) * len(single)
                 continue
             if len(micro) < len(tries["micro_batch"]):
-                why = f"cannot deal {batch} sequences to {mesh['dp'] * mesh['ep']} data ranks evenly: use a smaller micro-batch or dp"
+                data = mesh["dp"] * mesh["ep"]
+                why = f"cannot deal {batch} sequences to {data} data ranks evenly: use a smaller micro-batch or dp"
                 yield why, (len(tries["micro_batch"]) - len(micro)) * len(rest) * len(single)
             for n in micro:
                 for schedule, chunks in single:

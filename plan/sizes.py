@@ -69,8 +69,8 @@ def sizes(config: Config) -> Sizes:
 
     def size(parameters: list) -> Size:
         each = [(prod(p.layout.shape), p.read, p.multiplies) for p in parameters]
-        return Size(sum(n for n, *_ in each), sum(n for n, read, _ in each if read != 1),
-                    *(int(sum(n * read for n, read, multiplies in each if multiplies or not only)) for only in (True, False)))  # fmt: skip
+        active, met = (int(sum(n * read for n, read, by in each if by or not only)) for only in (True, False))
+        return Size(sum(n for n, *_ in each), sum(n for n, read, _ in each if read != 1), active, met)
 
     head = prod(end.head.matrix.layout.shape)
     return Sizes(

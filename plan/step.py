@@ -2,8 +2,8 @@
 
     estimate = Planner(account, machine).estimate(strategy)
 
-`parallel.simulation` times the plan of `parallel.schedules` with a stage's F, I and W. With many more micro-batches than ranks two
-shorter plans are timed and extended: the steady state is linear in them. After a rank's last backward come its sums of
+`parallel.simulation` times the plan of `parallel.schedules` with a stage's F, I and W. With many more micro-batches than ranks
+two shorter plans are timed and extended: the steady state is linear in them. After a rank's last backward come its sums of
 gradients, less what is hidden, and the optimizer. The step is the slowest rank's.
 """
 
@@ -23,15 +23,19 @@ from plan.memory import USABLE
 from plan.strategy import Strategy
 from plan.times import AXES, Clock, Stages, StageTimes, Tail, added
 
+# How many micro-batches a rank of pp the two shorter plans have. Fewer are not in the steady state yet where stages are uneven.
+EXTENDED = {"gpipe": (2, 3), "1f1b": (4, 5), "interleaved": (5, 7), "zb-h1": (2, 3), "zb-h2": (4, 6), "zb-v": (4, 5),
+            "dualpipe-v": (5, 7)}  # fmt: skip
 # Plans of so many ranks and micro-batches are kept.
 _plan_of = lru_cache(64)(planned)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a layout takes, keeps and reaches. `seconds`: of the slowest rank, adding up to `iteration`; `memory`: by pp rank and
-    kind; `in_flight`: chunks at the peak, by pp rank; `rooms`: what may hide a pp rank's sums and gathers, its last backwards and
-    its first forwards."""
+    """What a layout takes, keeps and reaches. `seconds`: of the slowest rank, adding up to `iteration`; `memory`: by pp rank
+    and
+    kind; `in_flight`: chunks at the peak, by pp rank; `rooms`: what may hide a pp rank's sums and gathers, its last backwards
+    and its first forwards."""
 
     strategy: Strategy
     machine: Machine
@@ -127,10 +131,11 @@ class Planner:
 
     def estimate(self, s: Strategy) -> Estimate:
         stages, hop = self.clock.stages(s), self.clock.hop(s)
-        begins, ends = self._pipeline(s, stages, hop)
+        begins, ends = self.pipeline(s, stages, hop)
         places = self.account.places(s)
-        tails = [max((self.clock.tail(s, rank, place, stages.B[rank], stages.F[rank]) for place in places), key=lambda t: t.seconds)
-                 for rank in range(s.pp)]  # fmt: skip
+        rooms = list(zip(stages.B, stages.F, strict=True))
+        tails = [max((self.clock.tail(s, rank, place, *room) for place in places), key=lambda t: t.seconds)
+                 for rank, room in enumerate(rooms)]  # fmt: skip
         skewed = s.schedule == "zb-h2"
         totals = [end - skewed * begin + tail.seconds for begin, end, tail in zip(begins, ends, tails, strict=True)]
         slowest = totals.index(max(totals))
@@ -143,9 +148,10 @@ class Planner:
         seconds["jitter"] = totals[slowest] * (factor - 1)
         flight = [self.account.in_flight(s, rank) for rank in range(s.pp)] if self.plan is None else self.plan.peaks("W")
         memory = [self.memory(s, rank) for rank in range(s.pp)]
-        return Estimate(s, self.machine, totals[slowest] * factor, makespan, spans[longest],
-                        max(0.0, 1 - busy / spans[longest]) if spans[longest] else 0.0, seconds, exposed, hidden, slowest,
-                        memory, flight, self.account.model(s, self.causal), stages.times, hop, list(zip(stages.B, stages.F, strict=True)))  # fmt: skip
+        idle = max(0.0, 1 - busy / spans[longest]) if spans[longest] else 0.0
+        facts = self.account.model(s, self.causal)
+        return Estimate(s, self.machine, totals[slowest] * factor, makespan, spans[longest], idle, seconds, exposed, hidden,
+                        slowest, memory, flight, facts, stages.times, hop, rooms)  # fmt: skip
 
     def _told(
         self, s: Strategy, stages: Stages, hop: float, tail: Tail, total: float, rank: int
@@ -155,7 +161,7 @@ class Planner:
         spent = {phase: added((t.phases[n], m) for t in held) for n, phase in enumerate(PHASES)}
         seen, away = ([sum(getattr(p, kind)[n] for p in spent.values()) for n in range(5)] for kind in ("exposed", "hidden"))
         exposed, hidden = dict(zip(AXES, seen, strict=True)), dict(zip(AXES, away, strict=True))
-        messages = hop * m * stages.messages[rank]
+        messages = hop * m * stages.talking[rank]
         exposed["pp"] += tail.tied + (messages if s.blocks_on_messages else 0.0)
         hidden["pp"] += 0.0 if s.blocks_on_messages else messages
         exposed["dp"] += tail.exposed
@@ -168,7 +174,7 @@ class Planner:
         bubble = total - sum(computing.values()) - sum(rest.values()) - sum(exposed.values())
         return computing | {"host": rest["host"], "bubble": bubble, "optimizer": tail.optimizer}, exposed, hidden
 
-    def _pipeline(self, s: Strategy, stages: Stages, hop: float) -> tuple[list[float], list[float]]:
+    def pipeline(self, s: Strategy, stages: Stages, hop: float) -> tuple[list[float], list[float]]:
         """When each rank of pp begins and ends its operations."""
         costs, m, p = Costs(tuple((t.F, t.I, t.W) for t in stages.times), hop, s.blocks_on_messages), s.micro_batches, s.pp
         if p == 1:
@@ -188,28 +194,24 @@ class Planner:
         return self.plan or _plan_of(s.schedule, s.pp, micro_batches, s.chunks)
 
     def bound(self, s: Strategy) -> float:
-        """Less than or equal to what `estimate` says, at a fraction of its cost: the busiest rank, after what it must wait for at
-        its begin and before what must follow at its end, the optimizer and what is seen of the sums of gradients."""
+        """Less than or equal to what `estimate` says, at a fraction of its cost: the busiest rank, after what it must wait for
+        at its begin and before what must follow at its end, the optimizer and what is seen of the sums of gradients."""
         stages, hop = self.clock.stages(s), self.clock.hop(s)
         hop = hop if s.blocks_on_messages else 0.0
         m, least, skewed = s.micro_batches, 0.0, s.schedule == "zb-h2"
-        for F, B, ahead, behind, messages, rank in zip(
-            stages.F, stages.B, stages.ahead, stages.behind, stages.messages, range(s.pp), strict=True
+        for F, B, ahead, behind, talking, rank in zip(
+            stages.F, stages.B, stages.ahead, stages.behind, stages.talking, range(s.pp), strict=True
         ):
             # A backward in halves may end with a W, after which nobody waits; zb-h2's steps follow one another skewed.
             around = 0.0 if skewed else ahead + hop * rank + (0.0 if s.halved else behind)
-            least = max(least, m * (F + B + hop * messages) + around)
+            least = max(least, m * (F + B + hop * talking) + around)
         return least
 
 
 def shortened(schedule: str, p: int, m: int) -> tuple[int, int]:
     """Two numbers of micro-batches that tell how the time goes on with more; or twice m where it is small."""
-    rest = m % p
-    if schedule == "interleaved":
-        few, more = 3 * p + rest, 5 * p + rest
-    else:
-        few = 2 * p + rest + (p if rest < 4 else 0)
-        more = few + p
+    turns = EXTENDED[schedule]
+    few, more = (n * p + m % p for n in turns)
     return (m, m) if m <= more else (few, more)
 
 

@@ -134,8 +134,8 @@ class Strategy:
         return None
 
     def varied(self, options: Mapping[str, object]) -> Strategy:
-        """With other options of those that no check looks at together with others: recompute, zero and the like. A search makes so
-        many that checking each again would be most of its time."""
+        """With other options of those that no check looks at together with others: recompute, zero and the like. A search
+        makes so many that checking each again would be most of its time."""
         other = copy(self)
         vars(other).update(options)
         for derived in ("recomputed_every", "shards"):

@@ -40,8 +40,8 @@ class Theirs:
         return [{}]
 
     def fullest(self, s: Strategy) -> list[int]:
-        """Later ranks have no more in flight and no larger stages, but for the last with its logits, and the first with experts;
-        where blocks differ otherwise, all are asked."""
+        """Later ranks have no more in flight and no larger stages, but for the last with its logits, and the first with
+        experts; where blocks differ otherwise, all are asked."""
         if s.pp <= 4 or s.stage_layers is not None or s.recomputed_every > 1:
             return list(range(s.pp))
         first = sizes(s.config).first
@@ -57,8 +57,8 @@ class Theirs:
         """What parts depend on. A config by its number here, as comparing it takes longer than all the rest."""
         if (known := self._configs.get(id(s.config))) is None:
             known = self._configs[id(s.config)] = len(self._configs), s.config
-        return (known[0], s.sequence_length, s.micro_batch, s.ep, s.cp, s.tp, s.recompute, s.sequence_parallel, s.attention, s.fused,
-                s.tp_overlap, s.dtype, s.grad_dtype, s.skew)  # fmt: skip
+        return (known[0], s.sequence_length, s.micro_batch, s.ep, s.cp, s.tp, s.recompute, s.sequence_parallel,
+                s.attention, s.fused, s.tp_overlap, s.dtype, s.grad_dtype, s.skew)  # fmt: skip
 
     def parts(self, s: Strategy, place: Place) -> list[tuple[tuple[Part, int], ...]]:
         key, unit, first, found = self._key(s), _unit(s), sizes(s.config).first, {}
@@ -117,8 +117,9 @@ class Theirs:
         if c.tied and s.pp > 1 and rank in (s.rank_of[0], s.rank_of[-1]) and s.rank_of[0] != s.rank_of[-1]:
             between.append(Transfer("all_reduce", "pp", "step", 1, g * memory.padded(s) * c.d_model / s.tp))
         entries = dense + experts
+        looked_at = 2 * g * entries / (s.shards if s.zero >= 2 else 1)
         update = (Operation("AdamW", "pass", "step", ((28 + 3 * g) * entries / s.shards,)),
-                  Operation("norm and scale", "pass", "step", (2 * g * entries / (s.shards if s.zero >= 2 else 1),)))  # fmt: skip
+                  Operation("norm and scale", "pass", "step", (looked_at,)))  # fmt: skip
         return Once(sums, gathers, between, update, kernels=len(sums) + len(gathers) + len(between) + 10)
 
     def in_flight(self, s: Strategy, rank: int) -> int:
@@ -153,8 +154,8 @@ def has_dropout(c: Config, attention: str) -> bool:
 
 
 def _unit(s: Strategy) -> tuple[int, int, bool]:
-    """ZeRO's stage where it works in each micro-batch, its shards, and whether there are stages: then a scatter goes on beside other
-    micro-batches."""
+    """ZeRO's stage where it works in each micro-batch, its shards, and whether there are stages: then a scatter goes on beside
+    other micro-batches."""
     return (s.zero, s.shards, s.pp > 1) if s.zero >= 2 else (0, 1, False)
 
 

@@ -1,7 +1,7 @@
 """What a layout's parts and stages take on a machine: operations and verbs put together, seen and hidden, of one micro-batch.
 
-An account says what is done (`plan.account`), a device how long an operation takes, `plan.collectives` how long a verb does. The
-host's launches and the device's work do not add: the larger wins, smoothly.
+An account says what is done (`plan.account`), a device how long an operation takes, `plan.collectives` how long a verb does.
+The host's launches and the device's work do not add: the larger wins, smoothly.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class StageTimes(NamedTuple):
 
 
 class Stages:
-    """The times of all stages, and of each rank of pp: those of one micro-batch on all its stages (`F`, `B`), and what goes before
-    and after it on the first stages of the ranks before (`ahead`, `behind`)."""
+    """The times of all stages, and of each rank of pp: those of one micro-batch on all its stages (`F`, `B`), and what goes
+    before and after it on the first stages of the ranks before (`ahead`, `behind`)."""
 
     def __init__(self, times: list[StageTimes], s: Strategy) -> None:
         self.times = times
@@ -90,12 +90,12 @@ class Stages:
         first = [held[0] for held in self.held]
         self.ahead = [0.0, *accumulate(t.F for t in first[:-1])]
         self.behind = [0.0, *accumulate(t.B for t in first[:-1])]
-        self.messages = [_messages(s, rank) for rank in range(s.pp)]
+        self.talking = [_talking(s, rank) for rank in range(s.pp)]
 
 
 class Tail(NamedTuple):
-    """After the last backward of a rank: sums of gradients and gathers of weights that are seen and hidden; the tied table's sum;
-    the optimizer."""
+    """After the last backward of a rank: sums of gradients and gathers of weights that are seen and hidden; the tied table's
+    sum; the optimizer."""
 
     exposed: float
     hidden: float
@@ -107,11 +107,11 @@ class Tail(NamedTuple):
         return self.exposed + self.tied + self.optimizer
 
 
-def _messages(s: Strategy, rank: int) -> int:
-    """Messages of one micro-batch that a rank of pp sends or receives, there forward and back backward."""
+def _talking(s: Strategy, rank: int) -> int:
+    """Of a micro-batch, the operations of a rank of pp that take or make a message: forward and backward of each stage with a
+    neighbour on another rank."""
     of, last = s.rank_of, s.stages - 1
-    mine = s.stages_of(rank)
-    return 2 * sum((n > 0 and of[n - 1] != rank) + (n < last and of[n + 1] != rank) for n in mine)
+    return 2 * sum((n > 0 and of[n - 1] != rank) or (n < last and of[n + 1] != rank) for n in s.stages_of(rank))
 
 
 def axis_of(sent: Transfer) -> str:
@@ -129,8 +129,8 @@ class Clock:
         self._known: dict[Hashable, Stages] = {}
 
     def group(self, axis: str, sizes: tuple[int, ...], shards: int = 1) -> Group:
-        """The ranks that meet in a verb of this axis, or of several joined, of a mesh of these sizes. ZeRO's own: "shards" of one
-        copy of the weights, "replicas" of one shard."""
+        """The ranks that meet in a verb of this axis, or of several joined, of a mesh of these sizes. ZeRO's own: "shards" of
+        one copy of the weights, "replicas" of one shard."""
         tp = sizes[-1]
         if axis in ("shards", "replicas"):
             data = prod(sizes[1:4])

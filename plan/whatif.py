@@ -13,7 +13,8 @@ TENTH = 1.1
 
 
 class Change(NamedTuple):
-    """`change`: as it was asked. `limit`: what takes most of the step then, or why it cannot be; without seconds, the latter."""
+    """`change`: as it was asked. `limit`: what takes most of the step then, or why it cannot be; without seconds, the
+    latter."""
 
     change: str
     seconds: float | None

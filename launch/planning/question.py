@@ -24,9 +24,9 @@ from plan.strategy import Strategy
 
 Values = Mapping[str, object]
 LLAMA3 = {"context": 8192, "rope": Rope(128, 500000.0)}
-# As their authors' papers or config.json files say.
+# As their authors' papers or config.json files say; GPT-3 with the vocabulary that Megatron-LM trains it with.
 KNOWN = {
-    "gpt3-175b": gpt2_like(50257, 12288, 96, 96, 4 * 12288, 2048),
+    "gpt3-175b": gpt2_like(51200, 12288, 96, 96, 4 * 12288, 2048),
     "llama3-8b": PUBLISHED["Llama-3-8B"],
     "llama3-70b": PUBLISHED["Llama-3-70B"],
     "llama3-405b": replace(llama_like(128256, 16384, 126, 128, 8, 53248, 8192), **LLAMA3),

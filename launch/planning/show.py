@@ -13,6 +13,7 @@ from plan.scores import Score
 from plan.search import Found, Miss
 from plan.step import Estimate, Planner
 from plan.strategy import Strategy
+from plan.times import AXES
 from plan.whatif import Change
 
 PARTS = ("forward", "backward", "recompute", "host", "bubble", "optimizer", "jitter")
@@ -101,7 +102,7 @@ def search(name: str, found: Found) -> None:
         say("")
         table(
             f"The fastest of {found.feasible:,} layouts that fit, of {found.considered:,} in {found.seconds:.1f} s",
-            ("mesh", "options", "s", "tokens/s", "MFU %", "GiB", "bubble %", *(f"{axis} s" for axis in ("tp", "cp", "ep", "pp", "dp"))),
+            ("mesh", "options", "s", "tokens/s", "MFU %", "GiB", "bubble %", *(f"{axis} s" for axis in AXES)),
             [(mesh(e.strategy), options(e.strategy).replace("--", ""), f"{e.iteration:,.4g}", f"{e.tokens_per_second:,.0f}",
               f"{100 * e.mfu:.1f}", f"{e.peak_bytes / 2**30:.1f}", f"{100 * e.bubble:.1f}",
               *(f"{t:.2f}" if t else "-" for t in e.exposed.values())) for e in found.layouts],

@@ -15,9 +15,8 @@ from parallel.shard import AXES
 from plan.scores import Row, Score, score
 from plan.step import Estimate, Planner
 
-PREDICTED = ("iteration_seconds", "memory_bytes", "fits", "tokens_per_second", "tflops_per_gpu", "mfu", "hfu", "bubble_fraction",
-             "exposed_tp", "exposed_cp", "exposed_ep", "exposed_pp", "exposed_dp", "error")  # fmt: skip
-MOST_ROWS = 1_000_000
+PREDICTED = ("iteration_seconds", "memory_bytes", "fits", "tokens_per_second", "tflops_per_gpu", "mfu", "hfu",
+             "bubble_fraction", "exposed_tp", "exposed_cp", "exposed_ep", "exposed_pp", "exposed_dp", "error")  # fmt: skip
 
 
 class Table(NamedTuple):

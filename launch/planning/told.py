@@ -15,8 +15,9 @@ from plan.step import Estimate, Planner
 from plan.strategy import Strategy
 from plan.whatif import Change
 
-LAYOUT = ("schedule", "chunks", "stage_layers", "micro_batch", "micro_batches", "recompute", "sequence_parallel", "zero", "zero_over",
-          "attention", "fused", "overlap", "tp_overlap", "p2p", "scatter_gather", "dtype", "grad_dtype", "jitter")  # fmt: skip
+LAYOUT = ("schedule", "chunks", "stage_layers", "micro_batch", "micro_batches", "recompute", "sequence_parallel", "zero",
+          "zero_over", "attention", "fused", "overlap", "tp_overlap", "p2p", "scatter_gather", "dtype", "grad_dtype",
+          "jitter")  # fmt: skip
 
 
 def config(c: Config) -> dict:
@@ -90,7 +91,8 @@ def memory(e: Estimate) -> dict:
 
 
 def communication(planner: Planner, e: Estimate) -> list[dict]:
-    """What each rank of pp sends in a step; those with the same rows are told together, `ranks` being how many ranks these are."""
+    """What each rank of pp sends in a step; those with the same rows are told together, `ranks` being how many ranks these
+    are."""
     s, classes = e.strategy, []
     for rank in range(s.pp):
         rows = _rows(planner, e, rank)
