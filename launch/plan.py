@@ -1,4 +1,4 @@
-"""What a layout costs on thousands of ranks, without running it: time, memory and messages of a step, or the best of all layouts."""
+"""What a layout costs on thousands of ranks, without running it: time, memory and messages of a step, or the best of all."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def options() -> argparse.ArgumentParser:
         "plan",
         "Plan a layout without running it: the time, memory and messages of a step on many ranks; or search all layouts.",
         (
-            "python -m launch.plan --model llama3-8b --mesh pp=2,dp=4,tp=8 --machine h100-sxm --sequence-length 8192 --batch 64",
-            "python -m launch.plan --model llama3-405b --ranks 16384 --machine h100-sxm --sequence-length 8192 --batch 2048",
+            "python -m launch.plan --model llama3-8b --machine h800 --batch 64 --mesh dp=8",
+            "python -m launch.plan --model llama3-8b --machine h800 --batch 64 --ranks 64",
             "python -m launch.plan --table rows.csv --output predicted.csv",
-            "python -m launch.plan --collective all_reduce --group 8 --bytes 1MiB,16MiB --machine a100-80gb",
+            "python -m launch.plan --collective all_reduce --machine a100-80gb",
         ),
         without=("dtype",),
     )

@@ -178,7 +178,8 @@ def _level(values: dict, where: str) -> dict:
 
 # What `--what-if` and `--sensitivity` change, by name; COSTS are those of which less is faster.
 COSTS = ("kernel_us", "host_us", "product_k0", "inside_us", "between_us", "p2p_us")
-CONSTANTS = ("peak", "memory", "sms", "product", "passes", "unfused", "flash", "inside_gbs", "p2p_gbs", "node_gbs", "efficiency",
+CONSTANTS = ("peak", "memory", "sms", "product", "passes", "unfused", "flash", "inside_gbs", "p2p_gbs", "node_gbs",
+             "efficiency",
              *COSTS, "gpus_per_node", "memory_gib")  # fmt: skip
 
 

@@ -113,7 +113,7 @@ MODEL = {
     "d_value": Column(_positive, "of a head's values", "N"),
 }
 BATCH = {
-    "sequence_length": Column(_positive, "S, tokens of a sequence", "N"),
+    "sequence_length": Column(_positive, "S, tokens of a sequence (default: the context of --model)", "N"),
     "batch": Column(_positive, "sequences of a step, over all ranks", "N"),
     "micro_batch": Column(_positive, "sequences of a micro-batch (default: 1)", "N"),
 }

@@ -197,18 +197,18 @@ def options_of(values: Values, config: Config, machine: Machine) -> dict:
     found.setdefault("attention", best[0] if best else "unfused")
     schedule = SCHEDULES[found.get("schedule", "1f1b")]
     found.setdefault("chunks", schedule.chunks)
-    if values.get("sequence_length") is None:
+    if (S := values.get("sequence_length")) is None and not values.get("model"):
         raise ValueError("no sequence length: give --sequence-length, tokens of a sequence")
-    return found | {"config": config, "sequence_length": values["sequence_length"], "batch": batch_of(values)}
+    S = S or config.context
+    return found | {"config": config, "sequence_length": S, "batch": batch_of(values, S)}
 
 
-def batch_of(values: Values) -> int:
+def batch_of(values: Values, S: int) -> int:
     """Sequences of a step."""
     if values.get("batch") is not None:
         return values["batch"]
     if (tokens := values.get("batch_tokens")) is None:
         raise ValueError("no batch: give --batch, sequences of a step, or --batch-tokens")
-    S = values["sequence_length"]
     if tokens % S:
         raise ValueError(f"--batch-tokens {tokens} is no multiple of the sequence length {S}: use {tokens // S * S or S}")
     return tokens // S

@@ -47,14 +47,20 @@ def records(planner: Planner, e: Estimate) -> Iterator[Record]:
             spans.append(Span(phase, "phase", begin, end))
             spans.append(Span(str(op), "forward" if op.kind == "F" else "backward", begin, end))
             need, to = timed.plan.needs(op), timed.plan.to(op)
+            source = None if need is None or timed.plan.place[need] == rank else timed.plan.place[need]
+            target = None if to in (None, rank) else to
             inner, outer = begin, end
-            if need is not None and (other := timed.plan.place[need]) != rank and hop and s.blocks_on_messages:
-                verbs.append(_message("receive", rank, other, numbers, (begin, begin + hop), phase, planner, e))
-                inner = begin + hop
-            if to not in (None, rank) and hop:
-                at = (end - hop, end) if s.blocks_on_messages else (end, end + hop)
-                verbs.append(_message("send", rank, to, numbers, at, phase, planner, e))
-                outer = at[0]
+            if hop and s.blocks_on_messages:
+                # What goes and comes at the same time is drawn at both ends, half of the hop at each.
+                share = hop / max(1, (source is not None) + (target is not None))
+                if source is not None:
+                    inner = begin + share
+                    verbs.append(_message("receive", rank, source, numbers, (begin, inner), phase, planner, e))
+                if target is not None:
+                    outer = end - share
+                    verbs.append(_message("send", rank, target, numbers, (outer, end), phase, planner, e))
+            elif hop and target is not None:
+                verbs.append(_message("send", rank, target, numbers, (end, end + hop), phase, planner, e))
             verbs += _inside(e.stages[op.stage], op.kind, inner, outer, rank, phase, numbers)
         last = max((end for _, end in times), default=0.0)
         tail = planner.clock.tail(s, rank, planner.account.places(s)[0], *e.rooms[rank])

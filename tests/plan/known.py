@@ -2,10 +2,12 @@
 
 import csv
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from launch.planning import question, table
 from models.config import Experts, gpt2_like, llama_like
+from parallel.schedules import SCHEDULES
 from plan.machine import read
 from plan.step import Planner
 from plan.strategy import Strategy
@@ -49,9 +51,7 @@ def predicted(name):
 MODELS = {
     "gpt2": gpt2_like(8192, 512, 6, 8, 2048, 256),
     "llama": llama_like(12800, 768, 12, 12, 4, 2048, 512),
-    "routed": llama_like(4096, 256, 4, 8, 8, 512, 256).__class__(
-        **{**vars(llama_like(4096, 256, 4, 8, 8, 512, 256)), "experts": Experts(6, 2, 384, 128, 1)}
-    ),
+    "routed": replace(llama_like(4096, 256, 4, 8, 8, 512, 256), experts=Experts(6, 2, 384, 128, 1)),
 }
 
 
@@ -63,7 +63,7 @@ def some_layouts(n, seed=0):
         size = lambda *of: draw.choice(of)  # noqa: E731
         options = {
             "pp": size(1, 2, 3, 4), "dp": size(1, 2, 4), "ep": size(1, 1, 2), "cp": size(1, 1, 2), "tp": size(1, 2, 4, 8),
-            "micro_batch": size(1, 2, 4), "schedule": size("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-v", "dualpipe-v"),
+            "micro_batch": size(1, 2, 4), "schedule": size(*SCHEDULES),
             "recompute": size("none", "selective", "full", "half", "every:2"), "sequence_parallel": size(False, True),
             "zero": size(0, 1, 2, 3), "attention": size("unfused", "flash2"), "fused": size(False, True),
             "overlap": size(False, True), "tp_overlap": size(False, True), "p2p": size(None, "blocking", "delay"),
