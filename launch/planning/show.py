@@ -135,10 +135,8 @@ def explained(planner: Planner, e: Estimate) -> None:
     """The operations of each kind of part on the ranks of the slowest place."""
     device, s = planner.clock.device, e.strategy
     if s.cp > 1:
-        say(
-            f"at peak rates a hop of ring attention is hidden from {least_block(planner.machine, s.dtype):,.0f} tokens a rank on",
-            "",
-        )
+        least = least_block(planner.machine, s.dtype)
+        say(f"at peak rates a hop of ring attention is hidden from {least:,.0f} tokens a rank on", "")
     parts = {part.name: part for stage in planner.account.parts(s, planner.account.places(s)[0]) for part, _ in stage}
     for part in parts.values():
         rows = [(op.name, op.phase, "x".join(f"{n:,.0f}" for n in op.shape), op, device.explained(op, part.dtype))

@@ -1,8 +1,8 @@
 """Finds the constants of plan/machines again: one fit on all public rows together, of 30 November 2026.
 
-`python -m tests.oracles.plan_constants [ROUNDS]`: descends on the tables' mean errors, an error beyond 25 % counted as 25, each over
-its goal, with twice what lies beyond a goal on top; in each round along the local slopes of all constants, which a round measures
-one by one. No constant is a table's, a model's or a row's. What it prints is rounded and written into the files by hand.
+`python -m tests.oracles.plan_constants [ROUNDS]`: descends on the tables' mean errors, an error beyond 25 % counted as 25, each
+over its goal, with twice what lies beyond a goal on top. A round measures the slopes of all constants, one by one, and goes
+along them. No constant is a table's, a model's or a row's. What is printed is rounded and written into the files by hand.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MACHINES = ("a100-80gb", "a100-40gb", "h100-sxm")
 # By name: where it begins, the notes' prototype; and what it may be.
 BEGIN = {
     "product": (0.86, 0.70, 0.95), "product_k0": (96, 32, 192), "passes": (0.66, 0.55, 0.80), "unfused": (0.53, 0.30, 0.80),
-    "flash": (0.335, 0.30, 0.40), "flash_back": (0.32, 0.28, 0.36), "product_h": (0.57, 0.50, 0.75), "flash_h": (0.22, 0.19, 0.26),
-    "flash_back_h": (0.18, 0.15, 0.22), "kernel": (3.2, 1.5, 5.0), "host": (13, 5, 20), "efficiency": (0.80, 0.70, 0.92),
-    "alpha": (25, 8, 40),
+    "flash": (0.335, 0.30, 0.40), "flash_back": (0.32, 0.28, 0.36), "product_h": (0.57, 0.50, 0.75),
+    "flash_h": (0.22, 0.19, 0.26), "flash_back_h": (0.18, 0.15, 0.22), "kernel": (3.2, 1.5, 5.0), "host": (13, 5, 20),
+    "efficiency": (0.80, 0.70, 0.92), "alpha": (25, 8, 40),
 }  # fmt: skip
 SAMPLES, STEP = 500, 1.02
 
@@ -35,17 +35,19 @@ def machine(name: str, c: dict[str, float]) -> Machine:
     m, own = read(name), "_h" if name.startswith("h") else ""
     flash = {**m.flash, "flash1": (c[f"flash{own}"], c[f"flash_back{own}"])}
     between = replace(m.between, efficiency=c["efficiency"], alpha_us=(c["alpha"], 0.0))
-    return replace(m, product=c[f"product{own}"], product_k0=m.product_k0 if own else c["product_k0"], passes=c["passes"],
-                   unfused=c["unfused"], flash=flash, kernel=1e-6 * c["kernel"], host=1e-6 * c["host"], between=between)  # fmt: skip
+    own_k0 = m.product_k0 if own else c["product_k0"]
+    return replace(m, product=c[f"product{own}"], product_k0=own_k0, passes=c["passes"], unfused=c["unfused"], flash=flash,
+                   kernel=1e-6 * c["kernel"], host=1e-6 * c["host"], between=between)  # fmt: skip
 
 
 def asked() -> list[tuple[str, dict, float]]:
     """Of each row its table, its values, and the seconds that were measured."""
-    return [
-        (name, {k: columns.read(k, text) for k, text in row.items() if k in columns.COLUMNS and text}, float(row["measured_seconds"]))
-        for name in GOALS
-        for row in rows(name)
-    ]  # fmt: skip
+    found = []
+    for name in GOALS:
+        for row in rows(name):
+            values = {k: columns.read(k, text) for k, text in row.items() if k in columns.COLUMNS and text}
+            found.append((name, values, float(row["measured_seconds"])))
+    return found
 
 
 def logarithms(c: dict[str, float], every: list[tuple[str, dict, float]]) -> np.ndarray:
