@@ -12,8 +12,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from parallel.schedules import plan as planned
-from plan.sizes import sizes
-from plan.strategy import DTYPES, GRAD_DTYPES, Strategy
+from plan.sizes import Sizes
+from plan.strategy import DTYPES, GRAD_DTYPES, Strategy, V, blocks_by_stage, ranks_of
 
 # Master weights and AdamW's two moments in float32.
 OPTIMIZER = 12
@@ -30,19 +30,27 @@ def padded(s: Strategy) -> int:
 
 def held(s: Strategy, rank: int) -> tuple[float, float]:
     """Entries of one rank of tp on this rank of pp: those that all data ranks share, and those of its experts."""
-    size, c, dense, experts = sizes(s.config), s.config, 0.0, 0.0
-    for stage in s.stages_of(rank):
-        blocks = s.blocks[stage]
+    return _held(s.sizes, padded(s) * s.config.d_model, s.pp, s.chunks, s.schedule in V, s.stage_layers, s.tp, s.ep, rank)
+
+
+@lru_cache(4096)
+def _held(
+    size: Sizes, table: int, pp: int, chunks: int, v: bool, by_hand: tuple | None, tp: int, ep: int, rank: int
+) -> tuple[float, float]:
+    """`table`: entries of the padded vocabulary's."""
+    dense = experts = 0.0
+    stages, ranks, blocks_of = pp * chunks, ranks_of(pp, chunks, v), blocks_by_stage(size.layers, pp * chunks, by_hand)
+    for stage in (n for n, on in enumerate(ranks) if on == rank):
+        blocks = blocks_of[stage]
         few = len(range(blocks.start, min(blocks.stop, size.first)))
         for part, n in ((size.dense, few), (size.routed, len(blocks) - few)):
-            dense += n * (part.weights - part.experts) / s.tp
-            experts += n * part.experts / (s.tp * s.ep)
+            dense += n * (part.weights - part.experts) / tp
+            experts += n * part.experts / (tp * ep)
         if stage == 0:
-            dense += padded(s) * c.d_model / s.tp + size.positions.weights
-        if stage == s.stages - 1:
-            dense += size.norm.weights
+            dense += table / tp + size.positions.weights
+        if stage == stages - 1:
             # A tied table is there once where both ends are on one rank.
-            dense += padded(s) * c.d_model / s.tp * (size.held or s.rank_of[0] != rank)
+            dense += size.norm.weights + table / tp * (size.held or ranks[0] != rank)
     return dense, experts
 
 
@@ -134,11 +142,13 @@ def by_kind(s: Strategy, rank: int) -> dict[str, float]:
 
 def _kinds(s: Strategy, blocks: range) -> list[tuple[bool, bool, int]]:
     """Of these blocks (routed, computed again, how many)."""
-    first, every, found = sizes(s.config).first, s.recomputed_every, []
-    for routed, of in (
-        (False, range(blocks.start, min(blocks.stop, first))),
-        (True, range(max(blocks.start, first), blocks.stop)),
-    ):
+    return _counts(s.sizes.first, s.recomputed_every, blocks.start, blocks.stop)
+
+
+@lru_cache(65536)
+def _counts(first: int, every: int, start: int, stop: int) -> list[tuple[bool, bool, int]]:
+    found = []
+    for routed, of in ((False, range(start, min(stop, first))), (True, range(max(start, first), stop))):
         if len(of):
             again = sum(1 for i in of if i % every == 0) if every > 1 else len(of) * every
             found += [(routed, True, again)] * (again > 0) + [(routed, False, len(of) - again)] * (again < len(of))
@@ -157,7 +167,7 @@ def _plain(s: Strategy, blocks: range) -> float:
 
 def _unit(s: Strategy, blocks: range) -> float:
     """Entries of the largest block of one rank of tp."""
-    size = sizes(s.config)
+    size = s.sizes
     kinds = {routed for routed, *_ in _kinds(s, blocks)}
     of = {False: size.dense, True: size.routed}
     return max(((of[k].weights - of[k].experts) / s.tp + of[k].experts / (s.tp * s.ep) for k in kinds), default=0.0)

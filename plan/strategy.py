@@ -14,6 +14,7 @@ from models.config import Config
 from models.stage import dealt
 from parallel.schedules import SCHEDULES
 from parallel.shard import AXES
+from plan.sizes import Sizes, sizes
 
 RECOMPUTE = ("none", "selective", "full", "half")
 ATTENTION = ("unfused", "flash1", "flash2", "flash3")
@@ -155,6 +156,11 @@ class Strategy:
         return prod(self.mesh.values())
 
     @cached_property
+    def sizes(self) -> Sizes:
+        """Of the model."""
+        return sizes(self.config)
+
+    @cached_property
     def data(self) -> int:
         """Ranks that have sequences of their own."""
         return self.dp * self.ep
@@ -175,12 +181,12 @@ class Strategy:
     @property
     def blocks(self) -> Sequence[range]:
         """The numbers of each stage's blocks."""
-        return _blocks(self.config.layers, self.stages, self.stage_layers)
+        return blocks_by_stage(self.config.layers, self.stages, self.stage_layers)
 
     @property
     def rank_of(self) -> Sequence[int]:
         """The rank of pp that holds it, by stage: a loop, or the V of zb-v and dualpipe-v."""
-        return _ranks(self.pp, self.chunks, self.schedule in V)
+        return ranks_of(self.pp, self.chunks, self.schedule in V)
 
     def stages_of(self, rank: int) -> Sequence[int]:
         """The stages of a rank of pp."""
@@ -209,12 +215,14 @@ class Strategy:
 
 
 @lru_cache(4096)
-def _blocks(layers: int, stages: int, by_hand: tuple[int, ...] | None) -> tuple[range, ...]:
+def blocks_by_stage(layers: int, stages: int, by_hand: tuple[int, ...] | None) -> tuple[range, ...]:
+    """The numbers of each stage's blocks: by hand, else as evenly as it goes."""
     if by_hand is None:
         return tuple(dealt(layers, stages))
     return tuple(range(end - n, end) for end, n in zip(accumulate(by_hand), by_hand, strict=True))
 
 
 @lru_cache(4096)
-def _ranks(pp: int, chunks: int, v: bool) -> tuple[int, ...]:
+def ranks_of(pp: int, chunks: int, v: bool) -> tuple[int, ...]:
+    """The rank of pp of each stage, on a V or on a loop."""
     return (*range(pp), *reversed(range(pp))) if v else tuple(s % pp for s in range(pp * chunks))

@@ -15,7 +15,7 @@ from math import ceil
 from models.config import Config
 from plan import memory
 from plan.account import AGAIN, FORWARD, INPUT, WEIGHTS, Facts, Once, Operation, Part, Place, Transfer
-from plan.sizes import Sizes, head_widths, sizes
+from plan.sizes import Sizes, head_widths
 from plan.strategy import ATTENTION, DTYPES, GRAD_DTYPES, Strategy, V
 
 # Kernels that are launched for a block: forward, backward, where norms and the like are one kernel each; else so many times.
@@ -44,7 +44,7 @@ class Theirs:
         experts; where blocks differ otherwise, all are asked."""
         if s.pp <= 4 or s.stage_layers is not None or s.recomputed_every > 1:
             return list(range(s.pp))
-        first = sizes(s.config).first
+        first = s.sizes.first
         routed = (
             [s.rank_of[n] for n, blocks in enumerate(s.blocks) if blocks.stop > first][:2] if first < s.config.layers else []
         )
@@ -61,7 +61,7 @@ class Theirs:
                 s.attention, s.fused, s.tp_overlap, s.dtype, s.grad_dtype, s.skew)  # fmt: skip
 
     def parts(self, s: Strategy, place: Place) -> list[tuple[tuple[Part, int], ...]]:
-        key, unit, first, found = self._key(s), _unit(s), sizes(s.config).first, {}
+        key, unit, first, found = self._key(s), _unit(s), s.sizes.first, {}
         every, stages = s.recomputed_every, []
         for stage, blocks in enumerate(s.blocks):
             dense = range(blocks.start, min(blocks.stop, first))
@@ -129,7 +129,7 @@ class Theirs:
         return memory.by_kind(s, rank)
 
     def model(self, s: Strategy, causal: bool = True) -> Facts:
-        size = sizes(s.config)
+        size = s.sizes
         model, hardware = _flops(s, causal)
         return Facts(size.parameters, size.met, model, hardware, _flops(s, False)[1])
 
@@ -137,7 +137,7 @@ class Theirs:
 def _flops(s: Strategy, causal: bool) -> tuple[float, float]:
     """Operations of a step: of the model, 6 a weight that multiplies a token and 6 (E + V) a head and key; and with those that
     recomputation does again."""
-    c, size = s.config, sizes(s.config)
+    c, size = s.config, s.sizes
     tokens, keys = s.batch * s.sequence_length, (s.sequence_length + 1) / 2 if causal else s.sequence_length
     attention = 2.0 * tokens * keys * sum(head_widths(c)) * c.heads * c.layers
     blocks, head = 2.0 * tokens * (size.multiplied - size.head.active), 2.0 * tokens * size.head.active
@@ -161,7 +161,7 @@ def _unit(s: Strategy) -> tuple[int, int, bool]:
 
 def _made(kind: str, s: Strategy, unit: tuple[int, int, bool], again: bool) -> Part:
     """The part of this kind."""
-    b = _Block(s, sizes(s.config))
+    b = _Block(s, s.sizes)
     if kind == "embedding":
         return b.embedding(unit)
     return b.head() if kind == "head" else b.block(kind == "routed", again, unit)
