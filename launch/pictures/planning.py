@@ -25,7 +25,8 @@ TABLES = {
     "mosaic": "#CC79A7",
 }
 COLOURS = {"forward": "#56B4E9", "backward": "#0072B2", "recompute": "#CC79A7", "host": "#F0E442", "bubble": "#D5D8DC",
-           "optimizer": "#222222", "tp": "#E69F00", "cp": "#B8860B", "ep": "#7A5C00", "pp": "#D55E00", "dp": "#009E73"}  # fmt: skip
+           "optimizer": "#222222", "tp": "#E69F00", "cp": "#B8860B", "ep": "#7A5C00", "pp": "#D55E00",
+           "dp": "#009E73"}  # fmt: skip
 # Eight ways of Llama 3 8B on 64 H100, a batch of 128 sequences.
 MODEL = {"model": "llama3-8b", "machine": "h100-sxm", "batch": 128, "grad_dtype": "bf16"}
 LAYOUTS = (
