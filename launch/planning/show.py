@@ -36,7 +36,7 @@ def options(s: Strategy) -> str:
 
 
 def billions(n: float) -> str:
-    return f"{n / 1e9:,.2f}e9"
+    return f"{n / 1e9:,.2f}e9" if n >= 1e8 else f"{n:,.0f}"
 
 
 def asked(name: str, e: Estimate) -> None:
