@@ -169,6 +169,7 @@ class Times:
 
     seconds: Mapping[tuple[int, str], float]
     hop: float
+    blocks: bool = False
 
     def of(self, op: Op) -> float:
         return self.seconds[op.stage, op.kind]
