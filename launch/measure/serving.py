@@ -73,13 +73,13 @@ def serve(engine: Engine, load: Workload, served: Served) -> Iterator[int]:
             continue
         for error in report.failed.values():
             raise error
-        for id, tokens, _ in report.deliveries:
+        for id, tokens, *_ in report.deliveries:
             served.tokens[id] += [t.id for t in tokens]
             served.deliveries[id].append((report.ended - begun, len(tokens)))
-        finished = frozenset(id for id, _, reason in report.deliveries if reason)
+        finished = frozenset(d.id for d in report.deliveries if d.reason)
         served.columns.append(Column(report.step, finished))
         served.step_seconds.append(report.ended - report.began)
-        served.step_tokens.append(sum(len(tokens) for _, tokens, _ in report.deliveries))
+        served.step_tokens.append(sum(len(d.tokens) for d in report.deliveries))
         yield from finished
 
 
