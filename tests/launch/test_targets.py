@@ -23,9 +23,9 @@ NEEDED = {
     "trace": ["no-such-file"],
     "export": ["no-such-folder", "neither"],
 }
-NEEDED |= {"--explain-picture": ["--explain"]}
+NEEDED |= {"--explain-picture": ["--explain"], "plan --output": ["--table", "rows.csv"]}
 # Options that name what is read.
-READ = {"--model", "--draft", "--text-file", "--tokens-file", "--compare", "--plan", "FILE", "CHECKPOINT"}
+READ = {"--model", "--draft", "--text-file", "--tokens-file", "--compare", "--plan", "--table", "FILE", "CHECKPOINT"}
 
 
 def declared(module):
@@ -58,7 +58,8 @@ def test_every_target_is_refused_before_any_work(comm, shared, monkeypatch, name
     module = import_module(f"launch.{MODULES[name]}")
     monkeypatch.setattr(module, "check", lambda *given: None)
     monkeypatch.setattr(module, "main", lambda *given: pytest.fail("work has begun"))
-    needed, target = [*NEEDED.get(name, ()), *NEEDED.get(option, ())], [option, ROOT / "README.md" / "t"]
+    needed = [word for key in (name, option, f"{name} {option}") for word in NEEDED.get(key, ())]
+    target = [option, ROOT / "README.md" / "t"]
     # One that is given by its place comes last.
     done = ran(comm, module, *([*needed, *target] if option.startswith("--") else [*needed[:-1], target[1]]))
     assert (done.status, done.out) == (2, "")
