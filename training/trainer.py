@@ -10,6 +10,7 @@ import numpy as np
 
 from layers import block
 from layers.batch import Balance, Batch
+from layers.moe import Routed
 from layers.optimizer import AdamW, global_norm
 from layers.stage import Stage
 from layers.step import Kept, Recipe, Step, most_kept
@@ -54,8 +55,10 @@ class Trainer:
         self._counted = [counted[part.at].copy() for part in owned]
         self._plans: dict[int, Plan] = {}
         self.kept, self._predicted, self.in_flight = Kept(), Kept(), 0
-        # What was sent to experts so far, beyond `traffic`; and the last step's balance loss and choices, by layer.
+        # What was sent to experts so far, beyond `traffic`; and of the last step what was found out in each micro-batch by each
+        # layer that chooses them, the balance loss, and the whole batch's choices by layer.
         self.exchanged: list[Traffic] = []
+        self.noted: list[list[Routed]] = []
         self.balance, self.chosen = 0.0, {}
 
     def plan(self, micro_batches: int) -> Plan:
@@ -84,6 +87,7 @@ class Trainer:
         by_size = lambda kept: kept.nbytes  # noqa: E731
         self.kept, self.in_flight = max(self.kept, work.most, key=by_size), max(self.in_flight, work.in_flight)
         if self.routed:
+            self.noted = [[batch.noted[one]._replace(d_shares=None) for one in self.routed] for batch in work.batches]
             self._predicted = max(self._predicted, most_kept(self.stages, work.batches, ops), key=by_size)
         self.exchanged = condensed([*self.exchanged, *work.exchanged])
         with self.mesh.phase("backward"):
