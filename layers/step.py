@@ -180,12 +180,16 @@ class Step:
     def traffic(self, plan: Plan, batches: Sequence[Batch]) -> list[Traffic]:
         """What a step on these micro-batches sends, `exchanged` aside."""
         sent = [t for batch in batches for stage in self.stages.values() for t in stage.traffic(batch)]
-        scalars = [Traffic("all_reduce", self.losses.name, "step", 16), Traffic("all_reduce", self.everyone.name, "step", 8)]
+        sums = self.holder.traffic(self.ops(plan), pipeline.PHASES)
+        return [*sent, *self.between(plan, batches), *self.owed.traffic(), *sums, *self.scalars()]
+
+    def scalars(self) -> list[Traffic]:
+        """What a step sends beside all arrays: losses, the norm, and how often experts were chosen."""
+        sent = [Traffic("all_reduce", self.losses.name, "step", 16), Traffic("all_reduce", self.everyone.name, "step", 8)]
         if self.routed:
             counts = message((len(self.routed), self.routed[0].router.count), 8)
-            scalars.append(Traffic("all_reduce", self.data.name, "step", counts))
-        sums = self.holder.traffic(self.ops(plan), pipeline.PHASES)
-        return [*sent, *self.between(plan, batches), *self.owed.traffic(), *sums, *scalars]
+            sent.append(Traffic("all_reduce", self.data.name, "step", counts))
+        return sent
 
     def exchanged(self, batches: Sequence[Batch]) -> list[Traffic]:
         """What is sent to other ranks' experts, and back: of batches that have noted what was chosen."""

@@ -89,7 +89,13 @@ class Training:
 
     def batches(self, step: Step, noted: Noted | None = None) -> list[Batch]:
         """The micro-batches of a step. `noted`: what was chosen of experts; else all are chosen alike."""
-        made = step.batches(self.lengths(step.mesh), step.balance(self.tokens))
+        lengths = self.lengths(step.mesh)
+        if not step.routed:
+            # Those of the same lengths are one: nothing is noted in them.
+            apart = {tuple(of): of for of in lengths}
+            made = dict(zip(apart, step.batches(apart.values()), strict=True))
+            return [made[tuple(of)] for of in lengths]
+        made = step.batches(lengths, step.balance(self.tokens))
         for n, batch in enumerate(made):
             for at, layer in enumerate(step.routed):
                 batch.noted[layer] = evenly(layer, batch.tokens) if noted is None else noted[n][at]

@@ -37,6 +37,8 @@ from training.trainer import Trainer
 # Enough heads, experts and rows for 8 ranks along any axis, and nothing that 2, 3 or 4 divide alike.
 D, HEADS, LAYERS, CONTEXT = 32, 8, 4, 12
 SPREAD, RATE = 0.1, 1e-2
+# On more ranks there are too many meshes, and the model is too small for them.
+MOST = 8
 
 
 def _latent() -> Config:
@@ -68,6 +70,17 @@ def meshes(ranks: int) -> list[dict[str, int]]:
     """Every product of the axes."""
     sizes = [n for n in range(1, ranks + 1) if ranks % n == 0]
     return [dict(zip(AXES, found, strict=True)) for found in product(sizes, repeat=len(AXES)) if prod(found) == ranks]
+
+
+def said(axes: Mapping[str, int]) -> str:
+    """A mesh as it is typed, without axes of one rank."""
+    return ",".join(f"{name}={n}" for name, n in axes.items() if n > 1) or "one rank"
+
+
+def options_said(options: Mapping[str, object]) -> str:
+    """As they are typed for launch.train."""
+    typed = ((f"--{name.replace('_', '-')}", value) for name, value in options.items())
+    return " ".join(name if value is True else f"{name} {value}" for name, value in typed)
 
 
 def ways(axes: Mapping[str, int]) -> Iterator[Options]:
