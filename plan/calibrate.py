@@ -73,7 +73,7 @@ def calibrated(
     make: Callable[..., AbstractContextManager[Mesh]], control: Control, wanted: Needs, memory_gib: float, dtype: str
 ) -> Here:
     """`make(**axes)`: a mesh of these ranks. All of them call it together; all get the same."""
-    seconds = _operations(wanted, control, dtype)
+    seconds, rounds = _operations(wanted, control, dtype)
     verbs: dict[tuple[str, int], Curve] = {}
     for ranks in sorted({n for _, n in wanted.verbs}):
         mine = {verb: size for (verb, n), size in wanted.verbs.items() if n == ranks}
@@ -81,16 +81,22 @@ def calibrated(
             continue
         with make(dp=control.size // ranks, tp=ranks) as mesh:
             verbs |= {(verb, ranks): _verb(mesh, control, verb, size) for verb, size in mine.items()}
-    every = control.everyone((seconds, verbs, _rate(dtype), _bandwidth(dtype), _call()))
+    every = control.everyone((seconds, verbs, _rate(dtype), _bandwidth(dtype), _call(), rounds))
     found = {k: median(of[0][k] for of in every) for k in seconds}
+    # On a machine that others use, an operation is seldom interrupted and a step often: a round says by how much.
+    slowest = median(max(of) for of in zip(*(of[-1] for of in every), strict=True)) if rounds else 0.0
+    busy = max(1.0, slowest / whole) if (whole := sum(found.values())) else 1.0
+    found = {k: busy * took for k, took in found.items()}
     curves = {k: tuple((n, median(of[1][k][i][1] for of in every)) for i, (n, _) in enumerate(c)) for k, c in verbs.items()}
     plain = {name: median(of[n] for of in every) for n, name in enumerate(("rate", "bandwidth", "call"), 2)}
     return here(control.size, memory_gib, dtype, seconds=found, verbs=curves, **plain)
 
 
-def _operations(wanted: Needs, control: Control, dtype: str) -> dict[Key, float]:
+def _operations(wanted: Needs, control: Control, dtype: str) -> tuple[dict[Key, float], list[float]]:
+    """Seconds of each operation, the median of some rounds; and of each round."""
     runs = {k: (run, timed.times(op)) for k, (op, *size) in wanted.operations.items() if (run := timed.made(op, dtype, *size))}
     found: dict[Key, list[float]] = {k: [] for k in runs}
+    rounds: list[float] = []
     for run, _ in runs.values():
         run()
     begun = perf_counter()
@@ -103,7 +109,8 @@ def _operations(wanted: Needs, control: Control, dtype: str) -> dict[Key, float]
             at = perf_counter()
             run()
             found[k].append(times * (perf_counter() - at))
-    return {k: median(of) for k, of in found.items()}
+        rounds.append(sum(of[-1] for of in found.values()))
+    return {k: median(of) for k, of in found.items()}, rounds
 
 
 def _verb(mesh: Mesh, control: Control, verb: str, largest: float) -> Curve:

@@ -62,7 +62,7 @@ def add_batch_and_machine(p: argparse.ArgumentParser) -> None:
     b.add_argument("--micro-batches", type=positive, metavar="M", help="instead of --micro-batch: their number")
     m = p.add_argument_group("machine")
     m.add_argument("--machine", metavar="NAME",
-                   help=f"one of {', '.join(machines.known())}, a FILE.toml, or these ranks, measured (default: here)")  # fmt: skip
+                   help=f"one of {', '.join(machines.known())}, a FILE.toml, or here: these ranks (default)")  # fmt: skip
     m.add_argument("--write-machine", metavar="FILE", type=targets.File, help="with --machine here: write what was measured")
     add(m, columns.MACHINE)
     m.add_argument("--account", choices=("ours", "theirs"),

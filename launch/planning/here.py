@@ -17,7 +17,7 @@ from parallel.shard import AXES
 from plan.calibrate import Needs, calibrated, needs
 from plan.here import Here, written
 from plan.here import here as made
-from plan.ours import Ours
+from plan.ours import AS_USUAL, How, Ours
 from plan.search import Space
 from plan.step import Planner
 from plan.strategy import Strategy
@@ -85,9 +85,12 @@ def seconds(args: argparse.Namespace, control: Control, comm: MPI.Intracomm, s: 
     return estimates(args, control, comm, [s])[0]
 
 
-def estimates(args: argparse.Namespace, control: Control, comm: MPI.Intracomm, every: Sequence[Strategy]) -> list[float]:
-    """Of each layout, from one calibration; the same on all ranks."""
-    account = Ours()
-    machine = _measured(args, control, comm, needs(account, every), memory_gib(comm.size))
+def estimates(
+    args: argparse.Namespace, control: Control, comm: MPI.Intracomm, every: Sequence[Strategy], how: How = AS_USUAL
+) -> list[float]:
+    """Of each layout, from one calibration by some of them; the same on all ranks."""
+    account = Ours(how)
+    some = every[:: max(1, len(every) // MEASURED)]
+    machine = _measured(args, control, comm, needs(account, some), memory_gib(comm.size))
     planner = Planner(account, machine)
     return control.from_first([planner.estimate(s).iteration for s in every] if comm.rank == 0 else None)
