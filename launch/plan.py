@@ -242,6 +242,8 @@ def space_of(args: argparse.Namespace, values: Mapping[str, object], config: obj
     for name in ("schedule", "chunks", "recompute", "zero", *tries):
         base.pop(name, None)
     tries = given | tries
+    if isinstance(machine, here.Here):
+        tries = {"recompute": ("none", "full"), **tries}
     if args.micro_batches:
         raise UsageError("--micro-batches does nothing with --ranks: give --micro-batch, or --try micro_batch=1,2")
     return Space(args.ranks, base, tries)

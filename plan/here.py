@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from layers.pieces import pairs
 from plan import machine as machines
 from plan.account import Operation
 from plan.machine import Between, Inside, Machine
@@ -147,8 +148,8 @@ def _entries(kind: str, shape: Sequence[float]) -> float:
 
 def _pairs(shape: Sequence[float]) -> float:
     """Multiplications of attention, hidden keys left out."""
-    K, g, Q, S, E, V, causal = shape
-    return max(1.0, K * g * (E + V) * (Q * S - causal * Q * (Q - 1) / 2))
+    K, g, Q, S, E, V, causal, window = shape
+    return max(1.0, K * g * (E + V) * pairs([(slice(0, Q), slice(0, S))], bool(causal), window))
 
 
 # --- files

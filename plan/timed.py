@@ -55,15 +55,15 @@ def _product(op: Operation, dtype: str) -> Run | None:
 
 
 def _attend(op: Operation, dtype: str) -> Run:
-    K, g, Q, S, E, V, causal = op.shape
+    K, g, Q, S, E, V, causal, window = op.shape
     of = lambda *shape: _ones(dtype, *shape)  # noqa: E731
     q, k, v, o, lse = of(Q, K, g, E), of(S, K, E), of(S, K, V), of(Q, K, g, V), of(Q, K, g)
     spans, scale = [(slice(0, Q), slice(0, S))], E**-0.5
     if op.phase != INPUT:
-        return lambda: attend(q, k, v, o, lse, spans, scale, bool(causal))
-    attend(q, k, v, o, lse, spans, scale, bool(causal))
+        return lambda: attend(q, k, v, o, lse, spans, scale, bool(causal), window=window)
+    attend(q, k, v, o, lse, spans, scale, bool(causal), window=window)
     do, dq, dk, dv = (np.zeros_like(a) for a in (o, q, k, v))
-    return lambda: attend_backward(do, q, k, v, o, lse, dq, dk, dv, spans, scale, bool(causal))
+    return lambda: attend_backward(do, q, k, v, o, lse, dq, dk, dv, spans, scale, bool(causal), window)
 
 
 def _table(op: Operation, dtype: str) -> Run:

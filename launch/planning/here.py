@@ -71,7 +71,7 @@ def measured(args: argparse.Namespace, values: Mapping[str, object], comm: MPI.I
     machine = _measured(args, control, comm, wanted, values.get("memory_gib") or memory_gib(comm.size))
     why = None
     if args.write_machine is not None and comm.rank == 0:
-        why = targets.write(args.write_machine, lambda file: file.write(written(machine)))
+        why = targets.write(args.write_machine, lambda file: file.write(written(machine).encode()))
     return machine, why
 
 

@@ -81,7 +81,7 @@ def memory(e: Estimate) -> dict:
     rows = []
     for rank, kinds in enumerate(e.memory):
         total = sum(kinds.values())
-        row = {"stage_rank": rank} | {kind: kinds.get(kind, 0.0) for kind in KINDS}
+        row = {"stage_rank": rank} | {kind: kinds[kind] for kind in KINDS}
         rows.append(row | {"margin": USABLE * e.capacity - total, "total": total, "in_flight": e.in_flight[rank]})
     return {"peak_bytes": e.peak_bytes, "capacity_bytes": e.capacity, "fits": e.fits,
             "fullest_rank": rank_number(e.strategy, e.fullest), "stages": rows}  # fmt: skip

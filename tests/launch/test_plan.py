@@ -153,7 +153,6 @@ def test_models_from_files(comm, tmp_path):
 TOY_A100 = (*TOY, *A100)
 REFUSED = {
     "no model": ((*A100, "--batch", "1", "--sequence-length", "8"), "error: no model: give --model, a file or one of"),
-    "no machine": ((*TOY, "--batch", "4"), "error: no machine: give --machine, one of"),
     "machine": ((*TOY, "--batch", "4", "--machine", "a100"), "error: --machine a100 is not known: use one of a100-40gb"),
     "batch": (TOY_A100, "error: no batch: give --batch, sequences of a step, or --batch-tokens"),
     "uneven": ((*TOY_A100, "--batch", "1536", "--mesh", "dp=28", "--micro-batch", "2"),
