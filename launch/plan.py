@@ -109,6 +109,7 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
         if values["machine"] != here.NAME:
             return of_machine(args, values, question.machine_of(values))
         # All that is wrong is said before anything is measured.
+        here.require(args, values, ranks)
         of_machine(args, here.usual(values), here.unmeasured(values, ranks))
         return Task("here", partial(measured, args, values))
     except UsageError:
@@ -179,6 +180,8 @@ def changed(planner: Planner, e: Estimate, values: Mapping[str, object], config:
             own[name] = columns.read(name, value)
             if name == "schedule" and not SCHEDULES[value].any_chunks:
                 own["chunks"] = SCHEDULES[value].chunks
+        elif isinstance(machine, here.Here):
+            raise UsageError(f"--what-if {name}: what was measured has no constants: use an option, or a GPU's --machine")
         else:
             machine = asked.changed_machine(machine, name, value)
     other = whatif.with_machine(planner, machine)

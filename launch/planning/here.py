@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from math import prod
 
 from mpi4py import MPI
 
 from launch import start
+from launch.options import UsageError
 from launch.planning import question
 from launch.process.memory import available, ranks_here
 from launch.terminal import targets
@@ -37,6 +39,17 @@ def memory_gib(ranks: int) -> float:
     """Of one rank: what this host still gives, shared by those that are on it."""
     free = available()
     return 2.0**20 if free is None else free / ranks_here(ranks) / 2**30
+
+
+def require(args: argparse.Namespace, values: Mapping[str, object], ranks: int) -> None:
+    """Raises UsageError where more ranks are asked about than there are to measure."""
+    asked = args.group if args.collective else args.ranks or prod(values.get(name) or 1 for name in AXES)
+    if asked > ranks:
+        there = f"{ranks} rank{'s' * (ranks > 1)}"
+        raise UsageError(
+            f"--machine here measures the ranks that run this, {there}, and {asked} are asked about: use mpirun -n {asked}, or "
+            "--machine with a GPU's name"
+        )
 
 
 def unmeasured(values: Mapping[str, object], ranks: int) -> Here:
