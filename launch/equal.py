@@ -5,21 +5,17 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from mpi4py import MPI
 
 from launch import report
-from launch.measure.equal import MODELS, Case, Job, Unfit, compared, meshes, ways
+from launch.measure.equal import MODELS, MOST, Case, Job, Unfit, compared, meshes, options_said, said, ways
 from launch.options import COMMON, UsageError, amount, axis_sizes, parser, positive, settled
 from launch.terminal import progress
 from launch.terminal.lines import BYTES, column
 from parallel.control import Control
 from parallel.shard import AXES
-
-# On more ranks there are too many meshes, and the model too small for them.
-MOST = 8
 
 
 def options() -> argparse.ArgumentParser:
@@ -86,17 +82,6 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "skipped": task.skipped,
     }
     return report.publish(args.json, result, lambda: show(result), wrong)
-
-
-def said(axes: Mapping[str, int]) -> str:
-    """A mesh as it is typed, without axes of one rank."""
-    return ",".join(f"{name}={n}" for name, n in axes.items() if n > 1) or "one rank"
-
-
-def options_said(options: Mapping[str, object]) -> str:
-    """As they are typed for launch.train."""
-    typed = ((f"--{name.replace('_', '-')}", value) for name, value in options.items())
-    return " ".join(name if value is True else f"{name} {value}" for name, value in typed)
 
 
 def show(result: dict) -> None:

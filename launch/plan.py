@@ -15,7 +15,7 @@ from mpi4py import MPI
 
 from launch import report
 from launch.options import UsageError, axis_sizes, only_with, parser, positive
-from launch.planning import asked, columns, question, show, table, timeline, told
+from launch.planning import asked, columns, here, question, show, table, timeline, told, verify
 from launch.planning.table import Table
 from launch.terminal import targets
 from launch.terminal.lines import size
@@ -25,6 +25,7 @@ from plan import collectives, whatif
 from plan.account import Account
 from plan.collectives import Group
 from plan.machine import Machine
+from plan.ours import Ours
 from plan.search import Space, search
 from plan.step import Estimate, Planner
 from plan.theirs import Theirs
@@ -42,6 +43,7 @@ def options() -> argparse.ArgumentParser:
             "python -m launch.plan --model llama3-8b --machine h800 --batch 64 --mesh dp=8",
             "python -m launch.plan --model llama3-8b --machine h800 --batch 64 --ranks 64",
             "python -m launch.plan --table rows.csv --output predicted.csv",
+            "mpirun -n 4 python -m launch.plan --verify --mesh pp=2,tp=2",
             "python -m launch.plan --collective all_reduce --machine a100-80gb",
         ),
         without=("dtype",),
@@ -56,6 +58,7 @@ def options() -> argparse.ArgumentParser:
         "--plan", metavar="FILE", type=Path, help="a schedule of your own: a line a rank, of operations like 0F0,0B0"
     )
     asked.add(one, columns.LAYOUT, without=("stage_layers",))
+    verify.add(p)
     one.add_argument("--what-if", metavar="NAME=VALUE", action="append", type=asked.changes, default=[],
                      help="beside it, with another machine or option, as in memory=2x,peak=2x or zero=3")  # fmt: skip
     one.add_argument("--sensitivity", action="store_true", help="beside it, with 10 %% more of each constant of the machine")
@@ -82,15 +85,17 @@ def options() -> argparse.ArgumentParser:
     only_with(p, "--output", table=True)
     only_with(p, "--fix", "--try", "--keep", ranks=True)
     only_with(p, *ONE_LAYOUT, "--mesh", "--plan", ranks=False)
+    only_with(p, *verify.OPTIONS, verify=True)
     only_with(p, *ONE_LAYOUT, "--mesh", "--plan", "--ranks", table=False)
     return p
 
 
 class Task(NamedTuple):
-    """What is asked: `mode` predict, search, table or collective. `ask` does it, once, on rank 0."""
+    """What is asked: `mode` predict, search, table, collective, verify or here. `ask` does it: once, on rank 0; of the last two
+    on all ranks, given their communicator."""
 
     mode: str
-    ask: Callable[[], int]
+    ask: Callable[..., int]
 
 
 def check(args: argparse.Namespace, ranks: int) -> Task:
@@ -99,11 +104,29 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
         values = asked.values(args)
         if args.table is not None:
             return Task("table", partial(tabled, args, values, table.read(args.table)))
-        machine = question.machine_of(values)
+        if args.verify:
+            return Task("verify", partial(verify.run, args, verify.layouts(args, values, ranks)))
+        if values["machine"] != here.NAME:
+            return of_machine(args, values, question.machine_of(values))
+        # All that is wrong is said before anything is measured.
+        here.require(args, values, ranks)
+        of_machine(args, here.usual(values), here.unmeasured(values, ranks))
+        return Task("here", partial(measured, args, values))
+    except UsageError:
+        raise
+    except (ValueError, OverflowError) as error:
+        raise UsageError(str(error)) from None
+
+
+def of_machine(args: argparse.Namespace, values: Mapping[str, object], machine: Machine) -> Task:
+    """What is left to do once the machine is known."""
+    try:
         if args.collective:
             return Task("collective", partial(collective, args, machine))
         name, config = question.config_of(values)
-        planner = Planner(account_of(args.account), machine, causal=args.count == "causal")
+        planner = Planner(account_of(args.account, machine), machine, causal=args.count == "causal")
+        if args.sensitivity and isinstance(machine, here.Here):
+            raise UsageError("--sensitivity with --machine here: what was measured has no constants: leave it out")
         if args.ranks:
             return Task("search", partial(searched, args, name, planner, space_of(args, values, config, machine)))
         strategy = question.strategy_of(values, config, machine)
@@ -120,13 +143,30 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
         raise UsageError(str(error)) from None
 
 
-def account_of(name: str | None) -> Account:
-    """Theirs, of GPUs."""
-    return Theirs()
+def account_of(name: str | None, machine: Machine | None = None) -> Account:
+    """Ours on these ranks, theirs on GPUs. Raises UsageError for the other."""
+    own = "ours" if isinstance(machine, here.Here) else "theirs"
+    if name not in (None, own):
+        use = "--machine here" if name == "ours" else "a GPU, as in --machine h100-sxm"
+        raise UsageError(f"--account {name} has no times for --machine {machine.name}: use {use}")
+    return Ours() if own == "ours" else Theirs()
 
 
 def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
+    if task.mode in ("verify", "here"):
+        return task.ask(comm)
     return 0 if comm.rank else task.ask()
+
+
+def measured(args: argparse.Namespace, values: Mapping[str, object], comm: MPI.Intracomm) -> int:
+    """--machine here: all ranks measure, the first plans."""
+    machine, unwritten = here.measured(args, values, comm)
+    if comm.rank:
+        return 0
+    status = of_machine(args, here.usual(values), machine).ask()
+    if unwritten is not None:
+        print(f"error: {unwritten}", file=sys.stderr)
+    return status if unwritten is None else 2
 
 
 # --- one layout
@@ -140,6 +180,8 @@ def changed(planner: Planner, e: Estimate, values: Mapping[str, object], config:
             own[name] = columns.read(name, value)
             if name == "schedule" and not SCHEDULES[value].any_chunks:
                 own["chunks"] = SCHEDULES[value].chunks
+        elif isinstance(machine, here.Here):
+            raise UsageError(f"--what-if {name}: what was measured has no constants: use an option, or a GPU's --machine")
         else:
             machine = asked.changed_machine(machine, name, value)
     other = whatif.with_machine(planner, machine)
@@ -203,6 +245,8 @@ def space_of(args: argparse.Namespace, values: Mapping[str, object], config: obj
     for name in ("schedule", "chunks", "recompute", "zero", *tries):
         base.pop(name, None)
     tries = given | tries
+    if isinstance(machine, here.Here):
+        tries = {"recompute": ("none", "full"), **tries}
     if args.micro_batches:
         raise UsageError("--micro-batches does nothing with --ranks: give --micro-batch, or --try micro_batch=1,2")
     return Space(args.ranks, base, tries)

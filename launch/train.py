@@ -9,8 +9,9 @@ from launch import start  # isort: skip  it settles threads and MPI before NumPy
 
 import argparse
 import textwrap
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from math import log, prod
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from launch.options import (
     positive,
     settled,
 )
+from launch.planning import auto
 from launch.process.memory import available, lacking
 from launch.terminal import progress, targets
 from launch.terminal.lines import width
@@ -43,6 +45,7 @@ from models.build import build
 from models.config import Config, Experts, gpt2_like, llama_like
 from models.source import Source
 from models.stage import by_hand, dealt
+from models.tokenizer import Tokenizer
 from parallel import schedules
 from parallel.checkpoint import CheckpointError, latest
 from parallel.ledger import agrees, merged
@@ -62,13 +65,20 @@ def options() -> argparse.ArgumentParser:
         "Train a language model on any mesh of pp, dp, ep, cp and tp: one of bytes from scratch, or a pretrained one further.",
         (
             "mpirun -n 4 python -m launch.train --mesh dp=2,tp=2",
+            "mpirun -n 4 python -m launch.train --mesh auto",
             "mpirun -n 4 python -m launch.train --mesh pp=4 --layers 4 --micro-batches 8",
             "mpirun -n 4 python -m launch.train --checkpoint kept --save-every 100",
             "mpirun -n 2 python -m launch.train --checkpoint kept --resume",
             "mpirun -n 2 python -m launch.train --model PATH --text FILE --lr 1e-4",
         ),
     )
-    p.add_argument("--mesh", type=axis_sizes, help="ranks along each axis, as in pp=2,dp=2,tp=2 (default: all along dp)")
+    p.add_argument(
+        "--mesh",
+        type=auto.mesh,
+        metavar=f"{axis_sizes.metavar}|auto",
+        help="ranks along each axis, as in pp=2,dp=2,tp=2 (default: all along dp); auto: the fastest by launch.plan",
+    )
+    p.add_argument("--memory-mib", type=amount, metavar="N", help="of a rank at most, for --mesh auto: MiB by the closed forms")
     p.add_argument("--text", metavar="FILE", help="what to learn from (default: the documentation that comes with Python)")
     m = p.add_argument_group("model")
     m.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what it is like")
@@ -110,6 +120,7 @@ def options() -> argparse.ArgumentParser:
     _add_kept(p)
     only_with(p, "--save-every", "--resume", checkpoint=True)
     only_with(p, "--zero-over", zero=True)
+    only_with(p, "--memory-mib", mesh=(auto.AUTO,))
     only_with(p, "--active", "--shared", experts=True)
     only_with(p, "--balance", experts=True, model=True)
     only_with(p, *OF_ITS_OWN, model=False)
@@ -125,23 +136,35 @@ def _add_kept(p: argparse.ArgumentParser) -> None:
     k.add_argument("--sample", type=natural, default=300, help="tokens of text to write at the end")
 
 
-def check(args: argparse.Namespace, ranks: int) -> Task:
-    axes = settled(args.mesh, ranks, along=AXES)
+def check(args: argparse.Namespace, ranks: int) -> Task | auto.Choice:
+    """What is trained, or with --mesh auto what is to be chosen from."""
+    # Read once, whatever the mesh.
+    on = partial(_on, args, cache(partial(_text, args)))
+    return auto.choice(args, ranks, on) if args.mesh == auto.AUTO else on(settled(args.mesh, ranks, along=AXES))
+
+
+def _on(args: argparse.Namespace, read: Callable[[], tuple[Tokenizer | None, text.Text]], axes: dict[str, int]) -> Task:
+    """On this mesh."""
     config, source = _pretrained(args, axes) if args.model else (_from_scratch(args, axes), None)
-    tokenizer = None if source is None else pretrained.tokenizer(source)
-    if source is not None and tokenizer is None:
-        raise UsageError(f"--model {args.model} has no tokenizer that can be used, and text has no tokens without one")
     _check_batch(args, axes, config)
-    try:
-        data = text.read(args.text, args.sequence_length, None if tokenizer is None else tokenizer.encode)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    tokenizer, data = read()
     pretrained.check_ids(data.train, config, args.sequence_length)
     if args.checkpoint is not None:
         _check_folder(args.checkpoint, args.resume)
     plan, blocks = _stages(args, axes.get("pp", 1), config.layers)
     _check_memory(config, args, axes)
     return Task(axes, config, plan, blocks, data, source, tokenizer)
+
+
+def _text(args: argparse.Namespace) -> tuple[Tokenizer | None, text.Text]:
+    """How text is spelled in tokens, None for bytes; and the text."""
+    tokenizer = pretrained.tokenizer(pretrained.opened(args.model, 1, 1)) if args.model else None
+    if args.model and tokenizer is None:
+        raise UsageError(f"--model {args.model} has no tokenizer that can be used, and text has no tokens without one")
+    try:
+        return tokenizer, text.read(args.text, args.sequence_length, None if tokenizer is None else tokenizer.encode)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _pretrained(args: argparse.Namespace, axes: dict[str, int]) -> tuple[Config, Source]:
@@ -246,7 +269,10 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise UsageError(f"--checkpoint {folder} holds {newest.name}: use --resume, or another folder")
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task | auto.Choice) -> int:
+    chosen = None
+    if isinstance(task, auto.Choice):
+        task, chosen = task.made(args, comm)
     rate = products.rate(comm, args.dtype)
     run = Run(args, task, comm)
     try:
@@ -287,6 +313,7 @@ def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task) -> int:
         "communication": merged(sent),
         "memory": report.by_rank(memory),
         **({"tokens_per_expert": load, "balance_loss": run.trainer.balance} if load else {}),
+        **({} if chosen is None else {"chosen": chosen}),
         "files": files,
         "sample": sample,
     }

@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from parallel.flat import Flat, Owned
+from parallel.flat import Flat, Numbering, Owned
 from parallel.holder import Holder, Over
 from parallel.ledger import Traffic
 from parallel.parameter import Fused, Parameter
@@ -25,13 +25,52 @@ from parallel.schedule import Op
 from parallel.shard import Cut, even
 
 
-class GradientSums:
+class Buckets:
+    """Which ranges of the entries of `numbering` are summed at once, and what of them this rank owns, without their memory.
+
+    `split`: a rank gets only its part of each bucket, `owned` (ZeRO stage 1, arXiv 1910.02054). `homes`: the range of
+    numbering.homes that is meant, where others' gradients are summed over other ranks.
+    """
+
+    def __init__(
+        self, numbering: Numbering, over: Over, bucket_bytes: int, split: bool = False, homes: slice = slice(None)
+    ) -> None:
+        self.numbering, self.over, self.split = numbering, over, split
+        self.homes, self.ends = numbering.homes[homes], numbering.ends[homes]
+        stop = int(self.ends[-1]) if self.homes else 0
+        begin = stop - sum(home.data.size for home in self.homes)
+        step = max(bucket_bytes // numbering.dtype.itemsize, over.axis.size)
+        # What is left over is no bucket of its own where not every rank could own some of it.
+        starts = [at for at in range(begin, stop, step) if at == begin or stop - at >= over.axis.size]
+        self.buckets = [slice(a, b) for a, b in zip(starts, [*starts[1:], stop], strict=False)]
+        self.cuts: list[Cut] = (
+            [even(b.stop - b.start, over.axis.size, "entries of a bucket") for b in self.buckets] if split else []
+        )
+
+    @property
+    def owned(self) -> list[slice]:
+        """The ranges of the flat arrays whose gradients this rank gets whole, and whose weights it updates."""
+        if not self.split:
+            return [slice(self.buckets[0].start, self.buckets[-1].stop)] if self.buckets else []
+        bounds = (cut.bounds[self.over.axis.rank] for cut in self.cuts)
+        return [slice(b.start + start, b.start + stop) for b, (start, stop) in zip(self.buckets, bounds, strict=True)]
+
+    def traffic(self) -> list[Traffic]:
+        """What one step sends."""
+        itemsize, axis, rest = self.numbering.dtype.itemsize, self.over.axis, self.over.rest
+        size = [(b.stop - b.start) * itemsize for b in self.buckets]
+        sent = [Traffic("reduce_scatter" if self.split else "all_reduce", axis.name, "backward", n) for n in size]
+        if self.split and rest is not None:
+            sent += [Traffic("all_reduce", rest.name, "backward", (at.stop - at.start) * itemsize) for at in self.owned]
+        return sent + [Traffic("all_gather", axis.name, "step", n) for n in size if self.split]
+
+
+class GradientSums(Buckets):
     """The gradients of `flat` summed over ranks, bucket by bucket, each sent as soon as backward has filled it.
 
     Buckets are ranges of flat.grad: as backward fills it from the front, every bucket that is full is sent. With `overlap`
-    off, all are sent in `finish`. With `split` (ZeRO stage 1, arXiv 1910.02054) a rank gets only its part of each bucket,
-    `owned`, updates the weights there, and `gather` brings the others' parts: as many bytes as whole sums take. `homes`: the
-    range of flat.homes that is meant, where others' gradients are summed over other ranks.
+    off, all are sent in `finish`. With `split` a rank updates the weights of its part, and `gather` brings the others' parts:
+    as many bytes as whole sums take.
     """
 
     def __init__(
@@ -43,31 +82,14 @@ class GradientSums:
         split: bool = False,
         homes: slice = slice(None),
     ) -> None:
-        self.flat, self.over, self.overlap, self.split = flat, over, overlap, split
-        self.homes, self.ends = flat.homes[homes], flat.ends[homes]
-        stop = int(self.ends[-1]) if self.homes else 0
-        begin = stop - sum(home.data.size for home in self.homes)
-        step = max(bucket_bytes // flat.dtype.itemsize, over.axis.size)
-        # What is left over is no bucket of its own where not every rank could own some of it.
-        starts = [at for at in range(begin, stop, step) if at == begin or stop - at >= over.axis.size]
-        self.buckets = [slice(a, b) for a, b in zip(starts, [*starts[1:], stop], strict=False)]
-        self.cuts: list[Cut] = (
-            [even(b.stop - b.start, over.axis.size, "entries of a bucket") for b in self.buckets] if split else []
-        )
+        super().__init__(flat, over, bucket_bytes, split, homes)
+        self.flat, self.overlap = flat, overlap
         self._forget()
 
     def _forget(self) -> None:
         self._filled: set[int] = set()
         self._done = self._end = 0
         self._pending: list[Pending] = []
-
-    @property
-    def owned(self) -> list[slice]:
-        """The ranges of the flat arrays whose gradients this rank gets whole, and whose weights it updates."""
-        if not self.split:
-            return [slice(self.buckets[0].start, self.buckets[-1].stop)] if self.buckets else []
-        bounds = (cut.bounds[self.over.axis.rank] for cut in self.cuts)
-        return [slice(b.start + start, b.start + stop) for b, (start, stop) in zip(self.buckets, bounds, strict=True)]
 
     def filled(self, parameters: Iterable[Parameter]) -> None:
         """These gradients are complete. Sends the buckets that are full by that, in order."""
@@ -107,24 +129,17 @@ class GradientSums:
             for bucket, at, cut in zip(self.buckets, self.owned, self.cuts, strict=True):
                 self.over.axis.all_gather(flat[at].copy(), 0, cut, out=flat[bucket])
 
-    def traffic(self) -> list[Traffic]:
-        """What one step sends."""
-        itemsize, axis, rest = self.flat.dtype.itemsize, self.over.axis, self.over.rest
-        size = [(b.stop - b.start) * itemsize for b in self.buckets]
-        sent = [Traffic("reduce_scatter" if self.split else "all_reduce", axis.name, "backward", n) for n in size]
-        if self.split and rest is not None:
-            sent += [Traffic("all_reduce", rest.name, "backward", (at.stop - at.start) * itemsize) for at in self.owned]
-        return sent + [Traffic("all_gather", axis.name, "step", n) for n in size if self.split]
 
-
-class Groups(Holder):
-    """GradientSums of one flat array whose gradients are not all summed over the same ranks: those of experts that are cut over
-    ep are not summed over it, as what came over it is in them already. The sums are made once a step.
+class Grouped:
+    """What is summed over which ranks, without its memory: as many Buckets of one numbering as there are sets of ranks.
+    Gradients of experts that are cut over ep are not summed over it, as what came over it is in them already.
 
     `over`: each with the parameters' homes that it sums, the same on every rank, also where it has none of these. `stages`:
     the parameters of each stage; a gradient is complete with the last backward of its stage. `late`: homes whose gradients
     are complete only before `finish`, as they are owed another sum.
     """
+
+    entries: type[Numbering] = Numbering
 
     def __init__(
         self,
@@ -136,24 +151,56 @@ class Groups(Holder):
         stages: Mapping[int, Sequence[Parameter]] | None = None,
         late: Collection[Parameter | Fused] = (),
     ) -> None:
-        self.flat = Flat([p for homes in over.values() for home in homes for p, _ in home.parts], dtype)
+        self.overlap, self.split, self.stages, self.late = overlap, split, stages or {}, dict.fromkeys(late)
+        self.numbering = self.entries([p for homes in over.values() for home in homes for p, _ in home.parts], dtype)
         ends = [0, *accumulate(len(homes) for homes in over.values())]
-        self.each = [
-            GradientSums(self.flat, ranks, bucket_bytes, overlap, split, slice(*at))
-            for ranks, at in zip(over, pairwise(ends), strict=True)
-        ]
+        self.each = [self._sums(ranks, bucket_bytes, slice(*at)) for ranks, at in zip(over, pairwise(ends), strict=True)]
         self.over_of = {home: ranks for ranks, homes in over.items() for home in homes}
-        self.stages, self.late, self.split = stages or {}, dict.fromkeys(late), split
+
+    def _sums(self, over: Over, bucket_bytes: int, homes: slice) -> Buckets:
+        return Buckets(self.numbering, over, bucket_bytes, self.split, homes)
+
+    @property
+    def ranges(self) -> list[slice]:
+        """The numbers of the entries that this rank updates."""
+        return [at for sums in self.each for at in sums.owned]
+
+    def traffic(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
+        """What a step of these operations sends."""
+        return [t for sums in self.each for t in sums.traffic()]
+
+    def gathered(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
+        """What is sent so that the weights are there: nothing."""
+        return []
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of what stays."""
+        return {"weights": self.numbering.nbytes, "gradients": self.numbering.nbytes}
+
+    def most(self, ops: Sequence[Op]) -> dict[str, int]:
+        """Bytes of what comes and goes: nothing."""
+        return {}
+
+
+class Groups(Grouped, Holder):
+    """GradientSums of one flat array. The sums are made once a step."""
+
+    entries = Flat
+
+    def __init__(self, *grouped: object, **more: object) -> None:
+        """As Grouped."""
+        super().__init__(*grouped, **more)
+        self.flat: Flat = self.numbering
         # How many more backwards of this step add to a gradient.
         self._left: Counter[Parameter | Fused] = Counter()
 
-    @property
-    def numbering(self) -> Flat:
-        return self.flat
+    def _sums(self, over: Over, bucket_bytes: int, homes: slice) -> GradientSums:
+        return GradientSums(self.numbering, over, bucket_bytes, self.overlap, self.split, homes)
 
     @property
     def owned(self) -> list[Owned]:
-        return self.flat.owned([at for sums in self.each for at in sums.owned])
+        return self.flat.owned(self.ranges)
 
     def zero_grad(self) -> None:
         self.flat.zero_grad()
@@ -193,19 +240,12 @@ class Groups(Holder):
                 sums.gather(self.flat.grad)
         return {p.name: getattr(p, kind).copy() for p in self.flat.parameters}
 
-    def traffic(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
-        """What a step of these operations sends."""
-        return [t for sums in self.each for t in sums.traffic()]
-
-    def gathered(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
-        """What is sent so that the weights are there: nothing."""
-        return []
+    @property
+    def held(self) -> dict[str, int]:
+        """Bytes of what stays, as the arrays have them."""
+        return {"weights": self.flat.data.nbytes, "gradients": self.flat.grad.nbytes}
 
     @property
-    def memory(self) -> dict[str, int]:
-        """Bytes of what stays."""
-        return {"weights": self.flat.nbytes, "gradients": self.flat.nbytes}
-
-    def peaks(self, ops: Sequence[Op]) -> dict[str, int]:
-        """Bytes of what comes and goes: nothing."""
+    def peaks(self) -> dict[str, int]:
+        """Bytes of what has come and gone, at most: nothing."""
         return {}

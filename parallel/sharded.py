@@ -13,45 +13,39 @@ are complete, and added to this rank's share. `parallel.residence` says when.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
 from parallel import residence
-from parallel.flat import Numbering, Owned
-from parallel.holder import Holder, Over
-from parallel.ledger import Traffic
+from parallel.flat import Owned
+from parallel.holder import Holder
 from parallel.parameter import Fused, Parameter
 from parallel.pending import Pending
 from parallel.residence import Fill, Use
-from parallel.rows import cut_rows
 from parallel.schedule import Op
+from parallel.shares import Share, Shares
 
 
-class FlatShard:
-    """This rank's share of what some homes hold, which lies in one flat array, cut over the ranks of `over`.
+class FlatShard(Share):
+    """A Share and its arrays. The rest is somewhere else until it is gathered, where it is: until then the parameters' data are
+    NaN, in the memory of one."""
 
-    `gathers`: the rest is somewhere else until it is gathered; until then the parameters' data are NaN, in the memory of one.
-    `late`: gradients are owed another sum first, so that they stay whole until `finish`.
-    """
-
-    def __init__(self, homes: Sequence[Parameter | Fused], over: Over, late: bool, gathers: bool, start: int) -> None:
-        self.over, self.late, self.gathers = over, late, gathers
-        self.numbering = Numbering([p for home in homes for p, _ in home.parts])
-        self.cut = cut_rows(self.numbering.size, over.axis.size)
-        here = slice(*self.cut.bounds[over.axis.rank])
+    def __init__(self, *share: object) -> None:
+        """As Share."""
+        super().__init__(*share)
+        here, homes = slice(*self.cut.bounds[self.over.axis.rank]), self.numbering.homes
         self.whole: np.ndarray | None = np.concatenate([home.data.reshape(-1) for home in homes])
         self.data = self.whole[here]
         self.grad = np.zeros_like(self.data)
-        self.at = slice(start + here.start, start + here.stop)
         self.filling: np.ndarray | None = None
-        if gathers:
+        if self.gathers:
             self.data = self.data.copy()
             self.drop()
         else:
             self.attach(self.whole)
-        if late:
+        if self.late:
             self.open()
 
     def attach(self, whole: np.ndarray) -> None:
@@ -88,40 +82,15 @@ class FlatShard:
         return self.over.axis.all_gather(own, 0, self.cut)
 
 
-class Units(Holder):
-    """`units`: the homes of each, those of the root first; what a rank has none of is empty. `over_of`: over which ranks each
-    home's gradient is summed. `parts`: of each stage the parameters of each part, in the order of forward. `late`: as
-    FlatShard has it. `ahead`: gathers and sums go on while the rank computes. `release` is told of arrays that are let go."""
+class Units(Shares, Holder):
+    """Shares with their arrays. `release` is told of arrays that are let go."""
 
-    def __init__(
-        self,
-        units: Sequence[Sequence[Parameter | Fused]],
-        over_of: Mapping[Parameter | Fused, Over],
-        parts: Mapping[int, Sequence[Sequence[Parameter]]],
-        late: Collection[Parameter | Fused],
-        gathers: bool,
-        ahead: bool = True,
-        dtype: np.dtype | str | None = None,
-        release: Callable[[np.ndarray], None] = lambda whole: None,
-    ) -> None:
-        self.over_of, self.gathers, self.ahead, self.release = over_of, gathers, ahead, release
-        together: list[list[tuple[list, Over, bool]]] = []
-        for homes in units:
-            by_ranks: dict[tuple[Over, bool], list] = {}
-            for home in homes:
-                by_ranks.setdefault((over_of[home], home in late), []).append(home)
-            together.append([(own, *ranks) for ranks, own in by_ranks.items()])
-        self.units: list[list[FlatShard]] = []
-        start = 0
-        for unit in together:
-            self.units.append([])
-            for homes, over, is_late in unit:
-                self.units[-1].append(FlatShard(homes, over, is_late, gathers, start))
-                start += self.units[-1][-1].numbering.size
-        self.numbering = Numbering([p for s in self.shards for p in s.numbering.parameters], dtype)
-        self._unit_of = {home: n for n, homes in enumerate(units) for home in homes}
-        # By stage: the unit of each part, as residence has them.
-        self.parts = {stage: [self._unit(parameters) for parameters in of] for stage, of in parts.items()}
+    share = FlatShard
+
+    def __init__(self, *shares: object, release: Callable[[np.ndarray], None] = lambda whole: None) -> None:
+        """As Shares."""
+        super().__init__(*shares)
+        self.release = release
         self._uses: deque[Use] = deque()
         self._fills: deque[Fill] = deque()
         self._coming: dict[int, list[Pending]] = {}
@@ -129,23 +98,8 @@ class Units(Holder):
         self._peaks = {"gathered": 0, "unsummed": 0}
 
     @property
-    def shards(self) -> list[FlatShard]:
-        return [shard for unit in self.units for shard in unit]
-
-    @property
-    def split(self) -> bool:
-        return True
-
-    @property
     def owned(self) -> list[Owned]:
         return [Owned(shard.at, shard.data, shard.grad) for shard in self.shards]
-
-    def _unit(self, parameters: Iterable[Parameter]) -> int:
-        """What belongs to a part: of no parameters, the root."""
-        return next((self._unit_of[p.home] for p in parameters), residence.ROOT)
-
-    def _size(self, unit: int, late: bool = True) -> int:
-        return sum(shard.numbering.nbytes for shard in self.units[unit] if late or not shard.late)
 
     def zero_grad(self) -> None:
         for shard in self.shards:
@@ -261,45 +215,14 @@ class Units(Holder):
                 found |= {p.name: whole[at].reshape(home.data.shape)[index] for p, index in home.parts}
         return found
 
-    # --- closed forms
-
-    def traffic(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
-        """What a step of these operations sends."""
-        sent = self.gathered(ops, phases)
-        for fill in residence.fills(ops, self.parts, phases):
-            if fill.sends:
-                unit = [shard for shard in self.units[fill.unit] if not shard.late]
-                sent += [_of(shard, "reduce_scatter", fill.phase) for shard in unit]
-        for shard in self.shards:
-            sent += [_of(shard, "reduce_scatter", "backward")] if shard.late else []
-            if (rest := shard.over.rest) is not None:
-                sent.append(Traffic("all_reduce", rest.name, "backward", shard.grad.nbytes))
-            sent += [] if self.gathers else [_of(shard, "all_gather", "step")]
-        return sent
-
-    def gathered(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
-        """What is sent so that the weights are there."""
-        every = residence.uses(ops, self.parts, phases) if self.gathers else []
-        return [_of(shard, "all_gather", use.phase) for use in every if use.gathers for shard in self.units[use.unit]]
+    @property
+    def held(self) -> dict[str, int]:
+        """Bytes of what stays, as the arrays have them."""
+        late = sum(shard.filling.nbytes for shard in self.shards if shard.late)
+        weights = sum((shard.data if self.gathers else shard.whole).nbytes for shard in self.shards)
+        return {"weights": weights, "gradients": late + sum(shard.grad.nbytes for shard in self.shards)}
 
     @property
-    def memory(self) -> dict[str, int]:
-        """Bytes of what stays."""
-        own = sum(shard.data.nbytes for shard in self.shards)
-        late = sum(shard.numbering.nbytes for shard in self.shards if shard.late)
-        return {"weights": own if self.gathers else self.numbering.nbytes, "gradients": own + late}
-
-    def peaks(self, ops: Sequence[Op]) -> dict[str, int]:
-        """Bytes of what comes and goes, at most: units that are gathered, gradients that are not summed yet; counted so far and
-        as these operations need them."""
-        phases = dict.fromkeys("FIBW", "")
-        uses = residence.uses(ops, self.parts, phases) if self.gathers else []
-        fills = residence.fills(ops, self.parts, phases)
-        return self._peaks | {
-            "predicted_gathered": residence.most_gathered(uses, self._size, self.ahead),
-            "predicted_unsummed": residence.most_filled(fills, lambda unit: self._size(unit, late=False), self.ahead),
-        }
-
-
-def _of(shard: FlatShard, verb: str, phase: str) -> Traffic:
-    return Traffic(verb, shard.over.axis.name, phase, shard.numbering.nbytes)
+    def peaks(self) -> dict[str, int]:
+        """Bytes of what has come and gone, at most: units that were gathered, gradients that were not summed yet."""
+        return dict(self._peaks)

@@ -34,7 +34,7 @@ from plan.strategy import Strategy
 # When something is done, within a micro-batch. "again": what recomputation does before the backward to the input.
 FORWARD, AGAIN, INPUT, WEIGHTS = PHASES = ("forward", "again", "input", "weights")
 # What memory is held for. "communication" is what a library keeps for itself.
-KINDS = ("weights", "gradients", "optimizer", "saved", "later", "gathered", "logits", "working", "communication")
+KINDS = ("weights", "gradients", "optimizer", "saved", "later", "gathered", "unsummed", "logits", "working", "communication")
 Place = Mapping[str, int]
 
 

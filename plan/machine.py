@@ -67,6 +67,10 @@ class Machine:
     between: Between
     source: Mapping[str, str]
 
+    def measured(self, verb: str, ranks: int, message_bytes: float) -> float | None:
+        """Seconds of a verb, where they were measured: `plan.here` has them."""
+        return None
+
     def peak(self, dtype: str) -> float:
         if dtype not in self.peaks:
             raise ValueError(f"{self.name} has no peak in {dtype}: use one of {', '.join(self.peaks)}")

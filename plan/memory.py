@@ -137,7 +137,7 @@ def by_kind(s: Strategy, rank: int) -> dict[str, float]:
     again = s.recompute == "full" or s.recomputed_every
     found["working"] = max((_plain(s, s.blocks[n]) for n in stages), default=0.0) if again else 0.0
     found["communication"] = float(COMMUNICATION)
-    return {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0, "saved": 0.0, "later": 0.0} | found
+    return {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0, "saved": 0.0, "later": 0.0, "unsummed": 0.0} | found
 
 
 def _kinds(s: Strategy, blocks: range) -> list[tuple[bool, bool, int]]:

@@ -229,10 +229,10 @@ def would_fit(planner: Planner, s: Strategy) -> str | None:
     changes += [{"zero": zero} for zero in range(max(2, s.zero + 1), 4)]
     for change in changes:
         try:
-            other = replace(s, **change)
+            fits = planner.fits(replace(s, **change))
         except ValueError:
             continue
-        if planner.fits(other):
+        if fits:
             name, value = next(iter(change.items()))
             option = f"--{name.replace('_', '-')}"
             return option if value is True else f"{option} {value}"

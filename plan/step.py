@@ -17,6 +17,7 @@ from parallel.schedule import Plan
 from parallel.schedules import plan as planned
 from parallel.simulation import Costs, Timing, simulate
 from plan.account import AGAIN, FORWARD, INPUT, PHASES, WEIGHTS, Account, Device, Facts
+from plan.here import Cpu, Here
 from plan.kernels import Gpu
 from plan.machine import Machine
 from plan.memory import USABLE
@@ -113,7 +114,7 @@ class Planner:
         plan: Plan | None = None,
     ) -> None:
         self.account, self.machine, self.causal, self.plan = account, machine, causal, plan
-        self.clock = Clock(account, machine, Gpu(machine) if device is None else device)
+        self.clock = Clock(account, machine, device or (Cpu(machine) if isinstance(machine, Here) else Gpu(machine)))
 
     def memory(self, s: Strategy, rank: int) -> dict[str, float]:
         """Bytes by kind of the fullest of a pp rank's places."""

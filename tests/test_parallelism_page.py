@@ -247,7 +247,7 @@ def test_the_bytes_that_are_drawn_are_those_that_are_predicted(m):
     every = [*zero.moments(ops, of.holder.parts)]
     for kind, predicted in (("weights", "gathered"), ("gradients", "unsummed")):
         most = max(sum(size[unit] for unit, _ in getattr(moment, kind)) for moment in every)
-        assert most == of.holder.peaks(ops)[f"predicted_{predicted}"]
+        assert most == of.holder.most(ops)[predicted]
     coming = sum(state == zero.MOVES for moment in every for _, state in moment.weights)
     gathered = of.holder.gathered(ops, PHASES)
     # All but the root is gathered beside computation; each is on its way for the time of one part.

@@ -41,13 +41,13 @@ class Validation:
         """Bits a token. `told`: goes through the groups and says how far it is."""
         nats = sum(self.trainer.forward(group, "validation").nats for group in told(self.groups))
         with self.trainer.mesh.phase("validation"):
-            nats = self.trainer.losses.all_reduce(np.array([float(nats)])).item()
+            nats = self.trainer.form.losses.all_reduce(np.array([float(nats)])).item()
         return nats / (self.tokens * log(2))
 
     def traffic(self) -> list[Traffic]:
         """What `bits` sends."""
         sent = [t for group in self.groups for t in self.trainer.forward_traffic(group, "validation")]
-        return [*sent, Traffic("all_reduce", self.trainer.losses.name, "validation", 8)]
+        return [*sent, Traffic("all_reduce", self.trainer.form.losses.name, "validation", 8)]
 
 
 class Spelling(NamedTuple):
@@ -85,7 +85,7 @@ class Sample:
     def _owner(self, tokens: int) -> int:
         """The rank of cp that has the last of so many tokens; there it is the last row."""
         last = min(tokens, self.length)
-        every, _ = self.trainer.pieces_of([last])
+        every, _ = self.trainer.form.pieces_of([last])
         return next(rank for rank, pieces in enumerate(every) if any(p.stop == last for p in pieces))
 
     def _drawn(self, logits_Tv: np.ndarray, owner: int, random: np.random.Generator) -> int:

@@ -3,54 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from typing import NoReturn
 
 import numpy as np
 
 from layers import block
+from layers.batch import Balance, Batch
+from layers.moe import Routed
 from layers.optimizer import AdamW, global_norm
-from layers.pieces import LAYOUTS, Pieces
 from layers.stage import Stage
+from layers.step import Kept, Recipe, Step, most_kept
 from parallel import pipeline, schedules
 from parallel.checkpoint import Checkpoint, Piece, pieces
 from parallel.data import Groups
-from parallel.holder import Over
-from parallel.ledger import Traffic, condensed, message
+from parallel.ledger import Traffic, condensed
 from parallel.mesh import Mesh
-from parallel.owed import Owed
-from parallel.parameter import Fused, Parameter
+from parallel.parameter import Parameter
 from parallel.replicas import Copy, copies
 from parallel.schedule import Op, Plan, forward_only
 from parallel.shard import DATA
 from parallel.sharded import Units
 from training.text import MicroBatch
-from training.work import Work, most_kept
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a step is made. `clip`: the largest norm of the whole gradient, or 0 for none. `zero`: what is split over the data
-    axes, or over those of them that are named in `zero_over`: 1 the optimizer's state, 2 gradients too, 3 weights too (ZeRO,
-    arXiv 1910.02054). `overlap`: send gradients while backward goes on, gather weights ahead. `schedule`: of the stages along
-    pp, by name or a plan of one's own; `chunks`: stages a rank, where the schedule leaves it open. `layout`: how cp cuts
-    sequences.
-    `alpha`: the weight of a loss for experts that are chosen unevenly; `gamma`: by how much the bias of one that is chosen too
-    often, or too rarely, is moved after each step (auxiliary-loss-free balancing, arXiv 2408.15664).
-    """
-
-    clip: float = 1.0
-    zero: int = 0
-    zero_over: tuple[str, ...] = DATA
-    overlap: bool = True
-    bucket_bytes: int = 4 * 2**20
-    weight_decay: float = 0.1
-    schedule: str | Plan = "1f1b"
-    chunks: int | None = None
-    layout: str = "zigzag"
-    alpha: float = 0.0
-    gamma: float = 0.0
+from training.work import Work
 
 
 class NotFinite(ArithmeticError):
@@ -65,55 +40,26 @@ class Trainer:
     """
 
     def __init__(self, stages: Mapping[int, Stage], mesh: Mesh, recipe: Recipe) -> None:
-        self.stages, self.mesh, self.recipe = dict(stages), mesh, recipe
-        self.parameters = [p for stage in self.stages.values() for p in stage.parameters]
-        self.owed = Owed(mesh, self.parameters)
-        every = mesh.control.everyone(
-            (mesh.pp.rank, [*self.stages], str(self.parameters[0].data.dtype) if self.parameters else None)
-        )
+        self.mesh, self.recipe = mesh, recipe
+        dtypes = [str(p.data.dtype) for stage in stages.values() for p in stage.parameters[:1]]
+        every = mesh.control.everyone((mesh.pp.rank, [*stages], dtypes))
         self.rank_of = dict(sorted((stage, rank) for rank, stages, _ in every for stage in stages))
-        self.dtype = np.dtype(next(dtype for *_, dtype in every if dtype))
-        self.everyone, self.data = mesh.over(*mesh.sizes), mesh.over(*DATA)
-        self.losses = mesh.over("pp", *DATA)
-        self.holder = self._holder()
+        self.form = Step(stages, mesh, recipe, next(dtype for *_, of in every for dtype in of), Groups, Units)
+        self.stages, self.parameters, self.routed, self.dtype = (
+            getattr(self.form, name) for name in ("stages", "parameters", "routed", "dtype")
+        )
+        self.holder: Groups | Units = self.form.holder
         self.numbering, owned = self.holder.numbering, self.holder.owned
         self.optimizer = AdamW(self.numbering, owned, weight_decay=recipe.weight_decay)
         counted = self.numbering.counted_once(mesh.place, recipe.zero_over if recipe.zero else ())
         self._counted = [counted[part.at].copy() for part in owned]
         self._plans: dict[int, Plan] = {}
-        self.saved_bytes, self._predicted_saved = 0, 0
-        # What was sent to experts so far, beyond `traffic`; and the last step's balance loss and choices, by layer.
+        self.kept, self._predicted, self.in_flight = Kept(), Kept(), 0
+        # What was sent to experts so far, beyond `traffic`; and of the last step what was found out in each micro-batch by each
+        # layer that chooses them, the balance loss, and the whole batch's choices by layer.
         self.exchanged: list[Traffic] = []
+        self.noted: list[list[Routed]] = []
         self.balance, self.chosen = 0.0, {}
-        self.routed = [layer for stage in self.stages.values() for layer in stage.routed]
-
-    def _holder(self) -> Groups | Units:
-        """What has the weights and sums the gradients. All ranks make the same axes, whatever their stages have."""
-        r, late = self.recipe, dict.fromkeys(self.owed.homes)
-        over = {cut: self._over([name for name in DATA if name not in cut]) for cut in ((), ("ep",))}
-        of = lambda p: over[tuple(name for name in p.layout.cuts if name in DATA)]  # noqa: E731
-        # Later stages come first: what the first stage shares with the last is sent when both are complete.
-        filling = [p for _, stage in sorted(self.stages.items(), reverse=True) for p in stage.filling_order]
-        if r.zero < 2:
-            groups: dict[Over, dict[Parameter | Fused, None]] = {ranks: {} for ranks in over.values()}
-            # What is owed a sum comes last: it is sent when that has been made.
-            for p in sorted(filling, key=lambda p: p.home in late):
-                groups[of(p)][p.home] = None
-            stages = {number: stage.parameters for number, stage in self.stages.items()}
-            return Groups(groups, r.bucket_bytes, r.overlap, r.zero == 1, self.dtype, stages, late)
-        blocks = [block for stage in self.stages.values() for block in stage.blocks]
-        inside = {p.home for block in blocks for p in block.parameters}
-        ends = dict.fromkeys(p.home for p in self.parameters if p.home not in inside)
-        units = [[*ends], *([*dict.fromkeys(p.home for p in block.parameters)] for block in blocks)]
-        parts = {number: [part.parameters for part in stage.parts] for number, stage in self.stages.items()}
-        return Units(units, {p.home: of(p) for p in filling}, parts, late, r.zero == 3, r.overlap, self.dtype)
-
-    def _over(self, names: Sequence[str]) -> Over:
-        """The ranks over which what is whole on these axes is summed: those that it is split over, and the rest."""
-        if not self.recipe.zero:
-            return Over(self.mesh.over(*names))
-        rest = [name for name in names if name not in self.recipe.zero_over]
-        return Over(self.mesh.over(*(n for n in names if n not in rest)), self.mesh.over(*rest) if rest else None)
 
     def plan(self, micro_batches: int) -> Plan:
         """The order of a step of so many micro-batches. All ranks call it together; the first call sees that they agree."""
@@ -136,19 +82,21 @@ class Trainer:
         ops = plan.ranks[self.mesh.pp.rank]
         self.holder.zero_grad()
         self.holder.begin(ops, pipeline.PHASES)
-        work = Work(self.stages, micro_batches, tokens, ops, self.holder, self.pieces_of, self.recipe.alpha)
+        work = self._work(micro_batches, tokens, ops, self.form.balance(tokens))
         pipeline.run(plan, self.mesh.pp, work, work.shape, self.dtype)
-        self.saved_bytes = max(self.saved_bytes, work.most)
+        by_size = lambda kept: kept.nbytes  # noqa: E731
+        self.kept, self.in_flight = max(self.kept, work.most, key=by_size), max(self.in_flight, work.in_flight)
         if self.routed:
-            self._predicted_saved = max(self._predicted_saved, most_kept(work, ops))
+            self.noted = [[batch.noted[one]._replace(d_shares=None) for one in self.routed] for batch in work.batches]
+            self._predicted = max(self._predicted, most_kept(self.stages, work.batches, ops), key=by_size)
         self.exchanged = condensed([*self.exchanged, *work.exchanged])
         with self.mesh.phase("backward"):
-            self.owed.sum()
+            self.form.owed.sum()
             self.holder.finish()
         with self.mesh.phase("step"):
             self._count(work)
             mine = np.array([work.nats / tokens, sum(found.loss for _, found in work.routed)])
-            loss, self.balance = self.losses.all_reduce(mine).tolist()
+            loss, self.balance = self.form.losses.all_reduce(mine).tolist()
         if not isfinite(loss + self.balance):
             self._refuse_loss(loss, work)
         return loss
@@ -163,19 +111,21 @@ class Trainer:
         """How often the whole batch chose each expert, by layer. Counted once, also where it is computed again."""
         if self.routed:
             mine = [sum(found.counts for layer, found in work.routed if layer is one) for one in self.routed]
-            self.chosen = dict(zip(self.routed, self.data.all_reduce(np.array(mine)), strict=True))
+            self.chosen = dict(zip(self.routed, self.form.data.all_reduce(np.array(mine)), strict=True))
 
-    def pieces_of(self, lengths: Sequence[int]) -> tuple[tuple[Pieces, ...], int]:
-        """Of sequences of these lengths, as Batch has them."""
-        return LAYOUTS[self.recipe.layout](lengths, self.mesh.cp.size), self.mesh.cp.rank
+    def _work(
+        self, micro_batches: Sequence[MicroBatch], tokens: int = 1, ops: Sequence[Op] = (), balance: Balance | None = None
+    ) -> Work:
+        batches = self._batches(micro_batches, balance)
+        return Work(self.stages, micro_batches, tokens, ops, self.holder, batches)
 
-    def _work(self, micro_batches: Sequence[MicroBatch], alpha: float = 0.0) -> Work:
-        return Work(self.stages, micro_batches, holder=self.holder, of=self.pieces_of, alpha=alpha)
+    def _batches(self, micro_batches: Sequence[MicroBatch], balance: Balance | None = None) -> list[Batch]:
+        return self.form.batches((part.lengths for part in micro_batches), balance)
 
     def update(self, lr: float) -> float:
         """AdamW from the gradients; the norm of the whole gradient before clipping."""
         with self.mesh.phase("step"):
-            norm = global_norm(self.optimizer.owned, self._counted, self.everyone)
+            norm = global_norm(self.optimizer.owned, self._counted, self.form.everyone)
             if not isfinite(norm):
                 self.require_finite("grad", f"the norm of the gradient is {norm}: ")
                 raise NotFinite(f"the norm of the gradient is {norm}, though each of its entries is finite")
@@ -242,43 +192,32 @@ class Trainer:
 
     def traffic(self, micro_batches: Sequence[MicroBatch]) -> list[Traffic]:
         """What one step on these micro-batches sends, `exchanged` aside."""
-        work = self._work(micro_batches, self.recipe.alpha)
-        sent = [t for batch in work.batches for stage in self.stages.values() for t in stage.traffic(batch)]
-        sent += self._between(self.plan(len(micro_batches)), work)
-        scalars = [Traffic("all_reduce", self.losses.name, "step", 16), Traffic("all_reduce", self.everyone.name, "step", 8)]
-        if self.routed:
-            counts = message((len(self.routed), self.routed[0].router.count), 8)
-            scalars.append(Traffic("all_reduce", self.data.name, "step", counts))
-        return [*sent, *self.owed.traffic(), *self.holder.traffic(self._ops(micro_batches), pipeline.PHASES), *scalars]
+        return self.form.traffic(self.plan(len(micro_batches)), self._batches(micro_batches, self.form.balance(1)))
 
     def forward_traffic(self, micro_batches: Sequence[MicroBatch], phase: str) -> list[Traffic]:
         """What `forward` sends, `exchanged` aside."""
-        work, sent = self._work(micro_batches), []
-        for part, batch in zip(micro_batches, work.batches, strict=True):
+        batches, sent = self._batches(micro_batches), []
+        for part, batch in zip(micro_batches, batches, strict=True):
             ask = Stage.traffic_of_logits if part.targets is None else Stage.traffic
             sent += block.forward_only((t for stage in self.stages.values() for t in ask(stage, batch)), phase)
         plan = forward_only(self.rank_of, len(micro_batches))
-        sent += self.holder.gathered(plan.ranks[self.mesh.pp.rank], {"F": phase})
-        return sent + self._between(plan, work, {"F": phase})
+        sent += self.holder.gathered(self.form.ops(plan), {"F": phase})
+        return sent + self.form.between(plan, batches, {"F": phase})
 
-    def _ops(self, micro_batches: Sequence[MicroBatch]) -> Sequence[Op]:
-        """Those of this rank in a step."""
-        return self.plan(len(micro_batches)).ranks[self.mesh.pp.rank]
-
-    def _between(self, plan: Plan, work: Work, phases: Mapping[str, str] = pipeline.PHASES) -> list[Traffic]:
-        """What goes from stage to stage."""
-        return pipeline.traffic(plan, self.mesh.pp, lambda i: message(work.shape(i), self.dtype.itemsize), phases)
+    @property
+    def held(self) -> dict[str, int]:
+        """This rank's bytes, as they were counted: of what stays, and of what came and went at most."""
+        state = self.optimizer.m.nbytes + self.optimizer.v.nbytes
+        return {**self.holder.held, "optimizer": state, **self.holder.peaks, **self.kept._asdict()}
 
     def memory(self, micro_batches: Sequence[MicroBatch]) -> dict[str, int]:
-        """This rank's bytes: counted, and where there is a closed form beside it."""
-        ops = self._ops(micro_batches)
-        return {
-            **self.holder.memory,
-            "optimizer": self.optimizer.m.nbytes + self.optimizer.v.nbytes,
-            **self.holder.peaks(ops),
-            "saved": self.saved_bytes,
-            "predicted_saved": self._predicted_saved or most_kept(self._work(micro_batches), ops),
-        }
+        """This rank's bytes: counted, and of what comes and goes the closed form beside it."""
+        ops, kept = self.form.ops(self.plan(len(micro_batches))), self._predicted
+        if not kept.nbytes:
+            kept = most_kept(self.stages, self._batches(micro_batches), ops)
+        most = {f"predicted_{kind}": size for kind, size in self.holder.most(ops).items()}
+        counted = {kind: size for kind, size in self.held.items() if kind not in Kept._fields}
+        return {**counted, **most, "saved": self.kept.nbytes, "predicted_saved": kept.nbytes}
 
     # --- checkpoints
 

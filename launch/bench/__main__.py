@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from mpi4py import MPI
 
 from launch import pretrained, report
-from launch.bench import context, decode, layers, serving, speculate, trace, train
+from launch.bench import context, decode, layers, plan, serving, speculate, trace, train
 from launch.bench.sizes import Sizes, settled
 from launch.options import UsageError, add_zero, only_with, parser, positive
 from layers.ops import ACTIVATIONS
@@ -25,6 +25,7 @@ SUBJECTS = {
     "speculate": (speculate, ()),
     "serving": (serving, ()),
     "trace": (trace, ("d_ff", "heads", "layers", "sequence_length")),
+    "plan": (plan, ("heads", "layers", "sequence_length")),
 }
 
 
@@ -45,7 +46,7 @@ def options() -> argparse.ArgumentParser:
         metavar="WHAT",
         choices=tuple(SUBJECTS),
         help="a layer: mlp, or attention, causal, over one sequence, which context cuts over cp; a training step: train; "
-        "SmolLM2, or --model: decode, speculate, serving; and what a trace costs: trace",
+        "SmolLM2, or --model: decode, speculate, serving; what a trace costs: trace; a step beside what is planned of it: plan",
     )
     p.add_argument(
         "--tokens",
@@ -77,7 +78,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--memory", action="store_true", help="instead of time: the peak of a step's memory, for T/8 to T tokens")
     for name in dict.fromkeys(option for _, own in SUBJECTS.values() for option in own):
         only_with(p, f"--{name.replace('_', '-')}", what=tuple(w for w, (_, own) in SUBJECTS.items() if name in own))
-    only_with(p, "--d-model", what=("mlp", "attention", "context", "train", "trace"))
+    only_with(p, "--d-model", what=("mlp", "attention", "context", "train", "trace", "plan"))
     only_with(p, "--no-bias", what=("mlp", "attention"))
     only_with(p, "--memory", what=("mlp", "attention", "context"))
     only_with(p, "--sequence-parallel", "--zero", what=("train",))
@@ -91,7 +92,7 @@ def check(args: argparse.Namespace, ranks: int) -> tuple[Sizes, object]:
     what, s, (module, _) = args.what, settled(args), SUBJECTS[args.what]
     if what in ("mlp", "train", "trace") and ranks > s.d_ff:
         raise UsageError(f"cannot cut --d-ff {s.d_ff} over {ranks} ranks: use at most {s.d_ff} ranks")
-    if what in ("train", "trace") and (s.tokens % s.sequence_length or s.tokens // s.sequence_length < ranks):
+    if what in ("train", "trace", "plan") and (s.tokens % s.sequence_length or s.tokens // s.sequence_length < ranks):
         raise UsageError(
             f"--tokens {s.tokens} is no multiple of --sequence-length {s.sequence_length} that {ranks} ranks can share: "
             f"use {ranks * s.sequence_length}"
@@ -99,12 +100,13 @@ def check(args: argparse.Namespace, ranks: int) -> tuple[Sizes, object]:
     opened = module.check(args, s, ranks) if what in ("decode", "speculate", "serving") else None
     alone = {
         "trace": "compares a step traced and untraced",
+        "plan": "compares a step planned and taken",
         "context": "compares with one process",
         "speculate": "compares with plain decoding",
     }
     if args.peer and what in alone:
         raise UsageError(f"--peer torch has no part in {what}, which {alone[what]}: leave it out")
-    if what in ("attention", "context", "train", "trace"):
+    if what in ("attention", "context", "train", "trace", "plan"):
         if s.d_model % s.heads:
             raise UsageError(f"--heads {s.heads} does not divide --d-model {s.d_model}: use a divisor")
         if s.heads % s.kv_heads:

@@ -15,6 +15,7 @@ DEFAULTS = {
     "speculate": {"tokens": 128, "rounds": 5},
     "serving": {"tokens": 32, "rounds": 3},
     "trace": {"tokens": 1024, "d_model": 512, "d_ff": 2048, "heads": 8, "rounds": 15},
+    "plan": {"tokens": 2048, "d_model": 256, "heads": 8, "rounds": 5},
 }
 
 

@@ -5,7 +5,7 @@ T tokens   D model width
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -21,21 +21,24 @@ from launch.measure.small import VOCABULARY, joined, ragged
 from layers.context import KINDS
 from layers.optimizer import warmup_cosine
 from layers.rope import Rope
-from models.build import Parts
+from layers.step import Recipe
 from models.config import Config, Experts, Latent, gpt2_like, llama_like
-from models.stage import by_hand, stages
+from models.stage import by_hand
 from parallel import schedules
 from parallel.control import Control
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.shard import AXES, DATA, even
+from plan.training import Lengths, Training
 from training.text import MicroBatch
-from training.trainer import Recipe, Trainer
+from training.trainer import Trainer
 
 # Enough heads, experts and rows for 8 ranks along any axis, and nothing that 2, 3 or 4 divide alike.
 D, HEADS, LAYERS, CONTEXT = 32, 8, 4, 12
 SPREAD, RATE = 0.1, 1e-2
+# On more ranks there are too many meshes, and the model is too small for them.
+MOST = 8
 
 
 def _latent() -> Config:
@@ -67,6 +70,17 @@ def meshes(ranks: int) -> list[dict[str, int]]:
     """Every product of the axes."""
     sizes = [n for n in range(1, ranks + 1) if ranks % n == 0]
     return [dict(zip(AXES, found, strict=True)) for found in product(sizes, repeat=len(AXES)) if prod(found) == ranks]
+
+
+def said(axes: Mapping[str, int]) -> str:
+    """A mesh as it is typed, without axes of one rank."""
+    return ",".join(f"{name}={n}" for name, n in axes.items() if n > 1) or "one rank"
+
+
+def options_said(options: Mapping[str, object]) -> str:
+    """As they are typed for launch.train."""
+    typed = ((f"--{name.replace('_', '-')}", value) for name, value in options.items())
+    return " ".join(name if value is True else f"{name} {value}" for name, value in typed)
 
 
 def ways(axes: Mapping[str, int]) -> Iterator[Options]:
@@ -121,20 +135,17 @@ class Case:
         """As many as every schedule needs."""
         return 2 * self.axes["pp"]
 
-    def trainer(self, mesh: Mesh, seed: int) -> Trainer:
-        """Of this rank. Where there are more stages than blocks, some have none."""
-        plan = schedules.plan(self["schedule"], mesh.pp.size, self.micro_batches)
+    def training(self, dealt: Callable[[int], Lengths]) -> Training:
+        """Where there are more stages than blocks, some have none."""
+        plan = schedules.plan(self["schedule"], self.axes["pp"], self.micro_batches)
         at = [n * plan.stages // LAYERS for n in range(LAYERS)]
         blocks = by_hand([at.count(stage) for stage in range(plan.stages)])
         config, over = MODELS[self.model], self.options.get("zero_over")
-        context = KINDS[self["context"]](mesh.cp)
-        parts = Parts(config, mesh.tp, self["recompute"], self["sequence_parallel"], context, mesh.ep)
         balance = {} if config.experts is None else {"alpha": 0.02, "gamma": 0.01}
         zero = {"zero": self["zero"], "zero_over": DATA if over is None else (over,)}
         recipe = Recipe(clip=0.8, bucket_bytes=10_000, schedule=plan, layout=self["layout"], **zero, **balance)
-        return Trainer(
-            stages(parts, drawn(seed, "float64", SPREAD), blocks, [*plan.rank_of.values()], mesh.pp.rank), mesh, recipe
-        )
+        how = self["recompute"], self["sequence_parallel"], self["context"]
+        return Training(config, self.axes, plan, blocks, dealt, recipe, "float64", *how)
 
 
 class Taken(NamedTuple):
@@ -164,12 +175,23 @@ class Job:
         """One part a sequence: a few more than any mesh needs, so that they are dealt out unevenly."""
         return ragged(2 * self.ranks + 3, CONTEXT, self.seed)
 
+    def dealt(self, case: Case, rank: int) -> list[MicroBatch]:
+        """What a rank of dp and ep gets, by its number among them."""
+        mine = self.batch[slice(*even(len(self.batch), case.axes["dp"] * case.axes["ep"]).bounds[rank])]
+        return [joined(mine[slice(*at)]) for at in even(len(mine), case.micro_batches).bounds]
+
+    def training(self, case: Case) -> Training:
+        return case.training(lambda rank: [part.lengths for part in self.dealt(case, rank)])
+
+    def trainer(self, case: Case, mesh: Mesh) -> Trainer:
+        """Of this rank."""
+        training = self.training(case)
+        return Trainer(training.stages(mesh, drawn(self.seed, training.dtype, SPREAD)), mesh, training.recipe)
+
     def taken(self, case: Case, mesh: Mesh) -> Taken:
         """All ranks of the mesh call it together."""
-        trainer, tokens = case.trainer(mesh, self.seed), sum(len(part.ids) for part in self.batch)
-        dealt = mesh.over("dp", "ep")
-        mine = self.batch[slice(*even(len(self.batch), dealt.size).bounds[dealt.rank])]
-        parts = [joined(mine[slice(*at)]) for at in even(len(mine), case.micro_batches).bounds]
+        trainer, tokens = self.trainer(case, mesh), sum(len(part.ids) for part in self.batch)
+        parts = self.dealt(case, mesh.over("dp", "ep").rank)
         losses, gradients, seconds = [], {}, 0.0
         for n in range(self.steps):
             begun = perf_counter()

@@ -21,6 +21,7 @@ from models.config import Config
 from models.stage import stages
 from parallel import pipeline
 from parallel.control import Control
+from parallel.holder import IN_PLACE
 from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
@@ -203,7 +204,8 @@ def timed(job: Job, trainer: Trainer, plan: Plan, comm: MPI.Intracomm) -> tuple[
     every: dict[tuple[int, str], list[float]] = {}
     for n in range(REPEATS + 1):
         trainer.holder.zero_grad()
-        work = Work(trainer.stages, job.micro_batches, job.tokens, plan.ranks[pp.rank])
+        batches = trainer.form.batches(part.lengths for part in job.micro_batches)
+        work = Work(trainer.stages, job.micro_batches, job.tokens, plan.ranks[pp.rank], IN_PLACE, batches)
         watch = Watch(work)
         comm.Barrier()
         begun = perf_counter()

@@ -19,14 +19,12 @@ from launch.pictures import curve
 from launch.pictures import load as experts
 from launch.pretrained import name_of
 from launch.terminal import progress, targets
-from layers.context import KINDS
 from layers.optimizer import warmup_cosine
-from models.build import Parts
+from layers.step import Recipe
 from models.config import Config
 from models.piece import ModelError
 from models.saved import described
 from models.source import Source
-from models.stage import stages
 from models.tokenizer import Tokenizer
 from parallel.checkpoint import Checkpoint, CheckpointError, latest, save
 from parallel.control import Control
@@ -34,9 +32,11 @@ from parallel.ledger import Traffic
 from parallel.parameter import drawn
 from parallel.replicas import Copy, Replicas
 from parallel.schedule import Plan
+from parallel.shard import AXES
+from plan.training import Training, sequences
 from training import text
 from training.evaluation import Sample, Spelling, Validation
-from training.trainer import NotFinite, Recipe, Trainer
+from training.trainer import NotFinite, Trainer
 
 # What a run that is taken up again must have in common with the one that was left; the rest may change.
 FIXED = ("family", "layers", "d_model", "heads", "kv_heads", "d_ff", "tied", "sequence_length", "batch_tokens", "steps", "lr")
@@ -62,6 +62,17 @@ class Task(NamedTuple):
     def spelling(self) -> Spelling:
         return Spelling() if self.tokenizer is None else Spelling(self.tokenizer.encode, self.tokenizer.decode)
 
+    def training(self, args: argparse.Namespace) -> Training:
+        """As the options have it."""
+        bucket = max(1, int(args.bucket_mib * 2**20))
+        recipe = Recipe(args.clip, args.zero, args.zero_over, args.overlap == "on", bucket, args.weight_decay, self.plan)
+        rates = {"loss": {"alpha": ALPHA}, "bias": {"gamma": GAMMA}, "none": {}}[args.balance]
+        recipe = replace(recipe, layout=args.layout, **rates)
+        axes, count = dict.fromkeys(AXES, 1) | self.axes, args.batch_tokens // args.sequence_length
+        dealt = sequences(count, args.sequence_length, axes["dp"] * axes["ep"], args.micro_batches)
+        how = args.dtype, args.recompute, args.sequence_parallel, args.context
+        return Training(self.config, axes, self.plan, self.blocks, dealt, recipe, *how)
+
 
 class Run:
     """A training run on one rank: the trainer, where in the text it is, and the losses so far."""
@@ -69,15 +80,9 @@ class Run:
     def __init__(self, args: argparse.Namespace, task: Task, comm: MPI.Intracomm) -> None:
         self.args, self.control = args, Control(comm)
         self.mesh = start.make_mesh(args, comm, **task.axes)
-        context = KINDS[args.context](self.mesh.cp)
-        parts = Parts(task.config, self.mesh.tp, args.recompute, args.sequence_parallel, context, self.mesh.ep)
-        placed = task.blocks, [*task.plan.rank_of.values()], self.mesh.pp.rank
-        bucket = max(1, int(args.bucket_mib * 2**20))
-        recipe = Recipe(args.clip, args.zero, args.zero_over, args.overlap == "on", bucket, args.weight_decay, task.plan)
-        rates = {"loss": {"alpha": ALPHA}, "bias": {"gamma": GAMMA}, "none": {}}[args.balance]
-        recipe = replace(recipe, layout=args.layout, **rates)
+        training = task.training(args)
         weights = drawn(args.seed, args.dtype) if task.source is None else task.source.weights(args.dtype)
-        self.trainer = Trainer(stages(parts, weights, *placed), self.mesh, recipe)
+        self.trainer = Trainer(training.stages(self.mesh, weights), self.mesh, training.recipe)
         self.task, self.train, S = task, task.text.train, args.sequence_length
         self.validation = Validation(self.trainer, task.text.validation, S, args.batch_tokens // S)
         self.sample = Sample(self.trainer, S, args.sample, args.seed, task.spelling)

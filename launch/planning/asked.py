@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.options import UsageError, layers, positive
 from launch.planning import columns
 from launch.planning.columns import Column
+from launch.terminal import targets
 from parallel.schedule import Plan
 from parallel.schedule import check as check_plan
 from parallel.schedule import read as read_plan
@@ -60,9 +61,12 @@ def add_batch_and_machine(p: argparse.ArgumentParser) -> None:
     b.add_argument("--batch-tokens", type=positive, metavar="N", help="instead of --batch: tokens of a step, a multiple of S")
     b.add_argument("--micro-batches", type=positive, metavar="M", help="instead of --micro-batch: their number")
     m = p.add_argument_group("machine")
-    m.add_argument("--machine", metavar="NAME", help=f"one of {', '.join(machines.known())}, or a FILE.toml")
+    m.add_argument("--machine", metavar="NAME",
+                   help=f"one of {', '.join(machines.known())}, a FILE.toml, or here: these ranks (default)")  # fmt: skip
+    m.add_argument("--write-machine", metavar="FILE", type=targets.File, help="with --machine here: write what was measured")
     add(m, columns.MACHINE)
-    m.add_argument("--account", choices=("theirs",), help="whose costs: theirs, as Megatron and FSDP on GPUs")
+    m.add_argument("--account", choices=("ours", "theirs"),
+                   help="whose costs: rankwise's own, with --machine here, or those of Megatron and FSDP, on GPUs")  # fmt: skip
     m.add_argument(
         "--count", choices=("causal", "whole"), default="causal", help="attention in operations: as computed, or all of it"
     )
@@ -80,7 +84,7 @@ def values(args: argparse.Namespace) -> dict[str, object]:
             raise UsageError(f"--{a.replace('_', '-')} beside --{b.replace('_', '-')}: give one of them")
     found |= {"batch_tokens": args.batch_tokens, "micro_batches": args.micro_batches}
     if found["machine"] is None and args.table is None:
-        raise UsageError(f"no machine: give --machine, one of {', '.join(machines.known())}, or a FILE.toml")
+        found["machine"] = "here"
     return {name: value for name, value in found.items() if value is not None}
 
 

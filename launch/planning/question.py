@@ -18,6 +18,7 @@ from models.published import PUBLISHED
 from models.settings import Settings
 from parallel.schedules import SCHEDULES
 from parallel.shard import AXES
+from plan import here
 from plan import machine as machines
 from plan.machine import Machine
 from plan.strategy import Strategy
@@ -185,7 +186,7 @@ def machine_of(values: Values, machine: Machine | None = None) -> Machine:
     return replace(m, **given) if given else m
 
 
-_machine = lru_cache(64)(machines.read)
+_machine = lru_cache(64)(here.read)
 
 
 def options_of(values: Values, config: Config, machine: Machine) -> dict:

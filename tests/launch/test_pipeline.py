@@ -7,6 +7,7 @@ import pytest
 from launch.measure import pipeline as measure
 from launch.measure.small import model
 from layers.stage import Stage
+from layers.step import Kept
 from models.stage import by_hand
 from parallel import pipeline as executor
 from parallel.owed import Owed
@@ -123,7 +124,10 @@ SABOTAGES = {
         "communication of rank 0",
         lambda patch: patch.setattr(executor, "traffic", lambda *g: []),
     ),
-    "more saved than predicted": ("memory of rank 0", lambda patch: patch.setattr(trainer, "most_kept", lambda *given: 0)),
+    "more saved than predicted": (
+        "memory of rank 0",
+        lambda patch: patch.setattr(trainer, "most_kept", lambda *given: Kept(1)),
+    ),
     "a stage that drops its input's gradient": (
         "dblocks.0.Wq",
         lambda patch: patch.setattr(Stage, "backward", halving(Stage.backward)),

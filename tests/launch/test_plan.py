@@ -152,8 +152,13 @@ def test_models_from_files(comm, tmp_path):
 
 TOY_A100 = (*TOY, *A100)
 REFUSED = {
+    "more ranks than there are": ((*TOY, "--batch", "4", "--mesh", "tp=4"), "error: --machine here measures the ranks"),
+    "a constant of what is measured": (
+        (*TOY, "--batch", "4", "--what-if", "memory=2x"),
+        "error: --what-if memory: what was measured has no constants",
+    ),
+    "ours on a GPU": ((*TOY_A100, "--batch", "4", "--account", "ours"), "error: --account ours has no times for"),
     "no model": ((*A100, "--batch", "1", "--sequence-length", "8"), "error: no model: give --model, a file or one of"),
-    "no machine": ((*TOY, "--batch", "4"), "error: no machine: give --machine, one of"),
     "machine": ((*TOY, "--batch", "4", "--machine", "a100"), "error: --machine a100 is not known: use one of a100-40gb"),
     "batch": (TOY_A100, "error: no batch: give --batch, sequences of a step, or --batch-tokens"),
     "uneven": ((*TOY_A100, "--batch", "1536", "--mesh", "dp=28", "--micro-batch", "2"),

@@ -80,7 +80,7 @@ def test_a_gradient_that_is_none_names_the_rank_and_the_parameter(trainer):
     # An entry that this rank counts, of those that several hold.
     counted = [part.grad[mask] for part, mask in zip(trainer.optimizer.owned, trainer._counted, strict=True)]
     last = max(rank for rank, n in enumerate(trainer.mesh.control.everyone(sum(map(len, counted)))) if n)
-    if trainer.everyone.rank == last:
+    if trainer.form.everyone.rank == last:
         part, mask = next((p, m) for p, m in zip(trainer.optimizer.owned, trainer._counted, strict=True) if m.any())
         part.grad[int(np.flatnonzero(mask)[0])] = np.inf
     before, steps = state(trainer), trainer.optimizer.steps
@@ -93,8 +93,8 @@ def test_a_gradient_that_is_none_names_the_rank_and_the_parameter(trainer):
 
 def test_weights_and_state_are_looked_through(trainer):
     trainer.require_finite()
-    last = trainer.everyone.size - 1
-    if trainer.everyone.rank == last:
+    last = trainer.form.everyone.size - 1
+    if trainer.form.everyone.rank == last:
         trainer.optimizer.v[-1] = np.inf
     with pytest.raises(NotFinite, match=rf"^rank {last} has weights, or optimizer's state, of \S+ with NaN or infinity in it"):
         trainer.require_finite()

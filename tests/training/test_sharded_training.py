@@ -82,7 +82,7 @@ EVERY = {
 def test_all_steps_are_the_same(comm, alone, case, monkeypatch):
     axes, kind, zero, more, steps = case
     # What is let go is read by nobody any more.
-    monkeypatch.setattr(Units.__init__, "__defaults__", (True, None, lambda freed: freed.fill(np.nan)))
+    monkeypatch.setattr(Units.__init__, "__kwdefaults__", {"release": lambda freed: freed.fill(np.nan)})
     (told, weights), control = alone[kind][steps], Control(comm)
     with Mesh(comm, check=True, **axes) as mesh:
         trainer = made(mesh, kind, zero, **more)
