@@ -80,18 +80,7 @@ def options() -> argparse.ArgumentParser:
     )
     p.add_argument("--memory-mib", type=amount, metavar="N", help="of a rank at most, for --mesh auto: MiB by the closed forms")
     p.add_argument("--text", metavar="FILE", help="what to learn from (default: the documentation that comes with Python)")
-    m = p.add_argument_group("model")
-    m.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what it is like")
-    m.add_argument("--model", metavar="PATH", type=Path, help="begin from this pretrained model, with its own tokenizer")
-    m.add_argument("--layers", type=layers, help="blocks; or of each stage, as in 3,3,2,0 (default: 3; a --model's)")
-    m.add_argument("--d-model", type=positive, default=128, help="D")
-    m.add_argument("--heads", type=positive, default=4, help="query heads, a divisor of D")
-    m.add_argument("--kv-heads", type=positive, help="key/value heads, a divisor of the heads (default: all of them)")
-    m.add_argument("--d-ff", type=positive, help="hidden width of the MLPs (default: 4 D; 8/3 D where gated)")
-    m.add_argument("--experts", type=natural, default=0, help="routed MLPs in each block; 0: one MLP for all tokens")
-    m.add_argument("--active", type=positive, default=2, help="experts that serve a token")
-    m.add_argument("--shared", type=natural, default=0, help="experts that serve every token")
-    m.add_argument("--tied", action="store_true", help="one table for embedding and output")
+    _add_model(p)
     t = p.add_argument_group("training")
     t.add_argument("--sequence-length", type=positive, default=128, help="S, tokens of a sequence")
     t.add_argument("--batch-tokens", type=positive, default=2048, help="of a step, over all ranks; a multiple of S")
@@ -125,6 +114,21 @@ def options() -> argparse.ArgumentParser:
     only_with(p, "--balance", experts=True, model=True)
     only_with(p, *OF_ITS_OWN, model=False)
     return p
+
+
+def _add_model(p: argparse.ArgumentParser) -> None:
+    m = p.add_argument_group("model")
+    m.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="what it is like")
+    m.add_argument("--model", metavar="PATH", type=Path, help="begin from this pretrained model, with its own tokenizer")
+    m.add_argument("--layers", type=layers, help="blocks; or of each stage, as in 3,3,2,0 (default: 3; a --model's)")
+    m.add_argument("--d-model", type=positive, default=128, help="D")
+    m.add_argument("--heads", type=positive, default=4, help="query heads, a divisor of D")
+    m.add_argument("--kv-heads", type=positive, help="key/value heads, a divisor of the heads (default: all of them)")
+    m.add_argument("--d-ff", type=positive, help="hidden width of the MLPs (default: 4 D; 8/3 D where gated)")
+    m.add_argument("--experts", type=natural, default=0, help="routed MLPs in each block; 0: one MLP for all tokens")
+    m.add_argument("--active", type=positive, default=2, help="experts that serve a token")
+    m.add_argument("--shared", type=natural, default=0, help="experts that serve every token")
+    m.add_argument("--tied", action="store_true", help="one table for embedding and output")
 
 
 def _add_kept(p: argparse.ArgumentParser) -> None:
