@@ -26,7 +26,6 @@ from launch.options import (
     add_replicas,
     add_zero,
     amount,
-    axis_sizes,
     layers,
     natural,
     only_with,
@@ -72,13 +71,7 @@ def options() -> argparse.ArgumentParser:
             "mpirun -n 2 python -m launch.train --model PATH --text FILE --lr 1e-4",
         ),
     )
-    p.add_argument(
-        "--mesh",
-        type=auto.mesh,
-        metavar=f"{axis_sizes.metavar}|auto",
-        help="ranks along each axis, as in pp=2,dp=2,tp=2 (default: all along dp); auto: the fastest by launch.plan",
-    )
-    p.add_argument("--memory-mib", type=amount, metavar="N", help="of a rank at most, for --mesh auto: MiB by the closed forms")
+    auto.add_mesh(p)
     p.add_argument("--text", metavar="FILE", help="what to learn from (default: the documentation that comes with Python)")
     _add_model(p)
     t = p.add_argument_group("training")
@@ -109,7 +102,6 @@ def options() -> argparse.ArgumentParser:
     _add_kept(p)
     only_with(p, "--save-every", "--resume", checkpoint=True)
     only_with(p, "--zero-over", zero=True)
-    only_with(p, "--memory-mib", mesh=(auto.AUTO,))
     only_with(p, "--active", "--shared", experts=True)
     only_with(p, "--balance", experts=True, model=True)
     only_with(p, *OF_ITS_OWN, model=False)

@@ -23,6 +23,8 @@ LLAMA = f"--model {ROOT}/tests/oracles/families/llama"
         "pipeline",
         "pipeline --simulate 1,1,1,0",
         "train",
+        "train --mesh auto",
+        "plan --verify --mesh dp=1",
         f"generate --tokens 1,2 {LLAMA} --draft {ROOT}/tests/oracles/families/llama",
         f"score --tokens 1,2 {LLAMA}",
         f"speculate --tokens 1,2 {LLAMA}",
@@ -30,7 +32,7 @@ LLAMA = f"--model {ROOT}/tests/oracles/families/llama"
         f"serving_bench --rate 1 {LLAMA}",
         "serving_bench --scheduler-only",
         f"serve --port 0 {LLAMA}",
-        *(f"bench.__main__ {what}" for what in ("mlp", "attention", "context", "train", "trace")),
+        *(f"bench.__main__ {what}" for what in ("mlp", "attention", "context", "train", "trace", "plan")),
         *(f"bench.__main__ {what} {LLAMA}" for what in ("decode", "serving")),
     ],
 )

@@ -74,6 +74,9 @@ REPORTS = [
     ("bench.__main__", "context", *STEP[:-2], "--memory"),
     ("bench.__main__", "train", *STEP, "--d-ff", "32", "--layers", "1", "--sequence-length", "8", "--sequence-parallel"),
     ("bench.__main__", "trace", *STEP, "--d-ff", "32", "--layers", "1", "--sequence-length", "8"),
+    ("bench.__main__", "plan", *STEP, "--layers", "1", "--sequence-length", "8"),
+    ("plan", "--verify", "--mesh", "dp=1", "--recompute", "full"),
+    ("train", *MODEL, "--batch-tokens", "64", "--steps", "1", "--text", "text.txt", "--sample", "0", "--mesh", "auto"),
     ("bench.__main__", "decode", "--model", FAMILIES / "llama", "--tokens", "3", "--rounds", "1"),
 ]
 
