@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main(shares: int, options: list[str]) -> int:
     with TemporaryDirectory() as claims:
-        own = [str(Path(sys.executable).parent / "mpirun"), "-n", "1", sys.executable, "-m", "pytest", "--claims", claims]
+        own = [str(Path(sys.executable).parent / "mpirun"), "-n", "1", sys.executable, "-m", "pytest", f"--claims={claims}"]
         return worst([*own, *options], shares)
 
 

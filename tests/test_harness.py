@@ -99,12 +99,22 @@ def test_each_file_is_claimed_by_one_run(tmp_path):
     assert sorted(file for run in runs for file in run.result()) == sorted(files)
 
 
-def test_runs_side_by_side_do_all_tests_once():
-    files = ("tests/parallel/test_text.py", "tests/parallel/test_owed.py")
+def shared_out(*arguments):
+    """What runs side by side print, all of which must be green."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.shares", "2", "-q", *files],
+        [sys.executable, "-m", "tests.shares", *arguments],
         cwd=ROOT, env=launcher_free(dict(os.environ)), capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_runs_side_by_side_do_all_tests_once():
+    files = ("tests/parallel/test_text.py", "tests/parallel/test_owed.py")
     there = sum((ROOT / file).read_text().count("\ndef test_") for file in files)
-    assert sum(int(n) for n in re.findall(r"(\d+) passed", done.stdout)) == there > 0
+    assert sum(int(n) for n in re.findall(r"(\d+) passed", shared_out("2", "-q", *files))) == there > 0
+
+
+def test_without_files_they_are_at_home_in_the_project():
+    """pytest looks for its settings beside the first path that it is given, which is not to be that of the claims."""
+    assert "@pytest.mark.limit(seconds)" in shared_out("1", "--markers")
