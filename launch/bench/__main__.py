@@ -113,6 +113,8 @@ def check(args: argparse.Namespace, ranks: int) -> tuple[Sizes, object]:
             raise UsageError(f"--kv-heads {s.kv_heads} does not divide --heads {s.heads}: use a divisor")
         if ranks > s.heads and what != "context":
             raise UsageError(f"cannot cut --heads {s.heads} over {ranks} ranks: use at most {s.heads} ranks")
+    if what == "plan" and ranks > s.layers:
+        raise UsageError(f"cannot put --layers {s.layers} on pp={ranks}: use --layers {ranks} or more")
     if args.peer and find_spec(args.peer) is None:
         raise UsageError("--peer torch needs PyTorch, which this environment has not: see docs/performance.md for one that has")
     if args.peer and what == "mlp" and args.activation != "gelu":

@@ -26,7 +26,7 @@ from training.trainer import Trainer
 
 # Micro-batches along pp; steps of a turn, after one that warms up.
 MICRO_BATCHES, STEPS = 4, 3
-# What a prediction may be off, of a step (issue 22).
+# What a prediction may be off, of a step.
 MOST = 0.10
 
 

@@ -5,6 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from launch import report, serve
+from launch.process import launcher
 from launch.terminal import lines
 from parallel.ledger import Ledger, Traffic
 from reference.compare import compare
@@ -74,8 +75,8 @@ REPORTS = [
     ("bench.__main__", "context", *STEP[:-2], "--memory"),
     ("bench.__main__", "train", *STEP, "--d-ff", "32", "--layers", "1", "--sequence-length", "8", "--sequence-parallel"),
     ("bench.__main__", "trace", *STEP, "--d-ff", "32", "--layers", "1", "--sequence-length", "8"),
-    ("bench.__main__", "plan", *STEP, "--layers", "1", "--sequence-length", "8"),
-    ("plan", "--verify", "--mesh", "dp=1", "--recompute", "full"),
+    ("bench.__main__", "plan", *STEP, "--layers", "2", "--sequence-length", "8"),
+    ("plan", "--verify", "--mesh", f"dp={launcher.size() or 1}", "--recompute", "full"),
     ("train", *MODEL, "--batch-tokens", "64", "--steps", "1", "--text", "text.txt", "--sample", "0", "--mesh", "auto"),
     ("bench.__main__", "decode", "--model", FAMILIES / "llama", "--tokens", "3", "--rounds", "1"),
 ]
