@@ -54,7 +54,9 @@ class Mesh(Grid[Axis]):
             getattr(self, name)
 
     def _axis(self, name: str, members: tuple[int, ...]) -> Axis:
-        own = MPI.COMM_SELF.Dup() if len(members) == 1 else self._comm.Split(members[0], self.rank)
+        # All ranks together make the axes that are given, and those of several ranks.
+        together = name in self.sizes or len(members) > 1
+        own = self._comm.Split(members[0], self.rank) if together else MPI.COMM_SELF.Dup()
         return self._kind(name, own, self.ledger, self.watchers, members)
 
     @cached_property
