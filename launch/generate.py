@@ -5,7 +5,7 @@ from __future__ import annotations
 from launch import start  # isort: skip  it settles threads and MPI before NumPy loads
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mpi4py import MPI
 
 from inference.cache import CACHES
-from inference.generate import Generator, make_cache
+from inference.generate import Generated, Generator, make_cache
 from inference.sampling import NotFinite, Sampling
 from inference.speculation.gain import Account
 from inference.speculation.generator import Speculative
@@ -163,7 +163,8 @@ def generated(args: argparse.Namespace, task: Task, generator: Generator, replic
     say(args.prompt or "")
     # Text that is shown is progress enough.
     told = progress.items("token", generator.mesh.tp.rank == 0 and not shown, args.max_new_tokens)
-    for step in told(generator.tokens(task.prompt, task.sampling, args.max_new_tokens, **most)):
+    alike = lambda: replicas.check(len(tokens) + 1, lambda: held(generator, [*tokens, None]))  # noqa: E731
+    for step in told(_compared(generator.tokens(task.prompt, task.sampling, args.max_new_tokens, **most), alike)):
         tokens.append(step.token)
         logprobs.append(step.logprob)
         replicas.check(len(tokens), lambda: held(generator, tokens))
@@ -187,7 +188,16 @@ def generated(args: argparse.Namespace, task: Task, generator: Generator, replic
     }
 
 
-def held(generator: Generator, tokens: list[int]) -> Iterator[Copy]:
+def _compared(steps: Iterable[Generated], alike: Callable[[], None]) -> Iterator[Generated]:
+    """Each step. Where there is none, as its numbers are none, `alike` is asked first whether it is so on all ranks."""
+    try:
+        yield from steps
+    except NotFinite:
+        alike()
+        raise
+
+
+def held(generator: Generator, tokens: list[int | None]) -> Iterator[Copy]:
     """What must be the same on several ranks."""
     yield Copy("the sequence of tokens", tokens)
     for p in generator.model.parameters:

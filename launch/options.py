@@ -164,6 +164,27 @@ def add_zero(p: argparse._ArgumentGroup | argparse.ArgumentParser, over: str, na
         p.add_argument("--zero-over", type=data_axes, default=DATA, help=more)
 
 
+# In place of a mesh: the planner chooses one.
+AUTO = "auto"
+
+
+def mesh_or_auto(text: str) -> dict[str, int] | str:
+    """An argparse type: ranks along axes, or auto."""
+    return AUTO if text == AUTO else axis_sizes(text)
+
+
+def add_mesh_or_auto(p: argparse.ArgumentParser) -> None:
+    """--mesh and what goes with auto."""
+    p.add_argument(
+        "--mesh",
+        type=mesh_or_auto,
+        metavar=f"{axis_sizes.metavar}|auto",
+        help="ranks along each axis, as in pp=2,dp=2,tp=2 (default: all along dp); auto: the fastest by launch.plan",
+    )
+    p.add_argument("--memory-mib", type=amount, metavar="N", help="of a rank at most, for --mesh auto: MiB by the closed forms")
+    only_with(p, "--memory-mib", mesh=(AUTO,))
+
+
 def settled(sizes: dict[str, int] | None, ranks: int, rest: str = "dp", along: Sequence[str] = ("dp", "tp")) -> dict[str, int]:
     """Ranks along the axes that a command knows, `along`. Of those that are not given dp, or where there is none `rest`, takes
     the ranks that are left, the others have 1. If none is given, all ranks lie along `rest`. Axes beyond these and tp are named

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cache, partial
 from math import log, prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpi4py import MPI
 
@@ -21,8 +22,10 @@ from launch import pretrained, report
 from launch.measure import products
 from launch.measure.training import Run, Task
 from launch.options import (
+    AUTO,
     COMMON,
     UsageError,
+    add_mesh_or_auto,
     add_replicas,
     add_zero,
     amount,
@@ -33,7 +36,6 @@ from launch.options import (
     positive,
     settled,
 )
-from launch.planning import auto
 from launch.process.memory import available, lacking
 from launch.terminal import progress, targets
 from launch.terminal.lines import width
@@ -54,6 +56,9 @@ from plan.dry import DryAxis, dry_weights
 from training import text
 from training.trainer import NotFinite
 
+if TYPE_CHECKING:
+    from launch.planning.auto import Choice
+
 # What a pretrained model has settled.
 OF_ITS_OWN = ("--family", "--d-model", "--heads", "--kv-heads", "--d-ff", "--experts", "--tied")
 
@@ -71,7 +76,7 @@ def options() -> argparse.ArgumentParser:
             "mpirun -n 2 python -m launch.train --model PATH --text FILE --lr 1e-4",
         ),
     )
-    auto.add_mesh(p)
+    add_mesh_or_auto(p)
     p.add_argument("--text", metavar="FILE", help="what to learn from (default: the documentation that comes with Python)")
     _add_model(p)
     t = p.add_argument_group("training")
@@ -132,11 +137,16 @@ def _add_kept(p: argparse.ArgumentParser) -> None:
     k.add_argument("--sample", type=natural, default=300, help="tokens of text to write at the end")
 
 
-def check(args: argparse.Namespace, ranks: int) -> Task | auto.Choice:
+def check(args: argparse.Namespace, ranks: int) -> Task | Choice:
     """What is trained, or with --mesh auto what is to be chosen from."""
     # Read once, whatever the mesh.
     on = partial(_on, args, cache(partial(_text, args)))
-    return auto.choice(args, ranks, on) if args.mesh == auto.AUTO else on(settled(args.mesh, ranks, along=AXES))
+    if args.mesh != AUTO:
+        return on(settled(args.mesh, ranks, along=AXES))
+    # Only this needs the planner.
+    from launch.planning import auto
+
+    return auto.choice(args, ranks, on)
 
 
 def _on(args: argparse.Namespace, read: Callable[[], tuple[Tokenizer | None, text.Text]], axes: dict[str, int]) -> Task:
@@ -265,9 +275,9 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise UsageError(f"--checkpoint {folder} holds {newest.name}: use --resume, or another folder")
 
 
-def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task | auto.Choice) -> int:
+def main(args: argparse.Namespace, comm: MPI.Intracomm, task: Task | Choice) -> int:
     chosen = None
-    if isinstance(task, auto.Choice):
+    if args.mesh == AUTO:
         task, chosen = task.made(args, comm)
     rate = products.rate(comm, args.dtype)
     run = Run(args, task, comm)

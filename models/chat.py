@@ -6,9 +6,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
+from typing import TYPE_CHECKING
 
 from models.said import Marks
-from models.template import Refusal, Template, TemplateError
+from models.template_error import Refusal, TemplateError
+
+if TYPE_CHECKING:
+    from models.template import Template
 
 ROLES = ("system", "user", "assistant", "tool")
 # Names that a message's reasoning goes by. Templates read the first of them, and gpt-oss' reads the second.
@@ -25,7 +29,7 @@ class Chat:
     def __init__(self, templates: Mapping[str, str], words: Mapping[str, str], control: Iterable[str]) -> None:
         self.words, self.marks = dict(words), Marks(control)
         # Compiled when it is needed: a template that is none is no reason not to use the model.
-        self.template = cache(lambda tools: Template(_chosen(templates, tools)))
+        self.template = cache(lambda tools: _compiled(_chosen(templates, tools)))
 
     def text(self, messages: Sequence[Message], tools: Sequence[Message], more: Message, answer: bool) -> str:
         """The conversation, up to where the assistant speaks next if there is to be an `answer`. Each control token of the
@@ -65,6 +69,13 @@ class Chat:
         if found := self.marks.alike(given):
             raise TemplateError(f"the chat template cannot tell {found!r} in a message from its own: leave it out")
         return self.marks.signed(plain)
+
+
+def _compiled(source: str) -> Template:
+    # Only a conversation needs Jinja2.
+    from models.template import Template
+
+    return Template(source)
 
 
 def _chosen(templates: Mapping[str, str], tools: bool) -> str:

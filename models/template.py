@@ -20,18 +20,12 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from models.template_error import Refusal, TemplateError
+
 # A template's work: some seconds of an empty loop. The largest number that it may pass to a function, as a width may be.
 WORK, LARGEST = 1_000_000, 100_000
 # The most characters of a conversation.
 LONGEST = 8_000_000
-
-
-class TemplateError(ValueError):
-    """A template that is none, that fails at these messages, or that refuses them."""
-
-
-class Refusal(TemplateError):
-    """What a template says by raise_exception."""
 
 
 def _same(text: str) -> str:

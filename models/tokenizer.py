@@ -13,7 +13,7 @@ from tokenizers import AddedToken, decoders
 
 from models.chat import Chat
 from models.piece import ModelError
-from models.template import TemplateError
+from models.template_error import TemplateError
 
 # These control tokens end a turn or a text, even if a file names another one as its eos.
 _ENDS = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>"}

@@ -19,6 +19,7 @@ import numpy as np
 
 from parallel.control import Control
 from parallel.mesh import Mesh
+from parallel.round_trip import half_round_trips
 from parallel.rows import cut_rows
 from plan import timed
 from plan.account import Operation
@@ -122,7 +123,7 @@ def _verb(mesh: Mesh, control: Control, verb: str, largest: float) -> Curve:
 def _seconds(mesh: Mesh, control: Control, verb: str, size: int) -> float:
     axis, x = mesh.tp, np.zeros(max(1, size // 4), np.float32)
     if verb == "send":
-        return _round_trip(mesh, control, x)
+        return median(half_round_trips(axis, control, x, CALLS) or [0.0])
     cut = cut_rows(len(x), axis.size)
     part = np.ascontiguousarray(cut.take(x, 0, axis.rank))
     counts = [cut.size(r) for r in range(axis.size)]
@@ -144,25 +145,6 @@ def _seconds(mesh: Mesh, control: Control, verb: str, size: int) -> float:
             took.append(perf_counter() - at)
     # The mean, as in a step too some of them wait for a rank that was interrupted.
     return fmean(took)
-
-
-def _round_trip(mesh: Mesh, control: Control, x: np.ndarray) -> float:
-    """Half of one, between the first two ranks of an axis."""
-    axis, took = mesh.tp, []
-    control.wait()
-    if axis.rank < 2 <= axis.size:
-        with mesh.phase("compare"):
-            for _ in range(CALLS + 1):
-                at = perf_counter()
-                if axis.rank == 0:
-                    axis.start_send(x, 1).wait()
-                    axis.receive(x.shape, x.dtype, 1)
-                else:
-                    axis.receive(x.shape, x.dtype, 0)
-                    axis.start_send(x, 0).wait()
-                took.append((perf_counter() - at) / 2)
-    control.wait()
-    return median(took[1:]) if took else 0.0
 
 
 def _median(run: Callable[[], object], many: int) -> float:

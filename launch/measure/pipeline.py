@@ -25,6 +25,7 @@ from parallel.holder import IN_PLACE
 from parallel.ledger import agrees, merged
 from parallel.mesh import Mesh
 from parallel.parameter import drawn
+from parallel.round_trip import half_round_trips
 from parallel.schedule import Op, Plan
 from parallel.shard import even
 from reference.compare import Comparison
@@ -234,19 +235,6 @@ def operations(job: Job, mesh: Mesh, plan: Plan, comm: MPI.Intracomm) -> tuple[l
 
 
 def hop(job: Job, mesh: Mesh, control: Control) -> float:
-    """Median seconds of one of the job's messages from the first rank to the second, by sending it there and back."""
-    pp, times = mesh.pp, []
+    """Median seconds of one of the job's messages from the first rank to the second."""
     x_TD = np.zeros((len(job.micro_batches[0].ids), job.config.d_model), job.dtype)
-    if pp.size > 1 and pp.rank < 2:
-        with mesh.phase("compare"):
-            for _ in range(20):
-                begun = perf_counter()
-                if pp.rank == 0:
-                    pp.start_send(x_TD, 1).wait()
-                    pp.receive(x_TD.shape, x_TD.dtype, 1)
-                else:
-                    pp.receive(x_TD.shape, x_TD.dtype, 0)
-                    pp.start_send(x_TD, 0).wait()
-                times.append((perf_counter() - begun) / 2)
-    control.wait()
-    return control.from_first(median(times) if times else 0.0)
+    return control.from_first(median(half_round_trips(mesh.pp, control, x_TD, 20) or [0.0]))

@@ -15,6 +15,14 @@ def options(name: str, page: str) -> Parser:
     return p
 
 
+def each(folder: Path, names: Iterable[str], draw: Callable[[Path, str], None]) -> list[Path]:
+    """Draw the pictures of these names, each into a file of its own."""
+    paths = {name: folder / f"{name}.png" for name in names}
+    for name, path in paths.items():
+        draw(path, name)
+    return [*paths.values()]
+
+
 def main(p: Parser, pictures: Callable[[Path], Iterable[Path]]) -> None:
     """Draw them into the folder that is asked for, and print each file's name."""
     folder = p.parse_args().folder

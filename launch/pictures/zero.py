@@ -232,10 +232,7 @@ def draw(path: Path, name: str) -> None:
 
 def pictures(folder: Path) -> list[Path]:
     """Draw them."""
-    paths = {name: folder / f"{name}.png" for name in PICTURES}
-    for name, path in paths.items():
-        draw(path, name)
-    return [*paths.values()]
+    return again.each(folder, PICTURES, draw)
 
 
 def options() -> Parser:

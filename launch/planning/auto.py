@@ -12,32 +12,13 @@ from mpi4py import MPI
 from launch import report
 from launch.measure.equal import meshes, said
 from launch.measure.training import Task
-from launch.options import UsageError, amount, axis_sizes, only_with
+from launch.options import UsageError
 from launch.planning import here
 from launch.terminal.lines import size
 from parallel.control import Control
 from plan.ours import How
 from plan.strategy import Strategy
 from plan.training import Training
-
-AUTO = "auto"
-
-
-def mesh(text: str) -> dict[str, int] | str:
-    """An argparse type: ranks along axes, or auto."""
-    return AUTO if text == AUTO else axis_sizes(text)
-
-
-def add_mesh(p: argparse.ArgumentParser) -> None:
-    """--mesh and what goes with auto."""
-    p.add_argument(
-        "--mesh",
-        type=mesh,
-        metavar=f"{axis_sizes.metavar}|auto",
-        help="ranks along each axis, as in pp=2,dp=2,tp=2 (default: all along dp); auto: the fastest by launch.plan",
-    )
-    p.add_argument("--memory-mib", type=amount, metavar="N", help="of a rank at most, for --mesh auto: MiB by the closed forms")
-    only_with(p, "--memory-mib", mesh=(AUTO,))
 
 
 class Candidate(NamedTuple):

@@ -5,8 +5,8 @@ from math import prod
 import pytest
 
 from launch import train as launch_train
-from launch.options import UsageError
-from launch.planning import auto, here
+from launch.options import AUTO, UsageError, mesh_or_auto
+from launch.planning import here
 from parallel.shard import AXES
 from tests.inside import inside, ran
 
@@ -98,7 +98,7 @@ def test_a_run_goes_on_on_the_mesh_that_is_chosen_then(comm, train, shared, monk
     own = ("--mesh", "auto", "--checkpoint", shared / "kept", "--save-every", 2, "--steps", 4)
     first = train(*own)
     assert first["mesh"]["dp"] == comm.size
-    assert auto.mesh("auto") == auto.AUTO
+    assert mesh_or_auto("auto") == AUTO
     monkeypatch.setattr(here, "estimates", lambda args, control, comm, every, how: [-float(s.tp) for s in every])
     again = train(*own, "--resume")
     assert again["mesh"]["tp"] == comm.size
