@@ -34,9 +34,8 @@ _plan_of = lru_cache(64)(planned)
 @dataclass(frozen=True)
 class Estimate:
     """What a layout takes, keeps and reaches. `seconds`: of the slowest rank, adding up to `iteration`; `memory`: by pp rank
-    and
-    kind; `in_flight`: chunks at the peak, by pp rank; `rooms`: what may hide a pp rank's sums and gathers, its last backwards
-    and its first forwards."""
+    and kind; `in_flight`: chunks at the peak, by pp rank; `rooms`: what may hide a pp rank's sums and gathers, its last
+    backwards and its first forwards."""
 
     strategy: Strategy
     machine: Machine
