@@ -161,26 +161,24 @@ def test_every_test_that_is_named_is_there():
 # Of each grid of four ranks: its test, and of each case the axes, the stage of ZeRO, whether rows are cut.
 GRIDS = {
     test_training: {
-        "test_twenty_steps_are_the_same_on_every_mesh": [
+        "test_all_steps_are_the_same_on_every_mesh": [
             ({"dp": dp, "tp": tp}, int(zero), False)
             for dp, tp in test_training.MESHES[RANKS]
             for zero, *_ in test_training.OPTIONS
         ],
-        "test_twenty_steps_with_tokens_cut_over_tp_are_the_same": [
+        "test_all_steps_with_tokens_cut_over_tp_are_the_same": [
             ({"dp": dp, "tp": tp}, int(zero), True)
             for dp, tp in test_training.MESHES[RANKS]
             for zero, *_ in test_training.OPTIONS[1:3]
         ],
     },
     test_pipeline_training: {
-        "test_twenty_steps_in_stages_are_the_same": [
+        "test_all_steps_in_stages_are_the_same": [
             (axes, int(zero), rows) for axes, _, _, rows, zero, *_ in test_pipeline_training.CASES[RANKS]
         ]
     },
     test_expert_training: {
-        "test_twenty_steps_are_the_same": [
-            (axes, int(zero), rows) for axes, _, rows, _, zero in test_expert_training.CASES[RANKS]
-        ]
+        "test_all_steps_are_the_same": [(axes, int(zero), rows) for axes, _, rows, _, zero in test_expert_training.CASES[RANKS]]
     },
     test_sharded_training: {
         "test_all_steps_are_the_same": [

@@ -21,7 +21,8 @@ from parallel.mesh import Mesh
 from parallel.parameter import drawn
 from parallel.replicas import Replicas
 from tests.apart import on_first
-from tests.training.runs import STEPS, Run, loaded
+from tests.grids import FULL
+from tests.training.runs import FEW, STEPS, Run, loaded, with_steps
 from training import text
 from training.trainer import Recipe, Trainer
 
@@ -56,17 +57,17 @@ def made(mesh, schedule="1f1b", cuts_rows=False, recompute=False, zero=False, mi
 @pytest.fixture(scope="module")
 def alone():
     mesh = Mesh(MPI.COMM_SELF, dp=1)
-    return on_first(start.begin(), lambda: RUN.trained(mesh, made(mesh)))
+    return on_first(start.begin(), lambda: RUN.truth(mesh, made(mesh)))
 
 
 @pytest.mark.limit(120)
-@pytest.mark.parametrize("case", CASES.get(start.begin().size, CASES[2]), ids=str)
-def test_twenty_steps_are_the_same(comm, alone, case):
-    axes, *how = case
-    (told, weights, _), control = alone, Control(comm)
+@pytest.mark.parametrize("case", with_steps(CASES.get(start.begin().size, CASES[2])), ids=str)
+def test_all_steps_are_the_same(comm, alone, case):
+    axes, *how, steps = case
+    (told, weights), control = alone[steps], Control(comm)
     with Mesh(comm, check=True, **axes) as mesh:
         trainer = made(mesh, *how, micro_batches=2)
-        got, after, parts = RUN.trained(mesh, trainer, 2)
+        got, after, parts = RUN.trained(mesh, trainer, 2, end=steps)
         np.testing.assert_allclose(got, told, rtol=0, atol=1e-10)
         for name, a in after.items():
             np.testing.assert_allclose(a, weights[name], rtol=0, atol=1e-10, err_msg=name)
@@ -78,7 +79,7 @@ def test_twenty_steps_are_the_same(comm, alone, case):
         Replicas(mesh, control, 1).check(1, trainer.copies)
         # What goes to experts depends on the choice, and was counted as it was made: of all steps no more is kept than of one.
         assert len(trainer.exchanged) <= 2 * len({(t.verb, t.axis, t.phase) for t in trainer.exchanged})
-        predicted = [t for t in trainer.traffic(parts) for _ in range(STEPS)] + trainer.exchanged
+        predicted = [t for t in trainer.traffic(parts) for _ in range(steps)] + trainer.exchanged
         rows = merged(control.everyone(mesh.ledger.report(predicted)))
         assert agrees(r for r in rows if r["phase"] != "compare")
         memory = trainer.memory(parts)
@@ -88,14 +89,14 @@ def test_twenty_steps_are_the_same(comm, alone, case):
 @pytest.mark.mpi(min_size=4, max_size=4)
 @pytest.mark.limit(120)
 def test_a_run_goes_on_from_one_mesh_to_the_next(comm, alone, shared):
-    told, weights, _ = alone
+    told, weights = alone[STEPS if FULL else FEW]
     control, seen, end = Control(comm), [], 0
     for axes, zero in (({"ep": 4}, True), ({"dp": 2, "ep": 2}, True), ({"ep": 2, "tp": 2}, False)):
         with Mesh(comm, check=True, **axes) as mesh:
             trainer = made(mesh, zero=zero)
             if end:
                 loaded(trainer, shared, end, mesh, control)
-            begin, end = end, min(end + 7, STEPS)
+            begin, end = end, min(end + (7 if FULL else 2), STEPS)
             seen += [*RUN.trained(mesh, trainer, 1, begin, end)[0][:, 0]]
             save(shared, end, trainer.pieces(), {}, control)
     np.testing.assert_allclose(seen, told[:, 0], rtol=0, atol=1e-10)
@@ -123,7 +124,7 @@ def test_a_norm_that_counts_experts_once_a_rank_of_ep_alone_is_seen(comm, alone)
         for counted in trainer._counted:
             counted &= mesh.ep.rank == 0
         got, *_ = RUN.trained(mesh, trainer, end=1)
-        assert abs(got[0, 2] - alone[0][0, 2]) > 1e-3
+        assert abs(got[0, 2] - alone[STEPS][0][0, 2]) > 1e-3
 
 
 def test_the_bias_follows_the_counts(comm):

@@ -78,7 +78,7 @@ EVERY = {
 }
 
 
-@pytest.mark.parametrize("case", with_steps(EVERY[start.begin().size], lambda case: case[0]), ids=str)
+@pytest.mark.parametrize("case", with_steps(EVERY[start.begin().size]), ids=str)
 def test_all_steps_are_the_same(comm, alone, case, monkeypatch):
     axes, kind, zero, more, steps = case
     # What is let go is read by nobody any more.
