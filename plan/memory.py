@@ -81,7 +81,9 @@ def saved_of_block(s: Strategy, routed: bool = False, again: bool = False) -> fl
     hidden = c.d_ff
     if routed:
         hidden = c.experts.active * c.experts.d_ff + c.experts.d_shared
-    mlp = (6 if c.activation == "swiglu" else 4) * T * hidden / t
+    # GELU keeps what it was given, SwiGLU both halves; the product after it its result. Where SwiGLU is two kernels, the second
+    # keeps what the first has made, too.
+    mlp = (4 if c.activation != "swiglu" else 6 if s.fused else 8) * T * hidden / t
     if routed:
         mlp += 4 * T * D * c.experts.active / o
     # The inputs of two norms and of two products, 8; with masks of dropout, a byte each, 10.
