@@ -195,7 +195,7 @@ class Clock:
         if (known := self._known.get(key)) is None:
             if len(self._known) >= KEPT:
                 self._known.clear()
-            sizes = (1, s.data, s.ep, s.cp, s.tp)
+            sizes = (1, s.dp, s.ep, s.cp, s.tp)
             each = [[self._alike(parts, sizes, s.shards, s.halved) for parts in self.account.parts(s, place)]
                     for place in self.account.places(s)]  # fmt: skip
             known = self._known[key] = Stages([max(of, key=lambda t: t.F + t.B) for of in zip(*each, strict=True)], s)
