@@ -10,6 +10,7 @@ T rows of a micro-batch on a rank   D model width   F hidden width   H, K heads 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from functools import lru_cache
 from math import ceil
 
 from models.config import Config
@@ -61,19 +62,10 @@ class Theirs:
                 s.attention, s.fused, s.tp_overlap, s.dtype, s.grad_dtype, s.skew)  # fmt: skip
 
     def parts(self, s: Strategy, place: Place) -> list[tuple[tuple[Part, int], ...]]:
-        key, unit, first, found = self._key(s), _unit(s), s.sizes.first, {}
-        every, stages = s.recomputed_every, []
-        for stage, blocks in enumerate(s.blocks):
-            dense = range(blocks.start, min(blocks.stop, first))
-            routed = range(max(blocks.start, first), blocks.stop)
-            counts = tuple(
-                (len(b), sum(1 for i in b if i % every == 0) if every > 1 else len(b) * every) for b in (dense, routed)
-            )
-            alike = stage == 0, stage == s.stages - 1, counts
-            if alike not in found:
-                found[alike] = self._of_stage(s, key, unit, *alike)
-            stages.append(found[alike])
-        return stages
+        key, unit = self._key(s), _unit(s)
+        kinds = _kinds(s.blocks, s.sizes.first, s.recomputed_every)
+        found = {kind: self._of_stage(s, key, unit, *kind) for kind in set(kinds)}
+        return [found[kind] for kind in kinds]
 
     def _of_stage(
         self, s: Strategy, key: tuple, unit: tuple, first: bool, last: bool, counts: tuple
@@ -146,6 +138,18 @@ def _flops(s: Strategy, causal: bool) -> tuple[float, float]:
         again = len(range(0, c.layers, every)) / c.layers * (attention + blocks)
     model = 3 * (attention + blocks + head)
     return model, model + again
+
+
+@lru_cache(4096)
+def _kinds(blocks: tuple[range, ...], first: int, every: int) -> list[tuple[bool, bool, tuple]]:
+    """Of each stage whether it is the first and the last one; of its dense and of its routed blocks, how many they are and how
+    many of them are computed again."""
+    found = []
+    for stage, of in enumerate(blocks):
+        each = range(of.start, min(of.stop, first)), range(max(of.start, first), of.stop)
+        again = (sum(1 for i in b if i % every == 0) if every > 1 else len(b) * every for b in each)
+        found.append((stage == 0, stage == len(blocks) - 1, tuple(zip(map(len, each), again, strict=True))))
+    return found
 
 
 def has_dropout(c: Config, attention: str) -> bool:

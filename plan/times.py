@@ -12,6 +12,8 @@ from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
+
 from plan import collectives
 from plan.account import PHASES, Account, Device, Part, Place, Transfer
 from plan.collectives import Group
@@ -90,7 +92,17 @@ class Stages:
         first = [held[0] for held in self.held]
         self.ahead = [0.0, *accumulate(t.F for t in first[:-1])]
         self.behind = [0.0, *accumulate(t.B for t in first[:-1])]
-        self.talking = [_talking(s, rank) for rank in range(s.pp)]
+        self.talking = _talking(s.pp, s.rank_of)
+        self._bounds: dict[tuple[int, float, bool, bool], float] = {}
+
+    def bound(self, m: int, hop: float, skewed: bool, halved: bool) -> float:
+        """The least time of the busiest rank with m micro-batches: what it computes, after what it must wait for at its begin
+        (but where steps are `skewed`), and before what must follow at its end (but where backwards are `halved`)."""
+        if (known := self._bounds.get(key := (m, hop, skewed, halved))) is None:
+            ahead, behind, talking, F, B = map(np.array, (self.ahead, self.behind, self.talking, self.F, self.B))
+            around = 0.0 if skewed else ahead + hop * np.arange(len(F)) + (0.0 if halved else behind)
+            known = self._bounds[key] = max(0.0, float((m * (F + B + hop * talking) + around).max()))
+        return known
 
 
 class Tail(NamedTuple):
@@ -107,11 +119,14 @@ class Tail(NamedTuple):
         return self.exposed + self.tied + self.optimizer
 
 
-def _talking(s: Strategy, rank: int) -> int:
-    """Of a micro-batch, the operations of a rank of pp that take or make a message: forward and backward of each stage with a
-    neighbour on another rank."""
-    of, last = s.rank_of, s.stages - 1
-    return 2 * sum((n > 0 and of[n - 1] != rank) or (n < last and of[n + 1] != rank) for n in s.stages_of(rank))
+@lru_cache(1024)
+def _talking(pp: int, of: tuple[int, ...]) -> list[int]:
+    """Of a micro-batch, the operations of each rank of pp that take or make a message: forward and backward of each stage with
+    a neighbour on another rank. `of`: the rank of each stage."""
+    found, last = [0] * pp, len(of) - 1
+    for n, rank in enumerate(of):
+        found[rank] += 2 * ((n > 0 and of[n - 1] != rank) or (n < last and of[n + 1] != rank))
+    return found
 
 
 def axis_of(sent: Transfer) -> str:
@@ -196,10 +211,15 @@ class Clock:
             if len(self._known) >= KEPT:
                 self._known.clear()
             sizes = (1, s.dp, s.ep, s.cp, s.tp)
-            each = [[self._alike(parts, sizes, s.shards, s.halved) for parts in self.account.parts(s, place)]
-                    for place in self.account.places(s)]  # fmt: skip
+            each = [self._of_place(self.account.parts(s, place), sizes, s) for place in self.account.places(s)]
             known = self._known[key] = Stages([max(of, key=lambda t: t.F + t.B) for of in zip(*each, strict=True)], s)
         return known
+
+    def _of_place(self, stages: list[tuple], sizes: tuple[int, ...], s: Strategy) -> list[StageTimes]:
+        """Of each stage. Few of them differ."""
+        times = {id(parts): parts for parts in stages}
+        times = {n: self._alike(parts, sizes, s.shards, s.halved) for n, parts in times.items()}
+        return [times[id(parts)] for parts in stages]
 
     def _stage_times(self, parts: tuple, sizes: tuple[int, ...], shards: int, halved: bool) -> StageTimes:
         each = [(self._spent(part, sizes, shards), n) for part, n in parts]
