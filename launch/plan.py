@@ -86,7 +86,10 @@ def options() -> argparse.ArgumentParser:
     only_with(p, "--fix", "--try", "--keep", ranks=True)
     only_with(p, *ONE_LAYOUT, "--mesh", "--plan", ranks=False)
     only_with(p, *verify.OPTIONS, verify=True)
-    only_with(p, *ONE_LAYOUT, "--mesh", "--plan", "--ranks", table=False)
+    for other in ("table", "collective"):
+        only_with(p, *ONE_LAYOUT, "--mesh", "--plan", "--ranks", **{other: False})
+    only_with(p, *ONE_LAYOUT, "--plan", "--ranks", "--table", "--collective", verify=False)
+    only_with(p, "--collective", table=False)
     return p
 
 
@@ -103,7 +106,12 @@ def check(args: argparse.Namespace, ranks: int) -> Task:
     try:
         values = asked.values(args)
         if args.table is not None:
+            table.require(args.account, values)
             return Task("table", partial(tabled, args, values, table.read(args.table)))
+        if values["machine"] != here.NAME and (
+            unused := "verify" if args.verify else "write-machine" * bool(args.write_machine)
+        ):
+            raise UsageError(f"--{unused} is about these ranks, not --machine {values['machine']}: leave --machine out")
         if args.verify:
             return Task("verify", partial(verify.run, args, verify.layouts(args, values, ranks)))
         if values["machine"] != here.NAME:
@@ -143,7 +151,7 @@ def of_machine(args: argparse.Namespace, values: Mapping[str, object], machine: 
         raise UsageError(str(error)) from None
 
 
-def account_of(name: str | None, machine: Machine | None = None) -> Account:
+def account_of(name: str | None, machine: Machine) -> Account:
     """Ours on these ranks, theirs on GPUs. Raises UsageError for the other."""
     own = "ours" if isinstance(machine, here.Here) else "theirs"
     if name not in (None, own):
@@ -268,7 +276,7 @@ def tabled(args: argparse.Namespace, values: Mapping[str, object], rows: Table) 
     if (why := targets.problem(output)) is not None:
         raise UsageError(f"cannot write --output {output}: {why}")
     planners: dict[Machine, Planner] = {}
-    account = account_of(args.account)
+    account = Theirs()
 
     def planner_of(own: Mapping[str, object]) -> Planner:
         key = tuple(own.get(name) for name in columns.MACHINE), own.get("machine")

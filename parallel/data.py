@@ -167,6 +167,14 @@ class Grouped:
 
     def traffic(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
         """What a step of these operations sends."""
+        return self.after()
+
+    def within(self, ops: Sequence[Op], phases: Mapping[str, str]) -> dict[tuple[int, int, str], list[Traffic]]:
+        """What of it is sent for one part: nothing."""
+        return {}
+
+    def after(self) -> list[Traffic]:
+        """What of it is sent once for all: all of it."""
         return [t for sums in self.each for t in sums.traffic()]
 
     def gathered(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:

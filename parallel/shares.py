@@ -89,11 +89,26 @@ class Shares:
 
     def traffic(self, ops: Sequence[Op], phases: Mapping[str, str]) -> list[Traffic]:
         """What a step of these operations sends."""
-        sent = self.gathered(ops, phases)
-        for fill in residence.fills(ops, self.parts, phases):
-            if fill.sends:
-                unit = [shard for shard in self.units[fill.unit] if not shard.late]
-                sent += [_of(shard, "reduce_scatter", fill.phase) for shard in unit]
+        return [*(t for sent in self.within(ops, phases).values() for t in sent), *self.after()]
+
+    def within(self, ops: Sequence[Op], phases: Mapping[str, str]) -> dict[tuple[int, int, str], list[Traffic]]:
+        """What of it is sent for a part, by its stage, its place there, and the kind of operation that gathers or scatters."""
+        uses = iter(residence.uses(ops, self.parts, phases) if self.gathers else ())
+        fills = iter(residence.fills(ops, self.parts, phases))
+        found: dict[tuple[int, int, str], list[Traffic]] = {}
+        for op in ops:
+            places = range(len(self.parts[op.stage]))
+            for place in places if op.kind == "F" else reversed(places):
+                sent = found.setdefault((op.stage, place, op.kind), [])
+                if self.gathers and op.kind != "W" and (use := next(uses)).gathers:
+                    sent += [_of(shard, "all_gather", use.phase) for shard in self.units[use.unit]]
+                if op.kind in "BW" and (fill := next(fills)).sends:
+                    sent += [_of(shard, "reduce_scatter", fill.phase) for shard in self.units[fill.unit] if not shard.late]
+        return found
+
+    def after(self) -> list[Traffic]:
+        """What of it is sent when all backwards are done."""
+        sent = []
         for shard in self.shards:
             sent += [_of(shard, "reduce_scatter", "backward")] if shard.late else []
             if (rest := shard.over.rest) is not None:

@@ -81,7 +81,9 @@ def saved_of_block(s: Strategy, routed: bool = False, again: bool = False) -> fl
     hidden = c.d_ff
     if routed:
         hidden = c.experts.active * c.experts.d_ff + c.experts.d_shared
-    mlp = (6 if c.activation == "swiglu" else 4) * T * hidden / t
+    # GELU keeps what it was given, SwiGLU both halves; the product after it its result. Where SwiGLU is two kernels, the second
+    # keeps what the first has made, too.
+    mlp = (4 if c.activation != "swiglu" else 6 if s.fused else 8) * T * hidden / t
     if routed:
         mlp += 4 * T * D * c.experts.active / o
     # The inputs of two norms and of two products, 8; with masks of dropout, a byte each, 10.
@@ -126,18 +128,29 @@ def by_kind(s: Strategy, rank: int) -> dict[str, float]:
         "gradients": sum(n * g * (f if s.zero >= 2 else 1) for n, f in each),
         "optimizer": sum(n * state * (f if s.zero >= 1 else 1) for n, f in each),
     }
-    stages = s.stages_of(rank)
-    kept = [_kept(s, s.blocks[n]) for n in stages]
-    flight = in_flight(s.schedule, s.pp, s.micro_batches, s.chunks, rank)
-    found["saved"] = flight * sum(kept) / len(stages)
-    largest = max(_unit(s, s.blocks[n]) for n in stages) if s.zero >= 2 else 0.0
+    found["saved"], working, largest = _activations(s, rank)
+    largest = largest if s.zero >= 2 else 0.0
     found["gathered"] = 2 * largest * (b + full) if s.zero == 3 else largest * full if s.zero >= 2 else 0.0
     last = s.rank_of[-1] == rank
     found["logits"] = logits(s) if last else 0.0
-    again = s.recompute == "full" or s.recomputed_every
-    found["working"] = max((_plain(s, s.blocks[n]) for n in stages), default=0.0) if again else 0.0
+    found["working"] = working if s.recompute == "full" or s.recomputed_every else 0.0
     found["communication"] = float(COMMUNICATION)
     return {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0, "saved": 0.0, "later": 0.0, "unsummed": 0.0} | found
+
+
+def _activations(s: Strategy, rank: int) -> tuple[float, float, float]:
+    """Bytes of what is saved at the peak, and of the largest block while it is computed again; entries of the largest block.
+    Kept with the layout: those that differ from it in ZeRO alone have the same."""
+    key = rank, s.recompute, s.stage_layers, s.sequence_parallel, s.attention, s.fused, s.dtype
+    if (known := s.family.get(key)) is None:
+        stages, blocks = s.stages_of(rank), s.blocks
+        # Many stages of a rank are alike.
+        alike = {blocks[n]: tuple(_kinds(s, blocks[n])) for n in stages}
+        each = {kinds: (_kept(s, kinds), _plain(s, kinds), _unit(s, kinds)) for kinds in set(alike.values())}
+        flight = in_flight(s.schedule, s.pp, s.micro_batches, s.chunks, rank)
+        saved = flight * sum(each[alike[blocks[n]]][0] for n in stages) / len(stages)
+        known = s.family[key] = saved, *(max(of[n] for of in each.values()) for n in (1, 2))
+    return known
 
 
 def _kinds(s: Strategy, blocks: range) -> list[tuple[bool, bool, int]]:
@@ -155,19 +168,18 @@ def _counts(first: int, every: int, start: int, stop: int) -> list[tuple[bool, b
     return found
 
 
-def _kept(s: Strategy, blocks: range) -> float:
+def _kept(s: Strategy, kinds: tuple) -> float:
     half = 0.5 if s.recompute == "half" else 1.0
-    return half * sum(n * saved_of_block(s, routed, again) for routed, again, n in _kinds(s, blocks))
+    return half * sum(n * saved_of_block(s, routed, again) for routed, again, n in kinds)
 
 
-def _plain(s: Strategy, blocks: range) -> float:
+def _plain(s: Strategy, kinds: tuple) -> float:
     """The most that a block holds while it is computed again."""
-    return max((saved_of_block(s, routed) for routed, *_ in _kinds(s, blocks)), default=0.0)
+    return max((saved_of_block(s, routed) for routed, *_ in kinds), default=0.0)
 
 
-def _unit(s: Strategy, blocks: range) -> float:
+def _unit(s: Strategy, kinds: tuple) -> float:
     """Entries of the largest block of one rank of tp."""
     size = s.sizes
-    kinds = {routed for routed, *_ in _kinds(s, blocks)}
     of = {False: size.dense, True: size.routed}
-    return max(((of[k].weights - of[k].experts) / s.tp + of[k].experts / (s.tp * s.ep) for k in kinds), default=0.0)
+    return max(((of[k].weights - of[k].experts) / s.tp + of[k].experts / (s.tp * s.ep) for k, *_ in kinds), default=0.0)

@@ -30,6 +30,9 @@ from plan.training import Training, sequences
 
 # Of the layers' words for when something is done.
 _PHASES = {"forward": FORWARD, layers.work.AGAIN: AGAIN, "backward": INPUT, layers.work.WEIGHTS: WEIGHTS}
+# When operations of a plan are, where a backward comes whole or in halves.
+_KINDS = {"F": FORWARD, "B": INPUT, "I": INPUT, "W": WEIGHTS}
+NOTHING: Mapping[str, Iterable[Traffic]] = {}
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,11 @@ class Ours:
 
     def _of_stage(self, s: Strategy, stage: int, place: Place) -> tuple[tuple[Part, int], ...]:
         rank = s.rank_of[stage]
-        _, step, batches = self.step(s, rank, place)
+        training_, step, batches = self.step(s, rank, place)
         found: Counter[Part] = Counter()
         held, batch = step.stages[stage], batches[0]
-        for part in held.parts:
+        units = step.holder.within(step.ops(training_.plan), pipeline.PHASES)
+        for n, part in enumerate(held.parts):
             loss = []
             sent, work = part.traffic(batch), list(part.work(batch))
             if isinstance(part, End):
@@ -112,17 +116,32 @@ class Ours:
             elif not isinstance(part, Beginning):
                 sent = [*sent, *part.exchanged(batch)]
             name = "end" if isinstance(part, End) else "beginning" if isinstance(part, Beginning) else "block"
-            found[self._part(name, s, [*work, *loss], sent)] += 1
+            of_unit = {kind: units.get((stage, n, kind), ()) for kind in _KINDS}
+            found[self._part(name, s, [*work, *loss], sent, unit=of_unit)] += 1
         if stage == s.stages_of(rank)[0]:
             # Made once for all stages of a rank.
             pairs = 0 if batch.rotation is None else batch.rotation.cos_TP.shape[1]
             found[self._part("batch", s, [], [], (batch.tokens, pairs))] += 1
         return tuple(found.items())
 
-    def _part(self, name: str, s: Strategy, work: Iterable[Work], sent: Iterable[Traffic], batch: tuple = ()) -> Part:
-        """The same object whenever it says the same."""
+    def _part(
+        self,
+        name: str,
+        s: Strategy,
+        work: Iterable[Work],
+        sent: Iterable[Traffic],
+        batch: tuple = (),
+        unit: Mapping[str, Iterable[Traffic]] = NOTHING,
+    ) -> Part:
+        """The same object whenever it says the same. `unit`: what ZeRO sends for it in the operations of each kind of a whole
+        step, of which a micro-batch has its share."""
         work, calls = layers.work.condensed(work), Counter(sent)
         transfers, alone = apart(calls, s)
+        for kind, every in unit.items():
+            there, here = apart(Counter(every), s)
+            share = {"phase": _KINDS[kind], "beside": "unit" if s.overlap else ""}
+            transfers += tuple(t._replace(calls=t.calls / s.micro_batches, **share) for t in there)
+            alone += tuple(op._replace(phase=_KINDS[kind], times=op.times / s.micro_batches) for op in here)
         key = name, tuple(work), transfers, alone, batch
         if (part := self._parts.get(key)) is None:
             operations = [Operation(w.what or w.kind, w.kind, _PHASES[w.phase], w.shape, w.times) for w in work]
@@ -137,8 +156,8 @@ class Ours:
         return prod(crossing(step.stages, batches[0])) * step.dtype.itemsize
 
     def once(self, s: Strategy, rank: int, place: Place) -> Once:
-        training_, step, _ = self.step(s, rank, place)
-        sent = step.holder.traffic(step.ops(training_.plan), pipeline.PHASES)
+        _, step, _ = self.step(s, rank, place)
+        sent = step.holder.after()
         between = [t for t in step.owed.traffic() if t.axis.startswith("pp")]
         sums = [t for t in step.owed.traffic() if not t.axis.startswith("pp")] + step.scalars()
         sums += [t for t in sent if t.phase == "backward"]

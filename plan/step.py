@@ -27,6 +27,8 @@ from plan.times import AXES, Clock, Stages, StageTimes, Tail, added
 # How many micro-batches a rank of pp the two shorter plans have. Fewer are not in the steady state yet where stages are uneven.
 EXTENDED = {"gpipe": (2, 3), "1f1b": (4, 5), "interleaved": (5, 7), "zb-h1": (2, 3), "zb-h2": (4, 6), "zb-v": (4, 5),
             "dualpipe-v": (5, 7)}  # fmt: skip
+# Stages, and operations of a step, that are timed one by one.
+MOST_STAGES, MOST = 2**12, 2**22
 # Plans of so many ranks and micro-batches are kept.
 _plan_of = lru_cache(64)(planned)
 
@@ -130,6 +132,8 @@ class Planner:
         return self.fullest(s)[0] <= USABLE * self.machine.memory_gib * 2**30
 
     def estimate(self, s: Strategy) -> Estimate:
+        if s.stages > MOST_STAGES or 2 * s.stages * shortened(s.schedule, s.pp, s.micro_batches)[1] > MOST:
+            raise ValueError(f"{s.stages} stages are too many to be timed one by one: use a smaller pp, or fewer chunks")
         stages, hop = self.clock.stages(s), self.clock.hop(s)
         begins, ends = self.pipeline(s, stages, hop)
         places = self.account.places(s)
@@ -197,15 +201,8 @@ class Planner:
         """Less than or equal to what `estimate` says, at a fraction of its cost: the busiest rank, after what it must wait for
         at its begin and before what must follow at its end, the optimizer and what is seen of the sums of gradients."""
         stages, hop = self.clock.stages(s), self.clock.hop(s)
-        hop = hop if s.blocks_on_messages else 0.0
-        m, least, skewed = s.micro_batches, 0.0, s.schedule == "zb-h2"
-        for F, B, ahead, behind, talking, rank in zip(
-            stages.F, stages.B, stages.ahead, stages.behind, stages.talking, range(s.pp), strict=True
-        ):
-            # A backward in halves may end with a W, after which nobody waits; zb-h2's steps follow one another skewed.
-            around = 0.0 if skewed else ahead + hop * rank + (0.0 if s.halved else behind)
-            least = max(least, m * (F + B + hop * talking) + around)
-        return least
+        # A backward in halves may end with a W, after which nobody waits; zb-h2's steps follow one another skewed.
+        return stages.bound(s.micro_batches, hop if s.blocks_on_messages else 0.0, s.schedule == "zb-h2", s.halved)
 
 
 def shortened(schedule: str, p: int, m: int) -> tuple[int, int]:

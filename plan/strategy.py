@@ -138,7 +138,7 @@ class Strategy:
         """With other options of those that no check looks at together with others: recompute, zero and the like. A search
         makes so many that checking each again would be most of its time."""
         other = copy(self)
-        vars(other).update(options)
+        vars(other).update(options, family=self.family)
         for derived in ("recomputed_every", "shards"):
             vars(other).pop(derived, None)
         if (why := other._option_problem()) is not None:
@@ -159,6 +159,11 @@ class Strategy:
     def sizes(self) -> Sizes:
         """Of the model."""
         return sizes(self.config)
+
+    @cached_property
+    def family(self) -> dict:
+        """What was worked out for this layout, and for all those that are `varied` from it, by what it depends on."""
+        return {}
 
     @cached_property
     def data(self) -> int:

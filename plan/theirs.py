@@ -9,7 +9,8 @@ T rows of a micro-batch on a rank   D model width   F hidden width   H, K heads 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from functools import lru_cache
 from math import ceil
 
 from models.config import Config
@@ -61,19 +62,10 @@ class Theirs:
                 s.attention, s.fused, s.tp_overlap, s.dtype, s.grad_dtype, s.skew)  # fmt: skip
 
     def parts(self, s: Strategy, place: Place) -> list[tuple[tuple[Part, int], ...]]:
-        key, unit, first, found = self._key(s), _unit(s), s.sizes.first, {}
-        every, stages = s.recomputed_every, []
-        for stage, blocks in enumerate(s.blocks):
-            dense = range(blocks.start, min(blocks.stop, first))
-            routed = range(max(blocks.start, first), blocks.stop)
-            counts = tuple(
-                (len(b), sum(1 for i in b if i % every == 0) if every > 1 else len(b) * every) for b in (dense, routed)
-            )
-            alike = stage == 0, stage == s.stages - 1, counts
-            if alike not in found:
-                found[alike] = self._of_stage(s, key, unit, *alike)
-            stages.append(found[alike])
-        return stages
+        key, unit = self._key(s), _unit(s)
+        kinds = _kinds(s.blocks, s.sizes.first, s.recomputed_every)
+        found = {kind: self._of_stage(s, key, unit, *kind) for kind in set(kinds)}
+        return [found[kind] for kind in kinds]
 
     def _of_stage(
         self, s: Strategy, key: tuple, unit: tuple, first: bool, last: bool, counts: tuple
@@ -90,7 +82,15 @@ class Theirs:
         if (part := self._parts.get(name)) is None:
             if len(self._parts) >= KEPT:
                 self._parts.clear()
-            part = self._parts[name] = _made(kind, s, unit, again)
+            made = _Block(s, s.sizes)
+            if unit == ALONE:
+                part = made.plain(kind, again)
+            else:
+                # What it computes is the very same, however it is shared out.
+                alone, sends = self._part(kind, key, ALONE, again, s), tuple(made.shared(kind, unit))
+                kernels = _counted(dict(alone.kernels), sends)
+                part = Part(alone.name, alone.operations, alone.dtype, (*alone.transfers, *sends), kernels)
+            self._parts[name] = part
         return part
 
     def hop_bytes(self, s: Strategy) -> float:
@@ -148,23 +148,31 @@ def _flops(s: Strategy, causal: bool) -> tuple[float, float]:
     return model, model + again
 
 
+@lru_cache(4096)
+def _kinds(blocks: tuple[range, ...], first: int, every: int) -> list[tuple[bool, bool, tuple]]:
+    """Of each stage whether it is the first and the last one; of its dense and of its routed blocks, how many they are and how
+    many of them are computed again."""
+    found = []
+    for stage, of in enumerate(blocks):
+        each = range(of.start, min(of.stop, first)), range(max(of.start, first), of.stop)
+        again = (sum(1 for i in b if i % every == 0) if every > 1 else len(b) * every for b in each)
+        found.append((stage == 0, stage == len(blocks) - 1, tuple(zip(map(len, each), again, strict=True))))
+    return found
+
+
 def has_dropout(c: Config, attention: str) -> bool:
     """The GPT-2 family was trained with dropout, until flash attention came."""
     return c.norm == "layer" and attention == "unfused"
 
 
+# A unit that nobody shares.
+ALONE = (0, 1, False)
+
+
 def _unit(s: Strategy) -> tuple[int, int, bool]:
     """ZeRO's stage where it works in each micro-batch, its shards, and whether there are stages: then a scatter goes on beside
     other micro-batches."""
-    return (s.zero, s.shards, s.pp > 1) if s.zero >= 2 else (0, 1, False)
-
-
-def _made(kind: str, s: Strategy, unit: tuple[int, int, bool], again: bool) -> Part:
-    """The part of this kind."""
-    b = _Block(s, s.sizes)
-    if kind == "embedding":
-        return b.embedding(unit)
-    return b.head() if kind == "head" else b.block(kind == "routed", again, unit)
+    return (s.zero, s.shards, s.pp > 1) if s.zero >= 2 else ALONE
 
 
 class _Block:
@@ -178,14 +186,32 @@ class _Block:
         self.wide = self.b / 2
         self.dropout = has_dropout(self.c, s.attention)
 
-    def block(self, routed: bool, again: bool, unit: tuple[int, int, bool]) -> Part:
-        s, size = self.s, self.size.routed if routed else self.size.dense
-        recompute = "full" if again else s.recompute
+    def plain(self, kind: str, again: bool) -> Part:
+        """The part of this kind, which nobody shares."""
+        if kind == "embedding":
+            return self.embedding()
+        return self.head() if kind == "head" else self.block(kind == "routed", again)
+
+    def shared(self, kind: str, unit: tuple[int, int, bool]) -> Iterator[Transfer]:
+        """What ZeRO sends for it. With the embedding goes what of the root unit is gathered at the begin, and scattered at the
+        end."""
+        if kind == "embedding":
+            root = self.size.table.weights / self.t * (1 + self.size.held)
+            yield from (t for t in self._unit(root, unit) if t.verb != "all_gather" or t.phase == FORWARD)
+        elif kind != "head":
+            yield from self._unit(self._entries(kind == "routed"), unit)
+
+    def _entries(self, routed: bool) -> float:
+        """Of a block, on this rank."""
+        size = self.size.routed if routed else self.size.dense
+        return (size.weights - size.experts) / self.t + size.experts / (self.t * self.s.ep)
+
+    def block(self, routed: bool, again: bool) -> Part:
+        s, recompute = self.s, "full" if again else self.s.recompute
         forward = [*self._products(routed), *self._attention(), *self._passes(routed)]
-        entries = (size.weights - size.experts) / self.t + size.experts / (self.t * s.ep)
         operations = [*forward, *(op for f in forward for op in _backward(f))]
         fused = self.g if s.fused else 4 + 2 * self.g
-        operations.append(Operation("adding gradients", "pass", WEIGHTS, (fused * entries,)))
+        operations.append(Operation("adding gradients", "pass", WEIGHTS, (fused * self._entries(routed),)))
         attends = ("unfused", *ATTENTION)
         kinds = {"full": ("product", "pass", *attends), "selective": attends, "half": ("product",)}
         linear, softmax = [f for f in forward if f.kind == "product"], ("softmax", "dropout of attention")
@@ -194,20 +220,16 @@ class _Block:
                 times = 0.5 if recompute == "half" else 1
                 operations.append(f._replace(phase=AGAIN, times=f.times * times))
         sends = [*self._tp_sums(recompute == "full"), *self._cp_ring(recompute), *self._dispatch(routed, recompute == "full")]
-        sends += list(self._unit(entries, unit))
         more = 1 if s.fused else EAGER
         kernels = {FORWARD: BLOCK[0] * more, INPUT: BLOCK[1] * more - len(linear), WEIGHTS: len(linear)}
         kernels[AGAIN] = {"full": BLOCK[0] * more, "selective": 4, "half": len(linear) / 2}.get(recompute, 0)
         return Part("routed block" if routed else "block", tuple(operations), s.dtype, tuple(sends), _counted(kernels, sends))
 
-    def embedding(self, unit: tuple[int, int, bool]) -> Part:
-        """With what of ZeRO-3's root unit is gathered at the begin and scattered at the end."""
-        D, T, v = self.c.d_model, self.T, self.size.table.weights / self.t
+    def embedding(self) -> Part:
+        D, T = self.c.d_model, self.T
         operations = (Operation("embedding", "pass", FORWARD, (self.wide * 13 * T * D,)),
                       Operation("embedding", "pass", INPUT, (self.wide * 8 * T * D,)))  # fmt: skip
         sends = [self._sum(FORWARD)] * (self.t > 1)
-        root = v * (1 + self.size.held)
-        sends += [sent for sent in self._unit(root, unit) if sent.verb != "all_gather" or sent.phase == FORWARD]
         return Part(
             "embedding", operations, self.s.dtype, tuple(sends), _counted({FORWARD: EMBEDDING, INPUT: EMBEDDING}, sends)
         )
@@ -339,7 +361,7 @@ class _Block:
     def _unit(self, entries: float, unit: tuple[int, int, bool]) -> Iterator[Transfer]:
         """ZeRO-3 gathers a unit's weights before each use; it and ZeRO-2 scatter the sum of its gradients each micro-batch."""
         zero, shards, staged = unit
-        if zero < 2 or shards == 1:
+        if shards == 1:
             return
         if zero == 3:
             for phase in (FORWARD, INPUT):
@@ -363,7 +385,7 @@ def _backward(f: Operation) -> Operations:
         yield f._replace(phase=INPUT, shape=f.shape[1:] or (1.5 * f.shape[0],))
 
 
-def _counted(kernels: dict[str, float], sends: list[Transfer]) -> dict[str, float]:
+def _counted(kernels: dict[str, float], sends: Sequence[Transfer]) -> dict[str, float]:
     """Each verb is a kernel as well."""
     for sent in sends:
         kernels[sent.phase] = kernels.get(sent.phase, 0) + sent.calls

@@ -12,6 +12,8 @@ from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
+
 from plan import collectives
 from plan.account import PHASES, Account, Device, Part, Place, Transfer
 from plan.collectives import Group
@@ -60,9 +62,14 @@ def added(spents: Iterable[tuple[Spent, float]]) -> Spent:
         compute += n * spent.compute
         host += n * spent.host
         if spent.exposed is not _NONE:
-            exposed = [a + n * b for a, b in zip(exposed, spent.exposed, strict=True)]
-            hidden = [a + n * b for a, b in zip(hidden, spent.hidden, strict=True)]
-    return Spent(compute, tuple(exposed), tuple(hidden), host)
+            exposed, hidden = _and(exposed, n, spent.exposed), _and(hidden, n, spent.hidden)
+    return Spent(compute, exposed, hidden, host)
+
+
+def _and(a: tuple[float, ...], n: float, b: tuple[float, ...]) -> tuple[float, ...]:
+    """a + n b, of AXES: written out, as a search does it millions of times."""
+    (a0, a1, a2, a3, a4), (b0, b1, b2, b3, b4) = a, b
+    return a0 + n * b0, a1 + n * b1, a2 + n * b2, a3 + n * b3, a4 + n * b4
 
 
 class StageTimes(NamedTuple):
@@ -90,7 +97,17 @@ class Stages:
         first = [held[0] for held in self.held]
         self.ahead = [0.0, *accumulate(t.F for t in first[:-1])]
         self.behind = [0.0, *accumulate(t.B for t in first[:-1])]
-        self.talking = [_talking(s, rank) for rank in range(s.pp)]
+        self.talking = _talking(s.pp, s.rank_of)
+        self._bounds: dict[tuple[int, float, bool, bool], float] = {}
+
+    def bound(self, m: int, hop: float, skewed: bool, halved: bool) -> float:
+        """The least time of the busiest rank with m micro-batches: what it computes, after what it must wait for at its begin
+        (but where steps are `skewed`), and before what must follow at its end (but where backwards are `halved`)."""
+        if (known := self._bounds.get(key := (m, hop, skewed, halved))) is None:
+            ahead, behind, talking, F, B = map(np.array, (self.ahead, self.behind, self.talking, self.F, self.B))
+            around = 0.0 if skewed else ahead + hop * np.arange(len(F)) + (0.0 if halved else behind)
+            known = self._bounds[key] = max(0.0, float((m * (F + B + hop * talking) + around).max()))
+        return known
 
 
 class Tail(NamedTuple):
@@ -107,11 +124,14 @@ class Tail(NamedTuple):
         return self.exposed + self.tied + self.optimizer
 
 
-def _talking(s: Strategy, rank: int) -> int:
-    """Of a micro-batch, the operations of a rank of pp that take or make a message: forward and backward of each stage with a
-    neighbour on another rank."""
-    of, last = s.rank_of, s.stages - 1
-    return 2 * sum((n > 0 and of[n - 1] != rank) or (n < last and of[n + 1] != rank) for n in s.stages_of(rank))
+@lru_cache(1024)
+def _talking(pp: int, of: tuple[int, ...]) -> list[int]:
+    """Of a micro-batch, the operations of each rank of pp that take or make a message: forward and backward of each stage with
+    a neighbour on another rank. `of`: the rank of each stage."""
+    found, last = [0] * pp, len(of) - 1
+    for n, rank in enumerate(of):
+        found[rank] += 2 * ((n > 0 and of[n - 1] != rank) or (n < last and of[n + 1] != rank))
+    return found
 
 
 def axis_of(sent: Transfer) -> str:
@@ -127,6 +147,8 @@ class Clock:
         self._spent = lru_cache(8192)(self._part_spent)
         self._alike = lru_cache(4096)(self._stage_times)
         self._known: dict[Hashable, Stages] = {}
+        # By the operations' identity; they are held, so that no others get it.
+        self._took: dict[int, tuple[tuple, dict[str, dict[str, float]]]] = {}
 
     def group(self, axis: str, sizes: tuple[int, ...], shards: int = 1) -> Group:
         """The ranks that meet in a verb of this axis, or of several joined, of a mesh of these sizes. ZeRO's own: "shards" of
@@ -147,13 +169,21 @@ class Clock:
 
     def _computed(self, part: Part, phase: str) -> dict[str, float]:
         """Seconds of what is computed, by what may hide a transfer."""
-        found = {"launches": part.kernels.get(phase, 0) * self.device.kernel}
-        for op in part.operations:
-            if op.phase == phase:
+        return {"launches": part.kernels.get(phase, 0) * self.device.kernel} | self._operated(part)[phase]
+
+    def _operated(self, part: Part) -> dict[str, dict[str, float]]:
+        """Of the operations, by phase. Parts that differ in what they send share them."""
+        if (known := self._took.get(id(part.operations))) is None:
+            if len(self._took) >= KEPT:
+                self._took.clear()
+            found: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
+            for op in part.operations:
                 attends = op.kind == "unfused" or op.kind.startswith("flash")
                 kind = "attend" if attends else "products" if op.kind == "product" else "other"
-                found[kind] = found.get(kind, 0.0) + self.device.seconds(op, part.dtype)
-        return found
+                of = found[op.phase]
+                of[kind] = of.get(kind, 0.0) + self.device.seconds(op, part.dtype)
+            known = self._took[id(part.operations)] = part.operations, found
+        return known[1]
 
     def sent(self, part: Part, phase: str, sizes: tuple[int, ...], shards: int) -> list[tuple[Transfer, Group, float, float]]:
         """Of each transfer of a phase who meets, and its seconds: all, and those that are hidden."""
@@ -195,11 +225,16 @@ class Clock:
         if (known := self._known.get(key)) is None:
             if len(self._known) >= KEPT:
                 self._known.clear()
-            sizes = (1, s.data, s.ep, s.cp, s.tp)
-            each = [[self._alike(parts, sizes, s.shards, s.halved) for parts in self.account.parts(s, place)]
-                    for place in self.account.places(s)]  # fmt: skip
+            sizes = (1, s.dp, s.ep, s.cp, s.tp)
+            each = [self._of_place(self.account.parts(s, place), sizes, s) for place in self.account.places(s)]
             known = self._known[key] = Stages([max(of, key=lambda t: t.F + t.B) for of in zip(*each, strict=True)], s)
         return known
+
+    def _of_place(self, stages: list[tuple], sizes: tuple[int, ...], s: Strategy) -> list[StageTimes]:
+        """Of each stage. Few of them differ."""
+        times = {id(parts): parts for parts in stages}
+        times = {n: self._alike(parts, sizes, s.shards, s.halved) for n, parts in times.items()}
+        return [times[id(parts)] for parts in stages]
 
     def _stage_times(self, parts: tuple, sizes: tuple[int, ...], shards: int, halved: bool) -> StageTimes:
         each = [(self._spent(part, sizes, shards), n) for part, n in parts]

@@ -43,7 +43,11 @@ def _amount(text: str) -> float:
 
 
 def _above_zero(text: str) -> float:
-    if (value := _amount(text)) == 0:
+    try:
+        value = _amount(text)
+    except ValueError:
+        value = 0.0
+    if value == 0:
         raise ValueError("use a number above 0")
     return value
 
@@ -58,9 +62,11 @@ def _one_of(*values: str) -> Callable[[str], str]:
 
 
 def switch(text: str) -> bool:
-    if text.lower() not in (switches := {"0": False, "1": True, "off": False, "on": True, "false": False, "true": True}):
-        raise ValueError("use 0 or 1")
-    return switches[text.lower()]
+    switches = {"0": False, "1": True, "off": False, "on": True, "false": False, "true": True}
+    # Tables that other programs wrote may have 1.0.
+    if (said := text.lower().removesuffix(".0")) not in switches:
+        raise ValueError("use 0 or 1, off or on")
+    return switches[said]
 
 
 def _zero(text: str) -> int:

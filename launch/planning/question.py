@@ -24,6 +24,8 @@ from plan.machine import Machine
 from plan.strategy import Strategy
 
 Values = Mapping[str, object]
+# Heads and experts of a model: each is dealt to its rank.
+MOST_OF = 2**14
 LLAMA3 = {"context": 8192, "rope": Rope(128, 500000.0)}
 # As their authors' papers or config.json files say; GPT-3 with the vocabulary that Megatron-LM trains it with.
 KNOWN = {
@@ -107,7 +109,10 @@ def _overridden(base: Config, given: dict) -> Config:
 
 
 def _checked(c: Config) -> Config:
-    """Raises ValueError for sizes that do not go together."""
+    """Raises ValueError for sizes that do not go together, or that nobody could build."""
+    counts = {"heads": c.heads, "experts": c.experts.count if c.experts is not None else 0}
+    if most := [what for what, n in counts.items() if n > MOST_OF]:
+        raise ValueError(f"--{most[0]} {counts[most[0]]} are too many to be built: use at most {MOST_OF}")
     E = c.d_head or (c.d_model // c.heads if c.d_model % c.heads == 0 else None)
     if E is None:
         raise ValueError(
@@ -175,6 +180,8 @@ def _made(cls: type, values: dict, where: str) -> object:
 
 def machine_of(values: Values, machine: Machine | None = None) -> Machine:
     """The machine of that name, with what is given beside it."""
+    if machine is None and values.get("machine") is None:
+        raise ValueError(f"no machine: give one of {', '.join(machines.known())}, or a FILE.toml")
     m = machine or _machine(str(values["machine"]))
     if (n := values.get("node_gbs")) is not None:
         m = machines.changed(m, "node_gbs", n / m.between.node_gbs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.options import UsageError
-from launch.planning import columns, question
+from launch.planning import columns, here, question
 from launch.planning.told import rank_number
 from parallel.shard import AXES
 from plan.scores import Row, Score, score
@@ -34,6 +34,16 @@ class Predicted(NamedTuple):
     @property
     def failed(self) -> int:
         return sum(1 for e in self.estimates if e is None)
+
+
+def require(account: str | None, given: Mapping[str, object]) -> None:
+    """Raises UsageError, or ValueError, for options that no row could use."""
+    if account == "ours":
+        raise UsageError("--account ours measures these ranks, --table is about GPUs: use --account theirs, or leave it out")
+    if given.get("machine") == here.NAME:
+        raise UsageError("--machine here measures one layout at a time, --table has many: use a GPU, as in --machine h100-sxm")
+    if "machine" in given:
+        question.machine_of(given)
 
 
 def read(path: Path) -> Table:

@@ -109,7 +109,7 @@ def _rows(planner: Planner, e: Estimate, rank: int) -> list[dict]:
     found: dict[tuple, dict] = {}
     place = planner.account.places(s)[0]
     parts = planner.account.parts(s, place)
-    inside, whole = (1, s.data, s.ep, s.cp, s.tp), (s.pp, s.dp, s.ep, s.cp, s.tp)
+    inside, whole = (1, s.dp, s.ep, s.cp, s.tp), (s.pp, s.dp, s.ep, s.cp, s.tp)
     for stage in s.stages_of(rank):
         for part, n in parts[stage]:
             for phase in PHASES:

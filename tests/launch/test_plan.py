@@ -92,7 +92,9 @@ def test_tables_keep_their_columns_and_say_what_cannot_be(comm, tmp_path):
     path, out = tmp_path / "rows.csv", tmp_path / "predicted.csv"
     if comm.rank == 0:
         lines = rows("korthikanti")[:2]
-        bad = [{**lines[0], **wrong} for wrong in ({"tp": "7"}, {"schedule": "2f2b"}, {"dp": "3"})]
+        wrong = ({"tp": "7"}, {"schedule": "2f2b"}, {"dp": "3"}, {"machine": ""}, {"layers": "50000", "pp": "50000"},
+                 {"heads": "1000000", "d_model": "1000000"}, {"sequence_parallel": "1.0", "overlap": "0.0"})  # fmt: skip
+        bad = [{**lines[0], **cells} for cells in wrong]
         with open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, lines[0])
             writer.writeheader()
@@ -100,8 +102,8 @@ def test_tables_keep_their_columns_and_say_what_cannot_be(comm, tmp_path):
     comm.barrier()
     path, out = comm.bcast(path), comm.bcast(out)
     got = inside(comm, "plan", "--table", path, "--output", out, "--json")
-    assert (got["mode"], got["table"]["rows"], got["table"]["failed"]) == ("table", 5, 2)
-    assert got["score"]["rows"] == 3
+    assert (got["mode"], got["table"]["rows"], got["table"]["failed"]) == ("table", 9, 5)
+    assert got["score"]["rows"] == 4
     if comm.rank == 0:
         with open(out) as file:
             written = list(csv.DictReader(file))
@@ -112,6 +114,9 @@ def test_tables_keep_their_columns_and_say_what_cannot_be(comm, tmp_path):
         assert written[3]["predicted_iteration_seconds"] == ""
         assert written[3]["predicted_error"].startswith("schedule '2f2b': use one of gpipe, 1f1b, interleaved, zb-h1")
         assert written[4]["predicted_error"] == "cannot deal 4 sequences to 3 data ranks x micro-batch 4: use 1"
+        assert written[5]["predicted_error"].startswith("no machine: give one of a100-40gb, ")
+        assert written[6]["predicted_error"].startswith("50000 stages are too many to be timed")
+        assert written[7]["predicted_error"] == "--heads 1000000 are too many to be built: use at most 16384"
 
 
 @pytest.mark.mpi(max_size=1)
@@ -178,6 +183,13 @@ REFUSED = {
     "size": (("--collective", "send", "--bytes", "1MX", *A100), "'1MX' is no size: use for instance 1MiB"),
     "zero over": ((*TOY_A100, "--batch", "8", "--mesh", "dp=8", "--zero", "3", "--zero-over", "3"),
                   "error: cannot shard 8 data ranks in groups of 3"),
+    "two questions": (("--verify", "--what-if", "zero=1"), "error: --what-if does nothing with --verify: leave --what-if out"),
+    "a verb of a mesh": (("--collective", "send", *A100, "--mesh", "dp=8"), "error: --mesh does nothing with --collective"),
+    "ours in a table": (("--table", "nowhere.csv", "--account", "ours"), "error: --account ours measures these ranks"),
+    "these ranks in a table": (("--table", "nowhere.csv", "--machine", "here"), "error: --machine here measures one layout"),
+    "verify on a GPU": (("--verify", *A100), "error: --verify is about these ranks, not --machine a100-80gb"),
+    "write a GPU": ((*TOY_A100, "--batch", "2", "--write-machine", "x.toml"), "error: --write-machine is about these ranks"),
+    "no bandwidth": ((*TOY_A100, "--batch", "2", "--node-gbs", "inf"), "'inf': use a number above 0"),
     "own plan": ((*TOY_A100, "--batch", "8", "--mesh", "pp=2", "--plan", "nowhere.txt"), "error: --plan nowhere.txt: No such"),
 }  # fmt: skip
 

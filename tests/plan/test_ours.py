@@ -34,6 +34,9 @@ LAYOUTS = [
     {"dp": 2, "cp": 2, "zero": 2, "micro_batch": 8},
     {"pp": 2, "schedule": "zb-v", "chunks": 2, "micro_batch": 2, "recompute": "full"},
     {"tp": 2, "dp": 2, "zero": 3, "sequence_parallel": True, "micro_batch": 4},
+    {"pp": 2, "dp": 2, "zero": 3, "micro_batch": 1},
+    {"pp": 2, "dp": 2, "zero": 3, "schedule": "zb-v", "chunks": 2, "micro_batch": 1},
+    {"pp": 2, "dp": 2, "zero": 2, "schedule": "zb-h1", "micro_batch": 1, "overlap": False},
 ]
 
 
@@ -57,11 +60,38 @@ def test_parts_add_up_to_the_step(layout):
     assert all(told.products[shape] >= n for shape, n in made.items())
     # Attention's, block by block, are stacks; here of one head they are not.
     assert {shape for shape in told.products - made if shape[3] == 1 and shape in made} <= {(16, 16, 8, 1), (8, 16, 16, 1)}
+    # What a micro-batch has of what ZeRO sends is a share of it.
+    sent = Counter({key: round(n) for key, n in sent.items()})
     for verb, axis in sent:
         exact = sum(n for (v, a, _), (_, n) in told.sent.items() if (v, a) == (verb, axis.replace(",", "*")))
         assert sent[verb, axis] == exact, (verb, axis)
     assert account.memory(s, 0, {}) == dict.fromkeys(account.memory(s, 0, {}), 0) | told.memory
     assert account.in_flight(s, 0) == told.in_flight
+
+
+def within(s):
+    """Of the parts of rank 0, in one micro-batch: calls over data axes, by verb and phase."""
+    found = Counter()
+    for stage in s.stages_of(0):
+        for part, n in Ours().parts(s, {})[stage]:
+            for t in part.transfers:
+                if t.axis == "dp":
+                    assert t.beside == "unit"
+                    found[t.verb, t.phase] += n * t.calls
+    return found
+
+
+def test_weights_are_gathered_and_gradients_leave_where_residence_says():
+    """Four blocks and the root, four micro-batches: the last block of a forward stays for its own backward, and the root from
+    the first forward to the last backward that waits."""
+    one = within(strategy(dp=2, zero=3, micro_batch=2))
+    assert one == {("all_gather", "forward"): 5, ("all_gather", "input"): 3, ("reduce_scatter", "input"): 5}
+    assert within(strategy(dp=2, zero=2, micro_batch=2)) == {("reduce_scatter", "input"): 5}
+    assert not within(strategy(dp=2, zero=1, micro_batch=2))
+    # In halves, gradients leave after the second.
+    halves = within(strategy(dp=2, pp=2, zero=3, micro_batch=2, schedule="zb-h1"))
+    assert halves["reduce_scatter", "weights"] > 0
+    assert halves["reduce_scatter", "input"] == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
