@@ -202,6 +202,10 @@ class Cluster:
         own = ROOT.relative_to("/tmp").parts[0] if ROOT.is_relative_to("/tmp") else ""
         for host in (FRONT, *self.hosts):
             root = Path(f"/proc/{self.process(host)}/root")
+            # A host that is dead has none.
+            if not (root / "dev/shm").exists():
+                found[host] = []
+                continue
             files = [f"/{folder}/{name}" for folder in ("dev/shm", "tmp") for name in os.listdir(root / folder) if name != own]
             found[host] = files + ([] if host == FRONT else self._processes(host))
         return found
