@@ -250,6 +250,8 @@ def outcome(
     problem = first_problem(problems, hosts) or alike.difference(
         all_given, lambda names: control.everyone({name: given.digest(name) for name in names})
     )
+    if problem is None and not helped and any(hosts):
+        problem = targets.unshared(args, comm.rank, control.everyone)
     if problem is not None:
         if comm.rank == 0:
             print(f"error: {problem}", file=sys.stderr, flush=True)
