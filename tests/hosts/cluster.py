@@ -91,7 +91,8 @@ class Cluster:
         hosts = [f"h{n}" for n in range(1, count + 1)]
         addresses = [f"10.77.0.254 {FRONT} {os.uname().nodename}", *(f"10.77.0.{n} h{n}" for n in range(1, count + 1))]
         (self.state / "hosts").write_text("\n".join(["127.0.0.1 localhost", *addresses, ""]))
-        (self.state / "root").write_text(str(ROOT))
+        if not tied:
+            (self.state / "root").write_text(str(ROOT))
         self._holder(FRONT, tied, shm)
         for host in hosts:
             self._holder(host, tied, shm, "--ipc", "--pid", "--kill-child", "--mount-proc")
@@ -268,7 +269,7 @@ def swept() -> None:
 
 
 def of_this_folder() -> Mapping[str, Cluster]:
-    """The clusters that were made from this copy of the project, by name."""
+    """The clusters that were made to stay, from this copy of the project, by name."""
     made = {}
     for cluster in all_clusters():
         with suppress(OSError):
