@@ -56,15 +56,19 @@ _port = 0
 # --- what a rank calls
 
 
-def begin() -> None:
-    """Fork this host's courier, on the first of its ranks. To be called before threads and MPI: nothing of theirs is copied."""
+def begin() -> str | None:
+    """Fork this host's courier, on the first of its ranks. To be called before threads and MPI: nothing of theirs is copied.
+    Returns what is wrong with the port that was given, if anything is."""
     global _link, _port
     if not hasattr(os, "pidfd_open"):
-        return
+        return None
+    port = os.environ.get(PORT, "0")
+    if not port.isdecimal() or int(port) > 65535:
+        return f"{PORT}={port} is no port: use a number from 1024 to 65535, or leave it out"
     try:
-        listening = socket.create_server(("", int(os.environ.get(PORT, "0"))), backlog=128)
-    except (OSError, ValueError):
-        return
+        listening = socket.create_server(("", int(port)), backlog=128)
+    except OSError as error:
+        return f"{PORT}={port}: {error.strerror}: use another port, or leave it out"
     parent = os.pidfd_open(os.getpid())
     ours, theirs = socket.socketpair()
     if os.fork() == 0:
@@ -73,6 +77,7 @@ def begin() -> None:
     for each in (theirs, listening):
         each.close()
     os.close(parent)
+    return None
 
 
 def join(comm: MPI.Intracomm, recorder: Recorder, stack_signal: int) -> None:

@@ -78,7 +78,8 @@ def keep() -> None:
         # Slow to import, and seldom needed.
         from launch.process import courier
 
-        courier.begin()
+        if problem := courier.begin():
+            refuse(problem)
     swept()
 
 

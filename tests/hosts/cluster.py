@@ -175,9 +175,10 @@ class Cluster:
         ranks, many = int(command[command.index("-n") + 1]), len(self.hosts)
         counts = counts or [ranks // many + (n < ranks % many) for n in range(many)]
         places = ",".join(f"{host}:{count}" for host, count in zip(self.hosts, counts, strict=True) if count)
-        if by_turns:
-            places = ",".join(f"{self.hosts[r % many]}:1" for r in range(ranks))
-        launcher = ["-launcher", "ssh", "-launcher-exec", str(ENTER), "-iface", "bridge", "-hosts", places]
+        # A host that is named twice would be two.
+        turns = ["-ppn", "1"] if by_turns else []
+        places = ",".join(self.hosts) if by_turns else places
+        launcher = ["-launcher", "ssh", "-launcher-exec", str(ENTER), "-iface", "bridge", "-hosts", places, *turns]
         return self.on(FRONT, [command[0], *launcher, *command[1:]])
 
     def link(self, host: str, up: bool) -> None:
