@@ -51,7 +51,7 @@ def leaves(it: object, path: str = "") -> Iterator[tuple[str, object]]:
 def typed(name: str, hosts: int, where: str, shared: Path) -> list[str]:
     words, _ = COMMANDS[name]
     words = words.format(hosts=hosts, where=where, shared=shared, batch=24 * 12)
-    return ["-n", str(2 * hosts), sys.executable, "-m", *words.split(), "--deterministic", "--json"]
+    return ["-n", str(2 * hosts), sys.executable, "-m", *words.split(), "--deterministic", "--timeout", "300", "--json"]
 
 
 def ran(command: Sequence[str]) -> tuple[dict, float]:
