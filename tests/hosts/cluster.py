@@ -201,8 +201,15 @@ class Cluster:
         # Seen from the bridge's end.
         return counts["rx"]["bytes"], counts["tx"]["bytes"]
 
-    def left(self) -> dict[str, list[str]]:
-        """What there is on each host but its own: files in /dev/shm and /tmp, and processes."""
+    def left(self, patience: float = 0.0) -> dict[str, list[str]]:
+        """What there is on each host but its own: files in /dev/shm and /tmp, and processes; what is still there after so many
+        seconds."""
+        deadline = time.monotonic() + patience
+        while any((found := self._left()).values()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
+
+    def _left(self) -> dict[str, list[str]]:
         found = {}
         own = ROOT.relative_to("/tmp").parts[0] if ROOT.is_relative_to("/tmp") else ""
         for host in (FRONT, *self.hosts):

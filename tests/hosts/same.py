@@ -86,7 +86,7 @@ def main() -> int:
             if not any(part in name for part in args.only.split(",")):
                 continue
             numbers, apart, (alone, together) = compared(cluster, name)
-            left = {host: what for host, what in cluster.left().items() if what}
+            left = {host: what for host, what in cluster.left(patience=2).items() if what}
             verdict = f"{len(apart)} DIFFER" if apart else "all the same"
             print(
                 f"{name}: {numbers} numbers, {verdict}; {alone:.1f} s on one host, {together:.1f} s on {args.hosts}", flush=True

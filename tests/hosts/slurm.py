@@ -108,7 +108,9 @@ def main() -> int:
         slurm = Slurm(cluster, args.cpus)
         print(f"Slurm is there after {slurm.ready():.1f} s", file=sys.stderr, flush=True)
         status = subprocess.run(slurm.on_front(words), env=environment(), cwd=ROOT, check=False).returncode
-        left = {host: [each for each in what if not each.startswith("slurm")] for host, what in cluster.left().items()}
+        left = {
+            host: [each for each in what if not each.startswith("slurm")] for host, what in cluster.left(patience=0.5).items()
+        }
         print(f"status {status}, left {left}", file=sys.stderr)
         return status
 

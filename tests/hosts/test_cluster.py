@@ -38,10 +38,10 @@ def test_hosts_are_apart_and_side_by_side():
 @pytest.mark.limit(180)
 def test_ranks_of_two_hosts_compute_what_those_of_one_do(tmp_path):
     with Cluster.up(2) as cluster:
-        numbers, apart, _ = same.compared(cluster, "train, dp over hosts")
+        numbers, apart, _ = same.compared(cluster, "dp_train")
         assert numbers > 100
         assert apart == []
-        assert not any(cluster.left().values())
+        assert not any(cluster.left(patience=2).values())
 
 
 def test_what_is_asked_by_hand_is_refused_in_a_line():
