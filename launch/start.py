@@ -57,7 +57,7 @@ from parallel.guard import Agreement  # noqa: E402
 from parallel.mesh import Mesh  # noqa: E402
 from parallel.ordered import OrderedAxis  # noqa: E402
 from parallel.owned import Owned  # noqa: E402
-from parallel.recorder import LEFT_MAIN  # noqa: E402
+from parallel.slot import LEFT_MAIN  # noqa: E402
 from parallel.watch import fault  # noqa: E402
 from parallel.watch.finite import Finite  # noqa: E402
 from parallel.watch.messages import Messages  # noqa: E402
@@ -246,10 +246,12 @@ def outcome(
         except UsageError as error:
             problem = str(error)
     trace = unwritten = None
-    problems, all_given = zip(*control.everyone((problem, given)), strict=True)
-    problem = first_problem(problems) or alike.difference(
+    problems, all_given, hosts = zip(*control.everyone((problem, given, launcher.host())), strict=True)
+    problem = first_problem(problems, hosts) or alike.difference(
         all_given, lambda names: control.everyone({name: given.digest(name) for name in names})
     )
+    if problem is None and not helped and any(hosts):
+        problem = targets.unshared(args, comm.rank, control.everyone)
     if problem is not None:
         if comm.rank == 0:
             print(f"error: {problem}", file=sys.stderr, flush=True)
@@ -277,10 +279,11 @@ def outcome(
     return status
 
 
-def first_problem(problems: Sequence[str | None]) -> str | None:
-    """Of what every rank has found: the first, led by its rank where it is not rank 0, which alone looks at some things."""
+def first_problem(problems: Sequence[str | None], hosts: Sequence[str]) -> str | None:
+    """Of what every rank has found: the first, led by its rank where it is not rank 0, which alone looks at some things.
+    `hosts`: of every rank, where there are several; else ""."""
     rank, problem = next(((r, p) for r, p in enumerate(problems) if p is not None), (0, None))
-    return f"rank {rank}: {problem}" if rank else problem
+    return f"rank {rank}{hosts[rank] and f' on {hosts[rank]}'}: {problem}" if rank else problem
 
 
 def _to_the_end_of_all(main: Main) -> Main:
