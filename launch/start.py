@@ -82,7 +82,8 @@ def _begin() -> Ending:
     _keep_freed_memory()
     # It does so already where a keeper is there.
     keeper.swept()
-    MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    with _signals.held():
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
     atexit.register(lambda: MPI.Is_finalized() or MPI.Finalize())
     comm = MPI.COMM_WORLD
     _check_size(comm)
