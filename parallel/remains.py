@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-# Patterns of whole paths. What MPICH names, and keeps until its own orderly end: memory that the ranks of a host share (versions
+# Patterns of whole paths. What MPICH names, and keeps until its own orderly end: memory that ranks of a host share (versions
 # before 5 call it shar_tmp), and the host's topology, which its launcher writes for them, in this folder whatever TMPDIR says.
 # What UCX and Open MPI name.
 SHARED = r"/dev/shm/mpich_((shm|vci)_[0-9a-f]+_\d+|shar_tmp\w{6})"
@@ -98,7 +98,7 @@ def _wait_and_sweep(parents: int, names: tuple[str, ...], begun: float, patience
 
 
 def sweep(names: tuple[str, ...], since: float = 0.0, until: float = float("inf")) -> bool:
-    """Remove the files and folders of this user whose whole paths are like one of these patterns, were changed in this time, and
+    """Remove the files and folders of this user whose whole paths fit one of these patterns, were changed in this time, and
     are held by no process. Returns whether there were any, held or not."""
     found = set()
     for pattern in names:

@@ -42,7 +42,6 @@ _REPORTED, _EXPLAINED = 0, 1
 _shared: mmap.mmap | None = None
 # In the environment of a rank, and so of all that it starts.
 KEPT = "RANKWISE_KEPT"
-BY_OPEN_MPI = "OMPI_COMM_WORLD_SIZE" in os.environ
 # When this module was imported, in seconds since 1970.
 _begun = time()
 # The process that sweeps if this one is killed, while there is one; what started the keepers of this host; the name of the rank
@@ -84,14 +83,14 @@ def swept() -> None:
     """From now until MPI runs, what it has named is removed if this rank is killed. One rank of a host is enough for that."""
     global _sweeper
     if not _sweeper and launcher.local_rank() == 0:
-        _sweeper = remains.sweeper(remains.MPI_NAMES, _begun - remains.BEFORE if BY_OPEN_MPI else None)
+        _sweeper = remains.sweeper(remains.MPI_NAMES, _begun - remains.BEFORE if launcher.by_open_mpi() else None)
 
 
 def reported() -> None:
     """MPI runs, and nothing of it has a name: from now on the other ranks notice the end of this one, and report it. What Open
     MPI's launcher has named stays for as long as it runs, and so does the sweeper."""
     global _sweeper
-    if not BY_OPEN_MPI:
+    if not launcher.by_open_mpi():
         remains.dismiss(_sweeper)
         _sweeper = 0
     if _shared is not None:
@@ -223,7 +222,7 @@ def _end_all(why: str, status: int) -> NoReturn:
     sleep(PASSED_ON)
     _ask_for_the_end(status)
     # Any launcher ends all when a signal has killed one; Open MPI's also for a status.
-    if BY_OPEN_MPI:
+    if launcher.by_open_mpi():
         _outlive(os.getppid())
         os._exit(status)
     _die(signal.SIGKILL)

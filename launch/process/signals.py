@@ -17,7 +17,7 @@ from time import sleep
 from types import FrameType
 from typing import NoReturn
 
-from launch.process import keeper, launcher, words
+from launch.process import keeper, words
 
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -48,7 +48,7 @@ class Signals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """While a library holds the interpreter, and no thread listens, a signal ends the rank at once, and its keeper speaks."""
+        """While MPI holds the interpreter, and no thread listens, a signal ends the rank at once, and its keeper speaks."""
         ours = [n for n in words.SAID if keeper.watches() and signal.getsignal(n) == self._pass_on]
         for number in ours:
             signal.signal(number, signal.SIG_DFL)

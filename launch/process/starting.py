@@ -27,7 +27,7 @@ class Others:
         self._missed = 0
 
     def gone(self) -> int | None:
-        """A rank that has ended, or never came, and had no keeper to say so; None while there is none. To be asked each LOOK."""
+        """A rank that has ended, or never came, and had no keeper to say so; None if there is none. To be asked each LOOK."""
         if self._local < 2:
             return None
         there, known = set(_children(self._parent)), len(self._ranks)

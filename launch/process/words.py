@@ -23,7 +23,8 @@ def how(code: int) -> str:
     if code >= 0:
         return f"has left by os._exit({code}), its own or a library's,"
     known = -code in {s.value for s in signal.Signals}
-    return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}{_lacked() if -code == signal.SIGBUS else ''}"
+    lacked = _lacked() if -code == signal.SIGBUS else ""
+    return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}{lacked}"
 
 
 def _lacked() -> str:
@@ -36,7 +37,7 @@ def _lacked() -> str:
 
 
 def said(number: int) -> str:
-    """What the rank says that speaks of this signal. Ctrl-C is for all; SIGTERM may have been sent to this one among several."""
+    """What a rank says of this signal. Ctrl-C is for all; SIGTERM may have been sent to this one among several."""
     several = number == signal.SIGTERM and (launcher.size() or 1) > 1
     return f"{name()} was {SAID[number]}" if several else SAID[number]
 
