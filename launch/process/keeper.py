@@ -160,9 +160,9 @@ def _wait(rank: int) -> NoReturn:
         signal.signal(number, lambda n, _: asked.append(n))
     others = starting.Others(_launcher)
     signal.signal(signal.SIGALRM, lambda *_: _look(rank, others))
-    signal.setitimer(signal.ITIMER_REAL, starting.LOOK, starting.LOOK)
+    signal.setitimer(signal.ITIMER_REAL, starting.LOOK)
     ended = os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
     # Where a library has had the launcher end all, in starting MPI, the rank has left by itself all the same.
     itself = ended.si_code == os.CLD_EXITED and not _shared[_REPORTED]
     explained = bool(_shared[_EXPLAINED] or (asked and not itself))
@@ -171,7 +171,7 @@ def _wait(rank: int) -> NoReturn:
     _, status = os.waitpid(rank, 0)
     code = os.waitstatus_to_exitcode(status)
     if -code in words.SAID and not _shared[_REPORTED]:
-        _end_by(-code)
+        _end_by(-code, -code in asked)
     if not explained:
         when = "" if _shared[_REPORTED] else " before MPI ran"
         _end_all(f"{words.name()} {words.how(code)}{when}", 128 - code if code < 0 else code or 1)
@@ -182,26 +182,27 @@ def _wait(rank: int) -> NoReturn:
     os._exit(code)
 
 
-def _end_by(number: int) -> NoReturn:
-    """A signal has ended the rank in starting MPI, where it cannot listen."""
-    if not first_to_speak():
+def _end_by(number: int, asked: bool) -> NoReturn:
+    """A signal has ended the rank while MPI started, when it cannot listen. `asked`: the keeper has got it too, as all do of
+    Open MPI's launcher when another rank has ended."""
+    speaks = first_to_speak() and not (asked and launcher.by_open_mpi() and number == signal.SIGTERM)
+    if not speaks:
         sleep(AFTER_THE_FIRST)
-        _end_all("", 128 + number)
-    _end_all(words.said(number), 128 + number)
+    _end_all(words.said(number) if speaks else "", 128 + number)
 
 
 def _look(rank: int, others: starting.Others) -> None:
-    """At what happens until MPI runs."""
+    """At what happens until MPI runs; again and again."""
     if _shared[_REPORTED]:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    elif (gone := others.gone()) is not None and first_to_speak():
+        return
+    if (gone := others.gone()) is not None and first_to_speak():
         _end_all(f"{words.name(gone)} ended before it ran the command: what it printed, if anything, says why", 1)
-    elif time() - _begun > START_LIMIT:
+    if time() - _begun > START_LIMIT:
         _too_late(rank)
+    signal.setitimer(signal.ITIMER_REAL, starting.LOOK)
 
 
-def _too_late(rank: int) -> None:
-    signal.setitimer(signal.ITIMER_REAL, 0)
+def _too_late(rank: int) -> NoReturn:
     stopped = os.waitid(os.P_PID, rank, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
     if not stopped:
         # The keeper of a rank that is stopped says so first.
@@ -212,7 +213,6 @@ def _too_late(rank: int) -> None:
 
 def _end_all(why: str, status: int) -> NoReturn:
     """Print why, and have the launcher end all ranks with this status."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
     if not _shared[_REPORTED]:
         # Other ranks may still be making what this one has named.
         remains.sweeper(remains.MPI_NAMES, _begun)

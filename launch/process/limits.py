@@ -15,7 +15,7 @@ ADDRESSES = 264
 
 
 def too_small() -> str | None:
-    """The limit with which MPI cannot start on this rank, and what would do; None if there is none. To be asked before NumPy."""
+    """The limit with which MPI cannot start on this rank, and what would do; None if there is none. For use before NumPy."""
     try:
         import resource
     except ImportError:

@@ -26,11 +26,13 @@ AS_ROOT = {
 }
 # A run's mark is in the environment of its processes, and of all that they start.
 MARK = "RANKWISE_TEST_RUN"
+# Many times what they take, as others may have the cores.
+GONE = 10.0
 
 
 @dataclass(frozen=True)
 class Seen:
-    """`status` None: still running after the limit. `left`: processes that were there 2 s after the launcher had gone."""
+    """`status` None: still running after the limit. `left`: processes that were there GONE seconds after the launcher."""
 
     command: str
     status: int | None
@@ -98,7 +100,7 @@ def run(
             status = None
         seconds = time.monotonic() - begun
         left = marked(mark)
-        deadline = time.monotonic() + (2 if status is not None else 0)
+        deadline = time.monotonic() + (GONE if status is not None else 0)
         while left and time.monotonic() < deadline:
             time.sleep(0.05)
             left = marked(mark)
