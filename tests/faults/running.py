@@ -61,7 +61,10 @@ def marked(mark: str) -> list[int]:
 
 def _named(pid: int) -> str:
     with suppress(OSError):
-        return f"{pid}: {Path(f'/proc/{pid}/cmdline').read_bytes().decode().replace(chr(0), ' ')}"
+        parent, session, *times = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[i] for i in (1, 3, 11, 12))
+        waits = Path(f"/proc/{pid}/wchan").read_text()
+        how = f"child of {parent}, session {session}, {'+'.join(times)} ticks of CPU, in {waits}"
+        return f"{pid} ({how}): {Path(f'/proc/{pid}/cmdline').read_bytes().decode().replace(chr(0), ' ')}"
     return str(pid)
 
 

@@ -47,6 +47,6 @@ if _planted.get("rank") in (_rank, "every"):
     else:
         # The rank is the child of the process that the launcher has started.
         _killers = []
-        os.register_at_fork(after_in_child=_to_be_killed)
+        os.register_at_fork(after_in_child=_to_be_killed, after_in_parent=lambda: _killers.append(0))
 elif "late" in _planted:
     sys.meta_path.insert(0, _Endless)
