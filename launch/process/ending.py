@@ -66,6 +66,7 @@ class Ending:
             # Too late: the others are already being ended.
             self.quietly()
         atexit.unregister(self.over)
+        keeper.swept_no_more()
         self._expected()
         if self._watchdog is not None:
             self._watchdog.stop()

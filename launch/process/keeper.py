@@ -31,6 +31,8 @@ OBEYED = 1.0
 PASSED_ON = 0.2
 # Seconds for the first rank that fails to end all, before another one does so without a word: where all fail, one says it.
 AFTER_THE_FIRST = 0.4
+# Seconds for all ranks to be gone that hold names when their launcher is.
+ALL_GONE = 5.0
 # Seconds until MPI must run on all ranks.
 START_LIMIT = 60.0
 # Launchers send these to the group of the process that they started: the rank has them already.
@@ -83,18 +85,24 @@ def swept() -> None:
     """From now until MPI runs, what it has named is removed if this rank is killed. One rank of a host is enough for that."""
     global _sweeper
     if not _sweeper and launcher.local_rank() == 0:
-        _sweeper = remains.sweeper(remains.MPI_NAMES, _begun - remains.BEFORE if launcher.by_open_mpi() else None)
+        since, patience = (_begun - remains.BEFORE, ALL_GONE) if launcher.by_open_mpi() else (None, remains.PATIENCE)
+        _sweeper = remains.sweeper(remains.MPI_NAMES, since, patience)
 
 
 def reported() -> None:
-    """MPI runs, and nothing of it has a name: from now on the other ranks notice the end of this one, and report it. What Open
-    MPI's launcher has named stays for as long as it runs, and so does the sweeper."""
-    global _sweeper
+    """MPI runs, and nothing of it has a name: from now on the other ranks notice the end of this one, and report it. Names of
+    Open MPI stay to the end, and so does the sweeper."""
     if not launcher.by_open_mpi():
-        remains.dismiss(_sweeper)
-        _sweeper = 0
+        swept_no_more()
     if _shared is not None:
         _shared[_REPORTED] = 1
+
+
+def swept_no_more() -> None:
+    """Whoever has named something removes it."""
+    global _sweeper
+    remains.dismiss(_sweeper)
+    _sweeper = 0
 
 
 def expected() -> None:
