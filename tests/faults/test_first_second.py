@@ -39,8 +39,8 @@ def at_random(seed: int) -> tuple[int, int, str, bool]:
 
 # MiB of addresses, and descriptors: too few for imports, for MPI, for its ending, for a product.
 SCARCE = thinned(
-    [f"memory={n}" for n in (60, 100, 150, 170, 200, 240, 280, 320, 360)] + [f"files={n}" for n in range(8, 36, 2)],
-    ["memory=60", "memory=280", "files=14", "files=34"],
+    [f"memory={n}" for n in (60, 100, 150, 170, 200, 240, 270, 320, 360)] + [f"files={n}" for n in range(8, 36, 2)],
+    ["memory=60", "memory=270", "files=14", "files=34"],
 )
 # Less than this is refused, whatever a launcher passes on.
 SURELY = {"memory": 264, "files": 26}
