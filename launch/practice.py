@@ -22,7 +22,7 @@ from typing import NoReturn
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
-from launch.process import launcher, signals  # noqa: E402
+from launch.process import launcher, signals, words  # noqa: E402
 from launch.terminal import targets  # noqa: E402
 from launch.terminal.help import Parser, epilog  # noqa: E402
 from launch.terminal.printable import in_any_encoding  # noqa: E402
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         # The terminal has put ^C into the line.
-        print(f"\n{signals.SAID[signal.SIGINT]}", file=sys.stderr)
+        print(f"\n{words.SAID[signal.SIGINT]}", file=sys.stderr)
         return signals.status_of(signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -172,8 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def ended(number: int, frame: FrameType | None) -> NoReturn:
-    if number in signals.SAID:
-        print(signals.SAID[number], file=sys.stderr)
+    if number in words.SAID:
+        print(words.SAID[number], file=sys.stderr)
     sys.exit(signals.status_of(number))
 
 

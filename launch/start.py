@@ -82,7 +82,8 @@ def _begin() -> Ending:
     _keep_freed_memory()
     # It does so already where a keeper is there.
     keeper.swept()
-    MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    with _signals.held():
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
     atexit.register(lambda: MPI.Is_finalized() or MPI.Finalize())
     comm = MPI.COMM_WORLD
     _check_size(comm)
@@ -113,9 +114,8 @@ def _check_launcher() -> None:
     """Refuse another MPI's mpirun, before MPI starts: each rank would take itself for the only one."""
     started = launcher.size()
     vendor = MPI.get_vendor()[0]
-    by_open_mpi = "OMPI_COMM_WORLD_SIZE" in os.environ
-    if started is not None and by_open_mpi != (vendor == "Open MPI"):
-        whose = "Open MPI's mpirun" if by_open_mpi else "the mpirun of another MPI"
+    if started is not None and launcher.by_open_mpi() != (vendor == "Open MPI"):
+        whose = "Open MPI's mpirun" if launcher.by_open_mpi() else "the mpirun of another MPI"
         keeper.refuse(f"{whose} started {started} ranks, but this Python's MPI is {vendor}: {_USE_ITS_OWN}")
     if launcher.absent():
         keeper.refuse(f"PMI_SIZE is {started}, but no launcher has set it: unset it, or {_USE_ITS_OWN}")

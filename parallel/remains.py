@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import select
 import signal
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-# What MPICH names, and keeps until its own orderly end: memory that the ranks of a host share, and the host's topology, which
-# its launcher writes for them, in this folder whatever TMPDIR says. What UCX and Open MPI name.
-SHARED = "/dev/shm/mpich_"
-TOPOLOGY = "/tmp/hydra_hwloc_xmlfile_"
-MPI_NAMES = (SHARED, TOPOLOGY, "/dev/shm/ucx_shm_posix_", "/dev/shm/sm_segment.", "/tmp/ompi.")
+# Patterns of whole paths. What MPICH names, and keeps until its own orderly end: memory that ranks of a host share (versions
+# before 5 call it shar_tmp), and the host's topology, which its launcher writes for them, in this folder whatever TMPDIR says.
+# What UCX and Open MPI name.
+SHARED = r"/dev/shm/mpich_((shm|vci)_[0-9a-f]+_\d+|shar_tmp\w{6})"
+TOPOLOGY = r"/tmp/hydra_hwloc_xmlfile_\w{6}"
+OF_OPEN_MPI = (r"/dev/shm/ucx_shm_posix_[0-9a-f]+", r"/dev/shm/sm_segment\..+\.\d+\.[0-9a-f]+\.\d+", r"/tmp/ompi\.\d+")
+MPI_NAMES = (SHARED, TOPOLOGY, *OF_OPEN_MPI)
 # Seconds by which a launcher begins before its ranks do, and by which the clock of files may be behind.
 BEFORE, CLOCK = 5.0, 0.1
 # Seconds after which no rank is still starting. Where containers share a folder, not all who hold a name can be seen.
@@ -46,15 +49,15 @@ def die_with_parent(parent: int) -> None:
 
 
 @contextmanager
-def swept(*begin: str, patience: float = PATIENCE) -> Iterator[None]:
+def swept(*names: str, patience: float = PATIENCE) -> Iterator[None]:
     """With a sweeper. An exception counts as the end of this process: it then waits for that."""
-    process = sweeper(begin, patience=patience)
+    process = sweeper(names, patience=patience)
     yield
     dismiss(process)
 
 
-def sweeper(begin: tuple[str, ...], since: float | None = None, patience: float = PATIENCE) -> int:
-    """Another process, which removes the names that begin like this and that a job has left long ago, and, if this process is
+def sweeper(names: tuple[str, ...], since: float | None = None, patience: float = PATIENCE) -> int:
+    """Another process, which removes what is named like this and that a job has left long ago, and, if this process is
     killed, those of its job. `since`: when that began; else now. 0 where that cannot be seen, or there is no room for it."""
     parent, begun = os.getpid(), time() if since is None else since
     try:
@@ -63,7 +66,7 @@ def sweeper(begin: tuple[str, ...], since: float | None = None, patience: float 
     except (OSError, AttributeError):
         return 0
     if process == 0:
-        _wait_and_sweep(parents, begin, begun, patience)
+        _wait_and_sweep(parents, names, begun, patience)
     os.close(parents)
     return process
 
@@ -76,7 +79,7 @@ def dismiss(process: int) -> None:
             os.waitpid(process, 0)
 
 
-def _wait_and_sweep(parents: int, begin: tuple[str, ...], begun: float, patience: float) -> NoReturn:
+def _wait_and_sweep(parents: int, names: tuple[str, ...], begun: float, patience: float) -> NoReturn:
     try:
         # Out of reach of what ends the job, and holding nothing of it: launchers wait until its output is closed.
         os.setsid()
@@ -84,24 +87,26 @@ def _wait_and_sweep(parents: int, begin: tuple[str, ...], begun: float, patience
             signal.signal(number, signal.SIG_IGN)
         os.closerange(0, parents)
         os.closerange(parents + 1, 65536)
-        sweep(begin, until=begun - OLD)
+        sweep(names, until=begun - OLD)
         select.select([parents], [], [])
         clean, end = 0, time() + patience
         while clean < 2 and time() < end:
             sleep(PAUSE)
-            clean += not sweep(begin, since=begun - CLOCK)
+            clean += not sweep(names, since=begun - CLOCK)
     finally:
         os._exit(0)
 
 
-def sweep(begin: tuple[str, ...], since: float = 0.0, until: float = float("inf")) -> bool:
-    """Remove the files and folders of this user that begin like this, were changed in this time, and are held by no process.
-    Returns whether there were any, held or not."""
+def sweep(names: tuple[str, ...], since: float = 0.0, until: float = float("inf")) -> bool:
+    """Remove the files and folders of this user whose whole paths fit one of these patterns, were changed in this time, and
+    are held by no process. Returns whether there were any, held or not."""
     found = set()
-    for prefix in begin:
-        with suppress(OSError), os.scandir(os.path.dirname(prefix)) as entries:
+    for pattern in names:
+        # Of the folder, too, only what is no letter is written with a backslash.
+        folder = os.path.dirname(pattern).replace("\\", "")
+        with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
-                if entry.path.startswith(prefix):
+                if re.fullmatch(pattern, entry.path):
                     with suppress(OSError):
                         status = entry.stat(follow_symlinks=False)
                         if status.st_uid == os.getuid() and since <= status.st_mtime <= until:
@@ -150,11 +155,11 @@ def unlink_names(comm: MPI.Intracomm) -> None:
     """Once all ranks of `comm`, the world, have opened what MPI has named, the names are not needed."""
     comm.Barrier()
     # Open MPI's ranks open one another's later; a rank that is alone can spare them.
-    ours = SHARED if comm.size > 1 else "/dev/shm/"
-    names = {path for path in _mapped("self") if path.startswith(ours)}
+    ours = MPI_NAMES if comm.size == 1 else (SHARED,)
+    names = {p for p in _mapped("self") if p.startswith("/dev/shm/") and any(re.fullmatch(name, p) for name in ours)}
     # Its launcher is the parent, or a keeper's.
     for pid in (os.getppid(), _parent(os.getppid())):
-        names |= {path for path in _open(pid) if path.startswith(TOPOLOGY)}
+        names |= {path for path in _open(pid) if re.fullmatch(TOPOLOGY, path)}
     for name in names:
         with suppress(OSError):
             os.unlink(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from contextlib import suppress
 
 from parallel import remains
@@ -49,7 +50,7 @@ def _free() -> int:
 def _taken() -> int:
     """Bytes of what has a name still: MPI is starting on it."""
     taken = 0
-    for name in glob.glob(f"{remains.SHARED}*"):
+    for name in glob.glob(f"{SHARED}/*"):
         with suppress(OSError):
-            taken += os.stat(name).st_blocks * 512
+            taken += os.stat(name).st_blocks * 512 if re.fullmatch(remains.SHARED, name) else 0
     return taken

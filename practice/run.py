@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -68,8 +69,8 @@ def _temporary() -> Iterator[Path]:
     except OSError:
         raise NoRoom("there is no temporary folder: give TMPDIR one to write in") from None
     # What has been killed together with its sweeper.
-    remains.sweep((f"{place}/rankwise-practice-",), until=time.time() - remains.OLD)
-    with remains.swept(f"{place}/{begin}", *remains.MPI_NAMES, patience=GONE):
+    remains.sweep((re.escape(f"{place}/rankwise-practice-") + r"\d+-.*",), until=time.time() - remains.OLD)
+    with remains.swept(re.escape(f"{place}/{begin}") + ".*", *remains.MPI_NAMES, patience=GONE):
         try:
             made = tempfile.TemporaryDirectory(prefix=begin, ignore_cleanup_errors=True)
         except OSError as error:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
-from launch.process import keeper, signals
+from launch.process import keeper, signals, words
 from launch.process.watchdog import Watchdog, at_operation, on
 from parallel import remains
 from parallel.call import path_in_project
@@ -72,6 +72,7 @@ class Ending:
             # Too late: the others are already being ended.
             self.quietly()
         atexit.unregister(self.over)
+        keeper.swept_no_more()
         self._expected()
         if self._watchdog is not None:
             self._watchdog.stop()
@@ -87,7 +88,7 @@ class Ending:
         text, status = self._starved, 2
         with suppress(MemoryError):
             at = at_operation(self.recorder.slot(self.comm.rank))
-            text, status = keeper.led(self._name, kind, value, trace, at), 1
+            text, status = words.led(self._name, kind, value, trace, at), 1
             if (lacking := lacks_memory(value)) is not None:
                 text, status = f"error: {self._name} {lacking}{_at(trace)}: use smaller sizes", 2
         self.tell(text, status)
@@ -98,7 +99,7 @@ class Ending:
         if not self.recorder.claim():
             time.sleep(EXPLAINED)
             self._abort(signals.status_of(number))
-        self.tell(signals.said(number), signals.status_of(number))
+        self.tell(words.said(number), signals.status_of(number))
 
     def tell(self, text: str, status: int = 1) -> NoReturn:
         """Print why and what is kept, in one write, and end all ranks. Only for the rank whose claim to do so was the first."""

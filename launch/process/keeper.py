@@ -17,11 +17,10 @@ import sys
 from contextlib import suppress
 from errno import EADDRINUSE
 from time import sleep, time
-from traceback import format_exception, format_exception_only
 from types import TracebackType
 from typing import NoReturn
 
-from launch.process import launcher
+from launch.process import launcher, starting, words
 from parallel import remains
 
 # Seconds for the other ranks to notice and report a death; they end the job themselves then.
@@ -34,6 +33,8 @@ PASSED_ON = 0.2
 AFTER_THE_FIRST = 0.4
 # Of several hosts each lets those before it speak first, for so many seconds a host, up to so many in all.
 AFTER_OTHER_HOSTS, AT_MOST = 1.0, 1.3
+# Seconds for all ranks to be gone that hold names when their launcher is.
+ALL_GONE = 5.0
 # Seconds until MPI must run on all ranks.
 START_LIMIT = 60.0
 # Launchers send these to the group of the process that they started: the rank has them already.
@@ -83,20 +84,33 @@ def keep() -> None:
     swept()
 
 
+def watches() -> bool:
+    """Whether this rank has a keeper."""
+    return _shared is not None
+
+
 def swept() -> None:
     """From now until MPI runs, what it has named is removed if this rank is killed. One rank of a host is enough for that."""
     global _sweeper
     if not _sweeper and launcher.local_rank() == 0:
-        _sweeper = remains.sweeper(remains.MPI_NAMES)
+        since, patience = (_begun - remains.BEFORE, ALL_GONE) if launcher.by_open_mpi() else (None, remains.PATIENCE)
+        _sweeper = remains.sweeper(remains.MPI_NAMES, since, patience)
 
 
 def reported() -> None:
-    """MPI runs, and nothing of it has a name: from now on the other ranks notice the end of this one, and report it."""
+    """MPI runs, and nothing of it has a name: from now on the other ranks notice the end of this one, and report it. Names of
+    Open MPI stay to the end, and so does the sweeper."""
+    if not launcher.by_open_mpi():
+        swept_no_more()
+    if _shared is not None:
+        _shared[_REPORTED] = 1
+
+
+def swept_no_more() -> None:
+    """Whoever has named something removes it."""
     global _sweeper
     remains.dismiss(_sweeper)
     _sweeper = 0
-    if _shared is not None:
-        _shared[_REPORTED] = 1
 
 
 def expected() -> None:
@@ -113,20 +127,6 @@ def replaced() -> None:
         del os.environ[KEPT]
 
 
-def name() -> str:
-    """This rank among all, as people read it."""
-    host = launcher.host()
-    return f"rank {launcher.rank()} of {launcher.size()}{host and f' on {host}'}"
-
-
-def led(first: str, kind: type[BaseException], value: BaseException, trace: TracebackType | None, at: str = "") -> str:
-    """The traceback of this rank's exception, each line led by its rank. `first`: who failed; `at`: where."""
-    cause = format_exception_only(kind, value)[-1].splitlines()
-    lines = "".join(format_exception(kind, value, trace)).splitlines()
-    whole = (f"{first} failed{at}: {cause[0] if cause else kind.__name__}", *lines)
-    return "\n".join(f"[{launcher.rank()}] {line}" for line in whole)
-
-
 def refuse(problem: str) -> NoReturn:
     """Leave with one line and status 2 before MPI runs. Where several ranks of a host refuse, the first says it."""
     host = launcher.host()
@@ -136,7 +136,7 @@ def refuse(problem: str) -> NoReturn:
 
 def _failed(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> NoReturn:
     """The excepthook of a rank until MPI runs. Its keeper ends all ranks when it has left with a status."""
-    _say_first(led(name(), kind, value, trace), 1)
+    _say_first(words.led(words.name(), kind, value, trace), 1)
     expected()
     # No further: the end of a process that has begun to start MPI would wait for the others.
     os._exit(1)
@@ -178,10 +178,11 @@ def _wait(rank: int) -> NoReturn:
     asked: list[int] = []
     for number in FOR_THE_RANK:
         signal.signal(number, lambda n, _: asked.append(n))
-    signal.signal(signal.SIGALRM, lambda *_: _too_late(rank))
-    signal.setitimer(signal.ITIMER_REAL, START_LIMIT)
+    others = starting.Others(_launcher)
+    signal.signal(signal.SIGALRM, lambda *_: _look(rank, others))
+    signal.setitimer(signal.ITIMER_REAL, starting.LOOK)
     ended = os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
     # Where a library has had the launcher end all, in starting MPI, the rank has left by itself all the same.
     itself = ended.si_code == os.CLD_EXITED and not _shared[_REPORTED]
     explained = bool(_shared[_EXPLAINED] or (asked and not itself))
@@ -189,9 +190,11 @@ def _wait(rank: int) -> NoReturn:
         sleep(MOMENT)
     _, status = os.waitpid(rank, 0)
     code = os.waitstatus_to_exitcode(status)
+    if -code in words.SAID and not _shared[_REPORTED]:
+        _end_by(-code, -code in asked)
     if not explained:
         when = "" if _shared[_REPORTED] else " before MPI ran"
-        _end_all(f"{name()} {how(code)}{when}", 128 - code if code < 0 else code or 1)
+        _end_all(f"{words.name()} {words.how(code)}{when}", 128 - code if code < 0 else code or 1)
     if code and not _shared[_REPORTED]:
         _end_all("", 128 - code if code < 0 else code)
     if code < 0:
@@ -199,23 +202,33 @@ def _wait(rank: int) -> NoReturn:
     os._exit(code)
 
 
-def how(code: int) -> str:
-    """How a process has left, of its exit code; below 0: the signal that killed it."""
-    if code >= 0:
-        return f"has left by os._exit({code}), its own or a library's,"
-    known = -code in {s.value for s in signal.Signals}
-    return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
+def _end_by(number: int, asked: bool) -> NoReturn:
+    """A signal has ended the rank while MPI started, when it cannot listen. `asked`: the keeper has got it too, as all do of
+    Open MPI's launcher when another rank has ended."""
+    speaks = first_to_speak() and not (asked and launcher.by_open_mpi() and number == signal.SIGTERM)
+    if not speaks:
+        sleep(AFTER_THE_FIRST)
+    _end_all(words.said(number) if speaks else "", 128 + number)
 
 
-def _too_late(rank: int) -> None:
+def _look(rank: int, others: starting.Others) -> None:
+    """At what happens until MPI runs; again and again."""
     if _shared[_REPORTED]:
         return
+    if (gone := others.gone()) is not None and first_to_speak():
+        _end_all(f"{words.name(gone)} ended before it ran the command: what it printed, if anything, says why", 1)
+    if time() - _begun > START_LIMIT:
+        _too_late(rank)
+    signal.setitimer(signal.ITIMER_REAL, starting.LOOK)
+
+
+def _too_late(rank: int) -> NoReturn:
     stopped = os.waitid(os.P_PID, rank, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
     if not stopped:
         # The keeper of a rank that is stopped says so first.
         sleep(AFTER_THE_FIRST)
     why = "it is stopped" if stopped else "another rank did not come"
-    _end_all(f"{name()}: MPI has not started within {START_LIMIT:g} s: {why}", 1)
+    _end_all(f"{words.name()}: MPI has not started within {START_LIMIT:g} s: {why}", 1)
 
 
 def _end_all(why: str, status: int) -> NoReturn:
@@ -229,7 +242,7 @@ def _end_all(why: str, status: int) -> NoReturn:
     sleep(PASSED_ON)
     _ask_for_the_end(status)
     # Any launcher ends all when a signal has killed one; Open MPI's also for a status.
-    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+    if launcher.by_open_mpi():
         _outlive(os.getppid())
         os._exit(status)
     _die(signal.SIGKILL)

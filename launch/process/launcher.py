@@ -27,6 +27,11 @@ def absent(environ: Mapping[str, str] = os.environ) -> bool:
     return _number(_SIZE[:1], environ) is not None and not {"PMI_FD", "PMI_PORT", *_SIZE[1:]} & environ.keys()
 
 
+def by_open_mpi(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether it is Open MPI's."""
+    return "OMPI_COMM_WORLD_SIZE" in environ
+
+
 def rank(environ: Mapping[str, str] = os.environ) -> int:
     """This rank, as the launcher says; 0 without one. For use before MPI starts."""
     return _number(_RANK, environ) or 0

@@ -10,16 +10,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from time import sleep
 from types import FrameType
 from typing import NoReturn
 
-from launch.process import keeper, launcher
+from launch.process import keeper, words
 
-SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM"}
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -30,7 +29,7 @@ class Signals:
         self.end: Callable[[int], NoReturn] = before_mpi
         self._heard, self._said = os.pipe()
         os.set_blocking(self._said, False)
-        for number in SAID:
+        for number in words.SAID:
             signal.signal(number, self._pass_on)
         signal.set_wakeup_fd(self._said, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=self._deaf)
@@ -44,13 +43,23 @@ class Signals:
     def _listen(self) -> None:
         while True:
             for number in os.read(self._heard, 1):
-                if number in SAID and signal.getsignal(number) == self._pass_on:
+                if number in words.SAID and signal.getsignal(number) == self._pass_on:
                     self.end(number)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While MPI holds the interpreter, and no thread listens, a signal ends the rank at once, and its keeper speaks."""
+        ours = [n for n in words.SAID if keeper.watches() and signal.getsignal(n) == self._pass_on]
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        yield
+        for number in ours:
+            signal.signal(number, self._pass_on)
 
     def _deaf(self) -> None:
         """In a forked process, whose signals are not the rank's."""
         signal.set_wakeup_fd(-1)
-        for number in SAID:
+        for number in words.SAID:
             if signal.getsignal(number) == self._pass_on:
                 signal.signal(number, signal.SIG_DFL)
 
@@ -59,12 +68,6 @@ def status_of(number: int) -> int:
     """The exit status by which shells know it: 130 for Ctrl-C, 143 for SIGTERM. Not a death by the signal: of one, MPICH's
     mpirun would print a page."""
     return 128 + number
-
-
-def said(number: int) -> str:
-    """What the rank says that speaks. Ctrl-C is for all; SIGTERM may have been sent to this one among several."""
-    several = number == signal.SIGTERM and (launcher.size() or 1) > 1
-    return f"{keeper.name()} was {SAID[number]}" if several else SAID[number]
 
 
 @cache
@@ -77,7 +80,7 @@ def before_mpi(number: int) -> NoReturn:
     """The end of a rank that knows no others yet: the first speaks, and the others let it, as the first to leave ends all."""
     keeper.expected()
     if keeper.first_to_speak():
-        say(said(number))
+        say(words.said(number))
     else:
         sleep(keeper.AFTER_THE_FIRST)
     os._exit(status_of(number))

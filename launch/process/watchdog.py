@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter, sleep
 
-from launch.process import keeper
+from launch.process import words
 from parallel.call import path_in_project
 from parallel.recorder import Recorder
 from parallel.slot import ENDED, HOST_GONE, LEFT_MAIN, RecordedCall, Slot
@@ -151,7 +151,7 @@ class State:
         self.gone = letter in "Z?"
         number = code & 0x7F
         self.ended = slot.doing == ENDED or number in (signal.SIGINT, signal.SIGTERM)
-        self.how = "is gone" if letter == "?" else keeper.how(-number or code >> 8)
+        self.how = "is gone" if letter == "?" else words.how(-number or code >> 8)
 
 
 def on(host: str) -> str:

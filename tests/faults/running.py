@@ -26,11 +26,13 @@ AS_ROOT = {
 }
 # A run's mark is in the environment of its processes, and of all that they start.
 MARK = "RANKWISE_TEST_RUN"
+# Many times what they take: on a busy machine the search for who holds a name takes seconds.
+GONE = 30.0
 
 
 @dataclass(frozen=True)
 class Seen:
-    """`status` None: still running after the limit. `left`: processes that were there 2 s after the launcher had gone."""
+    """`status` None: still running after the limit. `left`: processes that were there GONE seconds after the launcher."""
 
     command: str
     status: int | None
@@ -59,7 +61,10 @@ def marked(mark: str) -> list[int]:
 
 def _named(pid: int) -> str:
     with suppress(OSError):
-        return f"{pid}: {Path(f'/proc/{pid}/cmdline').read_bytes().decode().replace(chr(0), ' ')}"
+        parent, session, *times = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[i] for i in (1, 3, 11, 12))
+        waits = Path(f"/proc/{pid}/wchan").read_text()
+        how = f"child of {parent}, session {session}, {'+'.join(times)} ticks of CPU, in {waits}"
+        return f"{pid} ({how}): {Path(f'/proc/{pid}/cmdline').read_bytes().decode().replace(chr(0), ' ')}"
     return str(pid)
 
 
@@ -98,7 +103,7 @@ def run(
             status = None
         seconds = time.monotonic() - begun
         left = marked(mark)
-        deadline = time.monotonic() + (2 if status is not None else 0)
+        deadline = time.monotonic() + (GONE if status is not None else 0)
         while left and time.monotonic() < deadline:
             time.sleep(0.05)
             left = marked(mark)

@@ -55,10 +55,13 @@ EARLY = {
     "killed before MPI runs": "signal=9,after=0.05",
     "a segmentation fault before MPI runs": "signal=11,after=0.05",
     "SIGTERM before MPI runs": "signal=15,after=0.05",
+    "an end before our first line": "exit=3",
+    "killed while MPI starts": "signal=9,after=1,late=numpy",
+    "SIGTERM while MPI starts": "signal=15,after=1,late=numpy",
     "60 MiB of addresses": "memory=60",
-    "170 MiB of addresses": "memory=170",
+    "6 descriptors": "files=6",
     "14 descriptors": "files=14",
-    "32 descriptors": "files=32",
+    "34 descriptors": "files=34",
 }
 # What rank 2 is given, and the others are not.
 ODD = ("--seed=3", "--trace=t.json", "--tokens=0", "--help")
@@ -82,6 +85,8 @@ def odd(option: str) -> str:
 def first_of_ours(err: str) -> str:
     """The first line that this project has written."""
     said = next((line for line in err.splitlines() if re.match(r"(\[\d\] )?(error: )?ranks? \d|error: ", line)), "")
+    # Of itself code in a table.
+    said = said.replace("`", "'")
     return said if len(said) <= LONGEST else f"{said[:LONGEST]} …"
 
 
