@@ -37,8 +37,8 @@ LONGEST = 230
 HOSTS = """## Hosts
 
 Two hosts of two ranks each, h1 and h2 (`tests/hosts`: network namespaces of one machine), in sums that go on for ever, with
-`--timeout 1`. Seconds are from the fault until mpirun had ended and no process was left on any host. What
-is said when all processes of a host are killed, mpirun's own among them, is mpirun's: it ends before any rank can speak.
+`--timeout 1`. Seconds are from the fault until mpirun had ended and no process was left on any host. What is said when all
+processes of a host are killed, mpirun's own among them, is mpirun's: it ends before any rank can speak.
 
 | fault | planted | seconds | said | status |
 |---|---|---|---|---|"""
