@@ -50,14 +50,14 @@ from launch.process import alike, traced  # noqa: E402
 from launch.process.ending import Ending  # noqa: E402
 from launch.terminal import targets  # noqa: E402
 from launch.terminal.printable import in_any_encoding  # noqa: E402
-from parallel.axis import Axis  # noqa: E402
 from parallel.call import Watcher  # noqa: E402
 from parallel.control import Control  # noqa: E402
 from parallel.guard import Agreement  # noqa: E402
 from parallel.mesh import Mesh  # noqa: E402
-from parallel.ordered import OrderedAxis  # noqa: E402
+from parallel.ordered import in_rank_order  # noqa: E402
 from parallel.owned import Owned  # noqa: E402
 from parallel.recorder import LEFT_MAIN  # noqa: E402
+from parallel.sums import of_mpi  # noqa: E402
 from parallel.watch import fault  # noqa: E402
 from parallel.watch.finite import Finite  # noqa: E402
 from parallel.watch.messages import Messages  # noqa: E402
@@ -152,7 +152,7 @@ def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, **axes: int) -> Mes
         watchers.append(Messages())
     if getattr(args, "check_replicas", 0):
         watchers.append(Finite())
-    mesh = Mesh(comm, watchers=watchers, axis=OrderedAxis if args.deterministic else Axis, **axes)
+    mesh = Mesh(comm, watchers=watchers, sums=in_rank_order if args.deterministic else of_mpi, **axes)
     if isinstance(comm, Owned):
         comm.closing.append(mesh.close)
     if _fault() is not None:

@@ -3,6 +3,8 @@
 A row is (verb, axis, phase). *Message bytes* are those of the buffer reduced or exchanged, or of the whole array gathered; of
 rows that go where each is for (`exchange`), those that leave the rank.
 *Wire bytes* are what one rank sends, on average, when the verb runs on a ring of p ranks (Patarasuk and Yuan, 2009).
+*Crossed bytes* are what a rank sends to other hosts where the verb knows of hosts (`parallel.host_sums`). Those of all ranks of a
+host are together the wire bytes of a ring of hosts; where MPI's own verbs run, nothing is known of them, and none are counted.
 """
 
 from __future__ import annotations
@@ -55,13 +57,14 @@ def condensed(traffic: Iterable[Traffic]) -> list[Traffic]:
 @dataclass
 class Row:
     """`ranks`: of the axis. `seconds`: that the rank spent in the verb. `hidden_seconds`: that one went on beside computation,
-    for those that can."""
+    for those that can. `crossed_bytes`: that this rank sent to other hosts, in sums that know them."""
 
     ranks: int = 1
     calls: int = 0
     message_bytes: int = 0
     seconds: float = 0.0
     hidden_seconds: float = 0.0
+    crossed_bytes: int = 0
 
 
 class Ledger:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ import numpy as np
 from mpi4py import MPI
 
 from parallel.call import Call, Watched, Watcher, site
+from parallel.shared_memory import shared_file
 from parallel.text import named
 
 # Of a rank's verbs, as many as the last.
@@ -131,28 +131,6 @@ def _text(axis: str, verb: str, what: str, place: str, function: str, ranks: Seq
     return "\t".join(fields).encode()[:_TEXT]
 
 
-def _shared_file(host: MPI.Intracomm, size: int) -> int:
-    """An open file of so many bytes that all ranks of `host` share, and that no folder has."""
-    if not hasattr(os, "memfd_create"):
-        path = None
-        if host.rank == 0:
-            descriptor, path = tempfile.mkstemp(prefix="rankwise-")
-            os.close(descriptor)
-    elif host.rank == 0:
-        # In memory: a temporary folder may be missing, full or read-only.
-        path = f"/proc/{os.getpid()}/fd/{os.memfd_create('rankwise')}"
-    else:
-        path = None
-    path = host.bcast(path)
-    shared = os.open(path, os.O_RDWR)
-    if host.rank == 0:
-        os.truncate(shared, size)
-    host.Barrier()
-    if host.rank == 0 and not path.startswith("/proc/"):
-        os.unlink(path)
-    return shared
-
-
 @cache
 def _attribute() -> int:
     return MPI.Comm.Create_keyval(copy_fn=lambda comm, key, recorder: recorder)
@@ -165,7 +143,7 @@ class Recorder(Watcher):
         self.rank, self.size = comm.rank, comm.size
         host = comm.Split_type(MPI.COMM_TYPE_SHARED)
         # Kept open: what faulthandler writes goes to a descriptor.
-        self.stack = _shared_file(host, _FIRST + _SLOT * self.size)
+        self.stack = shared_file(host, _FIRST + _SLOT * self.size)
         host.Free()
         self._memory = mmap.mmap(self.stack, _FIRST + _SLOT * self.size)
         self._base = _FIRST + _SLOT * self.rank
