@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 
@@ -21,9 +22,11 @@ from mpi4py import MPI
 from parallel.shared_memory import shared_file
 
 # Of a rank, so many slots of so many bytes: small enough to stay in the caches, large enough that rounds are few.
-SLOTS, SLOT = 2, 2**20
+SLOTS, SLOT = 2, 2**21
 # Counters stand apart by a line of the cache, in words.
 _LINE = 16
+# Whether this processor lets no other see what it writes, nor sees what others write, in another order.
+IN_ORDER = platform.machine() in ("x86_64", "AMD64")
 Steps = Iterator[None]
 
 
@@ -41,47 +44,68 @@ class Window:
         os.close(file)
         self._counters = memoryview(memory)[:head].cast("q")
         self._room = np.frombuffer(memory, np.uint8, offset=head).reshape(self.size, SLOTS, self._slot)
-        self._typed: dict[np.dtype, np.ndarray] = {}
+        # By dtype and slot: of all ranks, (ranks, entries).
+        self._typed: dict[np.dtype, list[np.ndarray]] = {}
+        # Where it is counted how many rounds each rank has put, and taken; of the others, and of this one.
+        places = [[(2 * r + taken) * _LINE for r in range(self.size)] for taken in (0, 1)]
+        self._mine = [of_kind.pop(self.rank) for of_kind in places]
+        self._put, self._taken = places
         self._rounds, self._lock = 0, Lock()
 
-    def _of(self, rank: int, taken: bool) -> int:
-        return (2 * rank + taken) * _LINE
-
-    def _say(self, rounds: int, taken: bool) -> None:
-        self._fence()
-        self._counters[self._of(self.rank, taken)] = rounds
-
-    def _all(self, rounds: int, taken: bool) -> Steps:
-        """Until all ranks have put, or taken, so many rounds."""
-        for rank in range(self.size):
-            at = self._of(rank, taken)
-            while self._counters[at] < rounds:
-                yield
-        self._fence()
-
     def _fence(self) -> None:
-        """What is read or written before this line is so before what comes after it, on processors that reorder too: a lock
-        keeps what comes after taking it behind, and what comes before giving it back before."""
+        """What is read or written before this line is so before what comes after it: a lock keeps what comes after taking it
+        behind, and what comes before giving it back before."""
         for _ in range(2):
             with self._lock:
                 pass
 
     def _round(self, put: Callable[[np.ndarray], None], take: Callable[[np.ndarray], None], dtype: np.dtype) -> Steps:
-        which = self._rounds
-        self._rounds += 1
-        slots = self._typed.get(dtype)
-        if slots is None:
-            slots = self._typed[dtype] = self._room.view(dtype)
-        slots = slots[:, which % SLOTS]
-        yield from self._all(which + 1 - SLOTS, taken=True)
+        which, counters = self._rounds, self._counters
+        self._rounds = after = which + 1
+        typed = self._typed.get(dtype)
+        if typed is None:
+            typed = self._typed[dtype] = [self._room[:, n].view(dtype) for n in range(SLOTS)]
+        slots = typed[which % SLOTS]
+        for at in self._taken:
+            while counters[at] < after - SLOTS:
+                yield
+        if not IN_ORDER:
+            self._fence()
         put(slots[self.rank])
-        self._say(which + 1, taken=False)
-        yield from self._all(which + 1, taken=False)
+        if not IN_ORDER:
+            self._fence()
+        counters[self._mine[0]] = after
+        for at in self._put:
+            while counters[at] < after:
+                yield
+        if not IN_ORDER:
+            self._fence()
         take(slots)
-        self._say(which + 1, taken=True)
+        if not IN_ORDER:
+            self._fence()
+        counters[self._mine[1]] = after
+
+    def sum(self, x: np.ndarray, y: np.ndarray, add: np.ufunc) -> Steps:
+        """y: the sum, in rank order, over all ranks' x, (entries,). Every rank adds all of it; y may be x."""
+        width = self._slot // y.itemsize
+        for at in range(0, x.size, width):
+
+            def put(slot: np.ndarray, at: int = at) -> None:
+                piece = x[at : at + width]
+                slot[: piece.size] = piece
+
+            def take(slots: np.ndarray, at: int = at) -> None:
+                total = y[at : at + width]
+                terms = slots[:, : total.size]
+                if self.size == 1:
+                    total[...] = terms[0]
+                for rank in range(1, self.size):
+                    add(terms[0] if rank == 1 else total, terms[rank], out=total)
+
+            yield from self._round(put, take, y.dtype)
 
     def reduces(self, dtype: np.dtype) -> int:
-        """How many entries one round of `reduce` adds."""
+        """How many entries one round of `reduce` adds, and about as many one of `sum`."""
         return self._slot // self.size // dtype.itemsize * self.size
 
     def reduce(self, parts: Sequence[np.ndarray], y: np.ndarray, add: np.ufunc) -> Steps:
@@ -112,14 +136,17 @@ class Window:
             yield from self._round(put, take, y.dtype)
 
     def gather(self, mine: np.ndarray, parts: Sequence[np.ndarray | None], sizes: Sequence[int]) -> Steps:
-        """Fill `parts`, by rank, with what each rank has as `mine`, (entries,), but this one's own. None: not wanted here.
-        `sizes`: entries of each."""
+        """Fill `parts`, by rank, with what each rank has as `mine`, (entries,). None: not wanted here. `sizes`: entries of
+        each."""
         me, width = self.rank, self._slot // mine.itemsize
         for at in range(0, max(sizes), width):
 
             def put(slot: np.ndarray, at: int = at) -> None:
                 piece = mine[at : at + width]
                 slot[: piece.size] = piece
+                # Now that it is in the caches.
+                if parts[me] is not None:
+                    parts[me][at : at + width] = piece
 
             def take(slots: np.ndarray, at: int = at) -> None:
                 for rank, part in enumerate(parts):
