@@ -53,11 +53,12 @@ from launch.terminal.printable import in_any_encoding  # noqa: E402
 from parallel.call import Watcher  # noqa: E402
 from parallel.control import Control  # noqa: E402
 from parallel.guard import Agreement  # noqa: E402
+from parallel.host_sums import LEAST, by_host  # noqa: E402
 from parallel.mesh import Mesh  # noqa: E402
 from parallel.ordered import in_rank_order  # noqa: E402
 from parallel.owned import Owned  # noqa: E402
-from parallel.recorder import LEFT_MAIN  # noqa: E402
-from parallel.sums import of_mpi  # noqa: E402
+from parallel.slot import LEFT_MAIN  # noqa: E402
+from parallel.sums import Maker, of_mpi  # noqa: E402
 from parallel.watch import fault  # noqa: E402
 from parallel.watch.finite import Finite  # noqa: E402
 from parallel.watch.messages import Messages  # noqa: E402
@@ -142,6 +143,12 @@ def _fault() -> fault.Fault | None:
         raise UsageError(str(error)) from None
 
 
+def _sums(args: argparse.Namespace) -> Maker:
+    if args.sums == "mpi":
+        return in_rank_order if args.deterministic else of_mpi
+    return by_host(0 if args.sums == "shared" else LEAST, args.deterministic)
+
+
 def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, **axes: int) -> Mesh:
     """The ranks of `comm` as a mesh, with the watchers that the options ask for."""
     most = {"auto": 64 * 2**20, "on": None, "off": 0}[args.check_collectives]
@@ -152,7 +159,7 @@ def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, **axes: int) -> Mes
         watchers.append(Messages())
     if getattr(args, "check_replicas", 0):
         watchers.append(Finite())
-    mesh = Mesh(comm, watchers=watchers, sums=in_rank_order if args.deterministic else of_mpi, **axes)
+    mesh = Mesh(comm, watchers=watchers, sums=_sums(args), **axes)
     if isinstance(comm, Owned):
         comm.closing.append(mesh.close)
     if _fault() is not None:
@@ -246,10 +253,12 @@ def outcome(
         except UsageError as error:
             problem = str(error)
     trace = unwritten = None
-    problems, all_given = zip(*control.everyone((problem, given)), strict=True)
-    problem = first_problem(problems) or alike.difference(
+    problems, all_given, hosts = zip(*control.everyone((problem, given, launcher.host())), strict=True)
+    problem = first_problem(problems, hosts) or alike.difference(
         all_given, lambda names: control.everyone({name: given.digest(name) for name in names})
     )
+    if problem is None and not helped and any(hosts):
+        problem = targets.unshared(args, comm.rank, control.everyone)
     if problem is not None:
         if comm.rank == 0:
             print(f"error: {problem}", file=sys.stderr, flush=True)
@@ -277,10 +286,11 @@ def outcome(
     return status
 
 
-def first_problem(problems: Sequence[str | None]) -> str | None:
-    """Of what every rank has found: the first, led by its rank where it is not rank 0, which alone looks at some things."""
+def first_problem(problems: Sequence[str | None], hosts: Sequence[str]) -> str | None:
+    """Of what every rank has found: the first, led by its rank where it is not rank 0, which alone looks at some things.
+    `hosts`: of every rank, where there are several; else ""."""
     rank, problem = next(((r, p) for r, p in enumerate(problems) if p is not None), (0, None))
-    return f"rank {rank}: {problem}" if rank else problem
+    return f"rank {rank}{hosts[rank] and f' on {hosts[rank]}'}: {problem}" if rank else problem
 
 
 def _to_the_end_of_all(main: Main) -> Main:

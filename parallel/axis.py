@@ -37,10 +37,10 @@ def group_name(axis: str, ranks: Sequence[int]) -> str:
 class Axis:
     """The ranks that differ from this one in a single mesh coordinate.
 
-    `size`: how many ranks there are on the axis. `rank`: this one's place on it. `members`: all of them, as the mesh numbers
-    its ranks. `hosts`: of each of them, the number of its host, from 0 in the order of their first. `watchers`: the mesh's.
-    `sums`: makes what adds and gathers on the axis; it is told these hosts. Verbs raise before anything is sent: TypeError for a dtype that not every MPI treats
-    alike, ValueError for a shape that is not what the cut says.
+    `size`: how many ranks there are on the axis. `rank`: this one's place on it. `members`: all of them, as the mesh numbers its
+    ranks. `hosts`: of each of them, a number, from 0 in the order of their first. `watchers`: the mesh's. `sums`: makes what adds
+    and gathers on an axis. Verbs raise before anything is sent: TypeError for a dtype that not every MPI treats alike, ValueError
+    for a shape that is not what the cut says.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class Axis:
         what: str = "",
         rows: Rows = (),
     ) -> None:
-        """Run one verb: tell the watchers, do it, and enter it in the ledger. `message`: its shape, dtype and bytes. `exchange`:
-        does it, and returns how many bytes it is known to have sent to other hosts."""
+        """Run one verb: tell the watchers, do it, and enter it in the ledger. `message`: its shape, dtype and bytes.
+        `exchange` does it, and returns how many bytes it is known to have sent to other hosts."""
         call = self._begin(verb, False, x, message, how, site(), what, rows) if self.watchers else None
         entered = perf_counter()
         try:

@@ -2,9 +2,10 @@
 
     mesh = Mesh(comm, sums=by_host(), dp=2, tp=2)
 
-A sum takes three steps. The ranks of a host add theirs, each leader a part of it; the leaders of one number add these over the
-hosts; the ranks of a host give one another what is known. For S bytes over h hosts every host sends 2 (h-1)/h S to others for an
-all-reduce, (h-1)/h S for a reduce-scatter or an all-gather: what a ring of hosts would send. On one host the second step is empty.
+A sum takes three steps. The ranks of a host add theirs, each leader a part of it; the leaders of one number add these over
+the hosts; the ranks of a host give one another what is known. Of S bytes over h hosts every host sends 2 (h-1)/h S to others in
+an all-reduce, (h-1)/h S in a reduce-scatter or an all-gather: what a ring of hosts would send. On one host the second step is
+empty.
 
 The order of every sum is fixed: by rank inside a host, then by host, on every MPI. On one host that is rank order.
 """
@@ -28,7 +29,7 @@ from parallel.window import SLOT, Steps, Window
 AWAKE, ASLEEP = 1e-3, 1e-4
 UFUNCS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 # From so many bytes on, the window is faster than the MPIs' own: docs/sums.md.
-LEAST = 2**17
+LEAST = 2**16
 
 
 class Script:
@@ -48,9 +49,9 @@ class Script:
 class HostSums(Sums):
     """Messages of `least` bytes or more go this way, others as `beneath` does. `slot`: bytes of a slot of the window.
 
-    Verbs go one after another, in the order in which they are called, which is the same on all ranks: whoever waits for one works
-    on those before it too. A rank works on them in calls of verbs, `poke` and `wait` alone, and so do the others: so ranks wait
-    for what they have started in one order, and where they have the same to do meanwhile.
+    Verbs go one after another, in the order in which they are called, which is the same on all ranks: who waits for one works on
+    those before it too. A rank works on them in calls of verbs, `poke` and `wait` alone. So ranks that have started one wait for
+    it at the same place of what else they exchange.
     """
 
     def __init__(self, beneath: Sums, layout: Layout, least: int, slot: int = SLOT) -> None:
@@ -122,8 +123,8 @@ class HostSums(Sums):
                 self._scripts.popleft().done = True
 
     def finish(self, script: Script) -> None:
-        """Wait until it is done. The rank goes to sleep when that takes long, so that it leaves the core to others, and lets MPI
-        go on meanwhile: another rank may need what this one has sent."""
+        """Wait until it is done. A rank that waits long sleeps between looks, so that others get the core. It lets MPI go on
+        meanwhile: another rank may need what this one has sent."""
         since = perf_counter()
         while not script.done:
             try:
@@ -177,7 +178,7 @@ class HostSums(Sums):
             total = yield from self._add_between(script, mine, [sum(counts[r] for r in ranks) for ranks in led], np.add)
             y[...] = total[: y.size]
         # A host with more ranks than leaders: these get their parts from who spoke for them.
-        rest = [[r for r in led[layout.host][1:]] for led in layout.led]
+        rest = [led[layout.host][1:] for led in layout.led]
         if any(rest):
             sizes = [sum(counts[r] for r in ranks) for ranks in rest] + [0] * (window.size - layout.leaders)
             of = next((j for j, ranks in enumerate(rest) if layout.rank in ranks), None)

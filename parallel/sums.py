@@ -20,8 +20,8 @@ class Request(Protocol):
 class Sums:
     """Of the ranks of `comm`, which call every method together, those that start something in one order.
 
-    x, y: C-contiguous. `counts`: entries of each rank's part, one part after another. What is not started returns how many bytes
-    this rank is known to have sent to other hosts; so does what is started, as the request's `crossed`, if it has one.
+    x, y: C-contiguous. `counts`: entries of each rank's part, one part after another. What is not started returns how many
+    bytes this rank is known to have sent to other hosts; of what is started the request may say it, as `crossed`.
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
@@ -53,7 +53,7 @@ class Sums:
         """All ranks call it together. The communicator is the axis' own."""
 
 
-# Makes the sums of an axis: of its communicator, and the host of each of its ranks, numbered from 0 in the order of their first.
+# Makes the sums of an axis, of its communicator and of the host of each of its ranks, as `parallel.hosts` numbers them.
 Maker = Callable[[MPI.Intracomm, Sequence[int]], Sums]
 
 

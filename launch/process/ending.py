@@ -18,10 +18,11 @@ from typing import NoReturn
 from mpi4py import MPI
 
 from launch.process import keeper, signals
-from launch.process.watchdog import Watchdog, at_operation
+from launch.process.watchdog import Watchdog, at_operation, on
 from parallel import remains
 from parallel.call import path_in_project
-from parallel.recorder import ENDED, Recorder
+from parallel.recorder import Recorder
+from parallel.slot import ENDED
 
 # Not SIGUSR1: Open MPI's mpirun passes that on, and the server is ended by it.
 STACK_SIGNAL = signal.SIGUSR2
@@ -40,6 +41,10 @@ class Ending:
         self.comm = comm
         self.recorder = Recorder(comm)
         self.recorder.attach(comm)
+        if self.recorder.hosts[0]:
+            from launch.process import courier
+
+            courier.join(comm, self.recorder, STACK_SIGNAL)
         # What of the work is kept, in words.
         self.kept = ""
         sys.excepthook = self.failed
@@ -48,7 +53,8 @@ class Ending:
         # The stack of a crash: another rank prints it, led by this one's number. A rank that is alone prints its own.
         faulthandler.enable(file=self.recorder.stack if comm.size > 1 else 2, all_threads=False)
         # What is said when there is no memory left to say more.
-        self._starved = f"[{comm.rank}] rank {comm.rank} of {comm.size} failed: MemoryError"
+        self._name = f"rank {comm.rank} of {comm.size}{on(self.recorder.hosts[comm.rank])}"
+        self._starved = f"[{comm.rank}] {self._name} failed: MemoryError"
         # From here on, all ranks end when one is gone: each must be in the recorder, so that the others can watch it.
         comm.Barrier()
         self._watchdog = Watchdog(self.recorder, STACK_SIGNAL, self.tell) if comm.size > 1 else None
@@ -81,9 +87,9 @@ class Ending:
         text, status = self._starved, 2
         with suppress(MemoryError):
             at = at_operation(self.recorder.slot(self.comm.rank))
-            text, status = keeper.led(f"rank {self.comm.rank} of {self.comm.size}", kind, value, trace, at), 1
+            text, status = keeper.led(self._name, kind, value, trace, at), 1
             if (lacking := lacks_memory(value)) is not None:
-                text, status = f"error: rank {self.comm.rank} of {self.comm.size} {lacking}{_at(trace)}: use smaller sizes", 2
+                text, status = f"error: {self._name} {lacking}{_at(trace)}: use smaller sizes", 2
         self.tell(text, status)
 
     def interrupted(self, number: int) -> NoReturn:

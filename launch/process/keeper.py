@@ -32,6 +32,8 @@ OBEYED = 1.0
 PASSED_ON = 0.2
 # Seconds for the first rank that fails to end all, before another one does so without a word: where all fail, one says it.
 AFTER_THE_FIRST = 0.4
+# Of several hosts each lets those before it speak first, for so many seconds a host, up to so many in all.
+AFTER_OTHER_HOSTS, AT_MOST = 0.6, 1.2
 # Seconds until MPI must run on all ranks.
 START_LIMIT = 60.0
 # Launchers send these to the group of the process that they started: the rank has them already.
@@ -72,6 +74,11 @@ def keep() -> None:
     sys.excepthook = _failed
     # Not reached by os._exit.
     atexit.register(expected)
+    if launcher.several_hosts() and launcher.local_rank() == 0:
+        # Slow to import, and seldom needed.
+        from launch.process import courier
+
+        courier.begin()
     swept()
 
 
@@ -107,7 +114,8 @@ def replaced() -> None:
 
 def name() -> str:
     """This rank among all, as people read it."""
-    return f"rank {launcher.rank()} of {launcher.size()}"
+    host = launcher.host()
+    return f"rank {launcher.rank()} of {launcher.size()}{host and f' on {host}'}"
 
 
 def led(first: str, kind: type[BaseException], value: BaseException, trace: TracebackType | None, at: str = "") -> str:
@@ -120,7 +128,8 @@ def led(first: str, kind: type[BaseException], value: BaseException, trace: Trac
 
 def refuse(problem: str) -> NoReturn:
     """Leave with one line and status 2 before MPI runs. Where several ranks of a host refuse, the first says it."""
-    _say_first(f"error: {problem}", 2)
+    host = launcher.host()
+    _say_first(f"error: {host and f'on {host}: '}{problem}", 2)
     sys.exit(2)
 
 
@@ -147,7 +156,8 @@ def _say_first(text: str, status: int) -> None:
 
 def first_to_speak() -> bool:
     """Whether no other rank of this host has asked this. All that ranks share yet is the names of sockets, which vanish with
-    those that hold them."""
+    those that hold them. Ranks of several hosts share nothing yet: this returns on the first of them first, and the launcher
+    ends the others meanwhile."""
     global _speaker
     if not _launcher:
         return True
@@ -158,6 +168,8 @@ def first_to_speak() -> bool:
         _speaker.bind(f"\0rankwise-{_launcher}")
     except (OSError, ImportError, MemoryError) as error:
         return getattr(error, "errno", None) != EADDRINUSE
+    if launcher.several_hosts():
+        sleep(min(AFTER_OTHER_HOSTS * (launcher.rank() // launcher.local_size()), AT_MOST))
     return True
 
 

@@ -40,3 +40,13 @@ def local_rank(environ: Mapping[str, str] = os.environ) -> int:
     """This rank among those of this host; 0 without a launcher."""
     found = _number(_LOCAL_RANK, environ)
     return rank(environ) if found is None else found
+
+
+def several_hosts(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether ranks are on other hosts too, as far as the environment tells."""
+    return local_size(environ) < (size(environ) or 1)
+
+
+def host(environ: Mapping[str, str] = os.environ) -> str:
+    """The name of this host, where there are several; else ""."""
+    return os.uname().nodename if several_hosts(environ) else ""

@@ -17,7 +17,8 @@ from time import perf_counter, sleep
 
 from launch.process import keeper
 from parallel.call import path_in_project
-from parallel.recorder import ENDED, LEFT_MAIN, RecordedCall, Recorder, Slot
+from parallel.recorder import Recorder
+from parallel.slot import ENDED, HOST_GONE, LEFT_MAIN, RecordedCall, Slot
 from parallel.text import aligned, named
 from parallel.verbs import VERBS
 
@@ -30,6 +31,9 @@ ANSWER = 0.25
 LOOKS = 5
 # For how long a watchdog must have been silent.
 HELD = 2.0
+# For how long the ranks of a host may be the ones to report a death there, before those of others do; and how long another
+# host may be silent before it is said to be.
+THEIRS, SILENT = 0.3, 1.0
 STOPPED = "stopped (SIGSTOP)"
 
 
@@ -45,6 +49,8 @@ class Watchdog:
         self._waited, self._verb = 0.0, -1
         self._stopped, self._still = [0.0] * recorder.size, 0.0
         self._seen: list[tuple] = []
+        # When this rank heard that one of another host is gone.
+        self._heard_gone: dict[int, float] = {}
         self._over = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -60,6 +66,9 @@ class Watchdog:
                 self._gone(of[handle])
             self.recorder.beat(0)
             now = perf_counter()
+            for rank in self.recorder.gone_elsewhere():
+                if now - self._heard_gone.setdefault(rank, now) >= THEIRS:
+                    self._gone(rank)
             # Seconds in which this process was stopped itself, as by Ctrl-Z, are nobody's fault.
             alarm = self._waits_too_long(min(now - before, 5 * TICK))
             before = now
@@ -85,7 +94,8 @@ class Watchdog:
             stopped = slot.pid and slot.rank != self.recorder.rank and _state(slot).letter in "tT"
             self._stopped[slot.rank] = self._stopped[slot.rank] + passed if stopped else 0.0
         seen = [(s.waiting, s.since) for s in slots]
-        self._still = self._still + passed if seen == self._seen and in_a_circle(slots) else 0.0
+        cut_off = any(slot.silent > SILENT for slot in slots)
+        self._still = self._still + passed if seen == self._seen and not cut_off and in_a_circle(slots) else 0.0
         self._seen = seen
         return bool(self.limit) and (max(self._stopped) > self.limit or self._still > STILL)
 
@@ -93,8 +103,12 @@ class Watchdog:
         state = _state(self.recorder.slot(rank))
         if state.ended or not self.recorder.claim():
             return
-        stack = _indented(self.recorder.stack_of(rank))
-        self.end(f"rank {rank} of {self.recorder.size} {state.how}{_after(state.slot)}{stack}")
+        slot, stack = state.slot, _indented(self.recorder.stack_of(rank))
+        who = f"rank {rank} of {self.recorder.size}{on(slot.host)} {state.how}"
+        if slot.letter and slot.code == HOST_GONE:
+            there = [r for r, host in enumerate(self.recorder.hosts) if host == slot.host]
+            who = f"{slot.host} is gone, with {named(there)}: rank {rank}"
+        self.end(f"{who}{_after(slot)}{stack}")
 
     def _report(self) -> None:
         """The lowest rank that is able to reports: a stopped one is not able, nor one whose interpreter a library holds."""
@@ -104,8 +118,11 @@ class Watchdog:
         sleep(ANSWER)
         able = [r for r in range(self.recorder.size) if self.recorder.slot(r).ready]
         if able[0] == self.recorder.rank and self.recorder.claim():
-            self.recorder.signal(self.stack_signal)
+            # Where there are several hosts, couriers do.
+            if not self.recorder.hosts[0]:
+                self.recorder.signal(self.stack_signal)
             sleep(ANSWER)
+            states = states if not self.recorder.hosts[0] else seen(self.recorder)
             self.end(report(states, [self.recorder.stack_of(r) for r in range(self.recorder.size)]))
         # The one that reports ends all ranks.
         if not self._over.wait(10):
@@ -137,7 +154,19 @@ class State:
         self.how = "is gone" if letter == "?" else keeper.how(-number or code >> 8)
 
 
+def on(host: str) -> str:
+    return f" on {host}" if host else ""
+
+
+def _named(ranks: Sequence[int], slots: Sequence[Slot]) -> str:
+    """Ranks and their hosts: ranks 0 and 1 on h1, rank 2 on h2."""
+    hosts = list(dict.fromkeys(slots[r].host for r in ranks)) or [""]
+    return ", ".join(f"{named([r for r in ranks if slots[r].host == host])}{on(host)}" for host in hosts if ranks) or named([])
+
+
 def _state(slot: Slot) -> State:
+    if slot.letter:
+        return State(slot, slot.letter, slot.code)
     try:
         with open(f"/proc/{slot.pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -198,7 +227,8 @@ def table(states: Sequence[State], stacks: Sequence[list[str]]) -> str:
     rows = [("rank", "is", "for", "where")]
     for slot, (what, where) in zip(slots, doing, strict=True):
         where = f"operation {slot.operation}: {where}" if slot.operation else where
-        rows.append((str(slot.rank), what, f"{now - slot.since:.1f} s" if slot.pid else "", where))
+        known = slot.pid or slot.letter
+        rows.append((f"{slot.rank}{on(slot.host)}", what, f"{now - slot.since:.1f} s" if known else "", where))
     return "\n".join([headline(slots, doing, now), "", *aligned(rows)])
 
 
@@ -213,23 +243,27 @@ def in_a_circle(slots: list[Slot]) -> bool:
 
 
 def headline(slots: list[Slot], doing: list[tuple[str, str]], now: float) -> str:
-    waits = [s for s in slots if s.waiting is not None]
+    waits = [s for s in slots if s.waiting is not None and s.silent <= SILENT]
     missing = {s.rank: _missing(s, slots) for s in waits}
     # Those that hold up the others are in no verb; where there are none, ranks wait for one another.
-    passive = {s.rank for s in slots if s.waiting is None or s.doing == LEFT_MAIN or doing[s.rank][0] == STOPPED}
+    absent = lambda s: s.doing == LEFT_MAIN or s.silent > SILENT or doing[s.rank][0] == STOPPED  # noqa: E731
+    passive = {s.rank for s in slots if s.waiting is None or absent(s)}
     idle = sorted({r for s in waits for r in missing[s.rank] if r in passive})
     together = lambda s: [t.rank for t in waits if _key(t.waiting) == _key(s.waiting) and t.doing == s.doing]  # noqa: E731
     held_up = [s for s in waits if set(missing[s.rank]) & set(idle or missing[s.rank])]
     if not held_up:
         stopped = [r for r, (what, _) in enumerate(doing) if what == STOPPED]
-        return f"{named(stopped)} {'is' if len(stopped) == 1 else 'are'} stopped" if stopped else "no rank waits for another"
+        if not stopped:
+            return "no rank waits for another"
+        return f"{_named(stopped, slots)} {'is' if len(stopped) == 1 else 'are'} stopped"
     # Seen from the side of the most ranks, and from a verb rather than from another wait.
     late = min(held_up, key=lambda s: (not s.waiting.axis, -len(together(s)), s.since))
     there = idle or missing[late.rank]
     how = "; ".join(dict.fromkeys(doing[r][0] + at_operation(slots[r]) for r in idle)) if idle else "waiting elsewhere"
     others = [r for r in together(late) if r not in there]
     have = "has" if len(others) == 1 else "have"
-    text = f"{named(there)} did not come ({how}): {named(others)} {have} waited {now - late.since:.1f} s in {late.waiting}"
+    waited = f"{_named(others, slots)} {have} waited {now - late.since:.1f} s in {late.waiting}"
+    text = f"{_named(there, slots)} did not come ({how}): {waited}"
     return text if idle else text + "".join(f"; rank {r} waits in {slots[r].waiting}" for r in there)
 
 
@@ -245,7 +279,7 @@ def _partner(verb: RecordedCall) -> str:
 
 def _missing(slot: Slot, slots: list[Slot]) -> list[int]:
     """The ranks that this one waits for and that have not come."""
-    return [r for r in slot.waiting.ranks if r != slot.rank and not _came(slots[r], slot)]
+    return [r for r in slot.waiting.ranks if r != slot.rank and (slots[r].silent > SILENT or not _came(slots[r], slot))]
 
 
 def _came(other: Slot, slot: Slot) -> bool:
@@ -270,8 +304,10 @@ def _doing(state: State, stack: list[str]) -> tuple[str, str]:
     slot = state.slot
     place = next((line.strip() for line in stack), "")
     last = f"last: {slot.last}" if slot.last else "before any verb"
-    if not slot.pid:
+    if not slot.pid and not slot.letter:
         return "on another host", ""
+    if slot.silent > SILENT:
+        return f"{slot.host} has not been heard of for {slot.silent:.1f} s", ""
     if state.gone:
         return f"gone: {state.how}", last
     if state.letter in "tT":
@@ -284,7 +320,7 @@ def _doing(state: State, stack: list[str]) -> tuple[str, str]:
         return "waiting", str(slot.waiting)
     what = "computing" if state.letter == "R" else "asleep or reading" if state.letter in "SD" else state.letter
     # Its watchdog could not run: a library computes, or waits, without letting other threads go on.
-    held = "; its interpreter is held by a library" if state.read - slot.beat > HELD else ""
+    held = "; its interpreter is held by a library" if state.read - slot.beat > HELD + slot.silent else ""
     return what, f"at {place}{held}; {last}" if place else f"{last}{held}"
 
 

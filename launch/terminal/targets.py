@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from parallel.atomic import partial_of, write_atomically
+from parallel.text import named
 
 # Enough for a full disk to say so.
 TRIAL = bytes(64 * 1024)
@@ -106,6 +107,34 @@ def problem(path: Target) -> str | None:
     except OSError as error:
         what = "a folder" if isinstance(path, Folder) else "a file in a folder"
         return f"{error.strerror or error}: use {what} that may be written"
+    return None
+
+
+def unshared(args: argparse.Namespace, rank: int, everyone: Callable[[object], list]) -> str | None:
+    """What is wrong where not all ranks see one and the same folder, of one that all write in. All of several hosts call it
+    together; `everyone`: what each passes, by rank. Nothing is left behind."""
+    for name in names(args):
+        folder = getattr(args, name)
+        if not folder.everyone:
+            continue
+        beside = folder if folder.is_dir() else folder.parent
+        mark = everyone(_marked(beside) if rank == 0 else None)[0]
+        seen = everyone(mark is None or (beside / mark).exists())
+        if rank == 0 and mark is not None:
+            with suppress(OSError):
+                (beside / mark).unlink()
+        if blind := [r for r, sees in enumerate(seen) if not sees]:
+            what = f"what rank 0 writes there is not seen by {named(blind)}"
+            return f"--{name.replace('_', '-')} {folder}: {what}: use a folder that all hosts share"
+    return None
+
+
+def _marked(folder: Path) -> str | None:
+    """The name of a file that this makes in the folder; None where that cannot be."""
+    with suppress(OSError):
+        descriptor, path = tempfile.mkstemp(prefix=".rankwise-", dir=folder)
+        os.close(descriptor)
+        return Path(path).name
     return None
 
 

@@ -14,7 +14,8 @@ from parallel.guard import Agreement
 from parallel.ledger import Traffic, agrees
 from parallel.mesh import Mesh
 from parallel.message import MessageMismatch, packed
-from parallel.recorder import CELLS, Recorder
+from parallel.recorder import Recorder
+from parallel.slot import CELLS
 from parallel.watch.messages import Messages
 
 pytestmark = pytest.mark.mpi

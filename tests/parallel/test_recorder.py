@@ -10,7 +10,8 @@ import pytest
 from parallel import pipeline, schedules
 from parallel.control import Control
 from parallel.mesh import Mesh
-from parallel.recorder import KEPT, Recorder
+from parallel.recorder import Recorder
+from parallel.slot import KEPT
 
 SITE = r"tests/parallel/test_recorder\.py:\d+ in \w+"
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from launch.process.watchdog import headline, in_a_circle
-from parallel.recorder import LEFT_MAIN, RUNNING, RecordedCall, Slot, call_key, message_key
+from parallel.slot import LEFT_MAIN, RUNNING, RecordedCall, Slot, call_key, message_key
 from tests.harness import mpirun
 
 # --- who holds up whom, from what the recorder says
