@@ -37,10 +37,10 @@ def group_name(axis: str, ranks: Sequence[int]) -> str:
 class Axis:
     """The ranks that differ from this one in a single mesh coordinate.
 
-    `size`: how many ranks there are on the axis. `rank`: this one's place on it. `members`: all of them, as the mesh numbers its
-    ranks. `hosts`: of each of them, a number, from 0 in the order of their first. `watchers`: the mesh's. `sums`: makes what adds
-    and gathers on an axis. Verbs raise before anything is sent: TypeError for a dtype that not every MPI treats alike, ValueError
-    for a shape that is not what the cut says.
+    `size`: how many ranks there are on the axis. `rank`: this one's place on it. `members`: all of them, as the mesh numbers
+    its ranks. `hosts`: of each of them, a number, from 0 in the order of their first. `watchers`: the mesh's. `sums`: makes
+    what adds and gathers on an axis. Verbs raise before anything is sent: TypeError for a dtype that not every MPI treats
+    alike, ValueError for a shape that is not what the cut says.
     """
 
     def __init__(

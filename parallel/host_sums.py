@@ -49,9 +49,9 @@ class Script:
 class HostSums(Sums):
     """Messages of `least` bytes or more go this way, others as `beneath` does. `slot`: bytes of a slot of the window.
 
-    Verbs go one after another, in the order in which they are called, which is the same on all ranks: who waits for one works on
-    those before it too. A rank works on them in calls of verbs, `poke` and `wait` alone. So ranks that have started one wait for
-    it at the same place of what else they exchange.
+    Verbs go one after another, in the order in which they are called, which is the same on all ranks: who waits for one works
+    on those before it too. A rank works on them in calls of verbs, `poke` and `wait` alone. So ranks that have started one
+    wait for it at the same place of what else they exchange.
     """
 
     def __init__(self, beneath: Sums, layout: Layout, least: int, slot: int = SLOT) -> None:

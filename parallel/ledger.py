@@ -1,10 +1,10 @@
 """The ledger: everything that crosses a process, counted where it is sent.
 
 A row is (verb, axis, phase). *Message bytes* are those of the buffer reduced or exchanged, or of the whole array gathered; of
-rows that go where each is for (`exchange`), those that leave the rank.
-*Wire bytes* are what one rank sends, on average, when the verb runs on a ring of p ranks (Patarasuk and Yuan, 2009).
-*Crossed bytes* are what a rank sends to other hosts where sums know of hosts (`parallel.host_sums`). Those of all ranks of a host
-are together the wire bytes of a ring of hosts. Of what MPI itself sends there nothing is known, and none are counted.
+rows that go where each is for (`exchange`), those that leave the rank. *Wire bytes* are what one rank sends, on average, when
+the verb runs on a ring of p ranks (Patarasuk and Yuan, 2009). *Crossed bytes* are what a rank sends to other hosts where sums
+know of hosts (`parallel.host_sums`). Those of all ranks of a host are together the wire bytes of a ring of hosts. Of what MPI
+itself sends there nothing is known, and none are counted.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ from parallel.sums import Maker, of_mpi
 class Mesh(Grid[Axis]):
     """The ranks of `comm` as a grid of named axes; `mesh.tp` is the Axis of this rank along tp.
 
-    `watchers` hear of every verb on any of its axes, in this order. Before them come the flight recorder, where the process has
-    attached one to `comm`, and with `check` an `Agreement`, which raises CollectiveMismatch on all ranks of an axis unless they
-    mean the same collective. `sums`: makes what adds and gathers on an axis. `hosts`: of each rank of `comm`, a number, in place
-    of those that MPI tells. Raises ValueError when the product of the axes is not the number of ranks.
+    `watchers` hear of every verb on any of its axes, in this order. Before them come the flight recorder, where the process
+    has attached one to `comm`, and with `check` an `Agreement`, which raises CollectiveMismatch on all ranks of an axis unless
+    they mean the same collective. `sums`: makes what adds and gathers on an axis. `hosts`: of each rank of `comm`, a number,
+    in place of those that MPI tells. Raises ValueError when the product of the axes is not the number of ranks.
     """
 
     def __init__(

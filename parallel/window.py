@@ -1,8 +1,8 @@
 """A window of memory that the ranks of a host share, through which arrays of any size go in rounds.
 
-In a round each rank *puts* something into a slot of its own, *takes* what it wants out of all ranks' slots, and says so. A slot
-is written to again when all have taken. All that keeps ranks in step are two counters a rank: how many rounds it has put, and how
-many it has taken. One rank alone writes a counter, the others read it.
+In a round each rank *puts* something into a slot of its own, *takes* what it wants out of all ranks' slots, and says so. A
+slot is written to again when all have taken. All that keeps ranks in step are two counters a rank: how many rounds it has put,
+and how many it has taken. One rank alone writes a counter, the others read it.
 
 Everything here is a generator that yields where it has to wait for other ranks, so that a rank may do something else meanwhile.
 All ranks go through the same rounds in the same order.
