@@ -56,9 +56,9 @@ class HostSums(Sums):
 
     def __init__(self, beneath: Sums, layout: Layout, least: int, slot: int = SLOT) -> None:
         super().__init__(beneath.comm)
-        self._beneath, self._layout, self._least = beneath, layout, least
+        self._beneath, self.layout, self._least = beneath, layout, least
         host = self.comm.Split(layout.host, layout.rank)
-        self._window = Window(host, slot)
+        self.window = Window(host, slot)
         host.Free()
         several = layout.count > 1
         self._between = self.comm.Split(layout.number if layout.leads else MPI.UNDEFINED, layout.host) if several else None
@@ -142,28 +142,24 @@ class HostSums(Sums):
     # --- the three steps
 
     def _all_reduce(self, script: Script, x: np.ndarray, y: np.ndarray, add: np.ufunc) -> Steps:
-        layout, window = self._layout, self._window
-        if layout.count == 1 and x.size <= window.reduces(x.dtype):
+        layout, window = self.layout, self.window
+        # The same on all hosts.
+        at_once = window.entries(x.dtype) // layout.most * layout.most
+        if layout.count == 1 and x.size <= at_once:
             # Every rank adds more, but half as many rounds are enough.
             yield from window.sum(x, y, add)
             return
-        # On one host piece by piece, so that what is added is given while it is in the caches.
-        at_once = x.size if layout.count > 1 else window.reduces(x.dtype)
-        for begin in range(0, x.size, at_once):
-            counts = dealt(min(at_once, x.size - begin), layout.leaders)
-            counts += [0] * (window.size - layout.leaders)
-            ranges = list(_ranges(counts, begin))
-            mine = y[ranges[layout.number]]
-            yield from window.reduce([x[r] for r in ranges], mine, add)
-            if layout.count > 1 and layout.leads:
-                pieces = dealt(mine.size, layout.count)
-                total = yield from self._add_between(script, mine, pieces, add)
-                yield from self._gather_between(script, total, mine, pieces)
-            others = [None if rank == layout.number else y[r] for rank, r in enumerate(ranges)]
-            yield from window.gather(mine, others, counts)
+        # Piece by piece, so that what is added on one host is given while it is in the caches, and that between hosts one piece
+        # is on its way out, and another back, while the ranks work on a third.
+        pieces = [_Piece(self, script, x[n : n + at_once], y[n : n + at_once], add) for n in range(0, x.size, at_once)]
+        lag = int(layout.count > 1)
+        for n in range(len(pieces) + 2 * lag):
+            for step in range(3):
+                if 0 <= n - step * lag < len(pieces):
+                    yield from pieces[n - step * lag].steps[step]
 
     def _reduce_scatter(self, script: Script, x: np.ndarray, y: np.ndarray, counts: list[int]) -> Steps:
-        layout, window, parts = self._layout, self._window, list(_ranges(counts))
+        layout, window, parts = self.layout, self.window, list(_ranges(counts))
         if layout.count == 1:
             yield from window.reduce([x[part] for part in parts], y, np.add)
             return
@@ -175,7 +171,9 @@ class HostSums(Sums):
         total = mine
         if layout.leads:
             led = layout.led[layout.number]
-            total = yield from self._add_between(script, mine, [sum(counts[r] for r in ranks) for ranks in led], np.add)
+            request, room = self.start_exchange(script, mine, [sum(counts[r] for r in ranks) for ranks in led])
+            yield from _until(request)
+            total = added(room)
             y[...] = total[: y.size]
         # A host with more ranks than leaders: these get their parts from who spoke for them.
         rest = [led[layout.host][1:] for led in layout.led]
@@ -189,7 +187,7 @@ class HostSums(Sums):
                 y[...] = room[of][begin : begin + y.size]
 
     def _all_gather(self, script: Script, x: np.ndarray, y: np.ndarray, counts: list[int]) -> Steps:
-        layout, window, parts = self._layout, self._window, list(_ranges(counts))
+        layout, window, parts = self.layout, self.window, list(_ranges(counts))
         yield from window.gather(x, [y[parts[r]] for r in layout.here], [counts[r] for r in layout.here])
         if layout.count == 1:
             return
@@ -201,7 +199,7 @@ class HostSums(Sums):
         came[layout.number] = None
         if layout.leads:
             own = np.concatenate([y[parts[r]] for r in layout.led[layout.number][layout.host]])
-            yield from self._gather_between(script, own, mine, sizes[layout.number])
+            yield from _until(self.start_gather(script, own, mine, sizes[layout.number]))
         yield from window.gather(mine, came, [*map(sum, sizes), *[0] * (window.size - layout.leaders)])
         came[layout.number] = mine
         for led, from_hosts in zip(layout.led, came, strict=False):
@@ -213,18 +211,50 @@ class HostSums(Sums):
 
     # --- between the leaders of one number, a piece for each host
 
-    def _add_between(self, script: Script, x: np.ndarray, counts: list[int], add: np.ufunc) -> Iterator[None]:
-        """The sum over hosts, in their order, of this one's piece of x."""
-        mine = counts[self._layout.host]
-        room = np.empty((self._layout.count, mine), x.dtype)
+    def start_exchange(self, script: Script, x: np.ndarray, counts: list[int]) -> tuple[MPI.Request, np.ndarray]:
+        """What comes: every host's of this one's piece of x, (hosts, entries)."""
+        mine = counts[self.layout.host]
+        room = np.empty((self.layout.count, mine), x.dtype)
         script.crossed += (x.size - mine) * x.itemsize
-        yield from _until(self._between.Ialltoallv([x, counts], [room, [mine] * self._layout.count]))
-        return added(room, add)
+        return self._between.Ialltoallv([x, counts], [room, [mine] * self.layout.count]), room
 
-    def _gather_between(self, script: Script, x: np.ndarray, y: np.ndarray, counts: list[int]) -> Steps:
-        """y: every host's x."""
-        script.crossed += (self._layout.count - 1) * x.nbytes
-        yield from _until(self._between.Iallgatherv(x, [y, counts]))
+    def start_gather(self, script: Script, x: np.ndarray, y: np.ndarray, counts: list[int]) -> MPI.Request:
+        """What comes to y: every host's x."""
+        script.crossed += (self.layout.count - 1) * x.nbytes
+        return self._between.Iallgatherv(x, [y, counts])
+
+
+class _Piece:
+    """Of an all-reduce, as its three `steps`, each to be gone through after the one before."""
+
+    def __init__(self, sums: HostSums, script: Script, x: np.ndarray, y: np.ndarray, add: np.ufunc) -> None:
+        self.sums, self.script, self.add = sums, script, add
+        layout, size = sums.layout, sums.window.size
+        self.between = layout.count > 1 and layout.leads
+        self.counts = [*dealt(x.size, layout.leaders), *[0] * (size - layout.leaders)]
+        ranges = list(_ranges(self.counts))
+        self.x, self.y = [x[r] for r in ranges], [y[r] for r in ranges]
+        self.mine = self.y[layout.number]
+        self.by_host = dealt(self.mine.size, layout.count)
+        self.steps = [self.reduce(), self.between_hosts(), self.gather()]
+
+    def reduce(self) -> Steps:
+        yield from self.sums.window.reduce(self.x, self.mine, self.add)
+        if self.between:
+            self.request, self.room = self.sums.start_exchange(self.script, self.mine, self.by_host)
+
+    def between_hosts(self) -> Steps:
+        if self.between:
+            yield from _until(self.request)
+            self.room = added(self.room, self.add)
+            self.request = self.sums.start_gather(self.script, self.room, self.mine, self.by_host)
+
+    def gather(self) -> Steps:
+        if self.between:
+            yield from _until(self.request)
+        # This rank's is there already.
+        self.y[self.sums.layout.number] = None
+        yield from self.sums.window.gather(self.mine, self.y, self.counts)
 
 
 def _until(request: MPI.Request) -> Steps:

@@ -35,7 +35,7 @@ class Layout:
     """The ranks of an axis by host. `hosts`: of each rank, as `numbered` has them. `rank`: this one.
 
     A rank's *number* is its place among those of its host. Ranks whose number every host has are *leaders*: those of one number
-    speak for their hosts, each for one part of what is sent.
+    speak for their hosts, each for one part of what is sent. `most`: ranks of one host.
     """
 
     def __init__(self, hosts: Sequence[int], rank: int) -> None:
@@ -44,7 +44,7 @@ class Layout:
         # The ranks of each host, ascending.
         self.ranks = [[r for r, at in enumerate(hosts) if at == host] for host in range(self.count)]
         self.number = self.ranks[self.host].index(rank)
-        self.leaders = min(map(len, self.ranks))
+        self.leaders, self.most = min(map(len, self.ranks)), max(map(len, self.ranks))
 
     @property
     def here(self) -> list[int]:

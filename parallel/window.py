@@ -104,9 +104,9 @@ class Window:
 
             yield from self._round(put, take, y.dtype)
 
-    def reduces(self, dtype: np.dtype) -> int:
-        """How many entries one round of `reduce` adds, and about as many one of `sum`."""
-        return self._slot // self.size // dtype.itemsize * self.size
+    def entries(self, dtype: np.dtype) -> int:
+        """How many go into a slot: so many are gathered of each rank, or added over all, in one round."""
+        return self._slot // dtype.itemsize
 
     def reduce(self, parts: Sequence[np.ndarray], y: np.ndarray, add: np.ufunc) -> Steps:
         """y: the sum, in rank order, over what all ranks hold of this rank's part. `parts`: this rank's x, by whose they are,
