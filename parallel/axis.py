@@ -247,7 +247,8 @@ class Axis:
         x = sendable(x)
         self._require_cut(cut, x.shape, dim, cut.length)
         parts = [x[cut.index(dim, r)] for r in range(self.size)]
-        packed = np.concatenate([p.reshape(-1) for p in parts])
+        in_order = dim == 0 and cut.is_partition
+        packed = x.reshape(-1) if in_order else np.concatenate([p.reshape(-1) for p in parts])
         y = np.empty(parts[self.rank].shape, x.dtype)
         exchange = lambda: self._sums.reduce_scatter(packed, y, [p.size for p in parts])  # noqa: E731
         self._run("reduce_scatter", exchange, x, y, (x.shape, x.dtype, packed.nbytes), dim, cut)

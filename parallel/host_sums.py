@@ -143,12 +143,13 @@ class HostSums(Sums):
 
     def _all_reduce(self, script: Script, x: np.ndarray, y: np.ndarray, add: np.ufunc) -> Steps:
         layout, window = self.layout, self.window
-        # The same on all hosts.
         at_once = window.entries(x.dtype) // layout.most * layout.most
         if layout.count == 1 and x.size <= at_once:
             # Every rank adds more, but half as many rounds are enough.
             yield from window.sum(x, y, add)
             return
+        if layout.count == 1 and window.reads(x.nbytes // window.size):
+            at_once = x.size
         # Piece by piece, so that what is added on one host is given while it is in the caches, and that between hosts one piece
         # is on its way out, and another back, while the ranks work on a third.
         pieces = [_Piece(self, script, x[n : n + at_once], y[n : n + at_once], add) for n in range(0, x.size, at_once)]

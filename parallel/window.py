@@ -19,15 +19,19 @@ from threading import Lock
 import numpy as np
 from mpi4py import MPI
 
+from parallel.peers import Peers, address
 from parallel.shared_memory import shared_file
 
 # Of a rank, so many slots of so many bytes: small enough to stay in the caches, large enough that rounds are few.
 SLOTS, SLOT = 2, 2**21
+# What has so many bytes a rank is read out of the other's memory, where that is allowed, in pieces that stay in the caches.
+DIRECT, PIECE = 2**20 + 1, 2**19
 # Counters stand apart by a line of the cache, in words.
 _LINE = 16
 # Whether this processor lets no other see what it writes, nor sees what others write, in another order.
 IN_ORDER = platform.machine() in ("x86_64", "AMD64")
 Steps = Iterator[None]
+_WORD = np.dtype("i8")
 
 
 class Window:
@@ -37,6 +41,7 @@ class Window:
         self.rank, self.size = host.rank, host.size
         # Slots begin at a page, and so at a multiple of any entry.
         self._slot = -(-slot // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._peers = Peers(host)
         head = -(-2 * self.size * _LINE * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
         size = head + self.size * SLOTS * self._slot
         file = shared_file(host, size)
@@ -104,6 +109,10 @@ class Window:
 
             yield from self._round(put, take, y.dtype)
 
+    def reads(self, size: int) -> bool:
+        """Whether so many bytes a rank are read out of the other's memory."""
+        return size >= DIRECT and self._peers.readable
+
     def entries(self, dtype: np.dtype) -> int:
         """How many go into a slot: so many are gathered of each rank, or added over all, in one round."""
         return self._slot // dtype.itemsize
@@ -112,6 +121,9 @@ class Window:
         """y: the sum, in rank order, over what all ranks hold of this rank's part. `parts`: this rank's x, by whose they are,
         (entries,); y may be this rank's part itself."""
         me, width = self.rank, self._slot // self.size // y.itemsize
+        if self.reads(max(p.nbytes for p in parts)):
+            yield from self._reduce_directly(parts, y, add)
+            return
         for at in range(0, max(p.size for p in parts), width):
 
             def put(slot: np.ndarray, at: int = at) -> None:
@@ -139,6 +151,9 @@ class Window:
         """Fill `parts`, by rank, with what each rank has as `mine`, (entries,). None: not wanted here. `sizes`: entries of
         each."""
         me, width = self.rank, self._slot // mine.itemsize
+        if self.reads(max(sizes) * mine.itemsize):
+            yield from self._gather_directly(mine, parts)
+            return
         for at in range(0, max(sizes), width):
 
             def put(slot: np.ndarray, at: int = at) -> None:
@@ -155,3 +170,49 @@ class Window:
                         piece[...] = slots[rank, : piece.size]
 
             yield from self._round(put, take, mine.dtype)
+
+    # --- in one round, in which a rank puts where its arrays are, and nobody goes on before all have read them
+
+    def _reduce_directly(self, parts: Sequence[np.ndarray], y: np.ndarray, add: np.ufunc) -> Steps:
+        me, width = self.rank, PIECE // y.itemsize
+
+        def put(slot: np.ndarray) -> None:
+            slot[: self.size] = [address(part) for part in parts]
+
+        def take(slots: np.ndarray) -> None:
+            places, rooms = slots[:, me].tolist(), np.empty((2, width), y.dtype)
+            for at in range(0, y.size, width):
+                mine, total = parts[me][at : at + width], y[at : at + width]
+                before = None
+                for rank, place in enumerate(places):
+                    term = mine
+                    if rank != me:
+                        term = rooms[int(rank > 0), : mine.size]
+                        self._peers.read(rank, place + at * y.itemsize, term)
+                    # What this rank holds must not be overwritten before it is added.
+                    room = total if me < 2 else rooms[0, : mine.size]
+                    before = term if before is None else add(before, term, out=room)
+                if before is not total:
+                    total[...] = before
+
+        yield from self._round(put, take, _WORD)
+        yield from self._until_taken()
+
+    def _gather_directly(self, mine: np.ndarray, parts: Sequence[np.ndarray | None]) -> Steps:
+        def put(slot: np.ndarray) -> None:
+            slot[0] = address(mine)
+
+        def take(slots: np.ndarray) -> None:
+            for rank, part in enumerate(parts):
+                if part is not None and rank == self.rank:
+                    part[...] = mine
+                elif part is not None:
+                    self._peers.read(rank, int(slots[rank, 0]), part)
+
+        yield from self._round(put, take, _WORD)
+        yield from self._until_taken()
+
+    def _until_taken(self) -> Steps:
+        for at in self._taken:
+            while self._counters[at] < self._rounds:
+                yield
