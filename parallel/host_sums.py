@@ -68,6 +68,8 @@ class HostSums(Sums):
         if self._between:
             self._between.Free()
         self._beneath.close()
+        # Those who have seen the axis may keep it.
+        self.window = None
 
     def all_reduce(self, x: np.ndarray, y: np.ndarray, op: str, mpi_op: MPI.Op) -> int:
         if x.nbytes < self._least:
