@@ -141,8 +141,9 @@ def test_what_crosses_hosts_is_the_wire_of_a_ring_of_hosts(comm, way):
             counted = comm.allgather(row.crossed_bytes)
             of_hosts = [sum(n for n, h in zip(counted, hosts, strict=True) if h == host) for host in range(max(hosts) + 1)]
             if 1 < len(of_hosts) < p:
-                share = {h: hosts.count(h) for h in hosts}
-                if verb == "all_reduce" or len(set(share.values())) == 1:
+                # Over three hosts pieces are as even as they go.
+                alike = len({hosts.count(h) for h in hosts}) == 1
+                if len(of_hosts) == 2 and (verb == "all_reduce" or alike):
                     assert of_hosts == [wire_bytes(verb, row.message_bytes, len(of_hosts))] * len(of_hosts), (hosts, verb)
                 assert sum(of_hosts) == len(of_hosts) * wire_bytes(verb, row.message_bytes, len(of_hosts)), (hosts, verb)
             else:
