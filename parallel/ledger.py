@@ -109,6 +109,7 @@ class Ledger:
                 "wire_bytes": wire_bytes(key[0], row.message_bytes, row.ranks),
                 "seconds": row.seconds,
                 "hidden_seconds": row.hidden_seconds,
+                "crossed_bytes": row.crossed_bytes,
             }
             for key in keys
             for row, (calls, size) in [(self.rows.get(key, Row()), sent.get(key, (0, 0)))]
@@ -118,9 +119,9 @@ class Ledger:
 def merged(reports: Sequence[list[dict]]) -> list[dict]:
     """One report of every rank's own, each of which was counted beside its own closed form.
 
-    A row is that of the ranks that have it, its seconds the longest. Where these sent different amounts, it is that of a rank
-    that sent most, with `message_bytes_sum` and `message_bytes_range` over them. Where a rank did not send what was predicted,
-    the row is its own and names it as `rank`.
+    A row is that of the ranks that have it, its seconds the longest, its crossed bytes those of all together. Where these sent
+    different amounts, it is that of a rank that sent most, with `message_bytes_sum` and `message_bytes_range` over them. Where
+    a rank did not send what was predicted, the row is its own and names it as `rank`.
     """
     rows: dict[tuple[str, str, str], list[tuple[int, dict]]] = {}
     for rank, report in enumerate(reports):
@@ -132,6 +133,7 @@ def merged(reports: Sequence[list[dict]]) -> list[dict]:
         wrong = [r | {"rank": rank} for rank, r in of_ranks if not agrees([r])]
         row = dict((wrong or sorted(every, key=lambda r: -r["message_bytes"]))[0])
         row |= {kind: max(r[kind] for r in every) for kind in ("seconds", "hidden_seconds")}
+        row["crossed_bytes"] = sum(r["crossed_bytes"] for r in every)
         size = [r["message_bytes"] for r in every]
         if len({(r["calls"], r["message_bytes"]) for r in every}) > 1:
             row |= {"message_bytes_sum": sum(size), "message_bytes_range": [min(size), max(size)]}
