@@ -9,7 +9,7 @@ SOURCES = $(shell git ls-files '*.py' 2>/dev/null)
 packages = import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
            print(*p["project"]["dependencies"], *(n for g in "$(1)".split() for n in p["dependency-groups"][g]))
 
-.PHONY: help setup run test test-all test-openmpi faults models lint format clean
+.PHONY: help setup run test test-all test-openmpi faults hosts models lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -50,6 +50,13 @@ faults: setup $(OPEN)/.ready ## faults planted in real commands, all of them, 20
 	@$(BIN)/python -m tests.faults.crashes 200
 	@echo "== 100 deadlocks and 100 kills of practice's checks, in 64 MB of /dev/shm"
 	@$(BIN)/python -m tests.faults.checks 100
+
+# The suite has a few of these; a Slurm is tried where one is installed.
+hosts: setup ## all faults, and the same numbers, on hosts that are network namespaces of this machine: as root, with iproute2
+	@echo "== pytest tests/hosts, all faults"
+	@TESTS=all $(BIN)/python -m pytest tests/hosts $(PYTEST)
+	@echo "== the same numbers on 2 and on 3 hosts as on one"
+	@$(BIN)/python -m tests.hosts.same 2 --gbit 1 && $(BIN)/python -m tests.hosts.same 3 --gbit 1
 
 models: .venv/.models ## SmolLM2-135M-Instruct (93 MB, Apache-2.0), the default model of generate, score, speculate and serve
 

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 GROUPS = {
     "Parallel layers": ("tp_mlp", "tp_attention", "cp_attention", "ep_moe", "pipeline"),
     "Training": ("dp_train", "train", "equal", "export"),
-    "Planning": ("plan",),
+    "Planning": ("plan", "hosts"),
     "Real models": ("generate", "score", "speculate", "kv_cache", "serve", "serving_bench"),
     "Time": ("trace", "bench"),
     "Learning": ("practice",),

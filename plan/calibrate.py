@@ -82,7 +82,7 @@ def calibrated(
             continue
         with make(dp=control.size // ranks, tp=ranks) as mesh:
             verbs |= {(verb, ranks): _verb(mesh, control, verb, size) for verb, size in mine.items()}
-    every = control.everyone((seconds, verbs, _rate(dtype), _bandwidth(dtype), _call(), rounds))
+    every = control.everyone((seconds, verbs, rate(dtype), bandwidth(dtype), call(), rounds))
     found = {k: median(of[0][k] for of in every) for k in seconds}
     # On a machine that others use, an operation is seldom interrupted and a step often: a round says by how much.
     slowest = median(max(of) for of in zip(*(of[-1] for of in every), strict=True)) if rounds else 0.0
@@ -156,17 +156,20 @@ def _median(run: Callable[[], object], many: int) -> float:
     return median(took)
 
 
-def _rate(dtype: str) -> float:
+def rate(dtype: str) -> float:
+    """Operations a second of this rank's products."""
     a = np.ones((384, 384), dtype)
     return 2 * 384**3 / _median(lambda: np.matmul(a, a), 5)
 
 
-def _bandwidth(dtype: str) -> float:
+def bandwidth(dtype: str) -> float:
+    """Bytes a second of this rank's memory, read and written."""
     a = np.ones(2**22, dtype)
     b = np.empty_like(a)
     return 2 * a.nbytes / _median(lambda: np.copyto(b, a), 5)
 
 
-def _call() -> float:
+def call() -> float:
+    """Seconds of a call of NumPy that does next to nothing."""
     a = np.ones(8, np.float32)
     return _median(lambda: [np.multiply(a, a, out=a) for _ in range(1000)], 5) / 1000

@@ -18,13 +18,14 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from fcntl import ioctl
 from hmac import compare_digest
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, NoReturn
 
+from launch.process.peer import ALARM, ALIVE, ASKED, BYE, CLAIM, NO, SLOTS, STACK, YES, Peer
 from parallel import slot
 
 if TYPE_CHECKING:
@@ -42,10 +43,8 @@ ANSWER, STACKS = 0.4, 0.15
 # A fixed port for every host's courier, where a firewall lets only some through.
 PORT = "RANKWISE_PORT"
 
-# What couriers send one another: length of what follows, what it is, the sender's clock.
-HEAD = struct.Struct("!Icd")
+# Before a copy of a slot: the rank, how its process is, its exit code.
 COPY_OF = struct.Struct("!ici")
-ALIVE, SLOTS, ASKED, ALARM, STACK, CLAIM, YES, NO, BYE = (bytes([c]) for c in b"bsaxkcynq")
 COPIED_BYTES = slot.HEAD + slot.KEPT * slot.VERB_SIZE
 
 # The rank's end of a pipe to the courier that it has forked, and the port of that.
@@ -56,15 +55,19 @@ _port = 0
 # --- what a rank calls
 
 
-def begin() -> None:
-    """Fork this host's courier, on the first of its ranks. To be called before threads and MPI: nothing of theirs is copied."""
+def begin() -> str | None:
+    """Fork this host's courier, on the first of its ranks. To be called before threads and MPI: nothing of theirs is copied.
+    Returns what is wrong with the port that was given, if anything is."""
     global _link, _port
     if not hasattr(os, "pidfd_open"):
-        return
+        return None
+    port = os.environ.get(PORT, "0")
+    if not port.isdecimal() or int(port) > 65535:
+        return f"{PORT}={port} is no port: use a number from 1024 to 65535, or leave it out"
     try:
-        listening = socket.create_server(("", int(os.environ.get(PORT, "0"))), backlog=128)
-    except (OSError, ValueError):
-        return
+        listening = socket.create_server(("", int(port)), backlog=128)
+    except OSError as error:
+        return f"{PORT}={port}: {error.strerror}: use another port, or leave it out"
     parent = os.pidfd_open(os.getpid())
     ours, theirs = socket.socketpair()
     if os.fork() == 0:
@@ -73,6 +76,7 @@ def begin() -> None:
     for each in (theirs, listening):
         each.close()
     os.close(parent)
+    return None
 
 
 def join(comm: MPI.Intracomm, recorder: Recorder, stack_signal: int) -> None:
@@ -138,41 +142,6 @@ def _live(parent: int, link: socket.socket, listening: socket.socket) -> NoRetur
             Courier(json.loads(asked), files[0], listening).run()
     finally:
         os._exit(0)
-
-
-class Peer:
-    """Another host's courier. `offset`: its clock before ours, by the message that was fastest so far."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection, self.heard, self.offset = connection, perf_counter(), -float("inf")
-        self.coming, self.going = b"", b""
-
-    def send(self, kind: bytes, content: bytes = b"") -> None:
-        # One that is cut off must not hold up this one.
-        if len(self.going) < 1 << 24:
-            self.going += HEAD.pack(len(content), kind, perf_counter()) + content
-        self.flush()
-
-    def flush(self) -> None:
-        with suppress(BlockingIOError):
-            sent = self.connection.send(self.going) if self.going else 0
-            self.going = self.going[sent:]
-
-    def messages(self) -> Iterator[tuple[bytes, bytes]]:
-        """What has come. Raises EOFError when there will be no more."""
-        with suppress(BlockingIOError):
-            while True:
-                if not (more := self.connection.recv(1 << 20)):
-                    raise EOFError
-                self.coming += more
-        while len(self.coming) >= HEAD.size:
-            length, kind, sent = HEAD.unpack_from(self.coming)
-            if len(self.coming) < HEAD.size + length:
-                return
-            content, self.coming = self.coming[HEAD.size : HEAD.size + length], self.coming[HEAD.size + length :]
-            self.heard = perf_counter()
-            self.offset = max(self.offset, sent - self.heard)
-            yield kind, content
 
 
 class Courier:

@@ -33,7 +33,7 @@ PASSED_ON = 0.2
 # Seconds for the first rank that fails to end all, before another one does so without a word: where all fail, one says it.
 AFTER_THE_FIRST = 0.4
 # Of several hosts each lets those before it speak first, for so many seconds a host, up to so many in all.
-AFTER_OTHER_HOSTS, AT_MOST = 0.6, 1.2
+AFTER_OTHER_HOSTS, AT_MOST = 1.0, 1.3
 # Seconds until MPI must run on all ranks.
 START_LIMIT = 60.0
 # Launchers send these to the group of the process that they started: the rank has them already.
@@ -78,7 +78,8 @@ def keep() -> None:
         # Slow to import, and seldom needed.
         from launch.process import courier
 
-        courier.begin()
+        if problem := courier.begin():
+            refuse(problem)
     swept()
 
 

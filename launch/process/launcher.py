@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
 # What launchers say in the environment: ranks in all, this rank, this rank and all ranks on this host.
 _SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "SLURM_NTASKS")
 _RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
 _LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
-_LOCAL = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
+_LOCAL = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
 def _number(names: tuple[str, ...], environ: Mapping[str, str]) -> int | None:
@@ -33,7 +34,16 @@ def rank(environ: Mapping[str, str] = os.environ) -> int:
 
 def local_size(environ: Mapping[str, str] = os.environ) -> int:
     """Ranks on this host, as far as the environment tells."""
-    return _number(_LOCAL, environ) or size(environ) or 1
+    return _number(_LOCAL, environ) or _of_slurm(environ) or size(environ) or 1
+
+
+def _of_slurm(environ: Mapping[str, str]) -> int | None:
+    """Ranks on this host as srun says it: 2(x3),1 are four hosts, by their numbers."""
+    counts: list[int] = []
+    for count, _, times in re.findall(r"(\d+)(\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(count)] * int(times or 1)
+    node = _number(("SLURM_NODEID",), environ) or 0
+    return counts[node] if node < len(counts) else None
 
 
 def local_rank(environ: Mapping[str, str] = os.environ) -> int:

@@ -16,6 +16,7 @@ from tests.faults.scarce import seen as in_scarcity
 from tests.faults.test_faults import prepared, seen
 from tests.faults.test_first_second import seen as in_the_first_second
 from tests.faults.test_waits import seen as waited_for
+from tests.hosts import ends
 
 HEAD = """# Faults, and what is said of them
 
@@ -33,6 +34,14 @@ TITLES = {
     "What does no harm": HARMLESS,
 }
 LONGEST = 230
+HOSTS = """## Hosts
+
+Two hosts of two ranks each, h1 and h2 (`tests/hosts`: network namespaces of one machine), in sums that go on for ever, with
+`--timeout 1`. Seconds are from the fault until mpirun had ended and no process was left on any host. What
+is said when all processes of a host are killed, mpirun's own among them, is mpirun's: it ends before any rank can speak.
+
+| fault | planted | seconds | said | status |
+|---|---|---|---|---|"""
 SPACE = """## Space
 
 | lacking | given | command | said | status |
@@ -72,8 +81,16 @@ def odd(option: str) -> str:
 
 def first_of_ours(err: str) -> str:
     """The first line that this project has written."""
-    said = next((line for line in err.splitlines() if re.match(r"(\[\d\] )?(error: )?rank \d|error: ", line)), "")
+    said = next((line for line in err.splitlines() if re.match(r"(\[\d\] )?(error: )?ranks? \d|error: ", line)), "")
     return said if len(said) <= LONGEST else f"{said[:LONGEST]} …"
+
+
+def on_hosts(case: ends.Case) -> str:
+    done = ends.seen(case)
+    said = first_of_ours(done.err) or next((line for line in done.err.splitlines() if line.startswith("[mpiexec")), "")
+    planted = f"`{case.done}`" if case.done else ""
+    seconds = "" if case.at_start else f"{done.gone:.1f}"
+    return f"| {case.name} | {planted} | {seconds} | `{said}` | {done.status} |"
 
 
 def scarce(case: Scarce) -> str:
@@ -113,7 +130,8 @@ def main() -> None:
             print(f"## {title}\n\n| fault | planted | command | said | status |\n|---|---|---|---|---|")
             print(*pool.map(make, kinds), "", sep="\n")
             sys.stdout.flush()
-        print(SPACE, *pool.map(scarce, SCARCE), sep="\n")
+        print(SPACE, *pool.map(scarce, SCARCE), "", sep="\n")
+        print(HOSTS, *map(on_hosts, ends.CASES), sep="\n")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ class Cluster:
 
     def __init__(self, name: str) -> None:
         self.name, self.state = name, STATE / name
+        self._kept: list[subprocess.Popen] = []
 
     @classmethod
     def up(
@@ -91,7 +92,8 @@ class Cluster:
         hosts = [f"h{n}" for n in range(1, count + 1)]
         addresses = [f"10.77.0.254 {FRONT} {os.uname().nodename}", *(f"10.77.0.{n} h{n}" for n in range(1, count + 1))]
         (self.state / "hosts").write_text("\n".join(["127.0.0.1 localhost", *addresses, ""]))
-        (self.state / "root").write_text(str(ROOT))
+        if not tied:
+            (self.state / "root").write_text(str(ROOT))
         self._holder(FRONT, tied, shm)
         for host in hosts:
             self._holder(host, tied, shm, "--ipc", "--pid", "--kill-child", "--mount-proc")
@@ -164,16 +166,19 @@ class Cluster:
         inside = ["--target", str(self.process(host)), "--mount", "--uts", "--net", *own, f"--wd={os.getcwd()}"]
         return ["env", f"{NAME}={self.name}", "nsenter", *inside, "--", *command]
 
-    def dealt(self, command: Sequence[str], counts: Sequence[int] | None = None) -> list[str]:
-        """`mpirun -n N ...` with what puts its ranks on the hosts: `counts` on each, else evenly. Others stay as they are."""
+    def dealt(self, command: Sequence[str], counts: Sequence[int] | None = None, by_turns: bool = False) -> list[str]:
+        """`mpirun -n N ...` with what puts its ranks on the hosts: `counts` on each, else evenly; `by_turns`: rank 0 on h1,
+        rank 1 on h2, and so on. Others stay as they are."""
         command = list(command)
         if Path(command[0]).name not in ("mpirun", "mpiexec"):
             return self.on(FRONT, command)
-        if counts is None:
-            ranks = int(command[command.index("-n") + 1])
-            counts = [ranks // len(self.hosts) + (n < ranks % len(self.hosts)) for n in range(len(self.hosts))]
+        ranks, many = int(command[command.index("-n") + 1]), len(self.hosts)
+        counts = counts or [ranks // many + (n < ranks % many) for n in range(many)]
         places = ",".join(f"{host}:{count}" for host, count in zip(self.hosts, counts, strict=True) if count)
-        launcher = ["-launcher", "ssh", "-launcher-exec", str(ENTER), "-iface", "bridge", "-hosts", places]
+        # A host that is named twice would be two.
+        turns = ["-ppn", "1"] if by_turns else []
+        places = ",".join(self.hosts) if by_turns else places
+        launcher = ["-launcher", "ssh", "-launcher-exec", str(ENTER), "-iface", "bridge", "-hosts", places, *turns]
         return self.on(FRONT, [command[0], *launcher, *command[1:]])
 
     def link(self, host: str, up: bool) -> None:
@@ -222,10 +227,17 @@ class Cluster:
                         found.append(" ".join(words))
         return found
 
+    def keep(self, process: subprocess.Popen) -> None:
+        """A process of the front's, or what has started one on a host: it is ended with the cluster."""
+        self._kept.append(process)
+
     # --- its end
 
     def down(self) -> None:
         """All its processes, and with them all the rest, are gone when this returns."""
+        for process in self._kept:
+            process.kill()
+            process.wait()
         pids = [int(file.read_text()) for file in self.state.iterdir() if file.is_file() and _is_note(file.read_text())]
         ours = [pid for pid in pids if _holds(pid, self.name)]
         for pid in ours:
@@ -268,7 +280,7 @@ def swept() -> None:
 
 
 def of_this_folder() -> Mapping[str, Cluster]:
-    """The clusters that were made from this copy of the project, by name."""
+    """The clusters that were made to stay, from this copy of the project, by name."""
     made = {}
     for cluster in all_clusters():
         with suppress(OSError):
@@ -278,7 +290,8 @@ def of_this_folder() -> Mapping[str, Cluster]:
 
 
 def environment() -> dict[str, str]:
-    """That of a command that a user types, for a run on a cluster."""
+    """That of a command that a user types, for a run on a cluster. The ranks of all hosts share the cores of one machine, which
+    none of them knows: those that wait let the others go on."""
     from tests.harness import launcher_free
 
-    return launcher_free(dict(os.environ))
+    return {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"} | launcher_free(dict(os.environ))

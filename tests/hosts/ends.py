@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tests.hosts.cluster import FRONT, ROOT, Cluster, environment
 
-LIMIT = 2.0
+# Of a verb, in seconds.
+LIMIT = 1.0
+EARLY = ROOT / "tests" / "faults" / "early"
 LOOPING = ("python", "-m", "tests.cases.looping")
 
 
 @dataclass(frozen=True)
 class Case:
-    """`kind`: of tests.cases.looping; `acts`: what is done to the cluster instead. `says`: a regular expression that the first
-    line of the report matches. `slow`: the verbs' time limit comes first."""
+    """`kind`: of tests.cases.looping, on the last rank, or on all; `acts`: what is done to the cluster instead; `early`: what
+    tests/faults/early plants in a rank before MPI runs. `says`: a regular expression that the first line of the report matches;
+    "" where mpirun is gone before any rank can say a thing. `alike`: the suite leaves it to the whole grid."""
 
     name: str
-    kind: str
     says: str
+    kind: str = "nothing"
     acts: Callable[[Cluster], None] | None = None
+    early: str = ""
     rank: int = -1
     ranks: int = 4
-    slow: bool = False
-    environ: dict[str, str] = field(default_factory=dict)
+    shm: str = "256m"
+    status: int = 1
+    alike: bool = False
+
+    @property
+    def at_start(self) -> bool:
+        """Before the sums: nothing is timed."""
+        return bool(self.early) or self.shm != Case.shm
+
+    @property
+    def done(self) -> str:
+        """What befalls a rank or a host, as the table has it."""
+        return self.early or ("" if self.acts or self.kind == "nothing" else self.kind)
 
 
 @dataclass(frozen=True)
@@ -43,34 +61,37 @@ class Ended:
     left: dict[str, list[str]]
 
     def __str__(self) -> str:
-        left = {host: what for host, what in self.left.items() if what}
-        return f"status {self.status}, mpirun {self.seconds:.1f} s, all {self.gone:.1f} s, left {left}\n{self.out}\n{self.err}"
+        times = f"mpirun {self.seconds:.1f} s, all {self.gone:.1f} s"
+        return f"status {self.status}, {times}, left {self.left}\n{self.out}\n{self.err}"
 
 
-def seen(cluster: Cluster, case: Case, patience: float = 12) -> Ended:
-    file = cluster.shared / f"go-{time.monotonic_ns()}"
-    words = [*LOOPING, str(file), case.kind, "--rank", str(case.rank), "--timeout", f"{LIMIT:g}"]
-    command = cluster.dealt(["mpirun", "-n", str(case.ranks), *words])
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(
-            ["sh", "-c", 'ulimit -c 0; exec "$@"', "sh", *command], cwd=ROOT, env=environment() | case.environ,
-            stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
-        )  # fmt: skip
-        begun = _until(lambda: _text(out) or process.poll() is not None, 60)
-        fault = time.monotonic()
-        if case.acts is not None and begun:
-            case.acts(cluster)
-        else:
-            file.touch()
-        _until(lambda: process.poll() is not None, patience)
-        seconds = time.monotonic() - fault
-        _until(lambda: not any(_processes(cluster)), patience if process.poll() is not None else 1)
-        gone = time.monotonic() - fault
-        status, left = process.poll(), cluster.left()
-        if status is None:
-            process.kill()
-        process.wait()
-        return Ended(status, _text(out), _text(err), seconds, gone, left)
+def seen(case: Case, patience: float = 15) -> Ended:
+    """One run of it, on two hosts of its own."""
+    with Cluster.up(2, shm=case.shm) as cluster:
+        file = cluster.shared / "now"
+        words = [*LOOPING, str(file), case.kind, "--rank", str(case.rank), "--timeout", f"{LIMIT:g}"]
+        planted = {"PYTHONPATH": str(EARLY), "PLANTED": f"rank={case.ranks - 1},{case.early}"} if case.early else {}
+        command = cluster.dealt(["mpirun", "-n", str(case.ranks), *words])
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            process = subprocess.Popen(
+                ["sh", "-c", 'ulimit -c 0; exec "$@"', "sh", *command], cwd=ROOT, env=environment() | planted,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+            )  # fmt: skip
+            _until(lambda: _text(out) or process.poll() is not None, 60)
+            fault = time.monotonic()
+            if case.acts is not None:
+                case.acts(cluster)
+            else:
+                file.touch()
+            _until(lambda: process.poll() is not None, patience)
+            seconds = time.monotonic() - fault
+            _until(lambda: not _processes(cluster), 3)
+            gone = time.monotonic() - fault
+            status, left = process.poll(), {host: what for host, what in cluster.left().items() if what}
+            if status is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return Ended(status, _text(out), _text(err), seconds, gone, left)
 
 
 def _processes(cluster: Cluster) -> Sequence[str]:
@@ -95,52 +116,53 @@ def _of_rank(signal: int, rank: int) -> Callable[[Cluster], None]:
     return lambda cluster: os.kill(cluster.ranks()[rank], signal)
 
 
-HANG = r"rank {rank} on {host} did not come"
+def _killed(host: str) -> Callable[[Cluster], None]:
+    return lambda cluster: os.kill(cluster.process(host), signal.SIGKILL)
+
+
+LOST = r"ranks {} and {} on {} did not come \({} has not been heard of for \d\.\d s\): ranks {} and {} on {} have waited"
+H1_LOST, H2_LOST = LOST.format(0, 1, "h1", "h1", 2, 3, "h2"), LOST.format(2, 3, "h2", "h2", 0, 1, "h1")
+AFTER = r"after all_reduce .* at tests/cases/looping.py:\d+ in main"
 CASES = [
-    Case("a rank raises", "raise", r"\[3\] rank 3 of 4 on h2 failed: ValueError: planted"),
-    Case("rank 0 raises", "raise", r"\[0\] rank 0 of 4 on h1 failed: ValueError: planted", rank=0),
-    Case("all ranks raise", "all raise", r"\[\d\] rank \d of 4 on h\d failed: ValueError: planted"),
-    Case("a rank exits", "exit", r"\[3\] rank 3 of 4 on h2 failed: SystemExit: 3"),
-    Case("a rank vanishes", "os._exit", r"rank 3 of 4 on h2 has left by os._exit\(5\), its own .* after all_reduce"),
-    Case("a rank is killed", "kill", r"rank 3 of 4 on h2 was killed by SIGKILL after all_reduce"),
-    Case("rank 0 is killed", "kill", r"rank 0 of 4 on h1 was killed by SIGKILL after all_reduce", rank=0),
-    Case("a host's only rank is killed", "kill", r"rank 1 of 2 on h2 was killed by SIGKILL after all_reduce", ranks=2),
-    Case("a segmentation fault", "segv", r"rank 3 of 4 on h2 was killed by SIGSEGV after all_reduce"),
-    Case("a rank is stopped", "stop", r"rank 3 on h2 did not come \(stopped \(SIGSTOP\)\)", slow=True),
-    Case("rank 0 is stopped", "stop", r"rank 0 on h1 did not come \(stopped \(SIGSTOP\)\)", slow=True, rank=0),
-    Case("a rank sleeps", "sleep", r"rank 3 on h2 did not come \(asleep", slow=True),
-    Case("a rank computes for ever", "spin", r"rank 3 on h2 did not come \(computing", slow=True),
-    Case("a rank returns early", "return", r"rank 3 on h2 did not come \(through with main", slow=True),
-    Case("a host loses its link", "nothing", r"h2 ", lambda c: c.link("h2", False), slow=True),
-    Case("rank 0's host loses its link", "nothing", r"h1 ", lambda c: c.link("h1", False), slow=True),
-    Case("a host dies whole", "nothing", r"h2 ", lambda c: c.kill("h2"), slow=True),
-    Case("all of a host's processes die", "nothing", r"h2 ", lambda c: os.kill(c.process("h2"), 9)),
-    Case("rank 0's host dies whole", "nothing", r"h1 ", lambda c: c.kill("h1"), slow=True),
+    Case("a rank raises", r"\[3\] rank 3 of 4 on h2 failed: ValueError: planted", "raise", alike=True),
+    Case("rank 0 raises", r"\[0\] rank 0 of 4 on h1 failed: ValueError: planted", "raise", rank=0, alike=True),
+    Case("all ranks raise at once", r"\[(\d)\] rank \1 of 4 on h\d failed: ValueError: planted", "all raise"),
+    Case("a rank exits", r"\[3\] rank 3 of 4 on h2 failed: SystemExit: 3", "exit", alike=True),
+    Case("a rank vanishes", rf"rank 3 of 4 on h2 has left by os\._exit\(5\), .* {AFTER}", "os._exit", alike=True),
+    Case("a rank is killed", f"rank 3 of 4 on h2 was killed by SIGKILL {AFTER}", "kill", alike=True),
+    Case("rank 0 is killed", f"rank 0 of 4 on h1 was killed by SIGKILL {AFTER}", "kill", rank=0, alike=True),
+    Case("a host's only rank is killed", f"rank 1 of 2 on h2 was killed by SIGKILL {AFTER}", "kill", ranks=2),
+    Case("a segmentation fault", f"rank 3 of 4 on h2 was killed by SIGSEGV {AFTER}", "segv", alike=True),
+    Case("a rank is stopped", r"rank 3 on h2 did not come \(stopped \(SIGSTOP\)\): ranks 0 and 1 on h1", "stop"),
+    Case("rank 0 is stopped", r"rank 0 on h1 did not come \(stopped \(SIGSTOP\)\): rank 1 on h1", "stop", rank=0, alike=True),
+    Case("a rank sleeps", r"rank 3 on h2 did not come \(asleep or reading\): ranks 0 and 1 on h1", "sleep", alike=True),
+    Case("a rank computes for ever", r"rank 3 on h2 did not come \(computing\): ranks 0 and 1 on h1", "spin", alike=True),
+    Case("a rank returns early", r"rank 3 on h2 did not come \(through with main\): ranks 0 and 1 on h1", "return", alike=True),
+    Case("a host loses its link", H2_LOST, acts=lambda c: c.link("h2", False)),
+    Case("rank 0's host loses its link", H1_LOST, acts=lambda c: c.link("h1", False), alike=True),
+    Case("a host loses its power", H2_LOST, acts=lambda c: c.kill("h2"), alike=True),
+    Case("rank 0's host loses its power", H1_LOST, acts=lambda c: c.kill("h1"), alike=True),
+    Case("all processes of a host are killed, mpirun's too", "", acts=_killed("h2"), status=255, alike=True),
+    Case("a rank is killed before MPI runs", "rank 3 of 4 on h2 was killed by SIGKILL before MPI ran",
+         early="signal=9,after=0.05", status=137, alike=True),
+    Case("an import fails on a rank", r"\[3\] rank 3 of 4 on h2 failed: ImportError: planted at numpy", early="import=numpy",
+         alike=True),
+    Case("a small /dev/shm on all hosts", "error: on h1: /dev/shm has 1.0 MiB left, and MPICH needs 2.1 MiB there for 2 ranks",
+         shm="1m", status=2),
 ]  # fmt: skip
+REPORT = r"(?m)^(?:(?:\[\d\] )?rank \d of \d .*|ranks? .* did not come .*|error: .*|h\d is gone.*)$"
+
+
+def reports(err: str) -> list[str]:
+    """The first lines of what this project has said."""
+    return re.findall(REPORT, err)
 
 
 def main(names: Sequence[str]) -> None:
-    import re
-
-    cluster = None
     for case in CASES:
-        if names and not any(name in case.name for name in names):
-            continue
-        if cluster is None or case.acts is not None:
-            if cluster is not None:
-                cluster.down()
-            cluster = Cluster.up(2)
-        ended = seen(cluster, case)
-        lines = [line for line in ended.err.splitlines() if re.search(case.says, line)]
-        print(f"=== {case.name}: said {len(lines)}: {ended}\n", flush=True)
-        if case.acts is not None:
-            cluster.down()
-            cluster = None
-    if cluster is not None:
-        cluster.down()
+        if not names or any(name in case.name for name in names):
+            print(f"=== {case.name}: said {len(reports((ended := seen(case)).err))}: {ended}\n", flush=True)
 
 
 if __name__ == "__main__":
-    import sys
-
     main(sys.argv[1:])

@@ -173,3 +173,7 @@ def test_threads_from_what_launchers_say():
     assert (launcher.size({"PMI_SIZE": "4", "PMI_RANK": "3"}), launcher.rank({"PMI_SIZE": "4", "PMI_RANK": "3"})) == (4, 3)
     assert launcher.local_size({"PMI_SIZE": "8", "MPI_LOCALNRANKS": "4"}) == 4
     assert launcher.local_size({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}) == 2
+    slurm = {"PMI_SIZE": "7", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}
+    assert [launcher.local_size(slurm | {"SLURM_NODEID": str(n)}) for n in range(4)] == [2, 2, 2, 1]
+    assert launcher.several_hosts(slurm)
+    assert not launcher.several_hosts({"PMI_SIZE": "4", "MPI_LOCALNRANKS": "4"})
