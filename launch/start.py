@@ -143,14 +143,14 @@ def _fault() -> fault.Fault | None:
         raise UsageError(str(error)) from None
 
 
-def _sums(args: argparse.Namespace) -> Maker:
-    if args.sums == "mpi":
-        return in_rank_order if args.deterministic else of_mpi
-    return by_host(0 if args.sums == "shared" else LEAST, args.deterministic)
+def _sums(way: str, deterministic: bool) -> Maker:
+    if way == "mpi":
+        return in_rank_order if deterministic else of_mpi
+    return by_host(0 if way == "shared" else LEAST, deterministic)
 
 
-def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, **axes: int) -> Mesh:
-    """The ranks of `comm` as a mesh, with the watchers that the options ask for."""
+def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, sums: str | None = None, **axes: int) -> Mesh:
+    """The ranks of `comm` as a mesh, with the watchers that the options ask for. `sums`: one of WAYS, in place of --sums."""
     most = {"auto": 64 * 2**20, "on": None, "off": 0}[args.check_collectives]
     watchers: list[Watcher] = []
     if most != 0:
@@ -159,7 +159,7 @@ def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, **axes: int) -> Mes
         watchers.append(Messages())
     if getattr(args, "check_replicas", 0):
         watchers.append(Finite())
-    mesh = Mesh(comm, watchers=watchers, sums=_sums(args), **axes)
+    mesh = Mesh(comm, watchers=watchers, sums=_sums(sums or args.sums, args.deterministic), **axes)
     if isinstance(comm, Owned):
         comm.closing.append(mesh.close)
     if _fault() is not None:

@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
                 steps[f"matmul_only_{kind}"] = products.of(model.work(model.batch(parts[0].lengths)), args.dtype)
             steps[f"sharded_{kind}"] = partial(it.step, parts, tokens, LR)
             if kind in KINDS and args.sums != "mpi":
-                by_mpi = start.make_mesh(argparse.Namespace(**vars(args) | {"sums": "mpi"}), comm, **mesh.sizes)
+                by_mpi = start.make_mesh(args, comm, sums="mpi", **mesh.sizes)
                 steps[f"mpi_{kind}"] = partial(trainer(sizes, by_mpi, args.dtype, args.seed).step, parts, tokens, LR)
             if kind == "tp" and args.sequence_parallel:
                 cut = trainer(sizes, start.make_mesh(args, comm, dp=1, tp=comm.size), args.dtype, args.seed, True)
