@@ -12,7 +12,7 @@ from launch.terminal.help import Parser, epilog
 from parallel.shard import AXES, DATA
 
 # Options of every command that change no number, or that its JSON has in a place of its own.
-COMMON = ("json", "dtype", "seed", "trace", "check_collectives", "timeout")
+COMMON = ("json", "dtype", "seed", "trace", "check_collectives", "timeout", "sums")
 
 
 # Of a size: an array of two such dims has a number of bytes that NumPy can count.
@@ -164,6 +164,8 @@ def add_zero(p: argparse._ArgumentGroup | argparse.ArgumentParser, over: str, na
         p.add_argument("--zero-over", type=data_axes, default=DATA, help=more)
 
 
+# How ranks add and gather.
+WAYS = ("mpi", "shared", "auto")
 # In place of a mesh: the planner chooses one.
 AUTO = "auto"
 
@@ -254,6 +256,13 @@ def parser(
         help="end all ranks, and say who did not come, when a collective takes longer; 0: never",
     )
     w.add_argument("--deterministic", action="store_true", help="sum in rank order: the same bits on every MPI library")
+    p.add_argument(
+        "--sums",
+        choices=WAYS,
+        default="auto",
+        help="how ranks add and gather: mpi, as its library does; shared, through memory that a host's ranks share, and as "
+        "little between hosts as can be; auto: shared where there are enough bytes",
+    )
     return p
 
 

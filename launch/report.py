@@ -133,6 +133,8 @@ def comparisons(title: str, checks: Sequence[Comparison]) -> None:
 def communication(rows: Sequence[dict], what: str = "one step") -> None:
     """`rows`: as `Ledger.report` has them; None is predicted of what has no closed form."""
     kinds = {"message bytes": "message_bytes", "predicted": "predicted_message_bytes", "wire bytes": "wire_bytes"}
+    if any(r.get("crossed_bytes") for r in rows):
+        kinds["to other hosts"] = "crossed_bytes"
     predicted = any(r["predicted_message_bytes"] is not None for r in rows)
     if not predicted:
         del kinds["predicted"]

@@ -50,14 +50,15 @@ from launch.process import alike, traced  # noqa: E402
 from launch.process.ending import Ending  # noqa: E402
 from launch.terminal import targets  # noqa: E402
 from launch.terminal.printable import in_any_encoding  # noqa: E402
-from parallel.axis import Axis  # noqa: E402
 from parallel.call import Watcher  # noqa: E402
 from parallel.control import Control  # noqa: E402
 from parallel.guard import Agreement  # noqa: E402
+from parallel.host_sums import LEAST, by_host  # noqa: E402
 from parallel.mesh import Mesh  # noqa: E402
-from parallel.ordered import OrderedAxis  # noqa: E402
+from parallel.ordered import in_rank_order  # noqa: E402
 from parallel.owned import Owned  # noqa: E402
 from parallel.slot import LEFT_MAIN  # noqa: E402
+from parallel.sums import Maker, of_mpi  # noqa: E402
 from parallel.watch import fault  # noqa: E402
 from parallel.watch.finite import Finite  # noqa: E402
 from parallel.watch.messages import Messages  # noqa: E402
@@ -142,8 +143,14 @@ def _fault() -> fault.Fault | None:
         raise UsageError(str(error)) from None
 
 
-def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, **axes: int) -> Mesh:
-    """The ranks of `comm` as a mesh, with the watchers that the options ask for."""
+def _sums(way: str, deterministic: bool) -> Maker:
+    if way == "mpi":
+        return in_rank_order if deterministic else of_mpi
+    return by_host(0 if way == "shared" else LEAST, deterministic)
+
+
+def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, sums: str | None = None, **axes: int) -> Mesh:
+    """The ranks of `comm` as a mesh, with the watchers that the options ask for. `sums`: one of WAYS, in place of --sums."""
     most = {"auto": 64 * 2**20, "on": None, "off": 0}[args.check_collectives]
     watchers: list[Watcher] = []
     if most != 0:
@@ -152,7 +159,7 @@ def make_mesh(args: argparse.Namespace, comm: MPI.Intracomm, **axes: int) -> Mes
         watchers.append(Messages())
     if getattr(args, "check_replicas", 0):
         watchers.append(Finite())
-    mesh = Mesh(comm, watchers=watchers, axis=OrderedAxis if args.deterministic else Axis, **axes)
+    mesh = Mesh(comm, watchers=watchers, sums=_sums(sums or args.sums, args.deterministic), **axes)
     if isinstance(comm, Owned):
         comm.closing.append(mesh.close)
     if _fault() is not None:

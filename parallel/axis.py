@@ -18,11 +18,13 @@ from mpi4py import MPI
 
 from parallel.buffer import Held, reduction, require_own, result, sendable
 from parallel.call import Call, Rows, Watcher, site
+from parallel.hosts import numbered
 from parallel.ledger import Ledger
 from parallel.message import fill, packed
 from parallel.pending import Pending
 from parallel.rows import is_whole
 from parallel.shard import Cut
+from parallel.sums import Maker, Request
 from parallel.verbs import VERBS
 
 
@@ -36,16 +38,26 @@ class Axis:
     """The ranks that differ from this one in a single mesh coordinate.
 
     `size`: how many ranks there are on the axis. `rank`: this one's place on it. `members`: all of them, as the mesh numbers
-    its ranks. `watchers`: the mesh's. Verbs raise before anything is sent: TypeError for a dtype that not every MPI treats
+    its ranks. `hosts`: of each of them, a number, from 0 in the order of their first. `watchers`: the mesh's. `sums`: makes
+    what adds and gathers on an axis. Verbs raise before anything is sent: TypeError for a dtype that not every MPI treats
     alike, ValueError for a shape that is not what the cut says.
     """
 
     def __init__(
-        self, name: str, comm: MPI.Intracomm, ledger: Ledger, watchers: list[Watcher], members: tuple[int, ...]
+        self,
+        name: str,
+        comm: MPI.Intracomm,
+        ledger: Ledger,
+        watchers: list[Watcher],
+        members: tuple[int, ...],
+        hosts: tuple[int, ...],
+        sums: Maker,
     ) -> None:
         self.name, self.ledger, self.watchers, self.members = name, ledger, watchers, members
         self.size, self.rank = comm.size, comm.rank
-        self._comm = comm
+        self._hosts, self._make_sums = hosts, sums
+        self.hosts = numbered([hosts[r] for r in members])
+        self._comm, self._sums = comm, sums(comm, self.hosts)
         self._collectives, self._messages = 0, Counter()
         self._sends: list[Pending] = []
         self._groups: dict[tuple[int, ...], Axis] = {}
@@ -69,7 +81,7 @@ class Axis:
             chosen = members.Incl(ranks)
             name = group_name(self.name, ranks)
             comm, inside = self._comm.Create_group(chosen), tuple(self.members[r] for r in ranks)
-            self._groups[ranks] = type(self)(name, comm, self.ledger, self.watchers, inside)
+            self._groups[ranks] = Axis(name, comm, self.ledger, self.watchers, inside, self._hosts, self._make_sums)
             chosen.Free()
             members.Free()
         return self._groups[ranks]
@@ -84,12 +96,13 @@ class Axis:
             group.close()
         for watcher in self.watchers:
             watcher.close(self)
+        self._sums.close()
         self._comm.Free()
 
     def _run(
         self,
         verb: str,
-        exchange: Callable[[], object],
+        exchange: Callable[[], int | None],
         x: np.ndarray | None,
         y: np.ndarray | None,
         message: tuple[tuple[int, ...], np.dtype, int],
@@ -97,24 +110,25 @@ class Axis:
         what: str = "",
         rows: Rows = (),
     ) -> None:
-        """Run one verb: tell the watchers, do it, and enter it in the ledger. `message`: its shape, dtype and bytes."""
+        """Run one verb: tell the watchers, do it, and enter it in the ledger. `message`: its shape, dtype and bytes.
+        `exchange` does it, and returns how many bytes it is known to have sent to other hosts."""
         call = self._begin(verb, False, x, message, how, site(), what, rows) if self.watchers else None
         entered = perf_counter()
         try:
-            exchange()
+            crossed = exchange()
         except BaseException:
             if call is not None:
                 self._end(call, None, entered, perf_counter())
             raise
         left = perf_counter()
-        self.ledger.add(verb, self.name, message[2], self.size, left - entered)
+        self.ledger.add(verb, self.name, message[2], self.size, left - entered).crossed_bytes += crossed or 0
         if call is not None:
             self._end(call, y, entered, left)
 
     def _start(
         self,
         verb: str,
-        exchange: Callable[[np.ndarray], MPI.Request],
+        exchange: Callable[[np.ndarray], Request],
         x: np.ndarray,
         y: np.ndarray | None,
         message: tuple[tuple[int, ...], np.dtype, int],
@@ -167,20 +181,6 @@ class Axis:
         for watcher in self.watchers:
             watcher.end(self, call, y, entered, left)
 
-    # How sums are done: a subclass may add in another order. x, y: C-contiguous; counts: entries of each rank's part.
-
-    def _reduced(self, x: np.ndarray, y: np.ndarray, op: MPI.Op) -> None:
-        self._comm.Allreduce(x, y, op)
-
-    def _start_sum(self, x: np.ndarray) -> MPI.Request:
-        return self._comm.Iallreduce(MPI.IN_PLACE, x, MPI.SUM)
-
-    def _sum_parts(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> None:
-        self._comm.Reduce_scatter(x, y, counts, MPI.SUM)
-
-    def _start_sum_parts(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> MPI.Request:
-        return self._comm.Ireduce_scatter(x, y, counts, MPI.SUM)
-
     def _require_cut(self, cut: Cut, shape: tuple[int, ...], dim: int, length: int) -> None:
         if cut.ranks != self.size:
             raise ValueError(f"the cut is over {cut.ranks} ranks, axis {self.name} has {self.size}")
@@ -195,13 +195,13 @@ class Axis:
         """The sum ('max', 'min') over the axis, on every rank. x: any shape, the same on every rank. NaN is kept."""
         x, mpi_op = sendable(x), reduction(op, x.dtype)
         y = result(x, x.shape, out)
-        self._run("all_reduce", lambda: self._reduced(x, y, mpi_op), x, y, (x.shape, x.dtype, x.nbytes), op)
+        self._run("all_reduce", lambda: self._sums.all_reduce(x, y, op, mpi_op), x, y, (x.shape, x.dtype, x.nbytes), op)
         return y
 
     def start_all_reduce(self, x: np.ndarray) -> Pending:
         """Sum x over the axis while this rank computes on. In place: x is the result once `wait` returns it."""
         require_own(x)
-        return self._start("all_reduce", self._start_sum, x, x, (x.shape, x.dtype, x.nbytes), "sum")
+        return self._start("all_reduce", self._sums.start_all_reduce, x, x, (x.shape, x.dtype, x.nbytes), "sum")
 
     def start_reduce_scatter(self, x: np.ndarray, cut: Cut) -> Pending:
         """This rank's part, along the first dim, of the sum over the axis, while it computes on. x must stay as it is."""
@@ -209,7 +209,7 @@ class Axis:
         self._require_cut(cut, x.shape, 0, cut.length)
         row = x[:1].size
         y = np.empty((cut.size(self.rank), *x.shape[1:]), x.dtype)
-        exchange = lambda x: self._start_sum_parts(x, y, [n * row for n in cut.sizes])  # noqa: E731
+        exchange = lambda x: self._sums.start_reduce_scatter(x, y, [n * row for n in cut.sizes])  # noqa: E731
         return self._start("reduce_scatter", exchange, x, y, (x.shape, x.dtype, x.nbytes), 0, cut)
 
     def all_gather(self, x: np.ndarray, dim: int, cut: Cut, out: np.ndarray | None = None) -> np.ndarray:
@@ -222,7 +222,7 @@ class Axis:
         if out is not None and not (cut.is_partition and dim == 0):
             raise ValueError(f"all_gather fills out only for a partition of dim 0, not {cut} of dim {dim}")
         flat = (np.empty(sum(counts), x.dtype) if out is None else result(x, whole_shape, out)).reshape(-1)
-        exchange = lambda: self._comm.Allgatherv(x, [flat, counts])  # noqa: E731
+        exchange = lambda: self._sums.all_gather(x, flat, counts)  # noqa: E731
         self._run("all_gather", exchange, x, flat, (whole_shape, x.dtype, flat.nbytes), dim, cut)
         if cut.is_partition and dim == 0:
             return flat.reshape(whole_shape)
@@ -239,7 +239,7 @@ class Axis:
             raise ValueError(f"start_all_gather takes only a partition of dim 0, not {cut}: use all_gather")
         row = prod(x.shape[1:])
         y = np.empty((cut.length, *x.shape[1:]), x.dtype)
-        exchange = lambda x: self._comm.Iallgatherv(x, [y, [n * row for n in cut.sizes]])  # noqa: E731
+        exchange = lambda x: self._sums.start_all_gather(x, y, [n * row for n in cut.sizes])  # noqa: E731
         return self._start("all_gather", exchange, x, y, (y.shape, y.dtype, y.nbytes), 0, cut)
 
     def reduce_scatter(self, x: np.ndarray, dim: int, cut: Cut) -> np.ndarray:
@@ -247,9 +247,10 @@ class Axis:
         x = sendable(x)
         self._require_cut(cut, x.shape, dim, cut.length)
         parts = [x[cut.index(dim, r)] for r in range(self.size)]
-        packed = np.concatenate([p.reshape(-1) for p in parts])
+        in_order = dim == 0 and cut.is_partition
+        packed = x.reshape(-1) if in_order else np.concatenate([p.reshape(-1) for p in parts])
         y = np.empty(parts[self.rank].shape, x.dtype)
-        exchange = lambda: self._sum_parts(packed, y, [p.size for p in parts])  # noqa: E731
+        exchange = lambda: self._sums.reduce_scatter(packed, y, [p.size for p in parts])  # noqa: E731
         self._run("reduce_scatter", exchange, x, y, (x.shape, x.dtype, packed.nbytes), dim, cut)
         return y
 

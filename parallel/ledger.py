@@ -1,8 +1,10 @@
 """The ledger: everything that crosses a process, counted where it is sent.
 
 A row is (verb, axis, phase). *Message bytes* are those of the buffer reduced or exchanged, or of the whole array gathered; of
-rows that go where each is for (`exchange`), those that leave the rank.
-*Wire bytes* are what one rank sends, on average, when the verb runs on a ring of p ranks (Patarasuk and Yuan, 2009).
+rows that go where each is for (`exchange`), those that leave the rank. *Wire bytes* are what one rank sends, on average, when
+the verb runs on a ring of p ranks (Patarasuk and Yuan, 2009). *Crossed bytes* are what a rank sends to other hosts where sums
+know of hosts (`parallel.host_sums`). Those of all ranks of a host are together the wire bytes of a ring of hosts. Of what MPI
+itself sends there nothing is known, and none are counted.
 """
 
 from __future__ import annotations
@@ -55,13 +57,14 @@ def condensed(traffic: Iterable[Traffic]) -> list[Traffic]:
 @dataclass
 class Row:
     """`ranks`: of the axis. `seconds`: that the rank spent in the verb. `hidden_seconds`: that one went on beside computation,
-    for those that can."""
+    for those that can. `crossed_bytes`: that this rank sent to other hosts, in sums that know them."""
 
     ranks: int = 1
     calls: int = 0
     message_bytes: int = 0
     seconds: float = 0.0
     hidden_seconds: float = 0.0
+    crossed_bytes: int = 0
 
 
 class Ledger:
@@ -106,6 +109,7 @@ class Ledger:
                 "wire_bytes": wire_bytes(key[0], row.message_bytes, row.ranks),
                 "seconds": row.seconds,
                 "hidden_seconds": row.hidden_seconds,
+                "crossed_bytes": row.crossed_bytes,
             }
             for key in keys
             for row, (calls, size) in [(self.rows.get(key, Row()), sent.get(key, (0, 0)))]
@@ -115,9 +119,9 @@ class Ledger:
 def merged(reports: Sequence[list[dict]]) -> list[dict]:
     """One report of every rank's own, each of which was counted beside its own closed form.
 
-    A row is that of the ranks that have it, its seconds the longest. Where these sent different amounts, it is that of a rank
-    that sent most, with `message_bytes_sum` and `message_bytes_range` over them. Where a rank did not send what was predicted,
-    the row is its own and names it as `rank`.
+    A row is that of the ranks that have it, its seconds the longest, its crossed bytes those of all together. Where these sent
+    different amounts, it is that of a rank that sent most, with `message_bytes_sum` and `message_bytes_range` over them. Where
+    a rank did not send what was predicted, the row is its own and names it as `rank`.
     """
     rows: dict[tuple[str, str, str], list[tuple[int, dict]]] = {}
     for rank, report in enumerate(reports):
@@ -129,6 +133,7 @@ def merged(reports: Sequence[list[dict]]) -> list[dict]:
         wrong = [r | {"rank": rank} for rank, r in of_ranks if not agrees([r])]
         row = dict((wrong or sorted(every, key=lambda r: -r["message_bytes"]))[0])
         row |= {kind: max(r[kind] for r in every) for kind in ("seconds", "hidden_seconds")}
+        row["crossed_bytes"] = sum(r["crossed_bytes"] for r in every)
         size = [r["message_bytes"] for r in every]
         if len({(r["calls"], r["message_bytes"]) for r in every}) > 1:
             row |= {"message_bytes_sum": sum(size), "message_bytes_range": [min(size), max(size)]}

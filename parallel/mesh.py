@@ -6,7 +6,7 @@ y_TD = mesh.tp.all_reduce(partial_TD)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from math import prod
@@ -18,17 +18,19 @@ from parallel.call import Watcher
 from parallel.control import Control
 from parallel.grid import Grid
 from parallel.guard import Agreement, require_same_layout
+from parallel.hosts import of as host_of_each
 from parallel.ledger import Ledger
 from parallel.recorder import Recorder, Waiting
+from parallel.sums import Maker, of_mpi
 
 
 class Mesh(Grid[Axis]):
     """The ranks of `comm` as a grid of named axes; `mesh.tp` is the Axis of this rank along tp.
 
-    `watchers` hear of every verb on any of its axes, in this order. Before them come the flight recorder, where the process has
-    attached one to `comm`, and with `check` an `Agreement`, which raises CollectiveMismatch on all ranks of an axis unless they
-    mean the same collective. `axis`: the class of the axes. Raises ValueError when the product of the axes is not the number of
-    ranks.
+    `watchers` hear of every verb on any of its axes, in this order. Before them come the flight recorder, where the process
+    has attached one to `comm`, and with `check` an `Agreement`, which raises CollectiveMismatch on all ranks of an axis unless
+    they mean the same collective. `sums`: makes what adds and gathers on an axis. `hosts`: of each rank of `comm`, a number,
+    in place of those that MPI tells. Raises ValueError when the product of the axes is not the number of ranks.
     """
 
     def __init__(
@@ -37,7 +39,8 @@ class Mesh(Grid[Axis]):
         *,
         check: bool = False,
         watchers: Iterable[Watcher] = (),
-        axis: type[Axis] = Axis,
+        sums: Maker = of_mpi,
+        hosts: Sequence[int] | None = None,
         **axes: int,
     ) -> None:
         if not axes or min(axes.values()) < 1 or prod(axes.values()) != comm.size:
@@ -49,7 +52,8 @@ class Mesh(Grid[Axis]):
         self.watchers = [*([] if recorder is None else [recorder]), *([Agreement()] if check else []), *watchers]
         with Waiting(recorder, f"laying out {self.sizes}", Recorder.places(comm)):
             require_same_layout(comm, self.sizes)
-        self._comm, self._kind, self._closed = comm, axis, False
+            self.hosts = host_of_each(comm) if hosts is None else tuple(hosts)
+        self._comm, self._sums, self._closed = comm, sums, False
         for name in axes:
             getattr(self, name)
 
@@ -57,7 +61,7 @@ class Mesh(Grid[Axis]):
         # All ranks together make the axes that are given, and those of several ranks.
         together = name in self.sizes or len(members) > 1
         own = self._comm.Split(members[0], self.rank) if together else MPI.COMM_SELF.Dup()
-        return self._kind(name, own, self.ledger, self.watchers, members)
+        return Axis(name, own, self.ledger, self.watchers, members, self.hosts, self._sums)
 
     @cached_property
     def control(self) -> Control:

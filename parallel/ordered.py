@@ -1,6 +1,6 @@
 """Sums in rank order, ((x0 + x1) + x2) + ..., whatever algorithm the MPI library would choose: the same bits on every MPI.
 
-    mesh = Mesh(comm, axis=OrderedAxis, dp=2, tp=2)
+    mesh = Mesh(comm, sums=in_rank_order, dp=2, tp=2)
 
 Each rank has a part of the array to add. It gets that part from every rank, adds in rank order, and gives the sum back: an
 all-to-all, an addition, an all-gather. A ring's all-reduce sends as many bytes. Maxima and minima do not depend on the order.
@@ -8,60 +8,67 @@ all-to-all, an addition, an all-gather. A ring's all-reduce sends as many bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from mpi4py import MPI
 
-from parallel.axis import Axis
+from parallel.sums import Sums
 
 
-class OrderedAxis(Axis):
-    """An axis whose sums are in rank order. The ledger counts its verbs as any axis does."""
+class OrderedSums(Sums):
+    """Sums in rank order. The ledger counts its verbs as any others."""
 
-    def _reduced(self, x: np.ndarray, y: np.ndarray, op: MPI.Op) -> None:
-        if op != MPI.SUM:
-            return super()._reduced(x, y, op)
-        counts = self._counts(x)
+    def all_reduce(self, x: np.ndarray, y: np.ndarray, op: str, mpi_op: MPI.Op) -> int:
+        if op != "sum":
+            return super().all_reduce(x, y, op, mpi_op)
+        counts = dealt(x.size, self.comm.size)
         pieces = self._room(x, counts)
-        self._comm.Alltoallv([x, counts], [pieces, [counts[self.rank]] * self.size])
-        self._comm.Allgatherv(_added(pieces), [y, counts])
+        self.comm.Alltoallv([x, counts], [pieces, [counts[self.comm.rank]] * self.comm.size])
+        self.comm.Allgatherv(added(pieces), [y, counts])
+        return 0
 
-    def _start_sum(self, x: np.ndarray) -> OrderedRequest:
-        counts = self._counts(x)
+    def start_all_reduce(self, x: np.ndarray) -> OrderedRequest:
+        counts = dealt(x.size, self.comm.size)
         pieces = self._room(x, counts)
-        request = self._comm.Ialltoallv([x, counts], [pieces, [counts[self.rank]] * self.size])
-        return OrderedRequest(request, lambda: self._comm.Allgatherv(_added(pieces), [x, counts]))
+        request = self.comm.Ialltoallv([x, counts], [pieces, [counts[self.comm.rank]] * self.comm.size])
+        return OrderedRequest(request, lambda: self.comm.Allgatherv(added(pieces), [x, counts]))
 
-    def _sum_parts(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> None:
+    def reduce_scatter(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> int:
         pieces = self._room(x, counts)
-        self._comm.Alltoallv([x, counts], [pieces, [counts[self.rank]] * self.size])
-        y.reshape(-1)[...] = _added(pieces)
+        self.comm.Alltoallv([x, counts], [pieces, [counts[self.comm.rank]] * self.comm.size])
+        y.reshape(-1)[...] = added(pieces)
+        return 0
 
-    def _start_sum_parts(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> OrderedRequest:
+    def start_reduce_scatter(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> OrderedRequest:
         pieces = self._room(x, counts)
-        request = self._comm.Ialltoallv([x, counts], [pieces, [counts[self.rank]] * self.size])
+        request = self.comm.Ialltoallv([x, counts], [pieces, [counts[self.comm.rank]] * self.comm.size])
 
         def add() -> None:
-            y.reshape(-1)[...] = _added(pieces)
+            y.reshape(-1)[...] = added(pieces)
 
         return OrderedRequest(request, add)
 
-    def _counts(self, x: np.ndarray) -> list[int]:
-        """How many entries of x each rank adds: as even as it goes, none where there are fewer entries than ranks."""
-        base, more = divmod(x.size, self.size)
-        return [base + (r < more) for r in range(self.size)]
-
     def _room(self, x: np.ndarray, counts: list[int]) -> np.ndarray:
         """Room for what every rank holds of this rank's part."""
-        return np.empty((self.size, counts[self.rank]), x.dtype)
+        return np.empty((self.comm.size, counts[self.comm.rank]), x.dtype)
 
 
-def _added(pieces: np.ndarray) -> np.ndarray:
+def in_rank_order(comm: MPI.Intracomm, hosts: Sequence[int]) -> OrderedSums:
+    return OrderedSums(comm)
+
+
+def dealt(entries: int, ranks: int) -> list[int]:
+    """How many of the entries each rank adds: as even as it goes, none where there are fewer entries than ranks."""
+    base, more = divmod(entries, ranks)
+    return [base + (r < more) for r in range(ranks)]
+
+
+def added(pieces: np.ndarray, add: np.ufunc = np.add) -> np.ndarray:
     """The sum over ranks of (ranks, entries), in rank order, in the memory of the first."""
     total = pieces[0]
     for piece in pieces[1:]:
-        total += piece
+        add(total, piece, out=total)
     return total
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
-from mpi4py import MPI
 
 from parallel.buffer import Held
 from parallel.call import Call, Watched
 from parallel.ledger import Row
+from parallel.sums import Request
 
 
 class Pending:
@@ -24,7 +24,7 @@ class Pending:
     def __init__(
         self,
         result: np.ndarray | None,
-        request: MPI.Request | None = None,
+        request: Request | None = None,
         row: Row | None = None,
         begun: float = 0.0,
         axis: Watched | None = None,
@@ -60,6 +60,7 @@ class Pending:
         self._inside += left - entered
         if self._done:
             self._row.seconds += self._inside
+            self._row.crossed_bytes += getattr(self._request, "crossed", 0)
             self._row.hidden_seconds += left - self._begun - self._inside
             if self._call is not None:
                 for watcher in self._axis.watchers:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import platform
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ import numpy as np
 from mpi4py import MPI
 
 from parallel.call import Call, Watched, Watcher, site
+from parallel.shared_memory import shared_file
 from parallel.slot import (
     ALARM,
     CELL,
@@ -63,28 +63,6 @@ def _text(axis: str, verb: str, what: str, place: str, function: str, ranks: Seq
     return "\t".join(fields).encode()[:TEXT]
 
 
-def _shared_file(host: MPI.Intracomm, size: int) -> int:
-    """An open file of so many bytes that all ranks of `host` share, and that no folder has."""
-    if not hasattr(os, "memfd_create"):
-        path = None
-        if host.rank == 0:
-            descriptor, path = tempfile.mkstemp(prefix="rankwise-")
-            os.close(descriptor)
-    elif host.rank == 0:
-        # In memory: a temporary folder may be missing, full or read-only.
-        path = f"/proc/{os.getpid()}/fd/{os.memfd_create('rankwise')}"
-    else:
-        path = None
-    path = host.bcast(path)
-    shared = os.open(path, os.O_RDWR)
-    if host.rank == 0:
-        os.truncate(shared, size)
-    host.Barrier()
-    if host.rank == 0 and not path.startswith("/proc/"):
-        os.unlink(path)
-    return shared
-
-
 def _host_names(world: MPI.Intracomm, host: MPI.Intracomm) -> list[str]:
     """By rank: the name of its host, "" where there is one host. Hosts of one name are told apart by their first rank."""
     first = host.bcast(world.rank)
@@ -107,7 +85,7 @@ class Recorder(Watcher):
         self.rank, self.size = comm.rank, comm.size
         host = comm.Split_type(MPI.COMM_TYPE_SHARED)
         # Kept open: what faulthandler writes goes to a descriptor.
-        self.stack = _shared_file(host, FIRST + SLOT * self.size)
+        self.stack = shared_file(host, FIRST + SLOT * self.size)
         # By rank; "" where there is one host.
         self.hosts = _host_names(comm, host)
         host.Free()

@@ -1,6 +1,6 @@
 """The verbs of an axis, and what is true of each: one table, which the ledger, the watchers and the watchdog ask.
 
-A new verb has its row here and its method on `Axis`; one that sums has the order of its sum on `OrderedAxis` too.
+A new verb has its row here and its method on `Axis`; one that sums has the order of its sum in `OrderedSums` too.
 """
 
 from __future__ import annotations

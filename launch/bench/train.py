@@ -58,6 +58,9 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
                 model = it.stages[0]
                 steps[f"matmul_only_{kind}"] = products.of(model.work(model.batch(parts[0].lengths)), args.dtype)
             steps[f"sharded_{kind}"] = partial(it.step, parts, tokens, LR)
+            if kind in KINDS and args.sums != "mpi":
+                by_mpi = start.make_mesh(args, comm, sums="mpi", **mesh.sizes)
+                steps[f"mpi_{kind}"] = partial(trainer(sizes, by_mpi, args.dtype, args.seed).step, parts, tokens, LR)
             if kind == "tp" and args.sequence_parallel:
                 cut = trainer(sizes, start.make_mesh(args, comm, dp=1, tp=comm.size), args.dtype, args.seed, True)
                 steps["rows_tp"] = partial(cut.step, parts, tokens, LR)
@@ -85,6 +88,8 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
         }
     ratios = {f"sharded_to_matmul_only_{k}": ratio(seconds[f"sharded_{k}"], seconds[f"matmul_only_{k}"]) for k in KINDS}
     ratios["adamw_bandwidth_to_copy"] = ratio(seconds["copy"], seconds["adamw"]) * ADAMW_ARRAYS / COPY_ARRAYS
+    if args.sums != "mpi":
+        ratios |= {f"mpi_to_sharded_{k}": ratio(seconds[f"mpi_{k}"], seconds[f"sharded_{k}"]) for k in KINDS}
     if args.zero:
         ratios["sharded_zero_to_sharded_dp"] = ratio(seconds["sharded_zero"], seconds["sharded_dp"])
     if args.sequence_parallel:
@@ -109,12 +114,14 @@ LIMITS = {"dp": "matmul_only_dp", "zero": "matmul_only_dp", "tp": "matmul_only_t
 LABELS = {
     "matmul_only_dp": "dp: the products of a rank's tokens alone",
     "sharded_dp": "dp: rankwise",
+    "mpi_dp": "dp: rankwise, sums by MPI alone",
     "torch_dp": "dp: PyTorch, DistributedDataParallel, gloo",
     "sharded_zero": "dp with ZeRO: rankwise",
     "torch_zero": "dp: PyTorch, fully_shard (FSDP), gloo",
     "matmul_only_tp": "tp: the products of a rank's shards alone",
     "sharded_tp": "tp: rankwise",
     "rows_tp": "tp: rankwise, tokens cut between products",
+    "mpi_tp": "tp: rankwise, sums by MPI alone",
     "torch_tp": "tp: PyTorch, its tensor parallelism, gloo",
     "adamw": "AdamW alone, all weights",
     "copy": "a copy of the weights",
@@ -143,4 +150,7 @@ def show(result: dict) -> None:
                 ("", own[0], peak[0]),
                 zip((LABELS[name] for name in rows), own[1], peak[1], strict=True),
             )
+    for kind in KINDS:
+        if gained := result["ratios"].get(f"mpi_to_sharded_{kind}"):
+            say(f"{kind}: with sums by MPI alone a step takes {gained:.3f} times as long")
     say(f"AdamW moves {result['ratios']['adamw_bandwidth_to_copy']:.2f} times the bytes a second that a copy does")

@@ -326,7 +326,7 @@ def _doing(state: State, stack: list[str]) -> tuple[str, str]:
 
 _FRAME = re.compile(r'File "(.*)", line (\d+) in (.*)')
 _MACHINERY = re.compile(
-    r"runpy|/launch/start|/parallel/(axis|pending|message|owned|mesh|guard|ordered|control)\.py|_pytest|pluggy"
+    r"runpy|/launch/start|/parallel/(axis|pending|message|owned|mesh|guard|ordered|control|host_sums|window|sums)\.py|_pytest|pluggy"
 )
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from parallel.alone import Alone
-from parallel.axis import Axis
 from parallel.guard import CollectiveMismatch
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
-from parallel.ordered import OrderedAxis
+from parallel.ordered import in_rank_order
 from parallel.rows import exchanged
+from parallel.sums import of_mpi
 from parallel.watch.messages import Messages
 
 pytestmark = pytest.mark.mpi
@@ -27,9 +27,9 @@ COUNTS = {
 }
 
 
-@pytest.fixture(params=[Axis, OrderedAxis])
+@pytest.fixture(params=[of_mpi, in_rank_order])
 def mesh(comm, request):
-    with Mesh(comm, check=True, watchers=[Messages()], axis=request.param, ep=comm.size) as mesh:
+    with Mesh(comm, check=True, watchers=[Messages()], sums=request.param, ep=comm.size) as mesh:
         yield mesh
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from parallel.mesh import Mesh
-from parallel.ordered import OrderedAxis
+from parallel.ordered import OrderedSums, in_rank_order
 from parallel.shard import even
 from tests.faults.running import OPEN_MPI, run
 from tests.harness import ROOT
@@ -18,7 +18,7 @@ on_ranks = pytest.mark.mpi
 
 @pytest.fixture
 def tp(comm):
-    with Mesh(comm, check=True, axis=OrderedAxis, tp=comm.size) as mesh:
+    with Mesh(comm, check=True, sums=in_rank_order, tp=comm.size) as mesh:
         yield mesh.tp
 
 
@@ -72,7 +72,7 @@ def test_maxima_integers_and_groups(comm, tp):
     assert tp.all_reduce(np.array([comm.rank])).item() == sum(range(comm.size))
     pair = range(0, min(2, comm.size))
     if comm.rank in pair:
-        assert isinstance(tp.group(pair), OrderedAxis)
+        assert isinstance(tp.group(pair)._sums, OrderedSums)
 
 
 QUICK = ("--layers", "2", "--d-model", "16", "--heads", "4", "--d-ff", "22", "--sequence-length", "24", "--batch-tokens", "288")

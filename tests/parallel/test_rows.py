@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from parallel.axis import Axis
 from parallel.ledger import agrees
 from parallel.mesh import Mesh
-from parallel.ordered import OrderedAxis
+from parallel.ordered import in_rank_order
 from parallel.rows import cut_rows, gathered, held, is_whole, own, summed
 from parallel.shard import replicated
+from parallel.sums import of_mpi
 from parallel.watch.messages import Messages
 
 
@@ -33,10 +33,10 @@ def test_whole_rows_by_either_name():
 @pytest.mark.parametrize("tokens", [1, 3, 7, 48])
 @pytest.mark.parametrize("cut", [True, False])
 @pytest.mark.parametrize("started", [True, False])
-@pytest.mark.parametrize("axis", [Axis, OrderedAxis])
-def test_each_is_the_others_adjoint(comm, tokens, cut, started, axis):
+@pytest.mark.parametrize("sums", [of_mpi, in_rank_order])
+def test_each_is_the_others_adjoint(comm, tokens, cut, started, sums):
     """<gather x, y> == <x, sum y>, over all ranks, with small integers: so that == holds."""
-    with Mesh(comm, check=True, watchers=[Messages()], axis=axis, tp=comm.size) as mesh:
+    with Mesh(comm, check=True, watchers=[Messages()], sums=sums, tp=comm.size) as mesh:
         tp, random = mesh.tp, np.random.default_rng(tokens)
         rows = cut_rows(tokens, tp.size) if cut else replicated(tokens, tp.size)
         x = random.integers(-9, 9, (tokens, 5)).astype(float)

@@ -7,14 +7,15 @@ import pytest
 
 from parallel.buffer import BufferChanged
 from parallel.mesh import Mesh
-from parallel.ordered import OrderedAxis
+from parallel.ordered import in_rank_order
 from parallel.shard import even
+from parallel.sums import of_mpi
 from parallel.watch.messages import Messages, NeverReceived
 from tests.inside import ran
 
 
-def mesh_of(comm, axis=None):
-    return Mesh(comm, watchers=[Messages()], tp=comm.size, **({} if axis is None else {"axis": axis}))
+def mesh_of(comm, sums=of_mpi):
+    return Mesh(comm, watchers=[Messages()], sums=sums, tp=comm.size)
 
 
 @pytest.mark.mpi(min_size=2)
@@ -71,9 +72,9 @@ def test_a_send_under_way_whose_buffer_is_changed(comm, poked):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("axis", [None, OrderedAxis])
-def test_a_sum_under_way_whose_buffer_is_changed(comm, axis):
-    mesh, x = mesh_of(comm, axis), np.arange(6.0).reshape(2, 3)
+@pytest.mark.parametrize("sums", [of_mpi, in_rank_order])
+def test_a_sum_under_way_whose_buffer_is_changed(comm, sums):
+    mesh, x = mesh_of(comm, sums), np.arange(6.0).reshape(2, 3)
     pending = mesh.tp.start_all_reduce(x)
     if comm.rank == comm.size - 1:
         x[1, 0] += 1
@@ -85,9 +86,9 @@ def test_a_sum_under_way_whose_buffer_is_changed(comm, axis):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("axis", [None, OrderedAxis])
-def test_a_scattered_sum_under_way_whose_buffer_is_changed(comm, axis):
-    mesh, x, cut = mesh_of(comm, axis), np.arange(6.0), even(6, comm.size)
+@pytest.mark.parametrize("sums", [of_mpi, in_rank_order])
+def test_a_scattered_sum_under_way_whose_buffer_is_changed(comm, sums):
+    mesh, x, cut = mesh_of(comm, sums), np.arange(6.0), even(6, comm.size)
     right = mesh.tp.start_reduce_scatter(x, cut).wait()
     assert (right == comm.size * x[slice(*cut.bounds[comm.rank])]).all()
     pending = mesh.tp.start_reduce_scatter(x, cut)

@@ -1,0 +1,40 @@
+"""Who shares a host: numbers, leaders, and that MPI's own word is taken once."""
+
+import pytest
+
+from parallel import hosts
+from parallel.hosts import Layout, numbered
+from parallel.mesh import Mesh
+
+
+def test_hosts_are_numbered_by_their_first_rank():
+    assert numbered(["b", "a", "b", "c"]) == (0, 1, 0, 2)
+    assert numbered([7]) == (0,)
+
+
+def test_leaders_are_the_numbers_that_every_host_has():
+    layout = Layout((0, 0, 1, 0), 3)
+    assert (layout.host, layout.number, layout.leaders, layout.most, layout.count) == (0, 2, 1, 3, 2)
+    assert (layout.leads, layout.shares, layout.here) == (False, True, [0, 1, 3])
+    assert layout.led == [[[0, 1, 3], [2]]]
+    assert Layout((0, 1, 0, 1, 0), 1).led == [[[0, 4], [1]], [[2], [3]]]
+    assert not Layout((0, 1, 2), 1).shares
+
+
+def test_every_rank_is_led_once():
+    for given in ((0, 0, 1, 1), (0, 1, 1, 1), (0, 1, 0, 2, 2, 2)):
+        led = Layout(given, 0).led
+        assert sorted(r for of_leader in led for ranks in of_leader for r in ranks) == [*range(len(given))]
+
+
+@pytest.mark.mpi
+def test_ranks_of_this_machine_share_it_and_an_axis_knows(comm):
+    assert hosts.of(comm) == (0,) * comm.size
+    duplicate = comm.Dup()
+    assert hosts.of(duplicate) is hosts.of(comm)
+    duplicate.Free()
+    apart = tuple(7 - r // 2 for r in range(comm.size))
+    with Mesh(comm, hosts=apart, tp=comm.size) as mesh:
+        assert mesh.tp.hosts == tuple(r // 2 for r in range(comm.size))
+        alone = mesh.tp.group([comm.rank])
+        assert alone.hosts == (0,)
