@@ -32,7 +32,7 @@ def known(truth: Truth, shown: Shown) -> list[Mistake]:
     bad = [case for case, by_rank in shown if any(truth.problem(case, r, o) for r, o in enumerate(by_rank))]
     mistakes = truth.exercise.mistakes
     for m in mistakes:
-        if truth.explains(truth.mistaken((m,)), shown):
+        if any(truth.explains(source, shown) for source in truth.variants((m,))):
             return [m]
     # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.
     touching = [m for m in mistakes if any(truth.touches(m, case) for case in bad)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -43,6 +44,10 @@ class Truth:
         """Namespaces of a source, one a rank; `over`: on top of the solution's."""
         before = [load(self.exercise.solution, FILE) if over else None for _ in self.places]
         return [load(source, FILE, b) | {"__source__": source} for b in before]
+
+    def made(self, source: str) -> list[dict[str, Any]]:
+        """Namespaces of a source that is run once: they are not kept."""
+        return self._spaces(source)
 
     def simulated(self, case: Case, source: str, over: bool = False) -> list[Outcome]:
         part = self.parts[case.part]
@@ -107,6 +112,19 @@ class Truth:
 
     # --- what a changed solution does
 
+    def variants(self, mistakes: Sequence[Mistake]) -> list[str]:
+        """Each right answer with these mistakes: the solution, and the others that their edits fit."""
+        source = self.mistaken(mistakes)
+        found = [] if source is None else [source]
+        edits = [e for m in mistakes for e in m.edits]
+        for right in self.exercise.rights.values() if found else ():
+            if any(old in right for old, _ in edits):
+                changed = right
+                for old, new in edits:
+                    changed = changed.replace(old, new)
+                found.append(f"{source}\n{changed}")
+        return found
+
     def mistaken(self, mistakes: Sequence[Mistake]) -> str | None:
         """The solution with these mistakes; None where they do not go together."""
         source = self.exercise.solution
@@ -139,7 +157,7 @@ class Truth:
         if ours.kind != theirs.kind:
             return False
         if ours.kind == "hang":
-            return ours.waits.split()[:1] == theirs.waits.split()[:1]
+            return _partners(ours.waits) == _partners(theirs.waits)
         if ours.kind == "error":
             return all(ours.error[k] == theirs.error[k] for k in ("type", "message", "called"))
         right = self.right(case)[rank]
@@ -155,3 +173,8 @@ class Truth:
             if not same(a, b, allowed):
                 return False
         return True
+
+
+def _partners(waits: str) -> list[tuple[str, str]]:
+    """Which verbs a rank waits in, and for whom: [("send", "1"), ("recv", "3")]."""
+    return re.findall(r"\b(send|recv|all_reduce|all_gather|reduce_scatter|broadcast)\b(?:[^|]*?(?:to|from) rank (\d+))?", waits)
