@@ -8,8 +8,9 @@ from practice.part import Part, mistake
 
 
 def inputs(draw, T, H, E):
-    """Positions in any order, none of them 0."""
+    """Positions in any order, none of them 0, one below it."""
     positions_T = 3 + draw.rng.permutation(97)[:T]
+    positions_T[1:2] *= -1
     return {"x_THE": draw(T, H, E), "positions_T": positions_T, "base": float(draw.rng.choice([10000.0, 500000.0]))}
 
 

@@ -23,7 +23,7 @@ def ingredients(a, ref, ring):
 def limits(a, ring):
     N, p = a["x_rN"].shape[1], ring.size
     largest = -(-N // p)
-    return {"messages": 2 * (p - 1), "largest message": largest, "numbers sent": 2 * (p - 1) * largest}
+    return {"ranks sent to": 1, "messages": 2 * (p - 1), "largest message": largest, "numbers sent": 2 * (p - 1) * largest}
 
 
 PARTS = (

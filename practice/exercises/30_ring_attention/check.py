@@ -19,8 +19,18 @@ def inputs(draw, T, H, E, ranks):
 
 def call(code, a, ring):
     mine = slice(a["starts"][ring.rank], a["starts"][ring.rank + 1])
-    o, lse = code.ring_attention(a["q_THE"][mine], a["k_THE"][mine], a["v_THE"][mine], list(a["starts"]), ring)
+    with code.watching(lambda arrays: kept_blocks(code, arrays, a, ring)):
+        o, lse = code.ring_attention(a["q_THE"][mine], a["k_THE"][mine], a["v_THE"][mine], list(a["starts"]), ring)
     return {"o": o, "lse": lse}
+
+
+def kept_blocks(code, arrays, a, ring):
+    """Count the other ranks' blocks of which keys or values are at hand, beside one that has just come."""
+    E = a["k_THE"].shape[2]
+    rows = [x.reshape(-1, E) for x in arrays if x.ndim and x.shape[-1] == E and x.size]
+    firsts = [(r, x[a["starts"][r], 0]) for r in range(ring.size) if r != ring.rank for x in (a["k_THE"], a["v_THE"])]
+    others = {r for r, first in firsts if any((own == first).all(axis=1).any() for own in rows)}
+    code.counts["blocks of other ranks kept"] = max(code.counts["blocks of other ranks kept"], len(others) - 1)
 
 
 def want(a, ref, ring):
@@ -38,7 +48,7 @@ def want(a, ref, ring):
 def limits(a, ring):
     lengths, (_, H, E) = np.diff(a["starts"]), a["q_THE"].shape
     last = min(lengths[(ring.rank + 1) % ring.size], lengths[ring.rank - 1])
-    return {"numbers sent": 2 * H * E * int(sum(lengths) - last)}
+    return {"numbers sent": 2 * H * E * int(sum(lengths) - last), "ranks sent to": 1, "blocks of other ranks kept": 1}
 
 
 PARTS = (
@@ -76,6 +86,15 @@ MISTAKES = (
             ("k_sHE, v_sHE = block\n", "k_sHE, v_sHE = block[0], np.resize(v_tHE, block[1].shape)\n")),
     mistake("one_more", "This is right, but there is one exchange too many: after p - 1 each block has been everywhere.",
             ("if step < p - 1:", "if step < p:")),
+    mistake("gathered", "This is right, but all keys and values are gathered first: each rank holds the whole sequence's, where its own and one"
+            " other block suffice. Use a block, pass it on, let it go.",
+            ("    for step in range(p):\n        owner = (r - step) % p\n",
+             "    blocks = [block]\n    for step in range(p - 1):\n        blocks.append(ring.sendrecv((r + 1) % p, blocks[-1], (r - 1) % p))\n"
+             "    for step in range(p):\n        owner = (r - step) % p\n        block = blocks[step]\n"),
+            ("        if step < p - 1:\n            block = ring.sendrecv((r + 1) % p, block, (r - 1) % p)\n", "")),
+    mistake("no_ring", "This is right, but every rank sends its block to every other: on a ring each talks to one neighbour and passes on what came.",
+            ("    block = np.stack([k_tHE, v_tHE])\n", "    block = own = np.stack([k_tHE, v_tHE])\n"),
+            ("block = ring.sendrecv((r + 1) % p, block, (r - 1) % p)", "block = ring.sendrecv((r + step + 1) % p, own, (r - step - 1) % p)")),
     mistake("no_scale", "The scores lack 1 / sqrt(E).", (" / math.sqrt(E)", "")),
     mistake("lse_without_top", "lse lacks the maximum that was taken off: log(sum) is relative to it.", ("top_tH + np.log(sum_tH)", "np.log(sum_tH)")),
     mistake("all_send", "All ranks send before any receives: a circle of waiting.",
