@@ -137,10 +137,11 @@ def options() -> argparse.ArgumentParser:
     v = verb("interview", "the day of an interview: nothing is put off beyond a third of the days left", named=False)
     v.add_argument("date", type=day, help="as 2026-12-20, or none")
     v = verb("dev", "for authors of exercises", named=False)
-    v.add_argument("what", choices=("check", "say", "run", "pages"), help="pages: bring all generated pages up to date")
+    v.add_argument("what", choices=("check", "say", "run", "rights", "pages"), help="pages: all generated pages")
     v.add_argument("name", nargs="*", help="exercises (default: all)")
     v.add_argument("--file", type=Path, help="run: the file to run in place of the solution")
     v.add_argument("--quick", action="store_true", help="check: without mutants")
+    v.add_argument("--seeds", type=int, default=200, help="rights: so many draws of the inputs (default: %(default)s)")
     return p
 
 

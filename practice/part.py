@@ -48,6 +48,7 @@ class Part:
       want(a, ref, at) -> dict           what is right, by the same names, in float64; a: inputs in float64
       ingredients(a, ref, at) -> dict    result name -> {ingredient: array}: the arrays whose plain sum the right answer is
       limits(a, at) -> dict              what may be counted at most, by counter
+      sound(a, ref, at) -> dict          by result: the size of what other sound formulations round, beside the solution's own
       advice(a, at) -> dict              as limits, but going beyond is only remarked on
     """
 
@@ -70,6 +71,9 @@ class Part:
     # Names of numbers that a result may be off by, beside the sizes and ranks: size names -> {text: value}.
     factors: Callable[..., dict[str, float]] | None = None
     count_memory: bool = False
+    # (a, ref, at) -> {result: array}: by how many roundings of what magnitude another sound formulation may be off, where the
+    # solution's own numbers don't show it. In exp(z - lse) a z of 1e4 is rounded by 1e4 u, and where p is 1 no input moves it.
+    sound: Callable[..., dict] | None = None
 
     @cached_property
     def size_names(self) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ class Truth:
     def _spaces(self, source: str, over: bool = False) -> list[dict[str, Any]]:
         """Namespaces of a source, one a rank; `over`: on top of the solution's."""
         before = [load(self.exercise.solution, FILE) if over else None for _ in self.places]
-        return [load(source, FILE, b) | {"__source__": source} for b in before]
+        return [load(source, FILE, {**(b or {}), "__source__": source}) for b in before]
 
     def made(self, source: str) -> list[dict[str, Any]]:
         """Namespaces of a source that is run once: they are not kept."""
@@ -69,7 +69,8 @@ class Truth:
                 raise RuntimeError(f"the solution fails {case}: {base.error or base.waits}")
             others = [m[place.rank].results for m in moved[1:]]
             pairs = [(m[place.rank].results, s[place.rank].results) for m, s in zip(moved, single, strict=False)]
-            allowed = tolerances(base.results, others, pairs, longest_sum(a), case.dtype)
+            sound = part.sound(a, self.reference, place) if part.sound else {}
+            allowed = tolerances(base.results, others, pairs, longest_sum(a), case.dtype, sound)
             exact = {n: np.zeros(1) for n in part.exact}
             answers.append(Right(results, allowed | exact))
         return answers

@@ -31,6 +31,11 @@ def want(a, ref, at):
     return {"p": np.array([w / kept if s else 0.0 for w, s in zip(weight, stays, strict=True)])}
 
 
+def sound(a, ref, at):
+    """p = exp(z / T - lse) rounds numbers as large as z / T."""
+    return {"p": np.abs(a["z_V"]).max() / a["temperature"]}
+
+
 def equal_logits(draw, V, k, percent):
     """V equal logits among lower ones, where all sums are exact: half and quarter masses, edges hit exactly."""
     z = [3.0] * V + [-1e4] * (V + 1)
@@ -107,7 +112,7 @@ def random_size(rng):
 EXACT = ((2, 0, 50), (4, 0, 50), (4, 2, 50), (5, 3, 100), (8, 4, 25), (8, 0, 37))
 PARTS = (
     Part("temperature", ((5, 0, 100), (2, 0, 100), (11, 0, 100)), temperatures, call, want,
-         random_size=lambda rng: (int(rng.integers(2, 18)), 0, 100)),
+         sound=sound, random_size=lambda rng: (int(rng.integers(2, 18)), 0, 100)),
     Part("temperature 0", ((3,), (1,), (7,)), greedy, call_greedy, want_greedy,
          random_size=lambda rng: (int(rng.integers(1, 9)),)),
     Part("top-k", ((5, 3, 100), (3, 1, 100), (4, 9, 100)), temperatures, call, want,

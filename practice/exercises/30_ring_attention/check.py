@@ -45,6 +45,14 @@ def want(a, ref, ring):
     return {"o": o[mine], "lse": lse[mine]}
 
 
+def sound(a, ref, ring):
+    """Blocks may be merged by their lse, which is as large as the scores."""
+    q, k, v = a["q_THE"], a["k_THE"], a["v_THE"]
+    mine = slice(a["starts"][ring.rank], a["starts"][ring.rank + 1])
+    scores = np.abs(np.einsum("tHE,sHE->tHs", q[mine], k)).max(axis=2) / q.shape[2] ** 0.5
+    return {"o": scores[..., None] * np.abs(v).max()}
+
+
 def limits(a, ring):
     lengths, (_, H, E) = np.diff(a["starts"]), a["q_THE"].shape
     last = min(lengths[(ring.rank + 1) % ring.size], lengths[ring.rank - 1])
@@ -54,7 +62,7 @@ def limits(a, ring):
 PARTS = (
     Part("ring_attention", ((13, 2, 5, 4), (10, 3, 4, 4), (5, 2, 3, 4), (23, 1, 6, 4)), inputs, call, want, None, limits,
          random_size=lambda rng: (int(rng.integers(10, 20)), int(rng.integers(1, 4)), int(rng.integers(3, 7)), 4),
-         influence=(("q_THE", "o"),)),
+         influence=(("q_THE", "o"),), sound=sound),
 )  # fmt: skip
 
 OUT = "o_tHE = o_tHE * shrink_tH[..., None] + "
