@@ -16,6 +16,20 @@ from collections.abc import Sequence
 import numpy as np
 
 VERBS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "sendrecv")
+# What a verb takes and returns, in a line: every scaffold has those of its exercise.
+SIGNATURES = {
+    "all_reduce": 'all_reduce(x, op="sum") -> y     the sum over the ranks, on every rank; op: "sum", "max" or "min"',
+    "all_gather": "all_gather(x, dim=0) -> y        the ranks' arrays one after another along dim, which may be uneven",
+    "reduce_scatter": "reduce_scatter(x, dim=0) -> y    this rank's part, cut(length), of the sum over the ranks",
+    "broadcast": "broadcast(x, root=0) -> y        rank root's array, on every rank",
+    "send": "send(to, x)                      returns when rank `to` has taken x",
+    "recv": "recv(source) -> x                waits for rank `source`",
+    "sendrecv": "sendrecv(to, x, source) -> y     sends x to rank `to` and receives from rank `source`, both at once",
+}
+PLACE = (
+    "rank, size",
+    "cut(length) -> slice             this rank's part of `length`, as even as it goes; cut(length, rank): of that rank",
+)
 REDUCE = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 

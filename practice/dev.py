@@ -61,9 +61,8 @@ def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool 
     verdict = judged(examiner, exercise.scaffold, 1)
     if {j.status for j in verdict} != {"todo"}:
         report.problems.append(f"the scaffold is {[j.status for j in verdict]}, not 'not implemented yet': {summary(verdict)}")
-    report.problems += refused(exercise, reference, range(1, seeds + 1))
     for seed in range(1, seeds + 1):
-        report.problems += list(_parts(examiner, seed))
+        report.problems += [*_refused(examiner, seed), *_parts(examiner, seed)]
     _mistakes(examiner, report, with_pairs)
     if with_mutants:
         _mutants(examiner, report)
@@ -72,14 +71,16 @@ def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool 
 
 def refused(exercise: Exercise, reference: Any, seeds: range) -> list[str]:
     """Which right answers are not accepted, on many seeds: a line each."""
-    examiner = Examiner(exercise, reference)
-    answers = [("solution", exercise.solution, False), *((n, s, True) for n, s in exercise.rights.items())]
-    found = []
-    for seed in seeds:
-        verdicts = [(name, judged(examiner, source, seed, over)) for name, source, over in answers]
-        found += [f"{name} is right and is rejected, seed {seed}: {summary(v)}" for name, v in verdicts if not passes(v)]
-        examiner = Examiner(exercise, reference)
-    return found
+    # An examiner remembers what is right in every case: a new one a seed keeps that small.
+    return [line for seed in seeds for line in _refused(Examiner(exercise, reference), seed)]
+
+
+def _refused(examiner: Examiner, seed: int) -> Iterator[str]:
+    exercise = examiner.exercise
+    for name, source, over in (("solution", exercise.solution, False), *((n, s, True) for n, s in exercise.rights.items())):
+        verdict = judged(examiner, source, seed, over)
+        if not passes(verdict):
+            yield f"{name} is right and is rejected, seed {seed}: {summary(verdict)}"
 
 
 def _files(exercise: Exercise) -> Iterator[str]:

@@ -132,6 +132,8 @@ PARTS = (
 
 WARM = "first = min(stages - 1 - stage, m)"
 MISTAKES = (
+    mistake("runs_gpipe", "`run` does all forwards, then all backwards (GPipe), whatever the schedule says: it is to do what the schedule has.",
+            ("plan = schedule(s, pipe.size, m)", "plan = [(\"F\", i) for i in range(m)] + [(\"B\", i) for i in range(m)]")),
     mistake("gpipe", "All forwards come first (GPipe): m micro-batches are in flight. 1F1B begins backwards as soon as they can come,"
             " and keeps at most p - s.", (WARM, "first = m")),
     mistake("one_more", "One forward too many before the first backward: after its own next forward, p - 1 - s of warming up are enough.",
@@ -146,8 +148,6 @@ MISTAKES = (
             ("return plan + [(\"B\", i) for i in range(m - first, m)]", "return plan")),
     mistake("last_first", "The last backwards go from the newest to the oldest: the next stage sends gradients in order.",
             ("for i in range(m - first, m)]", "for i in range(m - 1, m - first - 1, -1)]")),
-    mistake("runs_gpipe", "`run` does all forwards, then all backwards (GPipe), whatever the schedule says: it is to do what the schedule has.",
-            ("plan = schedule(s, pipe.size, m)", "plan = [(\"F\", i) for i in range(m)] + [(\"B\", i) for i in range(m)]")),
     mistake("one_by_one", "`run` takes each micro-batch forward and back before the next one starts: there is no pipeline, the stages wait in turn.",
             ("plan = schedule(s, pipe.size, m)", "plan = [(kind, i) for i in range(m) for kind in \"FB\"]")),
     mistake("send_then_receive", "Both neighbours send before they receive: one a result onwards, the other a gradient back. Exchange them"
