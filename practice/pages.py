@@ -127,7 +127,7 @@ def write(p: Progress, now: datetime, folder: Path) -> list[Path]:
 
 
 def cheatsheet(topic: str = "") -> str:
-    """The cheatsheet, the section whose heading begins with `topic`, or else the lines that have that word, under their headings.
+    """The cheatsheet, the section whose heading begins with `topic`, or else what has that word in it, under its heading.
 
     Raises NoSuchExercise naming the topics there are.
     """

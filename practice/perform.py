@@ -186,7 +186,7 @@ class Code:
 
 
 def _held(frame: FrameType | None, file: str, space: dict[str, Any]) -> list[np.ndarray]:
-    """The arrays in the variables of the learner's functions that are running, and in its globals; those within containers too."""
+    """The arrays in the variables of the learner's running functions and in its globals, also within containers."""
     found: list[np.ndarray] = []
 
     def collect(x: Any, depth: int) -> None:

@@ -13,7 +13,7 @@ TOKENS = re.compile(r"\w+_[Tt][A-Za-z0-9]*")
 
 
 def loops(e: Exercise, source: str) -> list[str]:
-    """A line for each function with a loop over tokens round a product, where the solution's has none. [] for what is no Python."""
+    """A line for each function with a loop over tokens round a product, where the solution has none; [] for no Python."""
     try:
         own, solved = (_looping(text) for text in (source, e.solution))
     except (SyntaxError, ValueError):

@@ -15,8 +15,8 @@ from practice.truth import Truth
 URGENT = ("error", "silent", "hang")
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 STATE = (
-    "The same inputs gave the right answer at first, and now they do not: something is kept from one call to the next, as a global,"
-    " a default argument that is changed, or an attribute of a class."
+    "The same inputs gave the right answer at first, and now they do not: something is kept from one call to the next, as a"
+    " global, a default argument that is changed, or an attribute of a class."
 )
 NAIVE = "This is the naive softmax, exp over its sum"
 

@@ -1,8 +1,8 @@
 """Twists: a right answer with one thing changed, made by machine, whose effect is the learner's answer.
 
-A name in another's place, a factor or a term left out, an operator, a step, a verb: in the solution and in each of the other right
-answers, so that it matters little how the learner's is written. A twist is named only if it has the learner's outcomes in every
-case that was run.
+A name in another's place, a factor or a term left out, an operator, a step, a verb: in the solution and in each of the other
+right answers, so that it matters little how the learner's is written. A twist is named only if it has the learner's outcomes in
+every case that was run.
 """
 
 from __future__ import annotations
