@@ -9,7 +9,7 @@ import traceback
 import tracemalloc
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import wraps
@@ -64,6 +64,14 @@ class Rows(np.ndarray):
             self._note(args)
         plain = lambda a: a.view(np.ndarray) if isinstance(a, Rows) else a  # noqa: E731
         return function(*map(plain, args), **kwargs)
+
+
+# Under this name a namespace keeps the arrays that its functions returned last, beside copies of them.
+BEFORE = "__returned__"
+
+
+class Changed(Exception):
+    """An array that was returned has been written to since."""
 
 
 class Missing(AttributeError):
@@ -235,6 +243,9 @@ def perform(
             warnings.simplefilter("ignore")
             results = part.call(code, a, axis)
         outcome = Outcome("ok", {name: _kept(x) for name, x in results.items()})
+        if _changed(space.get(BEFORE, ())):
+            raise Changed("what it returned before has changed with this call: it returns an array that it writes to again")
+        space[BEFORE] = [(x, outcome.results[n]) for n, x in results.items() if isinstance(x, np.ndarray)]
     except (Stop, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -245,6 +256,11 @@ def perform(
     outcome.counts = dict(code.counts + (axis.counts if isinstance(axis, Axis) else Counter()))
     outcome.noted, outcome.returned = noted.events, code.returned
     return outcome
+
+
+def _changed(before: Iterable[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether arrays that were returned are not what they were."""
+    return any(x.tobytes() != np.asarray(copy, x.dtype).tobytes() for x, copy in before if x.dtype.kind in "fiub")
 
 
 def _kept(x: Any) -> Any:

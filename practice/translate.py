@@ -14,6 +14,7 @@ SENTENCES = (
      " Weights here are stored (in, out); a transpose is missing or too many."),
     ("ValueError", r"shapes (.*) and (.*) not aligned", r"The inner sizes of the product differ: \1 and \2."),
     ("ValueError", r"operands could not be broadcast together with shapes (.*)", r"The shapes \1 do not fit each other."),
+    ("Changed", r"(.*)", r"\1, or a view of one. Return a new array each time."),
     ("ValueError", r"read-only", "This line changes an argument in place: make a new array instead."),
     ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
     ("PermissionError", r"(.*)", r"\1."),
