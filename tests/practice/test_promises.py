@@ -65,7 +65,8 @@ def mlp_backward(dy, saved, W1, W2):
     slope = (1 + th) * 0.5 + A * 0.5 * (1 - th) * (1 + th) * (k + 3 * k * 0.044715 * A * A)
     dh = np.einsum("td,fd->tf", dy, W2)
     da = dh * slope
-    return np.einsum("tf,df->td", da, W1), np.einsum("td,tf->df", X, da), da.sum(0), np.einsum("tf,td->fd", hidden, dy), dy.sum(0)
+    dW2 = np.einsum("tf,td->fd", hidden, dy)
+    return np.einsum("tf,df->td", da, W1), np.einsum("td,tf->df", X, da), da.sum(0), dW2, dy.sum(0)
 """
 EDGES = find("25").rights["other_edges"]
 
