@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -110,7 +110,7 @@ class Case:
 
 
 def cases(parts: tuple[Part, ...], seed: int) -> list[Case]:
-    """All of a check's cases: each size in float64, the first two in float32, a random size, the first once more."""
+    """All of a check's cases: each size in float64, the first two in float32, random sizes, the first size with other numbers, the first once more."""
     every = []
     for number, part in enumerate(parts):
         rng = np.random.default_rng([seed, number])
@@ -121,7 +121,8 @@ def cases(parts: tuple[Part, ...], seed: int) -> list[Case]:
         if part.random_size:
             own += [Case(part.name, tuple(part.random_size(rng)), first, draw()) for _ in range(2)]
         own += [Case(part.name, tuple(size), dtype, draw()) for dtype in part.dtypes[1:] for size in part.sizes[:2]]
-        own.append(own[0])
+        # Other numbers of a size that was there, then the first ones again: what is kept between calls is seen.
+        own += [replace(own[0], seed=draw()), own[0]]
         for name, _ in part.influence:
             rows = len(own[0].arrays(part)[name])
             own += [Case(part.name, own[0].size, first, own[0].seed, (name, row)) for row in range(rows)]

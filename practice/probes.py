@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -38,6 +39,30 @@ def ingredients(name: str, got: np.ndarray, parts: dict[str, np.ndarray], allowe
     missing = [part for part, c in zip(parts, nice, strict=True) if not c]
     equation = f"{name} = {' + '.join(terms) or '0'}"
     return f"{equation}   (right: each once{'; missing: ' + ', '.join(missing) if missing else ''})"
+
+
+def patches(name: str, got: np.ndarray, parts: dict[str, np.ndarray]) -> str:
+    """`y[0..2] = part 0 + 2 x part 1, y[3] = part 0` where entries are different exact sums of parts; '' where they are not.
+
+    Multiples up to the number of parts are tried; an entry that fits several ways tells nothing.
+    """
+    n = len(parts)
+    if got.ndim != 1 or not 2 <= n <= 4 or not np.isfinite(got).all():
+        return ""
+    tried = np.array(list(itertools.product(range(n + 1), repeat=n)))
+    sums = tried @ np.stack([np.asarray(p, np.float64) for p in parts.values()])
+    ways = [np.flatnonzero(sums[:, i] == got[i]) for i in range(len(got))]
+    if any(len(w) != 1 for w in ways):
+        return ""
+    said = []
+    for way, entries in itertools.groupby(range(len(got)), lambda i: int(ways[i][0])):
+        if (tried[way] == 1).all():
+            continue
+        first, *rest = entries
+        terms = [part if c == 1 else f"{c} x {part}" for part, c in zip(parts, tried[way].tolist(), strict=True) if c]
+        place = f"{first}..{rest[-1]}" if rest else f"{first}"
+        said.append(f"{name}[{place}] = {' + '.join(terms) or '0'}")
+    return f"{', '.join(said[:3])}{', ...' if len(said) > 3 else ''}   (right: each once)" if said else ""
 
 
 def factor(

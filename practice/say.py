@@ -16,7 +16,7 @@ URGENT = ("error", "silent", "hang")
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 STATE = (
     "The same inputs gave the right answer at first, and now they do not: something is kept from one call to the next, as a"
-    " global, a default argument that is changed, or an attribute of a class."
+    " global, a default argument that is changed, an attribute of a class, or an np.empty that is read before it is written."
 )
 NAIVE = "This is the naive softmax, exp over its sum"
 
@@ -190,7 +190,9 @@ def _equation(truth: Truth, part: Part, case: Case, rank: int, outcome: Outcome,
     allowed = truth.right(case)[rank].allowed.get(name)
     if not parts or allowed is None:
         return ""
-    return probes.ingredients(name, outcome.results[name], parts, np.broadcast_to(allowed, outcome.results[name].shape))
+    got = outcome.results[name]
+    equation = probes.ingredients(name, got, parts, np.broadcast_to(allowed, got.shape))
+    return equation or (probes.patches(name, got, parts) if name in part.exact else "")
 
 
 def _probe(truth: Truth, part: Part, failing: list, rank: int, name: str, ran: list) -> str:

@@ -26,8 +26,8 @@ def test_every_promise_of_a_task_has_a_probe(exercise):
         (lambda p: p | {"Send no more than you must": ["forgetful"]}, "forgetful is no mistake"),
         (lambda p: p | {"Send much": ["dtype"]}, "the task does not say 'Send much'"),
         (
-            lambda p: {k: v for k, v in p.items() if k != "Send no more than you must"},
-            "no probe holds: 'Send no more than you must.'",
+            lambda p: {k: v for k, v in p.items() if "Send" not in k},
+            "no probe holds: 'Send no more than you must",
         ),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_buffer_that_is_returned_and_written_to_again_is_named():
         "    out[...] = y_TD\n    return out,",
     )  # fmt: skip
     text, _ = spoken(judged("01", "kept = {}\n" + source.replace("import math", "import math\nkept = {}")))
-    assert "What it returned before has changed" in text or "what it returned before has changed" in text
+    assert "what it returned before has changed" in text
 
 
 # --- nothing misleading
@@ -138,10 +138,8 @@ def test_an_order_is_spoken_of_only_where_rows_differ():
 
 
 def test_numbers_and_texts_are_shown_where_they_differ():
-    assert (
-        probes.told_apart(1.07967382, 1.07967379) == ("1.0796738", "1.0796738")
-        or len(set(probes.told_apart(1.07967382, 1.07967379))) == 2
-    )
+    assert probes.told_apart(1.07967382, 1.07967379) == ("1.07967382", "1.07967379")
+    assert probes.told_apart(1.0, 2.0) == ("1", "2")
     long = "[" + ", ".join(map(str, range(400)))
     ours, right = probes.apart(long + ", 7]", long + ", 8]")
     assert ours != right

@@ -5,7 +5,7 @@ def all_reduce(x_N, ring):
     p, r = ring.size, ring.rank
     right, left = (r + 1) % p, (r - 1) % p
     edges = [i * len(x_N) // p for i in range(p + 1)]
-    chunks = [x_N[a:b].copy() for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    chunks = [x_N[edges[i] : edges[i + 1]].copy() for i in range(p)]
     for step in range(p - 1):
         out, into = (r - step) % p, (r - step - 1) % p
         chunks[into] += ring.sendrecv(right, chunks[out], left)
