@@ -110,8 +110,8 @@ class Case:
 
 
 def cases(parts: tuple[Part, ...], seed: int) -> list[Case]:
-    """All of a check's cases: each size in float64, the first two in float32, random sizes, other numbers of the first size, and
-    the first case once more."""
+    """All of a check's cases: each size in float64, the first two in float32, random sizes, other numbers of the first size,
+    and the first case once more."""
     every = []
     for number, part in enumerate(parts):
         rng = np.random.default_rng([seed, number])
