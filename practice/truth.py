@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from practice.axis import Place
-from practice.compare import longest_sum, same, tolerances
+from practice.compare import longest_sum, same, tolerances, wrong_entries
 from practice.exercise import Exercise, load
 from practice.part import Case, Mistake, Outcome, float64
 from practice.simulate import simulate
@@ -139,22 +139,38 @@ class Truth:
     def touches(self, mistake: Mistake, case: Case) -> bool:
         return any(self.problem(case, r, o) for r, o in enumerate(self.remembered(case, self.mistaken((mistake,)))))
 
-    def explains(self, source: str | None, shown: Sequence[tuple[Case, list[Outcome]]]) -> bool:
-        """Whether this source has the outcomes that are shown, of which the first is wrong."""
+    def explains(self, source: str | None, shown: Sequence[tuple[Case, list[Outcome]]], loose: bool = False) -> bool:
+        """Whether this source has the outcomes that are shown, of which the first is wrong.
+
+        loose: only where it has numbers, if most entries are.
+        """
         if source is None:
             return False
         try:
-            alike = all(self.alike(c, self.remembered(c, source), by_rank) for c, by_rank in shown)
+            alike = all(self.alike(c, self.remembered(c, source), by_rank, loose) for c, by_rank in shown)
             # A source that gives the right answer in the failed case explains nothing, however near its other answers are.
             case = shown[0][0]
+            if alike and loose:
+                ours = self.remembered(case, source)
+                return any(self._off(case, r, o) for r, o in enumerate(ours))
             return alike and any(self.problem(case, r, o) for r, o in enumerate(self.remembered(case, source)))
         except SyntaxError:
             return False
 
-    def alike(self, case: Case, ours: list[Outcome], theirs: list[Outcome]) -> bool:
-        return all(self._alike_on(case, r, a, b) for r, (a, b) in enumerate(zip(ours, theirs, strict=True)))
+    def _off(self, case: Case, rank: int, outcome: Outcome) -> bool:
+        """Whether an outcome has numbers, not NaN or infinite, that are wrong."""
+        right = self.right(case)[rank]
+        arrays = {n: x for n, x in outcome.results.items() if isinstance(x, np.ndarray) and x.dtype.kind == "f"}
+        return any(
+            (wrong_entries(x, want, right.allowed.get(n, 0.0)) & np.isfinite(x)).any()
+            for n, x in arrays.items()
+            if isinstance(want := right.results.get(n), np.ndarray) and want.shape == x.shape
+        )
 
-    def _alike_on(self, case: Case, rank: int, ours: Outcome, theirs: Outcome) -> bool:
+    def alike(self, case: Case, ours: list[Outcome], theirs: list[Outcome], loose: bool = False) -> bool:
+        return all(self._alike_on(case, r, a, b, loose) for r, (a, b) in enumerate(zip(ours, theirs, strict=True)))
+
+    def _alike_on(self, case: Case, rank: int, ours: Outcome, theirs: Outcome, loose: bool) -> bool:
         if ours.kind != theirs.kind:
             return False
         if ours.kind == "hang":
@@ -171,6 +187,11 @@ class Truth:
                     # A wrong answer may be larger than the right one; then its rounding is larger too.
                     finite = np.abs(a[np.isfinite(a)])
                     allowed = float(np.max(allowed)) + 64 * np.finfo(a.dtype).eps * float(finite.max(initial=0.0))
+                if loose and a.shape == b.shape and a.dtype.kind == "f" and a.size:
+                    numbers = np.isfinite(a)
+                    if 2 * numbers.sum() < a.size:
+                        return False
+                    a, b = a[numbers], b[numbers]
             if not same(a, b, allowed):
                 return False
         return True

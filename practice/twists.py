@@ -141,6 +141,9 @@ def _loops(node: ast.AST) -> Iterator[tuple[int, str, object]]:
             2, f"A loop ends after its first turn: for {_plain(node.target)} in {_plain(node.iter)}.",
             lambda n: ast.For(n.target, n.iter, [*n.body, ast.Break()], []),
         )  # fmt: skip
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        yield 1, f"The sign of {_plain(node.right)} is turned.", lambda n: ast.BinOp(n.left, ast.Sub(), n.right)
+        yield 1, f"The sign of {_plain(node.left)} is turned.", lambda n: ast.BinOp(n.right, ast.Sub(), n.left)
     elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
         yield (
             1, f"What belongs in the place of {_plain(node.targets[0])} is added to it.",

@@ -99,6 +99,8 @@ MISTAKES = (
             ("    w_n = w_n - lr * wd * w_n\n", ""), ("g_n = g_n * min(1, clip / norm)", "g_n = g_n * min(1, clip / norm) + wd * w_n")),
     mistake("no_correction", "The moments are not corrected for their start at 0: m / (1 - b1^t), v / (1 - b2^t).",
             ("m_n / (1 - b1**t)", "m_n"), ("v_n / (1 - b2**t)", "v_n")),
+    mistake("eps_inside", "eps is added inside the root: it belongs outside, sqrt(v / (1 - b2^t)) + eps.",
+            ("(np.sqrt(v_n / (1 - b2**t)) + eps)", "np.sqrt(v_n / (1 - b2**t) + eps)")),
     mistake("t_from_zero", "The correction takes steps from 0: the first step divides by 0.",
             ("1 - b1**t", "1 - b1 ** (t - 1)"), ("1 - b2**t", "1 - b2 ** (t - 1)")),
 )  # fmt: skip
