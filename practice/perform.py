@@ -105,6 +105,8 @@ class Code:
 
     def __init__(self, space: dict[str, Any], asked: str = "", axis: Axis | Place | None = None, file: str = "") -> None:
         self.space, self.counts, self.called, self._file = space, Counter(), "", file
+        # Whether what it does is measured.
+        self.measured = True
         # What each function has returned last: how many values (-1: none or one), and what, in words.
         self.returned: dict[str, tuple[int, str]] = {}
         self._asked = asked if inspect.isfunction(space.get(asked)) else ""
@@ -151,8 +153,14 @@ class Code:
                 self.counts["peak bytes"] = max(self.counts["peak bytes"], tracemalloc.get_traced_memory()[1] - held)
 
     @contextmanager
-    def watching(self, see: Callable[[list[np.ndarray]], None]) -> Iterator[None]:
-        """Within, call see(arrays) at every line of the learner's file, with the arrays that its variables hold there."""
+    def watching(self, see: Callable[[list[np.ndarray]], None] | None) -> Iterator[None]:
+        """Within, call see(arrays) at every line of the learner's file, with the arrays that its variables hold there.
+
+        Nothing is looked at where `see` is None, or the inputs are moved to see how much that matters.
+        """
+        if see is None or not self.measured:
+            yield
+            return
 
         def trace(frame: FrameType, event: str, arg: object) -> object:
             if frame.f_code.co_filename != self._file:
@@ -233,6 +241,7 @@ def perform(
     """Run `part` on the functions in `space`, which were made from `file`. given: inputs in place of the case's."""
     a = {name: frozen(x) for name, x in (given or case.arrays(part)).items()}
     code, noted = Code(space, part.name, axis, file), Noted(file, space.get("__source__", ""))
+    code.measured = not case.jitter
     if isinstance(axis, Axis):
         axis.counts.clear()
         axis.talk.clear()

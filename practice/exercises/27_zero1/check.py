@@ -18,9 +18,13 @@ def inputs(draw, N, ranks, t):
 
 def call(code, a, dp):
     mine = dp.cut(a["w_N"].size)
-    moments = [a["m_N"][mine], a["v_N"][mine]]
-    moments += [want(float64(a), None, dp)[n] for n in "mv"]
-    with code.watching(lambda arrays: whole_moments(code, arrays, moments, a["w_N"].size, mine)):
+    see = None
+    # Every line is looked at: in cases of the first size, which are enough.
+    if a["w_N"].size == 10:
+        after = want(float64(a), None, dp)
+        moments = np.stack([a["m_N"][mine], a["v_N"][mine], after["m"], after["v"]])
+        see = lambda arrays: whole_moments(code, arrays, moments, a["w_N"].size, mine)  # noqa: E731
+    with code.watching(see):
         found = code.step(a["w_N"], a["g_rN"][dp.rank], a["m_N"][mine], a["v_N"][mine], a["t"], dict(a["hyper"]), dp)
     w, m, v = found
     return {"w": w, "m": m, "v": v}
@@ -31,8 +35,8 @@ def whole_moments(code, arrays, moments, N, mine):
     for x in arrays:
         # Of rank 0's part the place says nothing: it is the beginning of other arrays too.
         if mine.start and mine.stop > mine.start and x.ndim and x.shape[-1] == N and x.dtype.kind == "f":
-            part = x[..., mine]
-            if any(np.isclose(part, m, rtol=1e-4, atol=1e-6).all(axis=-1).any() for m in moments):
+            far = np.abs(x[..., None, mine] - moments)
+            if (far <= 1e-6 + 1e-4 * np.abs(moments)).all(axis=-1).any():
                 beyond = N - (mine.stop - mine.start)
                 code.counts["moments beyond this rank's part"] = max(code.counts["moments beyond this rank's part"], beyond)
 
