@@ -61,7 +61,26 @@ def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
         if all(a.kind == "ok" and all(_near(a.counts.get(k, 0), b.counts.get(k, 0), k) for k in counters) for a, b in pairs):
             alike.append((any(truth.touches(m, case) for case, _ in shown), m))
     # First come mistakes that, like the learner's, give right answers at a wrong cost.
-    return [m for _, m in sorted(alike, key=lambda a: a[0])][:1]
+    exact = [m for _, m in sorted(alike, key=lambda a: a[0])][:1]
+    if exact:
+        return exact
+    # Else the one mistake, if there is one alone, that is right and goes beyond the same limits, by however much.
+    beyond = [m for m in truth.exercise.mistakes if _beyond(truth, m, shown) == counters]
+    return beyond if len(beyond) == 1 else []
+
+
+def _beyond(truth: Truth, mistake: Mistake, shown: Shown) -> set[str]:
+    """The counters of which a mistake that gives right answers counts more than is allowed."""
+    over: set[str] = set()
+    for case, _ in shown:
+        part = truth.parts[case.part]
+        a = case.arrays(part)
+        for place, outcome in zip(truth.places, truth.remembered(case, truth.mistaken((mistake,))), strict=True):
+            if truth.problem(case, place.rank, outcome):
+                return set()
+            limits = part.limits(a, place) if part.limits else {}
+            over |= {c for c, most in limits.items() if outcome.counts.get(c, 0) > most}
+    return over
 
 
 def _near(a: int, b: int, counter: str) -> bool:

@@ -27,12 +27,13 @@ def call(code, a, ring):
 
 
 def kept_blocks(code, arrays, a, ring):
-    """Count the other ranks' blocks of which keys or values are at hand, beside one that has just come."""
+    """Count the other ranks' blocks whose keys are at hand, beside one that has just come."""
     E = a["k_THE"].shape[2]
     rows = np.concatenate([np.zeros((1, E)), *(x.reshape(-1, E) for x in arrays if x.ndim and x.shape[-1] == E)])
     ranks = [r for r in range(ring.size) if r != ring.rank]
-    firsts = np.stack([[x[a["starts"][r], 0] for r in ranks] for x in (a["k_THE"], a["v_THE"])])
-    others = (firsts[:, :, None] == rows).all(axis=-1).any(axis=(0, 2)).sum()
+    # By their keys: an output may be a value, where one key has all the weight.
+    firsts = np.stack([a["k_THE"][a["starts"][r], 0] for r in ranks])
+    others = (firsts[:, None] == rows).all(axis=-1).any(axis=1).sum()
     code.counts["blocks of other ranks kept"] = max(code.counts["blocks of other ranks kept"], int(others) - 1)
 
 
