@@ -30,7 +30,7 @@ from practice import pages  # noqa: E402
 from practice.check import Verdict, check  # noqa: E402
 from practice.desk import screen  # noqa: E402
 from practice.desk.desk import Desk, Refused  # noqa: E402
-from practice.desk.show import DRILL_MINUTES, home, read, show_list  # noqa: E402
+from practice.desk.show import home, read, show_list  # noqa: E402
 from practice.exercise import Exercise, NoSuchExercise  # noqa: E402
 from practice.run import NoRoom  # noqa: E402
 from practice.schedule import RATINGS  # noqa: E402
@@ -38,7 +38,7 @@ from practice.workbook import Workbook, WorkbookError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 # Verbs whose work would be lost where the workbook cannot be written.
-WRITING = ("start", "check", "watch", "hint", "solution", "ask", "drill", "rate", "board", "interview")
+WRITING = ("start", "check", "watch", "hint", "solution", "ask", "drill", "mock", "rate", "board", "interview")
 
 
 STATUSES = ("fine", "a check has not passed, or an answer was wrong", "what cannot be done now: a line says what can be")
@@ -118,9 +118,11 @@ def options() -> argparse.ArgumentParser:
     v.add_argument("--yes", action="store_true", help="without asking")
     verb("ask", "numeric questions on an exercise; an answer within 2 percent is right")
     v = verb("drill", "what is due, with a clock and no help; the examiner speaks at the end. `drill stop` ends it")
-    v.add_argument("--minutes", type=minutes, default=DRILL_MINUTES, help="length")
+    v.add_argument("--minutes", type=minutes, help="length (default: the pace of its exercises)")
     v.add_argument("--topic", default="", help="of this topic only")
     v.add_argument("--no-hints", action="store_true", help="as every drill is")
+    v = verb("mock", "a mock interview: short exercises of different topics by the clock, as in a drill", named=False)
+    v.add_argument("--minutes", type=minutes, default=20, help="length (default: %(default)s)")
     v = verb("rate", "correct the rating of the last attempt")
     v.add_argument("rating", choices=[r.lower() for r in RATINGS.values()])
     v = verb("list", "all exercises: status, attempts, best time, what is due", named=False)
@@ -137,10 +139,11 @@ def options() -> argparse.ArgumentParser:
     v = verb("interview", "the day of an interview: nothing is put off beyond a third of the days left", named=False)
     v.add_argument("date", type=day, help="as 2026-12-20, or none")
     v = verb("dev", "for authors of exercises", named=False)
-    v.add_argument("what", choices=("check", "say", "run", "pages"), help="pages: bring all generated pages up to date")
+    v.add_argument("what", choices=("check", "say", "run", "rights", "pages"), help="pages: all generated pages")
     v.add_argument("name", nargs="*", help="exercises (default: all)")
     v.add_argument("--file", type=Path, help="run: the file to run in place of the solution")
     v.add_argument("--quick", action="store_true", help="check: without mutants")
+    v.add_argument("--seeds", type=int, default=200, help="rights: so many draws of the inputs (default: %(default)s)")
     return p
 
 
@@ -219,6 +222,8 @@ def run(args: argparse.Namespace) -> int:
                 desk.stop()
             else:
                 desk.drill(args.name, args.minutes, args.topic)
+        case "mock":
+            desk.mock(args.minutes)
         case "rate":
             desk.rate(args.name, args.rating)
         case "list":

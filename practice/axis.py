@@ -16,6 +16,20 @@ from collections.abc import Sequence
 import numpy as np
 
 VERBS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "sendrecv")
+# What a verb takes and returns, in a line: every scaffold has those of its exercise.
+SIGNATURES = {
+    "all_reduce": 'all_reduce(x, op="sum") -> y     the sum over the ranks, on every rank; op: "sum", "max" or "min"',
+    "all_gather": "all_gather(x, dim=0) -> y        the ranks' arrays one after another along dim, which may be uneven",
+    "reduce_scatter": "reduce_scatter(x, dim=0) -> y    this rank's part, cut(length), of the sum over the ranks",
+    "broadcast": "broadcast(x, root=0) -> y        rank root's array, on every rank",
+    "send": "send(to, x)                      returns when rank `to` has taken x",
+    "recv": "recv(source) -> x                waits for rank `source`",
+    "sendrecv": "sendrecv(to, x, source) -> y     sends x to rank `to` and receives from rank `source`, both at once",
+}
+PLACE = (
+    "rank, size",
+    "cut(length) -> slice             this rank's part of `length`, as even as it goes; cut(length, rank): of that rank",
+)
 REDUCE = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
@@ -56,6 +70,8 @@ class Axis(Place):
         super().__init__(rank, size)
         self.counts: Counter[str] = Counter()
         self._allow, self._file = tuple(allow), file
+        # With whom this rank talked, message by message: (sent to, received from), None where it did not.
+        self.talk: list[tuple[int | None, int | None]] = []
 
     # --- provided by a subclass
 
@@ -99,6 +115,8 @@ class Axis(Place):
         self.counts[verb] += 1
         what = f"{verb} #{self.counts[verb]} of {_brief(x)}|{self._line()}"
         y = self._meet(x, verb, option, what)
+        # An all-reduce goes twice over the ranks: a reduce-scatter, then an all-gather.
+        self.counts["rounds"] += turns
         # What one rank sends on a ring, in numbers: (p - 1)/p of the whole, twice for an all-reduce.
         self.counts["numbers sent"] += turns * (self.size - 1) * max(x.size, y.size) // self.size
         return y
@@ -116,9 +134,11 @@ class Axis(Place):
         else:
             self._argument(verb, np.zeros(0))
         self.counts[verb] += 1
+        self.talk.append((to, source))
         if x is not None:
             self.counts["messages"] += 1
             self.counts["numbers sent"] += x.size
+            self.counts["ranks sent to"] = len({to for to, _ in self.talk} - {None})
             self.counts["largest message"] = max(self.counts["largest message"], x.size)
         sends = "" if x is None else f"send {_brief(x)} to rank {to}"
         receives = "" if source is None else f"recv from rank {source}"

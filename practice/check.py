@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from practice import rules
+from practice import remarks, rules
 from practice.examine import Examiner, Judged
 from practice.exercise import Exercise
 from practice.part import cases
@@ -26,6 +26,8 @@ class Verdict:
     parts: list[Judged] = field(default_factory=list)
     general: list[str] = field(default_factory=list)
     printed: str = ""
+    # What may be said of a file that runs, right or not.
+    remarks: list[str] = field(default_factory=list)
     seconds: float = 0.0
     # The case of the part that is spoken of.
     failed: Failed | None = None
@@ -66,6 +68,7 @@ def check(
     done = run(exercise, str(path), source, chosen, command)
     ahead.join()
     verdict.printed = done.printed
+    verdict.remarks = remarks.loops(exercise, source)
     verdict.parts = examiner.judge(chosen, done.outcomes)
     if examiner.failed:
         case, by_rank = examiner.failed

@@ -20,7 +20,12 @@ SINGLE = float(np.finfo(np.float32).eps) / 2
 
 
 def tolerances(
-    right: Results, moved: Sequence[Results], pairs: Sequence[tuple[Results, Results]], longest: int, dtype: str
+    right: Results,
+    moved: Sequence[Results],
+    pairs: Sequence[tuple[Results, Results]],
+    longest: int,
+    dtype: str,
+    sound: Results,
 ) -> Results:
     """By how much rounding may move each float array of `right`, one number for each entry of its last dim.
 
@@ -31,7 +36,7 @@ def tolerances(
 
     What cancels on the way (1 + tanh(a), far below 0) is not seen from the inputs. `pairs`: the same results computed in
     float32 and in float64; their distance, over float32's u, is what the solution's own roundings amount to, and another right
-    solution may have some times as much.
+    solution may have some times as much. `sound`: what such a solution rounds that neither shows, by result.
     """
     u = np.finfo(dtype).eps / 2
     tolerances = {}
@@ -43,6 +48,7 @@ def tolerances(
             own = np.sqrt(np.mean([np.square(a[name] - b[name].astype(np.float64)) for a, b in pairs], axis=0)) / SINGLE
             spread, size, own = (np.where(np.isfinite(a), a, 0.0) for a in (spread, np.abs(y), own))
         allowed = CONFIDENCE * u * (longest * spread + STEPS**0.5 * size + OTHERS * own)
+        allowed = allowed + CONFIDENCE * u * np.abs(sound.get(name, 0.0))
         if y.ndim and y.size:
             allowed = np.broadcast_to(allowed.max(axis=-1, keepdims=True), y.shape)
         tolerances[name] = allowed + np.finfo(dtype).tiny

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from practice import promises
 from practice.examine import Examiner, Judged
 from practice.exercise import Exercise
 from practice.mutants import mutants
@@ -56,20 +57,30 @@ def summary(verdict: Sequence[Judged]) -> str:
 def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool = True, with_mutants: bool = True) -> Report:
     """Check all that must hold of an exercise, in ten to thirty seconds."""
     report, examiner = Report(exercise.name), Examiner(exercise, reference)
-    report.problems += list(_files(exercise))
+    report.problems += [*_files(exercise), *promises.problems(exercise)]
     verdict = judged(examiner, exercise.scaffold, 1)
     if {j.status for j in verdict} != {"todo"}:
         report.problems.append(f"the scaffold is {[j.status for j in verdict]}, not 'not implemented yet': {summary(verdict)}")
     for seed in range(1, seeds + 1):
-        for name, source, over in (("solution", exercise.solution, False), *((n, s, True) for n, s in exercise.rights.items())):
-            verdict = judged(examiner, source, seed, over)
-            if not passes(verdict):
-                report.problems.append(f"{name} is right and is rejected, seed {seed}: {summary(verdict)}")
-        report.problems += list(_parts(examiner, seed))
+        report.problems += [*_refused(examiner, seed), *_parts(examiner, seed)]
     _mistakes(examiner, report, with_pairs)
     if with_mutants:
         _mutants(examiner, report)
     return report
+
+
+def refused(exercise: Exercise, reference: Any, seeds: range) -> list[str]:
+    """Which right answers are not accepted, on many seeds: a line each."""
+    # An examiner remembers what is right in every case: a new one a seed keeps that small.
+    return [line for seed in seeds for line in _refused(Examiner(exercise, reference), seed)]
+
+
+def _refused(examiner: Examiner, seed: int) -> Iterator[str]:
+    exercise = examiner.exercise
+    for name, source, over in (("solution", exercise.solution, False), *((n, s, True) for n, s in exercise.rights.items())):
+        verdict = judged(examiner, source, seed, over)
+        if not passes(verdict):
+            yield f"{name} is right and is rejected, seed {seed}: {summary(verdict)}"
 
 
 def _files(exercise: Exercise) -> Iterator[str]:

@@ -74,6 +74,7 @@ class Examiner(Truth):
                     lines = [
                         f"right, but {on}{outcome.counts[c]:,} {c} where {most:,} {_are(most)}" for c, most in over.items()
                     ]
+                    lines += ["An all_reduce is two rounds, any other collective one."] if "rounds" in over else []
                     known = costing(self, ran, set(over))
                     for m in known:
                         lines += ["", m.sentence, *([f"Seen in the wild: {m.seen}."] if m.seen else [])]

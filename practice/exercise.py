@@ -11,6 +11,7 @@ from pathlib import Path
 from types import CodeType, SimpleNamespace
 from typing import Any
 
+from practice.axis import PLACE, SIGNATURES, VERBS
 from practice.part import Mistake, Part
 
 FOLDER = Path(__file__).resolve().parent / "exercises"
@@ -58,13 +59,25 @@ class Exercise:
 
     @property
     def scaffold(self) -> str:
-        """The solution with what lies between the marks cut out."""
-        return re.sub(
+        """The solution with what lies between the marks cut out, and with the verbs that the axis has."""
+        cut = re.sub(
             rf"^( *){YOURS}\n.*?^ *{END}\n",
             lambda m: f"{m[1]}{YOURS}\n{m[1]}raise NotImplementedError\n",
             self.solution,
             flags=re.MULTILINE | re.DOTALL,
         )
+        first = re.search(r"^(?:@|def |class |[A-Z]+ = )", cut, flags=re.MULTILINE)
+        return cut[: first.start()] + self.verbs + cut[first.start() :] if self.verbs and first else cut
+
+    @cached_property
+    def verbs(self) -> str:
+        """Comment lines with what the axis that the functions are handed has; '' where they are handed none."""
+        names = [a.arg for f in ast.walk(ast.parse(self.solution)) if isinstance(f, ast.FunctionDef) for a in f.args.args]
+        axis = next((n for n in names if re.search(rf"\b{n}\.({'|'.join(VERBS)}|cut|rank)\b", self.solution)), None)
+        if axis is None or not self.facts["allow"]:
+            return ""
+        lines = [f"#     {axis}.{line}\n" for line in (*PLACE, *(SIGNATURES[v] for v in self.facts["allow"]))]
+        return f"# What `{axis}` has; x and y are arrays, and no verb changes its argument:\n{''.join(lines)}\n\n"
 
     @property
     def yours(self) -> list[range]:

@@ -32,7 +32,11 @@ def known(truth: Truth, shown: Shown) -> list[Mistake]:
     bad = [case for case, by_rank in shown if any(truth.problem(case, r, o) for r, o in enumerate(by_rank))]
     mistakes = truth.exercise.mistakes
     for m in mistakes:
-        if truth.explains(truth.mistaken((m,)), shown):
+        if any(truth.explains(source, shown) for source in truth.variants((m,))):
+            return [m]
+    # Where a mistake leaves rows without a number, as a query that sees no key, answers put there what they like.
+    for m in mistakes:
+        if any(truth.explains(source, shown, loose=True) for source in truth.variants((m,))):
             return [m]
     # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.
     touching = [m for m in mistakes if any(truth.touches(m, case) for case in bad)]
@@ -57,7 +61,26 @@ def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
         if all(a.kind == "ok" and all(_near(a.counts.get(k, 0), b.counts.get(k, 0), k) for k in counters) for a, b in pairs):
             alike.append((any(truth.touches(m, case) for case, _ in shown), m))
     # First come mistakes that, like the learner's, give right answers at a wrong cost.
-    return [m for _, m in sorted(alike, key=lambda a: a[0])][:1]
+    exact = [m for _, m in sorted(alike, key=lambda a: a[0])][:1]
+    if exact:
+        return exact
+    # Else the one mistake, if there is one alone, that is right and goes beyond the same limits, by however much.
+    beyond = [m for m in truth.exercise.mistakes if _beyond(truth, m, shown) == counters]
+    return beyond if len(beyond) == 1 else []
+
+
+def _beyond(truth: Truth, mistake: Mistake, shown: Shown) -> set[str]:
+    """The counters of which a mistake that gives right answers counts more than is allowed."""
+    over: set[str] = set()
+    for case, _ in shown:
+        part = truth.parts[case.part]
+        a = case.arrays(part)
+        for place, outcome in zip(truth.places, truth.remembered(case, truth.mistaken((mistake,))), strict=True):
+            if truth.problem(case, place.rank, outcome):
+                return set()
+            limits = part.limits(a, place) if part.limits else {}
+            over |= {c for c, most in limits.items() if outcome.counts.get(c, 0) > most}
+    return over
 
 
 def _near(a: int, b: int, counter: str) -> bool:

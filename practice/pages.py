@@ -127,12 +127,31 @@ def write(p: Progress, now: datetime, folder: Path) -> list[Path]:
 
 
 def cheatsheet(topic: str = "") -> str:
-    """The cheatsheet, or the section whose heading begins with `topic`. Raises NoSuchExercise naming the topics there are."""
+    """The cheatsheet, the section whose heading begins with `topic`, or else what has that word in it, under its heading.
+
+    Raises NoSuchExercise naming the topics there are.
+    """
     text = re.sub(r"^<!--.*-->\n", "", (HERE / "cheatsheet.md").read_text(), flags=re.MULTILINE)
     if not topic:
         return text.rstrip()
     sections = re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", text, flags=re.MULTILINE)
     chosen = [f"{title}\n{body.rstrip()}" for title, body in sections if title.lower().startswith(topic.lower())]
+    chosen = chosen or [found for title, body in sections if (found := _holding(title, body, topic))]
     if not chosen:
-        raise NoSuchExercise(f"{topic!r} is no topic: use one of {', '.join(title for title, _ in sections)}")
+        titles = ", ".join(title for title, _ in sections)
+        raise NoSuchExercise(f"{topic!r} is no topic, and no line has it: use a word of the sheet, or one of {titles}")
     return "\n\n".join(chosen)
+
+
+def _holding(title: str, body: str, word: str) -> str:
+    """The paragraphs of a section that hold a word, and of a table its head and the rows that do; '' where none does."""
+    found = []
+    for paragraph in re.split(r"\n\s*\n", body.strip()):
+        lines = paragraph.splitlines()
+        rows = [line for line in lines if line.startswith("|")]
+        hits = [line for line in rows[2:] if word.lower() in line.lower()]
+        if hits:
+            found.append("\n".join([*rows[:2], *hits]))
+        elif not rows and word.lower() in paragraph.lower():
+            found.append(paragraph)
+    return "\n\n".join([title, *found]) if found else ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -48,6 +48,7 @@ class Part:
       want(a, ref, at) -> dict           what is right, by the same names, in float64; a: inputs in float64
       ingredients(a, ref, at) -> dict    result name -> {ingredient: array}: the arrays whose plain sum the right answer is
       limits(a, at) -> dict              what may be counted at most, by counter
+      sound(a, ref, at) -> dict          by result: the size of what other sound formulations round, beside the solution's own
       advice(a, at) -> dict              as limits, but going beyond is only remarked on
     """
 
@@ -70,6 +71,9 @@ class Part:
     # Names of numbers that a result may be off by, beside the sizes and ranks: size names -> {text: value}.
     factors: Callable[..., dict[str, float]] | None = None
     count_memory: bool = False
+    # (a, ref, at) -> {result: array}: by how many roundings of what magnitude another sound formulation may be off, where the
+    # solution's own numbers don't show it. In exp(z - lse) a z of 1e4 is rounded by 1e4 u, and where p is 1 no input moves it.
+    sound: Callable[..., dict] | None = None
 
     @cached_property
     def size_names(self) -> tuple[str, ...]:
@@ -106,7 +110,8 @@ class Case:
 
 
 def cases(parts: tuple[Part, ...], seed: int) -> list[Case]:
-    """All of a check's cases: each size in float64, the first two in float32, a random size, the first once more."""
+    """All of a check's cases: each size in float64, the first two in float32, random sizes, other numbers of the first size,
+    and the first case once more."""
     every = []
     for number, part in enumerate(parts):
         rng = np.random.default_rng([seed, number])
@@ -117,7 +122,8 @@ def cases(parts: tuple[Part, ...], seed: int) -> list[Case]:
         if part.random_size:
             own += [Case(part.name, tuple(part.random_size(rng)), first, draw()) for _ in range(2)]
         own += [Case(part.name, tuple(size), dtype, draw()) for dtype in part.dtypes[1:] for size in part.sizes[:2]]
-        own.append(own[0])
+        # Other numbers of a size that was there, then the first ones again: what is kept between calls is seen.
+        own += [replace(own[0], seed=draw()), own[0]]
         for name, _ in part.influence:
             rows = len(own[0].arrays(part)[name])
             own += [Case(part.name, own[0].size, first, own[0].seed, (name, row)) for row in range(rows)]

@@ -8,10 +8,12 @@ import sys
 import traceback
 import tracemalloc
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import wraps
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,14 @@ class Rows(np.ndarray):
         return function(*map(plain, args), **kwargs)
 
 
+# Under this name a namespace keeps the arrays that its functions returned last, beside copies of them.
+BEFORE = "__returned__"
+
+
+class Changed(Exception):
+    """An array that was returned has been written to since."""
+
+
 class Missing(AttributeError):
     """The learner's file lacks what is asked for; the text says what."""
 
@@ -93,8 +103,10 @@ class Code:
     `asked`: the function whose costs are counted; what other functions cost is left out. '': all are counted.
     """
 
-    def __init__(self, space: dict[str, Any], asked: str = "", axis: Axis | Place | None = None) -> None:
-        self.space, self.counts, self.called = space, Counter(), ""
+    def __init__(self, space: dict[str, Any], asked: str = "", axis: Axis | Place | None = None, file: str = "") -> None:
+        self.space, self.counts, self.called, self._file = space, Counter(), "", file
+        # Whether what it does is measured.
+        self.measured = True
         # What each function has returned last: how many values (-1: none or one), and what, in words.
         self.returned: dict[str, tuple[int, str]] = {}
         self._asked = asked if inspect.isfunction(space.get(asked)) else ""
@@ -140,10 +152,77 @@ class Code:
             if tracemalloc.is_tracing():
                 self.counts["peak bytes"] = max(self.counts["peak bytes"], tracemalloc.get_traced_memory()[1] - held)
 
+    @contextmanager
+    def watching(self, see: Callable[[list[np.ndarray]], None] | None) -> Iterator[None]:
+        """Within, call see(arrays) at every line of the learner's file, with the arrays that its variables hold there.
+
+        Nothing is looked at where `see` is None, or the inputs are moved to see how much that matters.
+        """
+        if see is None or not self.measured:
+            yield
+            return
+
+        def trace(frame: FrameType, event: str, arg: object) -> object:
+            if frame.f_code.co_filename != self._file:
+                return None
+            see(_held(frame, self._file, self.space))
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+    @contextmanager
+    def noting(self, *names: str) -> Iterator[list[str]]:
+        """Within, a list of the functions of these names in the order in which the learner's code calls them."""
+        order: list[str] = []
+        given = {n: self.space[n] for n in names if inspect.isfunction(self.space.get(n))}
+
+        def noted(name: str, function: Callable) -> Callable:
+            @wraps(function)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                order.append(name)
+                return function(*args, **kwargs)
+
+            return call
+
+        self.space.update({n: noted(n, f) for n, f in given.items()})
+        try:
+            yield order
+        finally:
+            self.space.update(given)
+
     def counted(self, W: np.ndarray) -> np.ndarray:
         watched = W.view(Rows)
         watched.tally = self.counts
         return watched
+
+
+def _held(frame: FrameType | None, file: str, space: dict[str, Any]) -> list[np.ndarray]:
+    """The arrays in the variables of the learner's running functions and in its globals, also within containers."""
+    found: list[np.ndarray] = []
+
+    def collect(x: Any, depth: int) -> None:
+        if isinstance(x, np.ndarray):
+            found.append(x)
+        elif isinstance(x, (list, tuple, set, deque)) and depth:
+            for v in x:
+                collect(v, depth - 1)
+        elif isinstance(x, dict) and depth:
+            for v in list(x.values()):
+                collect(v, depth - 1)
+        elif depth and type(x).__module__ == "exercise" and hasattr(x, "__dict__"):
+            collect(vars(x), depth)
+
+    while frame is not None:
+        if frame.f_code.co_filename == file:
+            collect(dict(frame.f_locals), 4)
+        frame = frame.f_back
+    collect({n: v for n, v in space.items() if not n.startswith("__")}, 4)
+    return found
 
 
 def _returned(result: Any) -> tuple[int, str]:
@@ -161,9 +240,11 @@ def perform(
 ) -> Outcome:
     """Run `part` on the functions in `space`, which were made from `file`. given: inputs in place of the case's."""
     a = {name: frozen(x) for name, x in (given or case.arrays(part)).items()}
-    code, noted = Code(space, part.name, axis), Noted(file, space.get("__source__", ""))
+    code, noted = Code(space, part.name, axis, file), Noted(file, space.get("__source__", ""))
+    code.measured = not case.jitter
     if isinstance(axis, Axis):
         axis.counts.clear()
+        axis.talk.clear()
     if part.count_memory:
         tracemalloc.start()
     try:
@@ -171,6 +252,9 @@ def perform(
             warnings.simplefilter("ignore")
             results = part.call(code, a, axis)
         outcome = Outcome("ok", {name: _kept(x) for name, x in results.items()})
+        if _changed(space.get(BEFORE, ())):
+            raise Changed("what it returned before has changed with this call: it returns an array that it writes to again")
+        space[BEFORE] = [(x, outcome.results[n]) for n, x in results.items() if isinstance(x, np.ndarray)]
     except (Stop, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -181,6 +265,11 @@ def perform(
     outcome.counts = dict(code.counts + (axis.counts if isinstance(axis, Axis) else Counter()))
     outcome.noted, outcome.returned = noted.events, code.returned
     return outcome
+
+
+def _changed(before: Iterable[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether arrays that were returned are not what they were."""
+    return any(x.tobytes() != np.asarray(copy, x.dtype).tobytes() for x, copy in before if x.dtype.kind in "fiub")
 
 
 def _kept(x: Any) -> Any:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
 
 from practice.compare import first_wrong, wrong_entries
+
+# So many entries must show a factor before it is spoken of.
+MANY = 4
+# Digits of a number, and characters of a text, that are shown where they tell two apart.
+DIGITS, WINDOW = 6, 300
 
 
 def ingredients(name: str, got: np.ndarray, parts: dict[str, np.ndarray], allowed: np.ndarray) -> str:
@@ -35,33 +41,75 @@ def ingredients(name: str, got: np.ndarray, parts: dict[str, np.ndarray], allowe
     return f"{equation}   (right: each once{'; missing: ' + ', '.join(missing) if missing else ''})"
 
 
-def factor(name: str, got: np.ndarray, want: np.ndarray, allowed: np.ndarray, known: dict[str, float]) -> str:
-    """`dW1 is 1/T of what is right`, where one number explains it."""
+def patches(name: str, got: np.ndarray, parts: dict[str, np.ndarray]) -> str:
+    """`y[0..2] = part 0 + 2 x part 1, y[3] = part 0` where entries are different exact sums of parts; '' where they are not.
+
+    Multiples up to the number of parts are tried; an entry that fits several ways tells nothing.
+    """
+    n = len(parts)
+    if got.ndim != 1 or not 2 <= n <= 4 or not np.isfinite(got).all():
+        return ""
+    tried = np.array(list(itertools.product(range(n + 1), repeat=n)))
+    sums = tried @ np.stack([np.asarray(p, np.float64) for p in parts.values()])
+    ways = [np.flatnonzero(sums[:, i] == got[i]) for i in range(len(got))]
+    if any(len(w) != 1 for w in ways):
+        return ""
+    said = []
+    for way, entries in itertools.groupby(range(len(got)), lambda i: int(ways[i][0])):
+        if (tried[way] == 1).all():
+            continue
+        first, *rest = entries
+        terms = [part if c == 1 else f"{c} x {part}" for part, c in zip(parts, tried[way].tolist(), strict=True) if c]
+        place = f"{first}..{rest[-1]}" if rest else f"{first}"
+        said.append(f"{name}[{place}] = {' + '.join(terms) or '0'}")
+    return f"{', '.join(said[:3])}{', ...' if len(said) > 3 else ''}   (right: each once)" if said else ""
+
+
+def factor(
+    got: np.ndarray, want: np.ndarray, allowed: np.ndarray, known: dict[str, float]
+) -> tuple[float, set[str], int] | None:
+    """(c, its names, entries that show it) where got is c times want; None where it is not.
+
+    known: names of values that c, or its inverse, root or inverse root may be.
+    """
     size = float(np.sum(want.astype(np.float64) ** 2)) if want.size else 0.0
     if not size or not np.isfinite(got).all():
-        return ""
+        return None
     c = float(np.sum(got.astype(np.float64) * want)) / size
     if abs(c) < 1e-9 or abs(c - 1) < 1e-3 or wrong_entries(got, c * want, np.abs(c) * 4 * allowed + allowed).any():
-        return ""
+        return None
     candidates = {"-1": -1.0, "2": 2.0, "1/2": 0.5}
     for text, value in known.items():
         if value > 1:
             candidates |= {text: value, f"1/{text}": 1 / value, f"sqrt({text})": value**0.5, f"1/sqrt({text})": value**-0.5}
-    named = next((text for text, value in candidates.items() if abs(c - value) < 1e-5 * abs(value)), None)
-    return f"{name} is exactly {named} times what is right" if named else f"{name} is {c:.6g} times what is right, everywhere"
+    names = {text for text, value in candidates.items() if abs(c - value) < 1e-5 * abs(value)}
+    return c, names, int((np.abs(want) > 8 * allowed).sum())
+
+
+def factor_said(name: str, found: list[tuple[float, set[str], int]]) -> str:
+    """`dW1 is exactly 1/T times what is right`. A name only if it alone fits every case; nothing of an entry or two."""
+    if not found or sum(entries for _, _, entries in found) < MANY or max(entries for *_, entries in found) < 2:
+        return ""
+    names = set.intersection(*(names for _, names, _ in found))
+    numbers = {f"{c:.6g}" for c, _, _ in found}
+    if len(names) == 1:
+        return f"{name} is exactly {names.pop()} times what is right"
+    return f"{name} is {numbers.pop()} times what is right, everywhere" if len(numbers) == 1 else ""
 
 
 def order(name: str, got: np.ndarray, want: np.ndarray, allowed: np.ndarray) -> str:
     """`along dim 1, entries [0 1 0 1] of what is right stand where [0 0 1 1] should`."""
     if got.ndim == 2 and got.shape == want.T.shape and got.shape[0] > 1 and got.shape[1] > 1:
         limit = float(np.max(allowed, initial=0.0))
-        if not wrong_entries(got, want.T, limit).any():
+        if _differ(want) and _differ(want.T) and not wrong_entries(got, want.T, limit).any():
             return f"{name} is right but transposed"
     if got.shape != want.shape or not got.size:
         return ""
     for dim in range(got.ndim):
         n = got.shape[dim]
         if not 2 <= n <= 64:
+            continue
+        if not _differ(np.moveaxis(want, dim, 0)):
             continue
         g, w, a = (np.moveaxis(np.broadcast_to(x, got.shape), dim, 0) for x in (got, want, allowed))
         places = [
@@ -70,6 +118,11 @@ def order(name: str, got: np.ndarray, want: np.ndarray, allowed: np.ndarray) -> 
         if min(places) >= 0 and places != list(range(n)):
             return f"along dim {dim} of {name} stand entries {places} of what is right, in place of {list(range(n))}"
     return ""
+
+
+def _differ(rows: np.ndarray) -> bool:
+    """Whether no two rows are the same: only then is their order seen."""
+    return len(np.unique(rows.reshape(len(rows), -1), axis=0)) == len(rows)
 
 
 def moved(a: np.ndarray, b: np.ndarray) -> set[int]:
@@ -92,7 +145,8 @@ def located(name: str, on: str, wrong: np.ndarray, got: np.ndarray, want: np.nda
     """The first wrong entry (`on` which rank) with both values, and where along the first dim the wrong ones are."""
     index = first_wrong(wrong)
     at = f"[{', '.join(map(str, index))}]" if index else ""
-    lines = [f"{name}{at}{on}:  got {got[index]:.6g}   want {want[index]:.6g}"]
+    ours, right = told_apart(got[index], want[index])
+    lines = [f"{name}{at}{on}:  got {ours}   want {right}"]
     if wrong.ndim and len(wrong) > 1:
         rows = wrong.reshape(len(wrong), -1).any(axis=1)
         if not rows.all():
@@ -113,3 +167,24 @@ def _ranges(indices: np.ndarray) -> str:
         else:
             runs.append([i, i])
     return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
+
+
+def told_apart(a: float, b: float) -> tuple[str, str]:
+    """Two numbers with as many digits as it takes to see that they differ."""
+    for digits in range(DIGITS, 18):
+        texts = f"{a:.{digits}g}", f"{b:.{digits}g}"
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
+def apart(a: str, b: str) -> tuple[str, str]:
+    """Two long texts, cut so that the place where they begin to differ is seen in both."""
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    start = 0 if same < WINDOW - 60 else same - 60
+
+    def cut(text: str) -> str:
+        shown = text[start : start + WINDOW]
+        return f"{'... ' if start else ''}{shown}{' ...' if start + WINDOW < len(text) else ''}"
+
+    return cut(a), cut(b)

@@ -93,6 +93,8 @@ class Attempt:
     solution: bool = False
     passed: bool = False
     late: bool = False
+    # Mistakes that the examiner has named.
+    told: set[str] = field(default_factory=set)
     rating: int | None = None
 
     @property
@@ -116,6 +118,8 @@ class Attempt:
             nudges=self.nudges,
             checks=self.checks,
             pace=self.seconds / 60 / minutes,
+            # A drill says nothing until it ends.
+            mistakes=len(self.told) if self.mode != DRILL else 0,
         )
 
 
@@ -181,6 +185,16 @@ class Progress:
         known = [(e.name, self.recall(e.name, now)) for e in self.exercises if not self.open(e.name)]
         return sorted(((n, r) for n, r in known if r and r.due <= now), key=lambda d: d[1].likely)
 
+    @cached_property
+    def path(self) -> list[str]:
+        """The exercises by difficulty: what each builds on comes before it; of those that can come next, the quickest does."""
+        left, path = {e.name: e for e in self.exercises}, []
+        while left:
+            ready = [e for e in left.values() if not any(a in left for a in e.facts["after"])] or list(left.values())
+            path.append(min(ready, key=lambda e: (e.facts["minutes"] * (1.5 if e.ranks > 1 else 1), e.name)).name)
+            del left[path[-1]]
+        return path
+
     def next_new(self) -> str | None:
         """The first exercise that was never begun."""
         return next((e.name for e in self.exercises if not self.of(e.name)), None)
@@ -234,6 +248,7 @@ class Progress:
             attempt.touch(min(at, _when(event["saved"])))
         attempt.touch(at)
         attempt.checks += not event.get("late", False)
+        attempt.told |= set(event.get("mistakes", ()))
         attempt.late = event.get("late", False) and event["passed"]
         attempt.passed = event["passed"] and not attempt.late
         if event["passed"]:
@@ -299,6 +314,18 @@ def chosen(progress: Progress, now: datetime, minutes: float, topic: str = "") -
             picked.append(name)
             left -= progress.minutes[name]
     return picked
+
+
+def mocked(progress: Progress, now: datetime, minutes: float) -> list[str]:
+    """The exercises of a mock interview: what fits the time, each of another topic, the least known first, then by the path."""
+    topics = {e.name: e.facts["topic"] for e in progress.exercises}
+    recalls = {n: r.likely for n in progress.path if (r := progress.recall(n, now))}
+    picked: list[str] = []
+    for name in sorted(progress.path, key=lambda n: recalls.get(n, 1.0)):
+        fits = sum(progress.minutes[n] for n in [*picked, name]) <= minutes
+        if fits and topics[name] not in {topics[n] for n in picked}:
+            picked.append(name)
+    return picked or [min(progress.path, key=lambda n: progress.minutes[n])]
 
 
 def _in_turn(names: Sequence[str], topics: Mapping[str, str]) -> Iterator[str]:

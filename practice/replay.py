@@ -115,7 +115,7 @@ def replay(data: Path, file: Path) -> list[tuple[dict[str, Any], dict[str, Any]]
     given = case.arrays(part) | {n.removeprefix("in."): x for n, x in arrays.items() if n.startswith("in.")}
     source = file.read_text()
     places = Place(0, exercise.ranks).others()
-    spaces = [load(source, str(file)) | {"__source__": source} for _ in places]
+    spaces = [load(source, str(file), {"__source__": source}) for _ in places]
     found = []
     for rank, o in enumerate(simulate(part, case, spaces, exercise.facts["allow"], str(file), given)):
         at = f"rank{rank}.right." if exercise.ranks > 1 else "right."

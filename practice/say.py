@@ -6,14 +6,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from practice import probes, slips, translate
+from practice import probes, slips, translate, twists
 from practice.compare import wrong_entries
-from practice.known import compared, known
+from practice.known import Shown, compared, known
 from practice.part import Case, Outcome, Part, float64
 from practice.truth import Truth
 
 URGENT = ("error", "silent", "hang")
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+STATE = (
+    "The same inputs gave the right answer at first, and now they do not: something is kept from one call to the next, as a"
+    " global, a default argument that is changed, an attribute of a class, or an np.empty that is read before it is written."
+)
 NAIVE = "This is the naive softmax, exp over its sum"
 
 
@@ -35,6 +39,10 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     # An error or an early end of one rank explains why others wait; and their waiting explains a wrong result.
     rank = min(wrong, key=lambda r: (URGENT.index(wrong[r][0]) if wrong[r][0] in URGENT else len(URGENT), r))
     kind, name = wrong[rank]
+    if _state(failing, ran):
+        judged.lines = [*_seen(truth, part, case, by_rank, wrong, rank), STATE]
+        judged.mistakes = ["state"]
+        return judged
     shown = compared(failing, ran)
     found = known(truth, shown)
     returned = _returned(truth, case, rank, by_rank[rank])
@@ -52,13 +60,35 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
         judged.lines += ["", m.sentence, *([f"Seen in the wild: {m.seen}."] if m.seen else [])]
     if not found and floats and floats[0].startswith(NAIVE):
         judged.mistakes = ["naive_softmax"]
-    elif not found and kind in ("value", "shape"):
-        slip = slips.found(truth, shown)
-        said = slip.sentence if slip else _probe(truth, part, case, rank, by_rank[rank], name, ran)
-        judged.mistakes = [slip.name] if slip else []
-        if said or not equation:
-            judged.lines.append(said or "No known mistake gives this.")
+    elif not found and kind in ("value", "shape", "nan"):
+        _unlisted(truth, judged, failing, ran, shown, rank, name, bool(floats or equation))
     return judged
+
+
+def _unlisted(
+    truth: Truth, judged: Judged, failing: list, ran: list, shown: Shown, rank: int, name: str, explained: bool
+) -> None:
+    """Say what no list of mistakes has: a slip, a twist, a factor, an order, a dependence."""
+    part = truth.parts[judged.part]
+    if slip := slips.found(truth, shown):
+        judged.mistakes = [slip.name]
+        judged.lines.append(slip.sentence)
+        return
+    every_case = shown + [(c, o) for c, o in ran if not c.moved and not any(o is other for _, other in shown)]
+    if twist := twists.found(truth, every_case):
+        judged.mistakes = [f"twist: {twist.sentence}"]
+        judged.lines.append(twist.sentence)
+        return
+    said = _probe(truth, part, failing, rank, name, ran)
+    if said or not explained:
+        judged.lines.append(said or "No known mistake gives this.")
+
+
+def _state(failing: list, ran: list) -> bool:
+    """Whether the same inputs gave a right answer first, and later a wrong one."""
+    wrong = {id(by_rank) for _, by_rank, _ in failing}
+    right = [case for case, by_rank in ran if id(by_rank) not in wrong]
+    return any(case in right for case, _, _ in failing)
 
 
 def _outputs(truth: Truth, failing: list) -> str:
@@ -126,7 +156,8 @@ def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: d
     if not isinstance(want, np.ndarray):
         # All lines of a name but the last describe the case.
         *case_lines, last = (name + on).split("\n")
-        return [*case_lines, f"{last}:  got {got!r:.300}", f"{' ' * len(last)}   want {want!r:.300}"]
+        ours, right = probes.apart(repr(got), repr(want))
+        return [*case_lines, f"{last}:  got {ours}", f"{' ' * len(last)}   want {right}"]
     got = np.asarray(got)
     off = wrong_entries(got, want, truth.right(case)[rank].allowed.get(name, 0.0))
     lines = probes.located(name, on, off, got, want)
@@ -159,24 +190,41 @@ def _equation(truth: Truth, part: Part, case: Case, rank: int, outcome: Outcome,
     allowed = truth.right(case)[rank].allowed.get(name)
     if not parts or allowed is None:
         return ""
-    return probes.ingredients(name, outcome.results[name], parts, np.broadcast_to(allowed, outcome.results[name].shape))
+    got = outcome.results[name]
+    equation = probes.ingredients(name, got, parts, np.broadcast_to(allowed, got.shape))
+    return equation or (probes.patches(name, got, parts) if name in part.exact else "")
 
 
-def _probe(truth: Truth, part: Part, case: Case, rank: int, outcome: Outcome, name: str, ran: list) -> str:
-    got, right = outcome.results[name], truth.right(case)[rank]
+def _probe(truth: Truth, part: Part, failing: list, rank: int, name: str, ran: list) -> str:
+    case, by_rank, _ = failing[0]
+    got, right = by_rank[rank].results[name], truth.right(case)[rank]
     want, allowed = right.results[name], right.allowed.get(name)
-    for said in _dependence(truth, part, rank, ran):
-        return said
-    if not isinstance(want, np.ndarray) or not isinstance(got, np.ndarray) or want.dtype.kind not in "fiu":
-        return ""
+    numbers = isinstance(want, np.ndarray) and isinstance(got, np.ndarray) and want.dtype.kind in "fiu"
+    if numbers and got.shape == want.shape and (sentence := _factor(truth, part, failing, rank, name)):
+        return sentence
     allowed = np.zeros(1) if allowed is None else allowed
-    if got.shape == want.shape:
+    fits = numbers and got.shape == want.shape
+    sentence = probes.order(name, got, want, allowed if fits else np.max(allowed, initial=0.0)) if numbers else ""
+    return sentence or next(iter(_dependence(truth, part, rank, ran)), "")
+
+
+def _factor(truth: Truth, part: Part, failing: list, rank: int, name: str) -> str:
+    """A factor that explains all cases that fail; it has a name if one name alone fits them all."""
+    found = []
+    for case, by_rank, _ in failing:
+        got, right = by_rank[rank].results.get(name), truth.right(case)[rank]
+        want, allowed = right.results.get(name), right.allowed.get(name)
+        if not truth.wrong(case, rank, by_rank[rank], name) and by_rank[rank].kind == "ok":
+            continue
+        if allowed is None or not isinstance(got, np.ndarray) or got.shape != want.shape:
+            return ""
         known = dict(zip(part.size_names, map(float, case.size), strict=True)) | {"ranks": float(len(truth.places))}
         known |= part.factors(*case.size) if part.factors else {}
-        sentence = probes.factor(name, got, want, np.broadcast_to(allowed, want.shape), known)
-        if sentence:
-            return sentence
-    return probes.order(name, got, want, allowed if got.shape == want.shape else np.max(allowed, initial=0.0))
+        factor = probes.factor(got, want, np.broadcast_to(allowed, want.shape), known)
+        if factor is None:
+            return ""
+        found.append(factor)
+    return probes.factor_said(name, found)
 
 
 def _dependence(truth: Truth, part: Part, rank: int, ran: list) -> list[str]:
@@ -192,7 +240,8 @@ def _dependence(truth: Truth, part: Part, rank: int, ran: list) -> list[str]:
                 )
             except (KeyError, ValueError, TypeError):
                 continue
-            sentence = probes.dependence(name, case.moved[1], result, got, right)
+            # A row that moves nothing of its own place, as a query that sees one key, tells little of a mask.
+            sentence = probes.dependence(name, case.moved[1], result, got, right) if case.moved[1] in right else ""
             if sentence:
                 return [sentence]
     return []

@@ -13,6 +13,8 @@ from datetime import UTC, date, datetime
 RETENTION = 0.95
 LONGEST_DAYS = 45
 AGAIN, HARD, GOOD, EASY = 1, 2, 3, 4
+# So many mistakes may be named in an attempt that is Good.
+TOLD = 2
 RATINGS = {AGAIN: "Again", HARD: "Hard", GOOD: "Good", EASY: "Easy"}
 
 
@@ -49,10 +51,15 @@ def recall(reviews: Sequence[tuple[datetime, int]], now: datetime, interview: da
     return Recall(due, float(memory.get_card_retrievability(card, max(now, when).astimezone(UTC))))
 
 
-def rating(*, passed: bool, drill: bool, late: bool, solution: bool, nudges: int, checks: int, pace: float) -> int:
-    """How well an exercise is known, as an attempt shows it. pace: time taken over the exercise's minutes."""
+def rating(
+    *, passed: bool, drill: bool, late: bool, solution: bool, nudges: int, checks: int, pace: float, mistakes: int = 0
+) -> int:
+    """How well an exercise is known, as an attempt shows it. pace: time taken over the exercise's minutes.
+
+    mistakes: those that the examiner named on the way, each once: to be told is a help too.
+    """
     if solution or not (passed or late):
         return AGAIN
-    if late or nudges or pace > 1.5 or checks > 8:
+    if late or nudges or pace > 1.5 or checks > 8 or mistakes > TOLD:
         return HARD
     return EASY if drill and checks == 1 and pace <= 0.5 else GOOD

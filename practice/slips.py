@@ -202,7 +202,7 @@ def _fitted(truth: Truth, case: Case, source: str, right: float, target: np.ndar
 
     def run(value: float) -> np.ndarray | None:
         try:
-            spaces = [load(source, FILE, {SLIP: value}) | {"__source__": source} for _ in truth.places]
+            spaces = [load(source, FILE, {SLIP: value, "__source__": source}) for _ in truth.places]
         except Exception:
             return None
         y = _vector(simulate(part, case, spaces, allow, FILE))

@@ -14,6 +14,7 @@ SENTENCES = (
      " Weights here are stored (in, out); a transpose is missing or too many."),
     ("ValueError", r"shapes (.*) and (.*) not aligned", r"The inner sizes of the product differ: \1 and \2."),
     ("ValueError", r"operands could not be broadcast together with shapes (.*)", r"The shapes \1 do not fit each other."),
+    ("Changed", r"(.*)", r"\1, or a view of one. Return a new array each time."),
     ("ValueError", r"read-only", "This line changes an argument in place: make a new array instead."),
     ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
     ("PermissionError", r"(.*)", r"\1."),
@@ -79,6 +80,8 @@ def waits(by_rank: Sequence[Outcome]) -> list[str]:
                   " practice doesn't.) Pair each send with a receive."]  # fmt: skip
     elif all(d == "recv" for d in doing):
         lines.append("Every rank waits to receive, and nobody sends.")
+    elif turned := _turned([o.waits.partition("|")[0] for o in by_rank if o.kind == "hang"]):
+        lines.append(turned)
     elif absent and all(d not in ("send", "recv") for d in doing if d):
         lines.append(f"A collective is for all ranks: rank {', '.join(absent)} returned without calling it.")
     elif absent:
@@ -86,3 +89,11 @@ def waits(by_rank: Sequence[Outcome]) -> list[str]:
     else:
         lines.append("No rank's send meets another's receive.")
     return lines
+
+
+def _turned(waits: Sequence[str]) -> str:
+    """Where ranks send and receive in one call, but from the rank that they send to."""
+    pairs = [re.search(r"send .* to rank (\d+) and recv from rank (\d+)", w) for w in waits]
+    if len(pairs) < 3 or not all(pairs) or any(p[1] != p[2] for p in pairs):
+        return ""
+    return "Each rank receives from the rank that it sends to: on a ring, what goes to the one side comes from the other."

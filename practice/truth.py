@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from practice.axis import Place
-from practice.compare import longest_sum, same, tolerances
+from practice.compare import longest_sum, same, tolerances, wrong_entries
 from practice.exercise import Exercise, load
 from practice.part import Case, Mistake, Outcome, float64
 from practice.simulate import simulate
@@ -42,7 +43,11 @@ class Truth:
     def _spaces(self, source: str, over: bool = False) -> list[dict[str, Any]]:
         """Namespaces of a source, one a rank; `over`: on top of the solution's."""
         before = [load(self.exercise.solution, FILE) if over else None for _ in self.places]
-        return [load(source, FILE, b) | {"__source__": source} for b in before]
+        return [load(source, FILE, {**(b or {}), "__source__": source}) for b in before]
+
+    def made(self, source: str) -> list[dict[str, Any]]:
+        """Namespaces of a source that is run once: they are not kept."""
+        return self._spaces(source)
 
     def simulated(self, case: Case, source: str, over: bool = False) -> list[Outcome]:
         part = self.parts[case.part]
@@ -64,7 +69,8 @@ class Truth:
                 raise RuntimeError(f"the solution fails {case}: {base.error or base.waits}")
             others = [m[place.rank].results for m in moved[1:]]
             pairs = [(m[place.rank].results, s[place.rank].results) for m, s in zip(moved, single, strict=False)]
-            allowed = tolerances(base.results, others, pairs, longest_sum(a), case.dtype)
+            sound = part.sound(a, self.reference, place) if part.sound else {}
+            allowed = tolerances(base.results, others, pairs, longest_sum(a), case.dtype, sound)
             exact = {n: np.zeros(1) for n in part.exact}
             answers.append(Right(results, allowed | exact))
         return answers
@@ -107,6 +113,19 @@ class Truth:
 
     # --- what a changed solution does
 
+    def variants(self, mistakes: Sequence[Mistake]) -> list[str]:
+        """Each right answer with these mistakes: the solution, and the others that their edits fit."""
+        source = self.mistaken(mistakes)
+        found = [] if source is None else [source]
+        edits = [e for m in mistakes for e in m.edits]
+        for right in self.exercise.rights.values() if found else ():
+            if any(old in right for old, _ in edits):
+                changed = right
+                for old, new in edits:
+                    changed = changed.replace(old, new)
+                found.append(f"{source}\n{changed}")
+        return found
+
     def mistaken(self, mistakes: Sequence[Mistake]) -> str | None:
         """The solution with these mistakes; None where they do not go together."""
         source = self.exercise.solution
@@ -120,26 +139,42 @@ class Truth:
     def touches(self, mistake: Mistake, case: Case) -> bool:
         return any(self.problem(case, r, o) for r, o in enumerate(self.remembered(case, self.mistaken((mistake,)))))
 
-    def explains(self, source: str | None, shown: Sequence[tuple[Case, list[Outcome]]]) -> bool:
-        """Whether this source has the outcomes that are shown, of which the first is wrong."""
+    def explains(self, source: str | None, shown: Sequence[tuple[Case, list[Outcome]]], loose: bool = False) -> bool:
+        """Whether this source has the outcomes that are shown, of which the first is wrong.
+
+        loose: only where it has numbers, if most entries are.
+        """
         if source is None:
             return False
         try:
-            alike = all(self.alike(c, self.remembered(c, source), by_rank) for c, by_rank in shown)
+            alike = all(self.alike(c, self.remembered(c, source), by_rank, loose) for c, by_rank in shown)
             # A source that gives the right answer in the failed case explains nothing, however near its other answers are.
             case = shown[0][0]
+            if alike and loose:
+                ours = self.remembered(case, source)
+                return any(self._off(case, r, o) for r, o in enumerate(ours))
             return alike and any(self.problem(case, r, o) for r, o in enumerate(self.remembered(case, source)))
         except SyntaxError:
             return False
 
-    def alike(self, case: Case, ours: list[Outcome], theirs: list[Outcome]) -> bool:
-        return all(self._alike_on(case, r, a, b) for r, (a, b) in enumerate(zip(ours, theirs, strict=True)))
+    def _off(self, case: Case, rank: int, outcome: Outcome) -> bool:
+        """Whether an outcome has numbers, not NaN or infinite, that are wrong."""
+        right = self.right(case)[rank]
+        arrays = {n: x for n, x in outcome.results.items() if isinstance(x, np.ndarray) and x.dtype.kind == "f"}
+        return any(
+            (wrong_entries(x, want, right.allowed.get(n, 0.0)) & np.isfinite(x)).any()
+            for n, x in arrays.items()
+            if isinstance(want := right.results.get(n), np.ndarray) and want.shape == x.shape
+        )
 
-    def _alike_on(self, case: Case, rank: int, ours: Outcome, theirs: Outcome) -> bool:
+    def alike(self, case: Case, ours: list[Outcome], theirs: list[Outcome], loose: bool = False) -> bool:
+        return all(self._alike_on(case, r, a, b, loose) for r, (a, b) in enumerate(zip(ours, theirs, strict=True)))
+
+    def _alike_on(self, case: Case, rank: int, ours: Outcome, theirs: Outcome, loose: bool) -> bool:
         if ours.kind != theirs.kind:
             return False
         if ours.kind == "hang":
-            return ours.waits.split()[:1] == theirs.waits.split()[:1]
+            return _partners(ours.waits) == _partners(theirs.waits)
         if ours.kind == "error":
             return all(ours.error[k] == theirs.error[k] for k in ("type", "message", "called"))
         right = self.right(case)[rank]
@@ -152,6 +187,16 @@ class Truth:
                     # A wrong answer may be larger than the right one; then its rounding is larger too.
                     finite = np.abs(a[np.isfinite(a)])
                     allowed = float(np.max(allowed)) + 64 * np.finfo(a.dtype).eps * float(finite.max(initial=0.0))
+                if loose and a.shape == b.shape and a.dtype.kind == "f" and a.size:
+                    numbers = np.isfinite(a)
+                    if 2 * numbers.sum() < a.size:
+                        return False
+                    a, b = a[numbers], b[numbers]
             if not same(a, b, allowed):
                 return False
         return True
+
+
+def _partners(waits: str) -> list[tuple[str, str]]:
+    """Which verbs a rank waits in, and for whom: [("send", "1"), ("recv", "3")]."""
+    return re.findall(r"\b(send|recv|all_reduce|all_gather|reduce_scatter|broadcast)\b(?:[^|]*?(?:to|from) rank (\d+))?", waits)

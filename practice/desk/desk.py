@@ -17,14 +17,17 @@ from typing import Any
 from practice import schedule
 from practice.check import Verdict
 from practice.desk import screen
+from practice.desk.questions import number_of
 from practice.desk.screen import COMMAND, short
 from practice.exercise import Exercise, every, find
-from practice.progress import DRILL, GUIDED, REVIEW, Progress, chosen, progress
+from practice.progress import DRILL, GUIDED, REVIEW, Progress, chosen, mocked, progress
 from practice.replay import keep
 from practice.workbook import Workbook
 
 # How near a numeric answer must be.
 NEAR = 0.02
+# How much of what is due a drill takes on, at interview pace.
+DRILL_MINUTES = 25
 
 
 class Refused(ValueError):
@@ -182,6 +185,7 @@ class Desk:
             "parts": [vars(j) for j in v.parts],
             "counts": v.counts,
             "printed": v.printed[:10000],
+            "remarks": v.remarks,
             "rating": schedule.RATINGS[ended[-1].rating] if v.passed and ended else None,
             "due": recall.due.date().isoformat() if recall else None,
         }
@@ -280,7 +284,7 @@ class Desk:
             hit = given is not None and abs(given - right) <= NEAR * abs(right)
             self.book.add("ask", exercise=e.name, question=number, right=hit)
             if hit:
-                self.say(f"   right: {right:,.6g}")
+                self.say(*screen.wrapped(f"right: {right:,.6g} = {screen.formula(question['answer'])}", 3))
                 continue
             all_right = False
             feedback = "" if given is not None else "that is no number; "
@@ -288,20 +292,36 @@ class Desk:
                 if abs(given - answer(wrong["value"])) <= NEAR * abs(answer(wrong["value"])):
                     feedback = f"{wrong['says']}; "
                     break
-            self.say(*screen.wrapped(f"{feedback}right is {right:,.6g}", 3))
+            self.say(*screen.wrapped(f"{feedback}right is {right:,.6g} = {screen.formula(question['answer'])}", 3))
         return all_right
 
     # --- drill
 
-    def drill(self, name: str | None, minutes: int, topic: str) -> None:
+    def drill(self, name: str | None, minutes: int | None, topic: str) -> None:
+        """minutes: None for as long as its exercises take at interview pace."""
         p, now = self.progress, self.book.now()
         if p.drill:
             self.say(*screen.drilling(p, now))
             return
-        names = [find(name).name] if name else chosen(p, now, minutes, topic)
+        names = [find(name).name] if name else chosen(p, now, minutes or DRILL_MINUTES, topic)
         if not names:
             topics = ", ".join(dict.fromkeys(e.facts["topic"] for e in self.exercises))
             raise Refused(f"no exercise has the topic {topic!r}: use one of {topics}")
+        self._begin_drill(names, minutes)
+
+    def mock(self, minutes: int) -> None:
+        """A mock interview: short exercises of different topics, one after another, by the clock."""
+        p, now = self.progress, self.book.now()
+        if p.drill:
+            self.say(*screen.drilling(p, now))
+            return
+        names = mocked(p, now, minutes)
+        self.say(f"A mock interview of {minutes} minutes. Say what you do as you do it: shapes, then the line, then its cost.")
+        self._begin_drill(names, minutes)
+        self.say("", f"  Afterwards they ask:  {COMMAND} ask {names[0][:2]}")
+
+    def _begin_drill(self, names: list[str], minutes: int | None) -> None:
+        minutes = minutes or round(sum(self.progress.minutes[n] for n in names))
         self.book.add("drill", minutes=minutes, exercises=names)
         self.say(
             f"drill · {minutes} min · {', then '.join(map(short, names))}",
@@ -369,12 +389,3 @@ class Desk:
         for e, v in spoken:
             if not v.passed:
                 self.say("", *screen.verdict(e, v, 0, {}))
-
-
-def number_of(text: str) -> float | None:
-    """46,080 or 46_080 or 2.5e3 or 3/4 -> a number; None if it is none."""
-    top, _, bottom = text.strip().replace(",", "").replace("_", "").replace(" ", "").partition("/")
-    try:
-        return float(top) / float(bottom or 1)
-    except (ValueError, ZeroDivisionError):
-        return None

@@ -22,6 +22,12 @@ def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str],
     for e in [find(n) for n in args.name] or every():
         if args.what == "say":
             print(dev.say(e, reference))
+        elif args.what == "rights":
+            found = dev.refused(e, reference, range(1, args.seeds + 1))
+            print(
+                f"{e.name}: {len(e.rights) + 1} right answers on {args.seeds} seeds, {len(found)} rejected", *found, sep="\n  "
+            )
+            wrong += bool(found)
         elif args.what == "run":
             path = args.file or e.folder / "solution.py"
             verdict = check(e, path.resolve(), reference, command)

@@ -13,7 +13,7 @@ from models.config import cache_entries
 from models.published import PUBLISHED, entries_by_rank
 from parallel.ledger import Traffic, wire_bytes
 from plan.dry import DryAxis, dry_weights
-from practice import mutants_found, pages
+from practice import mutants_found, pages, promises
 from practice.exercise import every
 from practice.workbook import replace
 
@@ -128,6 +128,10 @@ def docs(text: str) -> str:
     return pages.between(text, "mutants", pages.table(mutants_found.COLUMNS, mutants_found.rows(every())))
 
 
+def authoring(text: str) -> str:
+    return pages.between(text, "promises", pages.table(promises.COLUMNS, promises.rows(every())))
+
+
 def write() -> list[Path]:
     """Bring every generated page up to date; returns them."""
     sheet = pages.HERE / "cheatsheet.md"
@@ -135,4 +139,6 @@ def write() -> list[Path]:
     replace(DOCS, docs(DOCS.read_text()))
     reading = pages.HERE / "READING.md"
     replace(reading, pages.shared_reading(every()))
-    return [sheet, DOCS, reading]
+    authors = pages.HERE / "AUTHORING.md"
+    replace(authors, authoring(authors.read_text()))
+    return [sheet, DOCS, reading, authors]

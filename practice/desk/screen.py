@@ -63,6 +63,11 @@ def plural(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
+def formula(expression: str) -> str:
+    """An answer's expression as a person writes it: without module names, ^ for powers."""
+    return re.sub(r"\b(math|np)\.", "", expression).replace("**", "^")
+
+
 # --- where one stands
 
 
@@ -172,6 +177,7 @@ def verdict(e: Exercise, v: Verdict, number: int, before: dict[str, datetime], v
             lines.append(f" ..  {j.part:<{wide}}not implemented yet")
         elif j.status == "unjudged":
             lines.append(f" ..  {j.part:<{wide}}not judged" + (f" until {wrong.part} is right" if wrong else ""))
+    lines += [folded for remark in v.remarks for folded in wrapped(remark, 5)]
     return lines + list(_printed(v, verbose))
 
 

@@ -7,10 +7,8 @@ import json
 
 from practice import pages
 from practice.desk import screen
-from practice.desk.desk import Desk, Refused
+from practice.desk.desk import DRILL_MINUTES, Desk, Refused
 from practice.progress import MARKS, chosen
-
-DRILL_MINUTES = 25
 
 
 def home(desk: Desk) -> None:
@@ -28,7 +26,7 @@ def home(desk: Desk) -> None:
 def show_list(desk: Desk, args: argparse.Namespace) -> None:
     p, now = desk.progress, desk.book.now()
     due = {n for n, _ in p.due(now)}
-    rows = []
+    rows, place = [], {n: i for i, n in enumerate(p.path, 1)}
     for e in desk.exercises:
         if (args.due and e.name not in due) or not e.facts["topic"].lower().startswith(args.topic.lower()):
             continue
@@ -36,6 +34,7 @@ def show_list(desk: Desk, args: argparse.Namespace) -> None:
         rows.append(
             {
                 "exercise": e.name,
+                "path": place[e.name],
                 "topic": e.facts["topic"],
                 "ranks": e.ranks,
                 "minutes": e.facts["minutes"],
@@ -55,13 +54,14 @@ def show_list(desk: Desk, args: argparse.Namespace) -> None:
     if not rows:
         print("Nothing is due." if args.due else f"No exercise has the topic {args.topic!r}.")
         return
-    columns = ("exercise", "topic", "ranks", "pace", "attempts", "best", "status", "last", "due")
+    columns = ("exercise", "path", "topic", "ranks", "pace", "attempts", "best", "status", "last", "due")
     print(
         screen.table(
             columns,
             [
                 (
                     screen.short(r["exercise"]),
+                    r["path"],
                     r["topic"],
                     r["ranks"],
                     f"{r['minutes']} min",
@@ -77,6 +77,8 @@ def show_list(desk: Desk, args: argparse.Namespace) -> None:
             drop=("ranks", "topic", "attempts"),
         )
     )
+    if len(rows) == len(desk.exercises):
+        print(f"\npath: by difficulty, each after what it builds on: {' '.join(n.partition('_')[0] for n in p.path)}")
 
 
 def read(desk: Desk, number: str | None, mark: str | None) -> None:

@@ -162,7 +162,7 @@ def test_questions_are_answered_in_numbers(book, typed, monkeypatch):
     with open(book / "answers") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         out = typed("ask", status=1)
-    assert "right: 1.76947e+06" in out
+    assert "right: 1.76947e+06 = " in out
     assert "both needed; right is 1,024" in out
     assert "that is ReLU" in out
     assert [e["right"] for e in Workbook(book).log if e["what"] == "ask"] == [True, False, False]

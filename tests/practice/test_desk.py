@@ -41,7 +41,7 @@ def test_lists_and_pages_fit_the_terminal(width, book, typed, monkeypatch):  # n
 TYPED = [
     [], ["start"], ["check"], ["hint"], ["check", "--case"], ["solution", "--yes"], ["rate", "hard"], ["brief"], ["ask"],
     ["list"], ["read"], ["read", "5", "done"], ["board"], ["cheat", "comm"], ["interview", "2026-12-20"],
-    ["drill"], ["drill", "stop"],
+    ["drill"], ["drill", "stop"], ["mock"], ["drill", "stop"],
 ]  # fmt: skip
 AUTHORS = {"dev", "watch"}
 TYPING = """

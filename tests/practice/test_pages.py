@@ -6,7 +6,7 @@ from practice import mutants_found, pages
 from practice.desk import numbers
 from practice.desk.numbers import DOCS, ROOT
 from practice.dev import REJECTED_SHARE
-from practice.exercise import every
+from practice.exercise import NoSuchExercise, every
 from practice.progress import Progress
 from practice.workbook import local_now
 
@@ -39,6 +39,14 @@ def test_a_topic_of_the_cheatsheet_can_be_asked_for():
     assert len(pages.cheatsheet().splitlines()) < 120
 
 
+def test_a_word_of_the_cheatsheet_is_looked_for_where_no_heading_has_it():
+    found = pages.cheatsheet("reduce_scatter")
+    assert "reduce_scatter" in found
+    assert len(found) < len(pages.cheatsheet()) / 2
+    with pytest.raises(NoSuchExercise, match="is no topic, and no line has it"):
+        pages.cheatsheet("origami")
+
+
 def test_every_exercise_is_on_the_board_and_its_papers_in_the_list():
     board = [file for _, _, file, *_ in pages.board(Progress(every()), local_now())]
     assert board == [f"exercises/{e.name}" for e in every()]
@@ -48,6 +56,12 @@ def test_every_exercise_is_on_the_board_and_its_papers_in_the_list():
     assert [(int(r[1]), r[2].strip(), r[3].strip()) for r in rows] == blank, STALE
     assert pages.shared_reading(every()) == reading, STALE
     assert not (ROOT / "practice/STATUS.md").exists(), "the board is a page of the workbook"
+
+
+def test_the_table_of_promises_is_that_of_the_exercises():
+    text = (ROOT / "practice/AUTHORING.md").read_text()
+    assert numbers.authoring(text) == text, STALE
+    assert "| 27       | No rank makes more than its part of m and v " in text
 
 
 def test_the_figures_of_the_mutants_are_of_the_exercises_as_they_are():

@@ -99,6 +99,7 @@ def rated(**facts):
 def test_a_pass_its_time_and_its_help_are_the_rating():
     assert rated() == GOOD
     assert rated(nudges=1) == rated(pace=1.6) == rated(checks=9) == rated(late=True, passed=False) == HARD
+    assert (rated(mistakes=2), rated(mistakes=3)) == (GOOD, HARD)
     assert rated(solution=True) == rated(passed=False) == AGAIN
     assert rated(drill=True, checks=1, pace=0.5) == EASY
     assert rated(drill=True, checks=1, pace=0.6) == rated(checks=1, pace=0.5) == GOOD

@@ -89,6 +89,22 @@ def half_a_matrix(a, at):
     return {"peak bytes": max(40_000, T * S * a["q_TE"].itemsize // 2)}
 
 
+def largest(x_TS):
+    """The largest score of each row, as far as it is finite."""
+    return np.where(np.isfinite(x_TS), np.abs(x_TS), 0).max(axis=1, initial=0)[:, None]
+
+
+def sound_softmax(a, ref, at):
+    """exp(x - lse) rounds numbers as large as x."""
+    return {"p": largest(a["x_TS"])}
+
+
+def sound_attend(a, ref, at):
+    """Blocks may be merged by their lse, which is as large as the scores."""
+    x_TS = a["q_TE"] @ a["k_SE"].T / a["q_TE"].shape[1] ** 0.5
+    return {"o": largest(x_TS) * np.abs(a["v_SE"]).max(initial=0)}
+
+
 def random_rows(rng):
     return tuple(rng.choice([3, 5, 7, 11, 13], 2, replace=False).tolist())
 
@@ -106,6 +122,7 @@ PARTS = (
         want_softmax,
         random_size=random_rows,
         influence=(("x_TS", "p"),),
+        sound=sound_softmax,
     ),
     Part(
         "attend_online",
@@ -117,6 +134,7 @@ PARTS = (
         half_a_matrix,
         random_size=random_size,
         influence=(("v_SE", "o"),),
+        sound=sound_attend,
         count_memory=True,
     ),
 )

@@ -72,6 +72,8 @@ MISTAKES = (
     mistake("eps_outside", "eps is added to the root: it belongs inside, to the mean of the squares. With x near 1e-4 this is"
             " not the same.",
             (ROOT, "1 / (np.sqrt((x_TD**2).mean(axis=1)) + eps)")),
+    mistake("less_one", "The squares are divided by D - 1, as for an unbiased variance: the root is of their mean, over D.",
+            ("(x_TD**2).mean(axis=1)", "(x_TD**2).sum(axis=1) / max(1, x_TD.shape[1] - 1)")),
     mistake("no_eps", "eps is left out.", ("mean(axis=1) + eps", "mean(axis=1)")),
     mistake("layernorm", "The mean is subtracted: that is LayerNorm; RMSNorm divides by the root mean square and shifts"
             " nothing.",

@@ -8,8 +8,9 @@ from practice.part import Part, mistake
 
 
 def inputs(draw, T, H, E):
-    """Positions in any order, none of them 0."""
+    """Positions in any order, none of them 0, one below it."""
     positions_T = 3 + draw.rng.permutation(97)[:T]
+    positions_T[1:2] *= -1
     return {"x_THE": draw(T, H, E), "positions_T": positions_T, "base": float(draw.rng.choice([10000.0, 500000.0]))}
 
 
@@ -74,6 +75,8 @@ PARTS = (
 HALF = "first_P, second_P = i_P, i_P + E // 2"
 INTERLEAVED = "first_P, second_P = 2 * i_P, 2 * i_P + 1"
 MISTAKES = (
+    mistake("overwritten", "The second of each pair is turned with the first one's new value: both need the old ones.",
+            ("= a_THP * sin_T1P", "= y_THE[:, :, first_P] * sin_T1P")),
     mistake("nothing", "Nothing was rotated: x is returned as it is.", ("    return y_THE", "    return x_THE.copy()")),
     mistake("half_for_interleaved", "The pairs turned are (i, i + E/2): \"interleaved\" pairs neighbours, (2 i, 2 i + 1).",
             (INTERLEAVED, HALF),

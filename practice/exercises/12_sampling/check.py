@@ -31,6 +31,11 @@ def want(a, ref, at):
     return {"p": np.array([w / kept if s else 0.0 for w, s in zip(weight, stays, strict=True)])}
 
 
+def sound(a, ref, at):
+    """p = exp(z / T - lse) rounds numbers as large as z / T."""
+    return {"p": np.abs(a["z_V"]).max() / a["temperature"]}
+
+
 def equal_logits(draw, V, k, percent):
     """V equal logits among lower ones, where all sums are exact: half and quarter masses, edges hit exactly."""
     z = [3.0] * V + [-1e4] * (V + 1)
@@ -107,7 +112,7 @@ def random_size(rng):
 EXACT = ((2, 0, 50), (4, 0, 50), (4, 2, 50), (5, 3, 100), (8, 4, 25), (8, 0, 37))
 PARTS = (
     Part("temperature", ((5, 0, 100), (2, 0, 100), (11, 0, 100)), temperatures, call, want,
-         random_size=lambda rng: (int(rng.integers(2, 18)), 0, 100)),
+         sound=sound, random_size=lambda rng: (int(rng.integers(2, 18)), 0, 100)),
     Part("temperature 0", ((3,), (1,), (7,)), greedy, call_greedy, want_greedy,
          random_size=lambda rng: (int(rng.integers(1, 9)),)),
     Part("top-k", ((5, 3, 100), (3, 1, 100), (4, 9, 100)), temperatures, call, want,
@@ -146,6 +151,10 @@ MISTAKES = (
              "    sorted_V = sorted_V / sorted_V.sum()\n    before_V = np.cumsum(sorted_V) - sorted_V\n    if top_k > 0:\n        sorted_V[top_k:] = 0\n")),
     mistake("top_p_first", "top-p is decided before the temperature: the temperature comes first and changes which tokens are the nucleus.",
             ("before_V = np.cumsum(sorted_V) - sorted_V", "raw_V = sorted_V**temperature / (sorted_V**temperature).sum()\n    before_V = np.cumsum(raw_V) - raw_V")),
+    mistake("ties_reversed", "Of equal logits the higher id comes first: an order turned round by [::-1] turns equal ones round too."
+            " Sort -z, stably.", ('np.argsort(-z_V, kind="stable")', 'np.argsort(z_V, kind="stable")[::-1]')),
+    mistake("greedy_last", "At temperature 0 the last of the largest logits is taken: of equal ones the lower id comes first.",
+            ("p_V[np.argmax(z_V)] = 1", "p_V[len(z_V) - 1 - np.argmax(z_V[::-1])] = 1")),
     mistake("ascending", "The order is ascending: the least probable tokens are taken first.", ("np.argsort(-z_V", "np.argsort(z_V")),
     mistake("order_kept", "The sorted order is not undone: p must stand by id.", ("p_V[order_V] = sorted_V", "p_V[:] = sorted_V")),
     mistake("order_inverted", "The order is undone the wrong way round: sorted[order] sorts again; p[order] = sorted puts back.",
@@ -153,6 +162,8 @@ MISTAKES = (
     mistake("not_renormalised", "What stays does not add to 1: divide by its sum.", ("return p_V / p_V.sum()", "return p_V")),
     mistake("draw_edge", "At u on an edge the token before it is drawn, at u = 0 even one of probability 0: it is the first sum > u.",
             ('side="right"', 'side="left"')),
+    mistake("draw_at_edge", "At u on an edge the token before it is drawn: it is the first whose sum is above u, not the first that reaches it.",
+            ('np.searchsorted(up_to_V, u, side="right")', "np.flatnonzero((up_to_V >= u) & (p_V > 0)).min(initial=len(p_V))")),
     mistake("draw_past_end", "Rounding may leave the sum below u, and then an id that does not exist is drawn.",
             ("int(min(token, last))", "int(token)")),
     mistake("draw_last_id", "Where rounding leaves the sum below u the last id is drawn, be its probability 0.",

@@ -28,12 +28,15 @@ def rounds(draw, G, V, rounds):
         p[1, n, x] = 0
     # Mostly small, or nothing but first rejections would be seen.
     u = draw.rng.uniform(0.01, 1, (rounds, G)) ** 2
+    # The least numbers there are: what p lacks is rejected at u = 0 as well, and nothing of probability 0 is drawn.
+    u[1] = 0
+    u_next = [0.0, *draw.rng.uniform(0, 1, rounds - 1).tolist()]
     return {
         "p_RNV": draw.cast(p),
         "q_RGV": draw.cast(q),
         "draft_RG": draft,
         "u": u.tolist(),
-        "u_next": draw.rng.uniform(0, 1, rounds).tolist(),
+        "u_next": u_next,
     }
 
 

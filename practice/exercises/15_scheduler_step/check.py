@@ -118,7 +118,11 @@ def states(draw, running, waiting, slots, budget, block):
         some = [request(k) for k in kinds] + [request("waits") for _ in range(waiting)]
         for id, r in zip(draw.rng.permutation(100)[: len(some)].tolist(), some, strict=True):
             r["id"] = id
-        free = int(draw.rng.integers(0, 3) if n % 2 else draw.rng.integers(0, 3 * (waiting + 1)))
+        if n == 6:
+            # Nothing is free, and all stand at the end of their one block: of two each second gives way to the other.
+            for r in some[:running]:
+                r |= {"prompt": block, "tokens": block + 1, "computed": block, "blocks": 1, "left": max(1, r["left"])}
+        free = 0 if n == 6 else int(draw.rng.integers(0, 3) if n % 2 else draw.rng.integers(0, 3 * (waiting + 1)))
         found.append({"waiting": some[running:], "running": some[:running], "free": free})
     return {"states": found, "slots": slots, "budget": budget, "block": block}
 
@@ -268,6 +272,8 @@ MISTAKES = (
     mistake("decodes_free", "Decodes are not counted: they come out of the same budget as prompts.", ("left = budget - len(decode)", "left = budget")),
     mistake("oldest_preempted", "The oldest request is preempted: take the youngest, the last of the running, so that somebody always gets through.",
             ("last = running.pop()", "last = running.pop(0)")),
+    mistake("preempted_turned", "Of several that are preempted the first to go stands last in the plan: each list is in the order of its making.",
+            ("preempt.append(last[\"id\"])", "preempt.insert(0, last[\"id\"])")),
     mistake("blocks_kept", "The blocks of a preempted request are not counted as free in this step.", ("            free += last[\"blocks\"]\n", "            free += 1\n")),
     mistake("self_spared", "A request that needs a block and is the last of the running itself must give way as well.",
             ("while needs and free == 0 and r in running:", "while needs and free == 0 and running[-1] is not r:")),

@@ -51,7 +51,7 @@ def silent(a, tp):
 
 
 def one_sum(a, tp):
-    return {"numbers sent": 2 * (tp.size - 1) * a["same_TD"].size // tp.size + 1}
+    return {"numbers sent": 2 * (tp.size - 1) * a["same_TD"].size // tp.size + 1, "rounds": 2}
 
 
 def random_size(rng):

@@ -93,7 +93,7 @@ def column_parts(a, ref, tp):
 
 
 def one_sum(a, tp):
-    return {"numbers sent": 2 * (tp.size - 1) * a["x_TD"].size // tp.size + 1}
+    return {"numbers sent": 2 * (tp.size - 1) * a["x_TD"].size // tp.size + 1, "rounds": 2}
 
 
 def silent(a, tp):
@@ -140,6 +140,8 @@ MISTAKES = (
             ("dx_Tf = dy_TD @ W_fD.T", "dy_TD = tp.all_reduce(dy_TD)\n    dx_Tf = dy_TD @ W_fD.T")),
     mistake("gathered", "Column-parallel's y is gathered: the task leaves each rank its own columns.",
             ("return y_Tf, x_TD", "return tp.all_gather(y_Tf, 1), x_TD")),
+    mistake("second_sum", "This is right, but backward sums twice over the ranks: dx is the one thing that is owed a sum.",
+            ("    dx_TD = tp.all_reduce(part_TD)", "    tp.all_reduce(dy_Tf.sum(keepdims=True))\n    dx_TD = tp.all_reduce(part_TD)")),
     mistake("summed_for_nothing", "This is right, but a sum is made that nobody asked for: column's forward needs no talk at all.",
             ("y_Tf = x_TD @ W_Df + b_f", "y_Tf = x_TD @ W_Df + b_f\n    tp.all_reduce(x_TD)")),
 )  # fmt: skip

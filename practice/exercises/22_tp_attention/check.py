@@ -116,7 +116,7 @@ def backward_parts(a, ref, tp):
 
 
 def one_sum(a, tp):
-    return {"numbers sent": 2 * (tp.size - 1) * a["x"].size // tp.size + 1}
+    return {"numbers sent": 2 * (tp.size - 1) * a["x"].size // tp.size + 1, "rounds": 2}
 
 
 def sum_and_copies(a, tp):
@@ -124,7 +124,7 @@ def sum_and_copies(a, tp):
     _, K, E = a["Wk"].shape
     # The gradients of keys and values may be summed instead of their weights'.
     copies = 2 * K * E * max(T, D)
-    return {"numbers sent": one_sum(a, tp)["numbers sent"] + 2 * (tp.size - 1) * copies // tp.size + 2}
+    return {"numbers sent": one_sum(a, tp)["numbers sent"] + 2 * (tp.size - 1) * copies // tp.size + 2, "rounds": 4}
 
 
 # H and K: copies of both heads on rank 1; queries cut unevenly and groups cut in the middle; a rank without heads; one head for all.

@@ -50,7 +50,7 @@ def numbers(a):
 
 
 def limits(a, dp):
-    return {"numbers sent": 2 * (dp.size - 1) * (numbers(a) + len(a["counts"])) // dp.size + 4}
+    return {"numbers sent": 2 * (dp.size - 1) * (numbers(a) + len(a["counts"])) // dp.size + 4, "rounds": 4}
 
 
 def advice(a, dp):
@@ -100,6 +100,8 @@ MISTAKES = (
     mistake("flat", "The arrays come back flat: give each its own shape again.", (".reshape(g.shape))", ")")),
     mistake("in_place", "The caller's gradients are multiplied in place.",
             (SUMS, "[g.__imul__(n) if n else np.zeros_like(g) for g in grads]")),
+    mistake("one_an_array", "This is right, but every array has a message of its own: put them into one bucket, for each message costs its latency.",
+            ("dp.all_reduce(bucket)", "np.concatenate([dp.all_reduce(part) for part in np.array_split(bucket, len(grads))])")),
     mistake("gathered", "This is right, but every rank is sent every rank's gradients: p - 1 buckets where 2 (p - 1)/p are enough.",
             ("dp.all_reduce(bucket)", "dp.all_gather(bucket[None]).sum(axis=0)")),
 )  # fmt: skip

@@ -8,8 +8,9 @@ Return what one process with all tokens would have: the mean over all tokens of 
 
 grads: a list of arrays (the weights' shapes, the same on all ranks). n: this rank's number of tokens, may be 0; then its means
 are 0/0, that is NaN, and mean nothing. If no rank has tokens, the gradients are 0.
-`dp.all_reduce(x)` returns the sum over the ranks of dp; all ranks must call it alike. Use one for everything (a bucket), not one
-an array: each message costs its latency. Keep shapes and dtype; leave the arguments as they are.
+`dp.all_reduce(x)` returns the sum over the ranks of dp; all ranks must call it alike. Use one for all arrays (a bucket), not one
+an array: each message costs its latency. The numbers of tokens may go in it or in one of their own. Keep shapes and dtype; leave
+the arguments as they are.
 """
 
 import numpy as np

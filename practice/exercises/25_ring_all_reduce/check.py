@@ -4,8 +4,8 @@ from practice.part import Part, mistake
 
 
 def inputs(draw, N, ranks):
-    # Small integers: sums are exact, whatever their order.
-    return {"x_rN": draw.whole(-99, 100, ranks, N)}
+    # Integers whose sums are exact, whatever their order, and so far apart that a sum tells of what it is made.
+    return {"x_rN": draw.whole(-99_999, 100_000, ranks, N)}
 
 
 def call(code, a, ring):
@@ -23,7 +23,7 @@ def ingredients(a, ref, ring):
 def limits(a, ring):
     N, p = a["x_rN"].shape[1], ring.size
     largest = -(-N // p)
-    return {"messages": 2 * (p - 1), "largest message": largest, "numbers sent": 2 * (p - 1) * largest}
+    return {"ranks sent to": 1, "messages": 2 * (p - 1), "largest message": largest, "numbers sent": 2 * (p - 1) * largest}
 
 
 PARTS = (

@@ -43,13 +43,18 @@ def terms(a, ref, ring):
 
 
 def gather_limits(a, ring):
-    return {"messages": ring.size - 1, "largest message": max(a["lengths"]), "numbers sent": a["x_N"].size - min(a["lengths"])}
+    return {
+        "ranks sent to": 1,
+        "messages": ring.size - 1,
+        "largest message": max(a["lengths"]),
+        "numbers sent": a["x_N"].size - min(a["lengths"]),
+    }
 
 
 def scatter_limits(a, ring):
     N, p = a["x_rN"].shape[1], ring.size
     mine = ring.cut(N)
-    return {"messages": p - 1, "largest message": -(-N // p), "numbers sent": N - (mine.stop - mine.start)}
+    return {"ranks sent to": 1, "messages": p - 1, "largest message": -(-N // p), "numbers sent": N - (mine.stop - mine.start)}
 
 
 def random_size(rng):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from practice.part import Part, mistake
+from practice.part import Part, float64, mistake
 
 NAMES = ("lr", "b1", "b2", "eps", "wd")
 
@@ -18,9 +18,27 @@ def inputs(draw, N, ranks, t):
 
 def call(code, a, dp):
     mine = dp.cut(a["w_N"].size)
-    found = code.step(a["w_N"], a["g_rN"][dp.rank], a["m_N"][mine], a["v_N"][mine], a["t"], dict(a["hyper"]), dp)
+    see = None
+    # Every line is looked at: in cases of the first size, which are enough.
+    if a["w_N"].size == 10:
+        after = want(float64(a), None, dp)
+        moments = np.stack([a["m_N"][mine], a["v_N"][mine], after["m"], after["v"]])
+        see = lambda arrays: whole_moments(code, arrays, moments, a["w_N"].size, mine)  # noqa: E731
+    with code.watching(see):
+        found = code.step(a["w_N"], a["g_rN"][dp.rank], a["m_N"][mine], a["v_N"][mine], a["t"], dict(a["hyper"]), dp)
     w, m, v = found
     return {"w": w, "m": m, "v": v}
+
+
+def whole_moments(code, arrays, moments, N, mine):
+    """Count the numbers beyond this rank's part in arrays of N that have a moment, before the step or after it, in its place."""
+    for x in arrays:
+        # Of rank 0's part the place says nothing: it is the beginning of other arrays too.
+        if mine.start and mine.stop > mine.start and x.ndim and x.shape[-1] == N and x.dtype.kind == "f":
+            far = np.abs(x[..., None, mine] - moments)
+            if (far <= 1e-6 + 1e-4 * np.abs(moments)).all(axis=-1).any():
+                beyond = N - (mine.stop - mine.start)
+                code.counts["moments beyond this rank's part"] = max(code.counts["moments beyond this rank's part"], beyond)
 
 
 def want(a, ref, dp):
@@ -40,7 +58,7 @@ def want(a, ref, dp):
 
 def limits(a, dp):
     half = (dp.size - 1) * a["w_N"].size // dp.size
-    return {"numbers sent": 2 * half + 4}
+    return {"numbers sent": 2 * half + 4, "rounds": 4, "moments beyond this rank's part": 0}
 
 
 PARTS = (
@@ -78,10 +96,15 @@ MISTAKES = (
             ("return dp.all_gather(w_n), m_n, v_n", "w_N = w_N.copy()\n    w_N[dp.cut(len(w_N))] = w_n\n    return dp.all_reduce(w_N), m_n, v_n")),
     mistake("state_everywhere", "Every rank returns all of m and v: its share is dp.cut(N), a p-th of them.",
             ("return dp.all_gather(w_n), m_n, v_n", "return dp.all_gather(w_n), dp.all_gather(m_n), dp.all_gather(v_n)")),
+    mistake("whole_inside", "This is right, but the moments are made whole within the step: each rank makes its own part of m and v only.",
+            ("    m_n = b1 * m_n + (1 - b1) * g_n\n",
+             "    m_N = np.zeros_like(w_N)\n    m_N[dp.cut(len(w_N))] = m_n\n    m_n = b1 * m_N[dp.cut(len(w_N))] + (1 - b1) * g_n\n")),
     mistake("decay_in_gradient", "The decay is added to the gradient, and so divided by sqrt(v) with it: that is Adam with L2.",
             ("    w_n = w_n - lr * wd * w_n\n", ""), ("g_n = g_n * min(1, clip / norm)", "g_n = g_n * min(1, clip / norm) + wd * w_n")),
     mistake("no_correction", "The moments are not corrected for their start at 0: m / (1 - b1^t), v / (1 - b2^t).",
             ("m_n / (1 - b1**t)", "m_n"), ("v_n / (1 - b2**t)", "v_n")),
+    mistake("eps_inside", "eps is added inside the root: it belongs outside, sqrt(v / (1 - b2^t)) + eps.",
+            ("(np.sqrt(v_n / (1 - b2**t)) + eps)", "np.sqrt(v_n / (1 - b2**t) + eps)")),
     mistake("t_from_zero", "The correction takes steps from 0: the first step divides by 0.",
             ("1 - b1**t", "1 - b1 ** (t - 1)"), ("1 - b2**t", "1 - b2 ** (t - 1)")),
 )  # fmt: skip

@@ -89,7 +89,7 @@ def share(a, tp):
 
 
 def limits_forward(a, tp):
-    return {"numbers sent": 2 * share(a, tp)}
+    return {"numbers sent": 2 * share(a, tp), "rounds": 2}
 
 
 def limits_backward(a, tp):
@@ -97,7 +97,7 @@ def limits_backward(a, tp):
     t, f = (s.stop - s.start for s in (tp.cut(T), tp.cut(F)))
     # Small sums of D numbers, of which two may be needed.
     sums = 2 * (2 * (tp.size - 1) * D // tp.size + 1)
-    return {"numbers sent": 3 * share(a, tp) + sums, "numbers saved": 2 * t * D + 2 * t + 3 * T * f}
+    return {"numbers sent": 3 * share(a, tp) + sums, "rounds": 7, "numbers saved": 2 * t * D + 2 * t + 3 * T * f}
 
 
 SIZES = ((13, 8, 7), (7, 11, 4), (4, 9, 5))

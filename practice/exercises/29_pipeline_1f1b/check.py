@@ -40,7 +40,39 @@ def run(code, a, pipe):
     m = len(a["x_mTD"])
     xs = list(a["x_mTD"]) if pipe.rank == 0 else None
     targets = list(a["target_mTD"]) if pipe.rank == pipe.size - 1 else None
-    return {"dW": code.run(a["W_pDD"][pipe.rank], xs, targets, m, pipe)}
+    with code.noting("forward", "backward") as order:
+        dW = code.run(a["W_pDD"][pipe.rank], xs, targets, m, pipe)
+    done = ["F" if name == "forward" else "B" for name in order]
+    return {"dW": dW, "order of work": " ".join(done) if done.count("F") == done.count("B") == m else talked(m, pipe)}
+
+
+def talked(m, pipe):
+    """The order of work as the messages have it, where `forward` and `backward` were not called: what goes on, what comes back.
+
+    A message may be taken one piece of work early: an order within that of the right one counts as right.
+    """
+    s, work = pipe.rank, []
+    onward = s + 1 < pipe.size
+    for to, source in pipe.talk:
+        if onward:
+            work += ["F"] * (to == s + 1) + ["B"] * (source == s + 1)
+        else:
+            work += ["B"] * (to == s - 1) + ["F"] * (source == s - 1)
+    ahead = np.cumsum([1 if kind == "F" else -1 for kind in work])
+    before = work.index("B") if "B" in work else 0
+    most = pipe.size - s
+    near = work.count("F") == work.count("B") == m and ahead.max() <= most + 1 and before >= min(m, most)
+    return want_order(m, pipe) if near else " ".join(work)
+
+
+def want_order(m, pipe):
+    """By counting: a stage is at most p - s forwards ahead of its backwards, and goes on as far as it may."""
+    work, forwards, backwards = [], 0, 0
+    while backwards < m:
+        ahead = forwards < m and forwards - backwards < pipe.size - pipe.rank
+        work.append("F" if ahead else "B")
+        forwards, backwards = forwards + ahead, backwards + (not ahead)
+    return " ".join(work)
 
 
 def want_run(a, ref, pipe):
@@ -51,7 +83,8 @@ def want_run(a, ref, pipe):
         return ((y - a["target_mTD"]) ** 2).sum() / 2 / len(y)
 
     own = [np.array([pipe.rank]), *(np.arange(n) for n in a["W_pDD"].shape[1:])]
-    return {"dW": ref.gradient.at_entries(loss, {"W": a["W_pDD"]}, "W", own)[0]}
+    dW = ref.gradient.at_entries(loss, {"W": a["W_pDD"]}, "W", own)[0]
+    return {"dW": dW, "order of work": want_order(len(a["x_mTD"]), pipe)}
 
 
 def terms(a, ref, pipe):
@@ -99,6 +132,8 @@ PARTS = (
 
 WARM = "first = min(stages - 1 - stage, m)"
 MISTAKES = (
+    mistake("runs_gpipe", "`run` does all forwards, then all backwards (GPipe), whatever the schedule says: it is to do what the schedule has.",
+            ("plan = schedule(s, pipe.size, m)", "plan = [(\"F\", i) for i in range(m)] + [(\"B\", i) for i in range(m)]")),
     mistake("gpipe", "All forwards come first (GPipe): m micro-batches are in flight. 1F1B begins backwards as soon as they can come,"
             " and keeps at most p - s.", (WARM, "first = m")),
     mistake("one_more", "One forward too many before the first backward: after its own next forward, p - 1 - s of warming up are enough.",
@@ -113,6 +148,8 @@ MISTAKES = (
             ("return plan + [(\"B\", i) for i in range(m - first, m)]", "return plan")),
     mistake("last_first", "The last backwards go from the newest to the oldest: the next stage sends gradients in order.",
             ("for i in range(m - first, m)]", "for i in range(m - 1, m - first - 1, -1)]")),
+    mistake("one_by_one", "`run` takes each micro-batch forward and back before the next one starts: there is no pipeline, the stages wait in turn.",
+            ("plan = schedule(s, pipe.size, m)", "plan = [(kind, i) for i in range(m) for kind in \"FB\"]")),
     mistake("send_then_receive", "Both neighbours send before they receive: one a result onwards, the other a gradient back. Exchange them"
             " in one call.",
             ("came[\"B\"] = pipe.sendrecv(s + 1, y, s + 1)", "pipe.send(s + 1, y)\n                came[\"B\"] = pipe.recv(s + 1)"),

@@ -19,8 +19,22 @@ def inputs(draw, T, H, E, ranks):
 
 def call(code, a, ring):
     mine = slice(a["starts"][ring.rank], a["starts"][ring.rank + 1])
-    o, lse = code.ring_attention(a["q_THE"][mine], a["k_THE"][mine], a["v_THE"][mine], list(a["starts"]), ring)
+    # Every line is looked at: in cases of the first size, which are enough.
+    see = (lambda arrays: kept_blocks(code, arrays, a, ring)) if len(a["q_THE"]) == 13 else None
+    with code.watching(see):
+        o, lse = code.ring_attention(a["q_THE"][mine], a["k_THE"][mine], a["v_THE"][mine], list(a["starts"]), ring)
     return {"o": o, "lse": lse}
+
+
+def kept_blocks(code, arrays, a, ring):
+    """Count the other ranks' blocks whose keys are at hand, beside one that has just come."""
+    E = a["k_THE"].shape[2]
+    rows = np.concatenate([np.zeros((1, E)), *(x.reshape(-1, E) for x in arrays if x.ndim and x.shape[-1] == E)])
+    ranks = [r for r in range(ring.size) if r != ring.rank]
+    # By their keys: an output may be a value, where one key has all the weight.
+    firsts = np.stack([a["k_THE"][a["starts"][r], 0] for r in ranks])
+    others = (firsts[:, None] == rows).all(axis=-1).any(axis=1).sum()
+    code.counts["blocks of other ranks kept"] = max(code.counts["blocks of other ranks kept"], int(others) - 1)
 
 
 def want(a, ref, ring):
@@ -35,16 +49,24 @@ def want(a, ref, ring):
     return {"o": o[mine], "lse": lse[mine]}
 
 
+def sound(a, ref, ring):
+    """Blocks may be merged by their lse, which is as large as the scores."""
+    q, k, v = a["q_THE"], a["k_THE"], a["v_THE"]
+    mine = slice(a["starts"][ring.rank], a["starts"][ring.rank + 1])
+    scores = np.abs(np.einsum("tHE,sHE->tHs", q[mine], k)).max(axis=2) / q.shape[2] ** 0.5
+    return {"o": scores[..., None] * np.abs(v).max()}
+
+
 def limits(a, ring):
     lengths, (_, H, E) = np.diff(a["starts"]), a["q_THE"].shape
     last = min(lengths[(ring.rank + 1) % ring.size], lengths[ring.rank - 1])
-    return {"numbers sent": 2 * H * E * int(sum(lengths) - last)}
+    return {"numbers sent": 2 * H * E * int(sum(lengths) - last), "ranks sent to": 1, "blocks of other ranks kept": 1}
 
 
 PARTS = (
     Part("ring_attention", ((13, 2, 5, 4), (10, 3, 4, 4), (5, 2, 3, 4), (23, 1, 6, 4)), inputs, call, want, None, limits,
          random_size=lambda rng: (int(rng.integers(10, 20)), int(rng.integers(1, 4)), int(rng.integers(3, 7)), 4),
-         influence=(("q_THE", "o"),)),
+         influence=(("q_THE", "o"),), sound=sound),
 )  # fmt: skip
 
 OUT = "o_tHE = o_tHE * shrink_tH[..., None] + "
@@ -76,6 +98,15 @@ MISTAKES = (
             ("k_sHE, v_sHE = block\n", "k_sHE, v_sHE = block[0], np.resize(v_tHE, block[1].shape)\n")),
     mistake("one_more", "This is right, but there is one exchange too many: after p - 1 each block has been everywhere.",
             ("if step < p - 1:", "if step < p:")),
+    mistake("gathered", "This is right, but all keys and values are gathered first: each rank holds the whole sequence's, where its own and one"
+            " other block suffice. Use a block, pass it on, let it go.",
+            ("    for step in range(p):\n        owner = (r - step) % p\n",
+             "    blocks = [block]\n    for step in range(p - 1):\n        blocks.append(ring.sendrecv((r + 1) % p, blocks[-1], (r - 1) % p))\n"
+             "    for step in range(p):\n        owner = (r - step) % p\n        block = blocks[step]\n"),
+            ("        if step < p - 1:\n            block = ring.sendrecv((r + 1) % p, block, (r - 1) % p)\n", "")),
+    mistake("no_ring", "This is right, but every rank sends its block to every other: on a ring each talks to one neighbour and passes on what came.",
+            ("    block = np.stack([k_tHE, v_tHE])\n", "    block = own = np.stack([k_tHE, v_tHE])\n"),
+            ("block = ring.sendrecv((r + 1) % p, block, (r - 1) % p)", "block = ring.sendrecv((r + step + 1) % p, own, (r - step - 1) % p)")),
     mistake("no_scale", "The scores lack 1 / sqrt(E).", (" / math.sqrt(E)", "")),
     mistake("lse_without_top", "lse lacks the maximum that was taken off: log(sum) is relative to it.", ("top_tH + np.log(sum_tH)", "np.log(sum_tH)")),
     mistake("all_send", "All ranks send before any receives: a circle of waiting.",

@@ -1,0 +1,202 @@
+"""Twists: a right answer with one thing changed, made by machine, whose effect is the learner's answer.
+
+A name in another's place, a factor or a term left out, an operator, a step, a verb: in the solution and in each of the other
+right answers, so that it matters little how the learner's is written. A twist is named only if it has the learner's outcomes in
+every case that was run.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from practice.exercise import Exercise
+from practice.mutants import _changes
+from practice.part import Case, Outcome
+from practice.simulate import simulate
+from practice.truth import FILE, Truth
+
+# How long twists may be looked for, in seconds of the examiner's own computing.
+SECONDS = 2.5
+LEFT_OUT = {
+    ast.Mult: "the factor {}", ast.Add: "the term {}", ast.Sub: "the term {}", ast.Div: "the division by {}",
+    ast.MatMult: "the product with {}", ast.Pow: "the power {}", ast.Mod: "the remainder by {}",
+}  # fmt: skip
+IFS = {"if: negated": "turned round", "if: always": "taken as true always", "if: never": "never taken as true"}
+LONGEST = 70
+
+
+@dataclass(frozen=True)
+class Twist:
+    """rank: what is looked at first."""
+
+    rank: int
+    sentence: str
+    source: str
+
+
+def found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Twist | None:
+    """The twist whose outcomes are the learner's, or None. shown: cases with the learner's outcomes, a wrong one first."""
+    begun = time.process_time()
+    case, theirs = shown[0]
+    part, allow = truth.parts[case.part], truth.exercise.facts["allow"]
+    for twist in twists(truth.exercise):
+        if time.process_time() - begun > SECONDS:
+            return None
+        try:
+            ours = simulate(part, case, truth.made(twist.source), allow, FILE)
+        except Exception:
+            continue
+        if truth.alike(case, ours, theirs) and truth.explains(twist.source, shown):
+            return twist
+    return None
+
+
+def twists(exercise: Exercise) -> list[Twist]:
+    """All of an exercise's, those of the solution first, the likelier kinds before others."""
+    made: dict[str, Twist] = {}
+    told = set(re.findall(r"\w+", exercise.scaffold)) | {_short(n) for n in re.findall(r"\w+", exercise.scaffold)}
+    for number, (source, lines) in enumerate(bases(exercise)):
+        for twist in sorted(_twists(source, lines, told), key=lambda t: t.rank):
+            made.setdefault(twist.source, Twist(10 * number + twist.rank, twist.sentence, twist.source))
+    return sorted(made.values(), key=lambda t: t.rank)
+
+
+def bases(exercise: Exercise) -> Iterator[tuple[str, list[range]]]:
+    """(source, lines that may be changed): the solution, and the solution with each other right answer on top."""
+    yield exercise.solution, exercise.yours
+    above = len(exercise.solution.splitlines()) + 1
+    for text in exercise.rights.values():
+        yield f"{exercise.solution}\n{text}", [range(above, above + len(text.splitlines()) + 2)]
+
+
+def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twist]:
+    tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
+    # Of the statements that hold a node, ast.walk meets the innermost last.
+    statements = {n: s for s in nodes if isinstance(s, ast.stmt) for n in ast.walk(s)}
+    functions = {n: f for f in nodes if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    spliced = _Spliced(source)
+    for node in nodes:
+        if not any(getattr(node, "lineno", 0) in some for some in lines) or node not in functions:
+            continue
+        place = _place(statements.get(node), told)
+        changes = (
+            *_swapped(node, functions[node]), *_loops(node),
+            *((_rank(what), _said(what, node, place), change) for what, change in _changes(node)),
+        )  # fmt: skip
+        for rank, sentence, change in changes:
+            try:
+                new = ast.fix_missing_locations(change(copy.deepcopy(node)))
+                text = spliced.text(node, new)
+            except (TypeError, ValueError, AttributeError):
+                continue
+            yield Twist(rank, sentence or _instead(node, new, place), text)
+
+
+class _Spliced:
+    """A source in which the text of one node is replaced: many times faster than writing the whole tree anew."""
+
+    def __init__(self, source: str) -> None:
+        self._bytes = source.encode()
+        self._starts = [0]
+        for line in self._bytes.splitlines(keepends=True):
+            self._starts.append(self._starts[-1] + len(line))
+
+    def text(self, old: ast.AST, new: ast.AST) -> str:
+        start = self._starts[old.lineno - 1] + old.col_offset
+        end = self._starts[old.end_lineno - 1] + old.end_col_offset
+        made = ast.unparse(new)
+        made = made.replace("\n", "\n" + " " * old.col_offset) if isinstance(old, ast.stmt) else f"({made})"
+        return (self._bytes[:start] + made.encode() + self._bytes[end:]).decode()
+
+
+# --- what is changed
+
+
+def _swapped(node: ast.AST, function: ast.FunctionDef) -> Iterator[tuple[int, str, object]]:
+    """A name for another of the same function that is of the same kind: shapes stand behind the underscore."""
+    if not (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)):
+        return
+    stored = [n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    names = dict.fromkeys([a.arg for a in function.args.args] + stored)
+    if node.id in names:
+        for other in names:
+            if other != node.id and _kind(other) == _kind(node.id):
+                yield 0, "", lambda n, other=other: ast.Name(other, ast.Load())
+
+
+def _kind(name: str) -> str:
+    return name.partition("_")[2]
+
+
+def _loops(node: ast.AST) -> Iterator[tuple[int, str, object]]:
+    if isinstance(node, ast.For):
+        yield 0, f"A loop is missing, or never entered: for {_plain(node.target)} in {_plain(node.iter)}.", lambda n: ast.Pass()
+        yield (
+            2, f"A loop ends after its first turn: for {_plain(node.target)} in {_plain(node.iter)}.",
+            lambda n: ast.For(n.target, n.iter, [*n.body, ast.Break()], []),
+        )  # fmt: skip
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        yield 1, f"The sign of {_plain(node.right)} is turned.", lambda n: ast.BinOp(n.left, ast.Sub(), n.right)
+        yield 1, f"The sign of {_plain(node.left)} is turned.", lambda n: ast.BinOp(n.right, ast.Sub(), n.left)
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+        yield (
+            1, f"What belongs in the place of {_plain(node.targets[0])} is added to it.",
+            lambda n: ast.AugAssign(n.targets[0], ast.Add(), n.value),
+        )  # fmt: skip
+
+
+def _rank(what: str) -> int:
+    return 0 if " only" in what or "dropped" in what else 3 if " to " in what and what[0] in "-0123456789" else 2
+
+
+# --- what is said of it
+
+
+def _said(what: str, node: ast.AST, place: str) -> str:
+    """The sentence where what was changed has a plain name; '' where before and after are shown."""
+    if isinstance(node, ast.BinOp) and what.endswith(" only"):
+        out = node.right if what.startswith("left") else node.left
+        of = LEFT_OUT.get(type(node.op)) if what.startswith("left") or isinstance(node.op, (ast.Mult, ast.Add)) else None
+        return f"{place}{(of or '{}').format(_plain(out))} is left out." if len(_plain(out)) <= LONGEST else ""
+    if what == "augmented to plain assignment":
+        return f"{_plain(node.target)} is replaced each time: it is to be added up."
+    if what in ("statement dropped", "assignment dropped", "augmented assignment dropped"):
+        return f"A step is missing: {_plain(node)}."
+    if what.endswith(" doubled"):
+        return f"{place}{what.removesuffix(' doubled')} is called once too often."
+    if isinstance(node, ast.Call) and what.endswith(" dropped"):
+        return f"{place}{what.removesuffix(' dropped')} is left out."
+    if what.startswith("if: "):
+        return f"The condition {_plain(node.test)} is {IFS[what]}."
+    return ""
+
+
+def _instead(old: ast.AST, new: ast.AST, place: str) -> str:
+    before, after = _plain(old), _plain(new)
+    return f"{place}{after} stands where {before} belongs."
+
+
+def _place(statement: ast.stmt | None, told: set[str]) -> str:
+    """Where in the answer: by the name of what is made, if the task has that name."""
+    if isinstance(statement, ast.Return):
+        return "In what is returned, "
+    targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+    names = [_plain(t) for t in targets if t is not None]
+    return f"In what makes {names[0]}, " if names and names[0] in told else ""
+
+
+def _short(name: str) -> str:
+    return re.sub(r"_[A-Za-z0-9]{1,4}$", "", name)
+
+
+def _plain(node: ast.AST) -> str:
+    """An expression as a formula would have it: names without their shapes."""
+    text = ast.unparse(ast.fix_missing_locations(copy.deepcopy(node))).partition("\n")[0]
+    text = re.sub(r"\b([A-Za-z]\w*?)_[A-Za-z0-9]{1,4}\b(?!\()", r"\1", text)
+    return re.sub(r"\b(np|math)\.", "", text)
