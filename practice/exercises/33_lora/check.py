@@ -121,6 +121,7 @@ MISTAKES = (
     mistake("adapter_path", "dx lacks the path through A and B.", (DX, "dy_TF @ W_DF.T")),
     mistake("dB_scale", "dB lacks the scale s.", (DB, "z_TR.T @ dy_TF")),
     mistake("dA_scale", "dA lacks the scale s.", ("dA_DR = x_TD.T @ dz_TR", "dA_DR = x_TD.T @ (dy_TF @ B_RF.T)")),
+    mistake("no_rank_back", "On the way back to x and A the scale is alpha: it is alpha / R.", (DZ, "alpha * (dy_TF @ B_RF.T)")),
     mistake("dx_scale", "The adapter's part of dx lacks the scale s.", (DX, "dy_TF @ W_DF.T + (dy_TF @ B_RF.T) @ A_DR.T")),
     mistake("no_scale_back", "Backward has no scale: s multiplies the adapter's part of dx, dA and dB.", (DZ, "dy_TF @ B_RF.T"), (DB, "z_TR.T @ dy_TF")),
     mistake("scaled_twice", "dA and dB have the scale twice: once is enough.", ("dA_DR = x_TD.T @ dz_TR", "dA_DR = x_TD.T @ dz_TR * s"),

@@ -128,6 +128,8 @@ MISTAKES = (
     mistake("not_divided", "The rewards are not divided by their deviation (that is Dr. GRPO's way).", ("/ (std + 1e-4)", "")),
     mistake("not_centred", "The group's mean is not taken from the rewards: it is the baseline.", ("reward_G - reward_G.mean()", "reward_G")),
     mistake("no_small_number", "1e-4 is not added to the deviation: with equal rewards that is 0/0.", ("(std + 1e-4)", "std")),
+    mistake("not_by_length", "The gradient is not divided by the answer's length: the loss is a mean over its tokens, so it is.",
+            ("dlogp_T = -share_T *", "dlogp_T = -np.asarray(lengths, logp_T.dtype)[answer_T] * share_T *")),
     mistake("by_tokens", "The mean is over all tokens of the group: it is over each answer's tokens first, then over the answers.",
             (SHARE, "np.full(len(logp_T), 1 / max(1, len(logp_T)), logp_T.dtype)")),
     mistake("tokens_summed", "The tokens of an answer are summed: their mean is asked for.", (SHARE, "np.full(len(logp_T), 1 / G, logp_T.dtype)")),
