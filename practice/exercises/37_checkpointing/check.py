@@ -167,9 +167,11 @@ MISTAKES = (
             (AGAIN, AGAIN + "        for i in range(1, len(saved)):\n            own, at = kept[n]\n            rng.bit_generator.state = at\n"
              "            for layer in layers[first : first + i]:\n                own, one = layer.forward(own, rng)\n")),
     mistake("all_again", "This is right, but all segments are run again before the first backward: then everything is held after all.",
-            ("    dWs = [None] * len(layers)\n", "    dWs = [None] * len(layers)\n    held = []\n"), ("        saved = []\n", "        saved = []\n        held.append(saved)\n")),
+            ("    dWs = [None] * len(layers)\n", "    dWs = [None] * len(layers)\n    held = []\n"), ("        saved = []\n", "        saved = []\n        held.append(saved)\n"),
+            (AGAIN + "        for i in reversed",) * 2),
     mistake("forward_twice", "This is right, but run_forward runs layers that it need not: each one once.",
-            (RUN, RUN + "\n        rng_state = rng.bit_generator.state\n        layers[first].forward(x_TD, rng)\n        rng.bit_generator.state = rng_state")),
+            (RUN, RUN + "\n        rng_state = rng.bit_generator.state\n        layers[first].forward(x_TD, rng)\n        rng.bit_generator.state = rng_state"),
+            ("    kept = []\n    for first",) * 2),
     mistake("segments_in_order", "The segments go backward from the first: dy comes from behind, so the last one is first.",
             ("for n in reversed(range(len(kept))):", "for n in range(len(kept)):")),
     mistake("layers_in_order", "Within a segment the layers go backward from the first: from the last.",
