@@ -258,7 +258,7 @@ def test_lists_and_pages(book, typed):
 
 
 ERRORS = {
-    ("start", "nothing"): "'nothing' is no exercise: use 1 to 30, or a name that python -m launch.practice list shows",
+    ("start", "nothing"): "'nothing' is no exercise: use 1 to 38, or a name that python -m launch.practice list shows",
     ("start", "mlp"): "'mlp' is the beginning of several: use one of",
     ("check",): "no exercise has been started: python -m launch.practice start",
     ("check", "20"): "start 20",
