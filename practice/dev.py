@@ -51,6 +51,19 @@ def judged(examiner: Examiner, source: str, seed: int, over: bool = False) -> li
     return examiner.judge(chosen, [examiner.simulated(c, source, over) for c in chosen])
 
 
+def told(examiner: Examiner, source: str, seed: int, over: bool = False) -> list[Judged]:
+    """As `judged`, up to the first wrong part, without the cases that only tell what depends on what: they judge nothing."""
+    verdict: list[Judged] = []
+    chosen = [c for c in cases(examiner.exercise.parts, seed) if not c.moved]
+    for part in examiner.exercise.parts:
+        own = [c for c in chosen if c.part == part.name]
+        outcomes = [examiner.simulated(c, source, over) for c in own]
+        verdict += [j for j in examiner.judge(own, outcomes) if j.part == part.name]
+        if verdict[-1].status == "wrong":
+            break
+    return verdict
+
+
 def passes(verdict: Sequence[Judged]) -> bool:
     return all(j.status == "ok" for j in verdict)
 
@@ -86,7 +99,7 @@ def refused(exercise: Exercise, reference: Any, seeds: range) -> list[str]:
 def _refused(examiner: Examiner, seed: int) -> Iterator[str]:
     exercise = examiner.exercise
     for name, source, over in (("solution", exercise.solution, False), *((n, s, True) for n, s in exercise.rights.items())):
-        verdict = judged(examiner, source, seed, over)
+        verdict = told(examiner, source, seed, over)
         if not passes(verdict):
             yield f"{name} is right and is rejected, seed {seed}: {summary(verdict)}"
 
@@ -151,7 +164,7 @@ def _mistakes(examiner: Examiner, report: Report) -> None:
             report.problems.append(f"mistake {m.name}: its edits do not apply to the solution")
             continue
         try:
-            verdict = judged(examiner, source, 1)
+            verdict = told(examiner, source, 1)
         except SyntaxError:
             report.problems.append(f"mistake {m.name}: its edits make no Python")
             continue
@@ -171,7 +184,7 @@ def _pairs(examiner: Examiner, report: Report) -> None:
 
     def judge(source: str) -> str:
         try:
-            verdict = judged(examiner, source, 1)
+            verdict = told(examiner, source, 1)
         except SyntaxError:
             return ""
         return "passes" if passes(verdict) else json.dumps([[n for j in verdict for n in j.mistakes], summary(verdict)])
