@@ -185,6 +185,9 @@ def _pairs(examiner: Examiner, report: Report) -> None:
     def judge(source: str) -> str:
         try:
             verdict = told(examiner, source, 1)
+            if not any(j.mistakes for j in verdict):
+                # The search for pairs ends by the clock; what it has computed is remembered.
+                verdict = told(examiner, source, 1)
         except SyntaxError:
             return ""
         return "passes" if passes(verdict) else json.dumps([[n for j in verdict for n in j.mistakes], summary(verdict)])
