@@ -14,7 +14,6 @@ from datetime import datetime, timedelta
 import pytest
 
 from launch import practice as command
-from practice import pages
 from practice.check import check
 from practice.desk.desk import Desk, Refused, number_of
 from practice.exercise import every, find
@@ -267,7 +266,7 @@ ERRORS = {
     ("drill", "stop"): "no drill is running",
     ("drill", "--minutes", "0"): "from 1 to 600",
     ("drill", "--topic", "origami"): "use one of MLP,",
-    ("read", "99"): f"from 1 to {len(pages.papers())}",
+    ("read", "99"): "from 1 to 21",
     ("read", "1", "maybe"): "use done, wip or -",
     ("cheat", "origami"): "is no topic",
     ("rate", "01", "good"): "no finished attempt",
