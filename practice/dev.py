@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,12 @@ from practice.exercise import Exercise
 from practice.mutants import mutants
 from practice.part import Case, cases, float64
 
-MUTANT_SECONDS = 5
+# A mutant is stopped after so many times the computing of the solution, and a second.
+TIMES = 4
+# At most so many pairs of mistakes are tried, evenly spread over all.
+PAIRS = 40
+# What the examiner may compute for one.
+PAIR_SECONDS = 10
 REJECTED_SHARE = 0.95
 
 
@@ -45,6 +51,19 @@ def judged(examiner: Examiner, source: str, seed: int, over: bool = False) -> li
     return examiner.judge(chosen, [examiner.simulated(c, source, over) for c in chosen])
 
 
+def told(examiner: Examiner, source: str, seed: int, over: bool = False) -> list[Judged]:
+    """As `judged`, up to the first wrong part, without the cases that only tell what depends on what: they judge nothing."""
+    verdict: list[Judged] = []
+    chosen = [c for c in cases(examiner.exercise.parts, seed) if not c.moved]
+    for part in examiner.exercise.parts:
+        own = [c for c in chosen if c.part == part.name]
+        outcomes = [examiner.simulated(c, source, over) for c in own]
+        verdict += [j for j in examiner.judge(own, outcomes) if j.part == part.name]
+        if verdict[-1].status == "wrong":
+            break
+    return verdict
+
+
 def passes(verdict: Sequence[Judged]) -> bool:
     return all(j.status == "ok" for j in verdict)
 
@@ -54,8 +73,8 @@ def summary(verdict: Sequence[Judged]) -> str:
     return next((f"{j.part} {j.status} ({j.case}): {' | '.join(j.lines)}" for j in verdict if j.status != "ok"), "")
 
 
-def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool = True, with_mutants: bool = True) -> Report:
-    """Check all that must hold of an exercise, in ten to thirty seconds."""
+def check(exercise: Exercise, reference: Any, seeds: int = 5, with_pairs: bool = True, with_mutants: bool = True) -> Report:
+    """Check all that must hold of an exercise, in ten to thirty seconds; `refused` draws more inputs."""
     report, examiner = Report(exercise.name), Examiner(exercise, reference)
     report.problems += [*_files(exercise), *promises.problems(exercise)]
     verdict = judged(examiner, exercise.scaffold, 1)
@@ -63,7 +82,9 @@ def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool 
         report.problems.append(f"the scaffold is {[j.status for j in verdict]}, not 'not implemented yet': {summary(verdict)}")
     for seed in range(1, seeds + 1):
         report.problems += [*_refused(examiner, seed), *_parts(examiner, seed)]
-    _mistakes(examiner, report, with_pairs)
+    _mistakes(examiner, report)
+    if with_pairs:
+        _pairs(examiner, report)
     if with_mutants:
         _mutants(examiner, report)
     return report
@@ -78,7 +99,7 @@ def refused(exercise: Exercise, reference: Any, seeds: range) -> list[str]:
 def _refused(examiner: Examiner, seed: int) -> Iterator[str]:
     exercise = examiner.exercise
     for name, source, over in (("solution", exercise.solution, False), *((n, s, True) for n, s in exercise.rights.items())):
-        verdict = judged(examiner, source, seed, over)
+        verdict = told(examiner, source, seed, over)
         if not passes(verdict):
             yield f"{name} is right and is rejected, seed {seed}: {summary(verdict)}"
 
@@ -136,37 +157,52 @@ def _parts(examiner: Examiner, seed: int) -> Iterator[str]:
                     return
 
 
-def _mistakes(examiner: Examiner, report: Report, with_pairs: bool) -> None:
-    exercise = examiner.exercise
-    wanted = [(m,) for m in exercise.mistakes]
-    pairs = list(itertools.combinations(exercise.mistakes, 2)) if with_pairs else []
-    for mistakes in wanted + pairs:
-        names = [m.name for m in mistakes]
-        source = examiner.mistaken(mistakes)
+def _mistakes(examiner: Examiner, report: Report) -> None:
+    for m in examiner.exercise.mistakes:
+        source = examiner.mistaken((m,))
         if source is None:
-            if len(mistakes) == 1:
-                report.problems.append(f"mistake {names[0]}: its edits do not apply to the solution")
+            report.problems.append(f"mistake {m.name}: its edits do not apply to the solution")
             continue
         try:
-            verdict = judged(examiner, source, 1)
+            verdict = told(examiner, source, 1)
         except SyntaxError:
-            if len(mistakes) == 1:
-                report.problems.append(f"mistake {names[0]}: its edits make no Python")
+            report.problems.append(f"mistake {m.name}: its edits make no Python")
             continue
+        report.mistakes += 1
         named = [n for j in verdict for n in j.mistakes]
-        if len(mistakes) == 1:
-            report.mistakes += 1
-            said = "\n".join(line for j in verdict for line in j.lines)
-            if passes(verdict):
-                report.problems.append(f"mistake {names[0]} passes")
-            elif named != names or mistakes[0].sentence not in said:
-                report.problems.append(f"mistake {names[0]} is named {named}: {summary(verdict)}")
-        else:
-            report.pairs += 1
-            if passes(verdict):
-                report.problems.append(f"the mistakes {names} together pass")
-            elif not set(named) & set(names):
-                report.problems.append(f"the mistakes {names} together are named {named}: {summary(verdict)}")
+        said = "\n".join(line for j in verdict for line in j.lines)
+        if passes(verdict):
+            report.problems.append(f"mistake {m.name} passes")
+        elif named != [m.name] or m.sentence not in said:
+            report.problems.append(f"mistake {m.name} is named {named}: {summary(verdict)}")
+
+
+def _pairs(examiner: Examiner, report: Report) -> None:
+    """Some pairs of mistakes, of which one at least must be named. Two together may run for ever: such a pair is stopped."""
+    pairs = list(itertools.combinations(examiner.exercise.mistakes, 2))
+    chosen = [(p, s) for p in pairs[:: -(-len(pairs) // PAIRS) or 1] if (s := examiner.mistaken(p)) is not None]
+
+    def judge(source: str) -> str:
+        try:
+            verdict = told(examiner, source, 1)
+            if not any(j.mistakes for j in verdict):
+                # The search for pairs ends by the clock; what it has computed is remembered.
+                verdict = told(examiner, source, 1)
+        except SyntaxError:
+            return ""
+        return "passes" if passes(verdict) else json.dumps([[n for j in verdict for n in j.mistakes], summary(verdict)])
+
+    for (pair, _), result in zip(chosen, forked(judge, [s for _, s in chosen], PAIR_SECONDS), strict=True):
+        names = [m.name for m in pair]
+        report.pairs += bool(result)
+        if result == "passes":
+            report.problems.append(f"the mistakes {names} together pass")
+        elif result.startswith("["):
+            named, said = json.loads(result)
+            if not set(named) & set(names):
+                report.problems.append(f"the mistakes {names} together are named {named}: {said}")
+        elif result not in ("", "stopped"):
+            report.problems.append(f"the mistakes {names} together: the check itself fails: {result}")
 
 
 # --- mutants
@@ -193,13 +229,16 @@ def _mutants(examiner: Examiner, report: Report) -> None:
             return "rejected"
         return "survived" if differs(examiner, source, wide) else "equivalent"
 
-    # The solution itself goes first: it must pass as not different.
-    listed = [("nothing", exercise.solution), *mutants(exercise.solution, exercise.yours)]
-    for (what, _), result in zip(listed, forked(judge, [s for _, s in listed], MUTANT_SECONDS), strict=True):
-        if result not in ("rejected", "stopped", "survived", "equivalent") or (what == "nothing" and result != "equivalent"):
+    # What the solution takes is measured here, and so is whether it passes as not different.
+    begun = time.process_time()
+    result = judge(exercise.solution)
+    seconds = 1 + TIMES * (time.process_time() - begun)
+    if result != "equivalent":
+        report.problems.append(f"mutant nothing: the check itself fails: {result}")
+    listed = list(mutants(exercise.solution, exercise.yours))
+    for (what, _), result in zip(listed, forked(judge, [s for _, s in listed], seconds), strict=True):
+        if result not in ("rejected", "stopped", "survived", "equivalent"):
             report.problems.append(f"mutant {what}: the check itself fails: {result}")
-        if what == "nothing":
-            continue
         report.mutants += 1
         # A mutant that neither answers nor deadlocks is stopped by the learner's time limit.
         report.rejected += result in ("rejected", "stopped")
@@ -240,8 +279,10 @@ def differs(examiner: Examiner, source: str, wide: Sequence[Case]) -> bool:
     return False
 
 
-def forked(work: Callable[[str], str], items: Sequence[str], seconds: int) -> Iterator[str]:
-    """work(item) of each item, in a forked process that is replaced when an item takes too long or ends it: 'stopped' then."""
+def forked(work: Callable[[str], str], items: Sequence[str], seconds: float) -> Iterator[str]:
+    """work(item) of each item, in a forked process that is replaced when an item ends it or computes for longer than that:
+    'stopped' then. The time is the process's own, so that a busy machine stops no more than a quiet one.
+    """
     done = 0
     while done < len(items):
         reader, writer = os.pipe()
@@ -251,14 +292,14 @@ def forked(work: Callable[[str], str], items: Sequence[str], seconds: int) -> It
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)
             for item in items[done:]:
-                signal.alarm(seconds)
+                signal.setitimer(signal.ITIMER_PROF, seconds)
                 try:
                     result = work(item)
                 except BaseException as error:
                     result = f"{type(error).__name__}: {error}"
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 os.write(writer, (json.dumps(result) + "\n").encode())
             os._exit(0)
         os.close(writer)

@@ -31,9 +31,11 @@ def known(truth: Truth, shown: Shown) -> list[Mistake]:
     """The known mistake, or the pair of them, whose outcomes are the learner's; [] if none is."""
     bad = [case for case, by_rank in shown if any(truth.problem(case, r, o) for r, o in enumerate(by_rank))]
     mistakes = truth.exercise.mistakes
-    for m in mistakes:
-        if any(truth.explains(source, shown) for source in truth.variants((m,))):
-            return [m]
+    # The solution's own first: a mistake of two edits, of which another right answer takes one alone, is another mistake there.
+    for some in (slice(1), slice(1, None)):
+        for m in mistakes:
+            if any(truth.explains(source, shown) for source in truth.variants((m,))[some]):
+                return [m]
     # Where a mistake leaves rows without a number, as a query that sees no key, answers put there what they like.
     for m in mistakes:
         if any(truth.explains(source, shown, loose=True) for source in truth.variants((m,))):

@@ -44,12 +44,14 @@ def record(e: Exercise, report: Report) -> None:
 
 
 def rows(exercises: Sequence[Exercise]) -> list[tuple[object, ...]]:
-    """One row an exercise that has figures, then the sum of all."""
+    """One row an exercise, of dashes where it has no figures, then the sum of those that have."""
     kept = recorded()
-    figures = [(e.name, kept[e.name]) for e in exercises if e.name in kept]
-    total = {k: sum(f[k] for _, f in figures) for k in ("rights", "mistakes", "pairs", "mutants", "differ", "rejected")}
+    figures = [(e.name, kept.get(e.name)) for e in exercises]
+    total = {k: sum(f[k] for _, f in figures if f) for k in ("rights", "mistakes", "pairs", "mutants", "differ", "rejected")}
     return [
         (n, f["rights"], f["mistakes"], f["pairs"], f["mutants"], f["differ"], f["rejected"], share(f))
+        if f
+        else (n, *"-------")
         for n, f in [*figures, ("all", total)]
     ]
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 from practice import dev, mutants_found
 from practice.check import check
-from practice.exercise import every, find
+from practice.exercise import Exercise, every, find
 
 
 def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str], list[str]]) -> int:
@@ -18,6 +22,8 @@ def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str],
         for path in numbers.write():
             print(f"written: {path}")
         return 0
+    if args.what == "check":
+        return _check([find(n) for n in args.name] or every(), reference, args.quick)
     wrong = 0
     for e in [find(n) for n in args.name] or every():
         if args.what == "say":
@@ -28,7 +34,7 @@ def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str],
                 f"{e.name}: {len(e.rights) + 1} right answers on {args.seeds} seeds, {len(found)} rejected", *found, sep="\n  "
             )
             wrong += bool(found)
-        elif args.what == "run":
+        else:
             path = args.file or e.folder / "solution.py"
             verdict = check(e, path.resolve(), reference, command)
             line = f"{e.name}: {'passed' if verdict.passed else 'not passed'}, {verdict.seconds:.2f} s"
@@ -36,10 +42,21 @@ def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str],
             for j in verdict.parts:
                 print(f"  {j.part}: {j.status} {j.case}", *j.lines, sep="\n    ")
             wrong += not verdict.passed
-        else:
-            report = dev.check(e, reference, with_mutants=not args.quick)
+    return 1 if wrong else 0
+
+
+def _check(exercises: Sequence[Exercise], reference: Any, quick: bool) -> int:
+    """On all cores, one exercise each at a time."""
+    wrong = 0
+    with ProcessPoolExecutor(min(len(exercises), len(os.sched_getaffinity(0))), get_context("fork")) as pool:
+        work = partial(_checked, reference, quick)
+        for e, report in zip(exercises, pool.map(work, [e.name for e in exercises]), strict=True):
             print(dev.show(report), flush=True)
-            if not args.quick:
+            if not quick:
                 mutants_found.record(e, report)
             wrong += bool(report.problems)
     return 1 if wrong else 0
+
+
+def _checked(reference: Any, quick: bool, name: str) -> dev.Report:
+    return dev.check(find(name), reference, with_mutants=not quick)

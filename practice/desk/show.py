@@ -78,7 +78,8 @@ def show_list(desk: Desk, args: argparse.Namespace) -> None:
         )
     )
     if len(rows) == len(desk.exercises):
-        print(f"\npath: by difficulty, each after what it builds on: {' '.join(n.partition('_')[0] for n in p.path)}")
+        path = " ".join(n.partition("_")[0] for n in p.path)
+        desk.say("", *screen.wrapped(f"path: by difficulty, each after what it builds on: {path}", 0))
 
 
 def read(desk: Desk, number: str | None, mark: str | None) -> None:

@@ -266,7 +266,7 @@ ERRORS = {
     ("drill", "stop"): "no drill is running",
     ("drill", "--minutes", "0"): "from 1 to 600",
     ("drill", "--topic", "origami"): "use one of MLP,",
-    ("read", "99"): "from 1 to 12",
+    ("read", "99"): "from 1 to 21",
     ("read", "1", "maybe"): "use done, wip or -",
     ("cheat", "origami"): "is no topic",
     ("rate", "01", "good"): "no finished attempt",
