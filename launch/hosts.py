@@ -50,7 +50,7 @@ def options() -> argparse.ArgumentParser:
         (
             "mpirun -n 8 -hosts h1:4,h2:4 python -m launch.hosts",
             "mpirun -n 4 python -m launch.hosts --write-machine ours.toml",
-            "python -m launch.plan --machine ours.toml --model llama3-8b --batch 64 --ranks 64",
+            "python -m launch.plan --machine ours.toml --model llama3-8b --batch 8 --ranks 8",
         ),
         without=("dtype", "seed"),
     )

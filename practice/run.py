@@ -193,8 +193,9 @@ def _lines(folder: Path, states: list[dict], file: str) -> list[int]:
     time.sleep(0.1)
     lines = []
     for rank in range(len(states)):
-        own = [t for t in _text(folder / f"stack.{rank}").splitlines() if f'"{file}"' in t]
-        lines.append(int(own[0].split("line ")[1].split()[0]) if own else 0)
+        own = [t.split("line ")[1].split()[0] for t in _text(folder / f"stack.{rank}").splitlines() if f'"{file}"' in t]
+        # In the middle of a step of the interpreter the number is "???".
+        lines.append(next((int(n) for n in own if n.isdigit()), 0))
     return lines
 
 

@@ -39,11 +39,10 @@ def trainer(sizes: Sizes, mesh: Mesh, dtype: str, seed: int, cuts_rows: bool = F
 def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:
     """Seconds and ratios of steps on dp=N, perhaps with ZeRO too, and on tp=N, of their products, of AdamW and a copy, and of
     the peer."""
-    S, tokens = sizes.sequence_length, sizes.tokens
-    sequences = tokens // S
+    S, tokens, sequences = sizes.sequence_length, sizes.tokens, sizes.tokens // sizes.sequence_length
     data = np.random.default_rng(args.seed).integers(0, VOCABULARY, tokens + 1)
     whole = data[:-1].reshape(sequences, S), data[1:].reshape(sequences, S)
-    kinds = (*KINDS, *["zero"] * bool(args.zero))
+    kinds = (*KINDS, "zero") if args.zero else KINDS
     steps: dict[str, Callable[[], object]] = {}
     # What stays, or is kept for backward, by name; and how the peak of a step is measured.
     held: dict[str, tuple[Callable[[], dict[str, int]], Callable[[Callable], int]]] = {}
@@ -64,9 +63,8 @@ def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intr
             if kind == "tp" and args.sequence_parallel:
                 cut = trainer(sizes, start.make_mesh(args, comm, dp=1, tp=comm.size), args.dtype, args.seed, True)
                 steps["rows_tp"] = partial(cut.step, parts, tokens, LR)
-                held |= {
-                    name: (partial(kept, of, parts), step.peak_bytes) for name, of in (("sharded_tp", it), ("rows_tp", cut))
-                }
+                for name, of in (("sharded_tp", it), ("rows_tp", cut)):
+                    held[name] = partial(kept, of, parts), step.peak_bytes
             if kind != "tp" and args.zero:
                 held[f"sharded_{kind}"] = partial(stays, it, parts), step.peak_bytes
             if args.peer:

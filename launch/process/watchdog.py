@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from time import perf_counter, sleep
 
 from launch.process import words
@@ -201,7 +202,10 @@ def _indented(stack: str) -> str:
 def seen(recorder: Recorder) -> list[State]:
     """Every rank as it is now. One that computes may be waiting for its interpreter or a core just then: so it is looked at
     several times."""
-    states = [_state(recorder.slot(r)) for r in range(recorder.size)]
+    slots = [recorder.slot(r) for r in range(recorder.size)]
+    # A host has one silence, whenever its ranks were last written of.
+    silent = {slot.host: slot.silent for slot in slots}
+    states = [_state(replace(slot, silent=silent[slot.host])) for slot in slots]
     for _ in range(LOOKS):
         sleep(0.01)
         for state in states:
