@@ -49,8 +49,8 @@ def options() -> argparse.ArgumentParser:
         "hosts, sums by size and way.",
         (
             "mpirun -n 8 -hosts h1:4,h2:4 python -m launch.hosts",
-            "mpirun -n 4 python -m launch.hosts --write-machine ours.toml",
-            "python -m launch.plan --machine ours.toml --model llama3-8b --batch 8 --ranks 8",
+            "mpirun -n 4 python -m launch.hosts --write-machine my.toml",
+            "python -m launch.plan --machine my.toml --model llama3-8b --batch 8 --ranks 8",
         ),
         without=("dtype", "seed"),
     )
