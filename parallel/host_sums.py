@@ -20,9 +20,9 @@ from time import perf_counter, sleep
 import numpy as np
 from mpi4py import MPI
 
-from parallel.hosts import Layout
+from parallel.hosts import Hosts
 from parallel.ordered import OrderedSums, added, dealt
-from parallel.sums import Maker, Request, Sums
+from parallel.sums import BySize, Maker, Request, Sums
 from parallel.window import SLOT, Steps, Window
 
 # Seconds for which a rank that waits looks again and again, as MPI does, before it sleeps between looks, and for how long then.
@@ -47,59 +47,46 @@ class Script:
 
 
 class HostSums(Sums):
-    """Messages of `least` bytes or more go this way, others as `beneath` does. `slot`: bytes of a slot of the window.
+    """`slot`: bytes of a slot of the window.
 
     Verbs go one after another, in the order in which they are called, which is the same on all ranks: who waits for one works
     on those before it too. A rank works on them in calls of verbs, `poke` and `wait` alone. So ranks that have started one
     wait for it at the same place of what else they exchange.
     """
 
-    def __init__(self, beneath: Sums, layout: Layout, least: int, slot: int = SLOT) -> None:
-        super().__init__(beneath.comm)
-        self._beneath, self.layout, self._least = beneath, layout, least
-        host = self.comm.Split(layout.host, layout.rank)
+    def __init__(self, comm: MPI.Intracomm, hosts: Hosts, slot: int = SLOT) -> None:
+        super().__init__(comm)
+        self.hosts = hosts
+        host = self.comm.Split(hosts.host, hosts.rank)
         self.window = Window(host, slot)
         host.Free()
-        several = layout.count > 1
-        self._between = self.comm.Split(layout.number if layout.leads else MPI.UNDEFINED, layout.host) if several else None
+        several = hosts.count > 1
+        self._between = self.comm.Split(hosts.number if hosts.leads else MPI.UNDEFINED, hosts.host) if several else None
         self._scripts: deque[Script] = deque()
 
     def close(self) -> None:
         if self._between:
             self._between.Free()
-        self._beneath.close()
         # Those who have seen the axis may keep it.
         self.window = None
 
     def all_reduce(self, x: np.ndarray, y: np.ndarray, op: str, mpi_op: MPI.Op) -> int:
-        if x.nbytes < self._least:
-            return self._beneath.all_reduce(x, y, op, mpi_op)
         return self._run(lambda script: self._all_reduce(script, x.reshape(-1), y.reshape(-1), UFUNCS[op]))
 
     def start_all_reduce(self, x: np.ndarray) -> Request:
-        if x.nbytes < self._least:
-            return self._beneath.start_all_reduce(x)
         flat = x.reshape(-1)
         return self._started(lambda script: self._all_reduce(script, flat, flat, np.add))
 
     def reduce_scatter(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> int:
-        if x.nbytes < self._least:
-            return self._beneath.reduce_scatter(x, y, counts)
         return self._run(lambda script: self._reduce_scatter(script, x.reshape(-1), y.reshape(-1), counts))
 
     def start_reduce_scatter(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> Request:
-        if x.nbytes < self._least:
-            return self._beneath.start_reduce_scatter(x, y, counts)
         return self._started(lambda script: self._reduce_scatter(script, x.reshape(-1), y.reshape(-1), counts))
 
     def all_gather(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> int:
-        if y.nbytes < self._least:
-            return self._beneath.all_gather(x, y, counts)
         return self._run(lambda script: self._all_gather(script, x.reshape(-1), y.reshape(-1), counts))
 
     def start_all_gather(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> Request:
-        if y.nbytes < self._least:
-            return self._beneath.start_all_gather(x, y, counts)
         return self._started(lambda script: self._all_gather(script, x.reshape(-1), y.reshape(-1), counts))
 
     # --- one verb after another
@@ -144,71 +131,71 @@ class HostSums(Sums):
     # --- the three steps
 
     def _all_reduce(self, script: Script, x: np.ndarray, y: np.ndarray, add: np.ufunc) -> Steps:
-        layout, window = self.layout, self.window
-        at_once = window.entries(x.dtype) // layout.most * layout.most
-        if layout.count == 1 and x.size <= at_once:
+        hosts, window = self.hosts, self.window
+        at_once = window.entries(x.dtype) // hosts.most * hosts.most
+        if hosts.count == 1 and x.size <= at_once:
             # Every rank adds more, but half as many rounds are enough.
             yield from window.sum(x, y, add)
             return
-        if layout.count == 1 and window.reads(x.nbytes // window.size):
+        if hosts.count == 1 and window.reads(x.nbytes // window.size):
             at_once = x.size
         # Piece by piece, so that what is added on one host is given while it is in the caches, and that between hosts one piece
         # is on its way out, and another back, while the ranks work on a third.
         pieces = [_Piece(self, script, x[n : n + at_once], y[n : n + at_once], add) for n in range(0, x.size, at_once)]
-        lag = int(layout.count > 1)
+        lag = int(hosts.count > 1)
         for n in range(len(pieces) + 2 * lag):
             for step in range(3):
                 if 0 <= n - step * lag < len(pieces):
                     yield from pieces[n - step * lag].steps[step]
 
     def _reduce_scatter(self, script: Script, x: np.ndarray, y: np.ndarray, counts: list[int]) -> Steps:
-        layout, window, parts = self.layout, self.window, list(_ranges(counts))
-        if layout.count == 1:
+        hosts, window, parts = self.hosts, self.window, list(_ranges(counts))
+        if hosts.count == 1:
             yield from window.reduce([x[part] for part in parts], y, np.add)
             return
         # By leader: the parts of all ranks that it speaks for, by host.
-        packed = [np.concatenate([x[parts[r]] for ranks in led for r in ranks]) for led in layout.led]
-        packed += [packed[0][:0]] * (window.size - layout.leaders)
-        mine = np.empty_like(packed[layout.number])
+        packed = [np.concatenate([x[parts[r]] for ranks in led for r in ranks]) for led in hosts.led]
+        packed += [packed[0][:0]] * (window.size - hosts.leaders)
+        mine = np.empty_like(packed[hosts.number])
         yield from window.reduce(packed, mine, np.add)
         total = mine
-        if layout.leads:
-            led = layout.led[layout.number]
+        if hosts.leads:
+            led = hosts.led[hosts.number]
             request, room = self.start_exchange(script, mine, [sum(counts[r] for r in ranks) for ranks in led])
             yield from _until(request)
             total = added(room)
             y[...] = total[: y.size]
         # A host with more ranks than leaders: these get their parts from who spoke for them.
-        rest = [led[layout.host][1:] for led in layout.led]
+        rest = [led[hosts.host][1:] for led in hosts.led]
         if any(rest):
-            sizes = [sum(counts[r] for r in ranks) for ranks in rest] + [0] * (window.size - layout.leaders)
-            of = next((j for j, ranks in enumerate(rest) if layout.rank in ranks), None)
+            sizes = [sum(counts[r] for r in ranks) for ranks in rest] + [0] * (window.size - hosts.leaders)
+            of = next((j for j, ranks in enumerate(rest) if hosts.rank in ranks), None)
             room = [np.empty(n, x.dtype) if j == of else None for j, n in enumerate(sizes)]
-            yield from window.gather(total[y.size :] if layout.leads else mine, room, sizes)
+            yield from window.gather(total[y.size :] if hosts.leads else mine, room, sizes)
             if of is not None:
-                begin = sum(counts[r] for r in rest[of][: rest[of].index(layout.rank)])
+                begin = sum(counts[r] for r in rest[of][: rest[of].index(hosts.rank)])
                 y[...] = room[of][begin : begin + y.size]
 
     def _all_gather(self, script: Script, x: np.ndarray, y: np.ndarray, counts: list[int]) -> Steps:
-        layout, window, parts = self.layout, self.window, list(_ranges(counts))
-        yield from window.gather(x, [y[parts[r]] for r in layout.here], [counts[r] for r in layout.here])
-        if layout.count == 1:
+        hosts, window, parts = self.hosts, self.window, list(_ranges(counts))
+        yield from window.gather(x, [y[parts[r]] for r in hosts.here], [counts[r] for r in hosts.here])
+        if hosts.count == 1:
             return
         # By leader: what it gets from each host; its own host has that already.
-        sizes = [[sum(counts[r] for r in ranks) for ranks in led] for led in layout.led]
+        sizes = [[sum(counts[r] for r in ranks) for ranks in led] for led in hosts.led]
         came = [np.empty(sum(of_hosts), x.dtype) for of_hosts in sizes]
-        came += [came[0][:0]] * (window.size - layout.leaders)
-        mine = came[layout.number]
-        came[layout.number] = None
-        if layout.leads:
-            own = np.concatenate([y[parts[r]] for r in layout.led[layout.number][layout.host]])
-            yield from _until(self.start_gather(script, own, mine, sizes[layout.number]))
-        yield from window.gather(mine, came, [*map(sum, sizes), *[0] * (window.size - layout.leaders)])
-        came[layout.number] = mine
-        for led, from_hosts in zip(layout.led, came, strict=False):
+        came += [came[0][:0]] * (window.size - hosts.leaders)
+        mine = came[hosts.number]
+        came[hosts.number] = None
+        if hosts.leads:
+            own = np.concatenate([y[parts[r]] for r in hosts.led[hosts.number][hosts.host]])
+            yield from _until(self.start_gather(script, own, mine, sizes[hosts.number]))
+        yield from window.gather(mine, came, [*map(sum, sizes), *[0] * (window.size - hosts.leaders)])
+        came[hosts.number] = mine
+        for led, from_hosts in zip(hosts.led, came, strict=False):
             begin = 0
             for r in (r for ranks in led for r in ranks):
-                if layout.hosts[r] != layout.host:
+                if hosts.of[r] != hosts.host:
                     y[parts[r]] = from_hosts[begin : begin + counts[r]]
                 begin += counts[r]
 
@@ -216,14 +203,14 @@ class HostSums(Sums):
 
     def start_exchange(self, script: Script, x: np.ndarray, counts: list[int]) -> tuple[MPI.Request, np.ndarray]:
         """What comes: every host's of this one's piece of x, (hosts, entries)."""
-        mine = counts[self.layout.host]
-        room = np.empty((self.layout.count, mine), x.dtype)
+        mine = counts[self.hosts.host]
+        room = np.empty((self.hosts.count, mine), x.dtype)
         script.crossed += (x.size - mine) * x.itemsize
-        return self._between.Ialltoallv([x, counts], [room, [mine] * self.layout.count]), room
+        return self._between.Ialltoallv([x, counts], [room, [mine] * self.hosts.count]), room
 
     def start_gather(self, script: Script, x: np.ndarray, y: np.ndarray, counts: list[int]) -> MPI.Request:
         """What comes to y: every host's x."""
-        script.crossed += (self.layout.count - 1) * x.nbytes
+        script.crossed += (self.hosts.count - 1) * x.nbytes
         return self._between.Iallgatherv(x, [y, counts])
 
 
@@ -232,13 +219,13 @@ class _Piece:
 
     def __init__(self, sums: HostSums, script: Script, x: np.ndarray, y: np.ndarray, add: np.ufunc) -> None:
         self.sums, self.script, self.add = sums, script, add
-        layout, size = sums.layout, sums.window.size
-        self.between = layout.count > 1 and layout.leads
-        self.counts = [*dealt(x.size, layout.leaders), *[0] * (size - layout.leaders)]
+        hosts, size = sums.hosts, sums.window.size
+        self.between = hosts.count > 1 and hosts.leads
+        self.counts = [*dealt(x.size, hosts.leaders), *[0] * (size - hosts.leaders)]
         ranges = list(_ranges(self.counts))
         self.x, self.y = [x[r] for r in ranges], [y[r] for r in ranges]
-        self.mine = self.y[layout.number]
-        self.by_host = dealt(self.mine.size, layout.count)
+        self.mine = self.y[hosts.number]
+        self.by_host = dealt(self.mine.size, hosts.count)
         self.steps = [self.reduce(), self.between_hosts(), self.gather()]
 
     def reduce(self) -> Steps:
@@ -256,7 +243,7 @@ class _Piece:
         if self.between:
             yield from _until(self.request)
         # This rank's is there already.
-        self.y[self.sums.layout.number] = None
+        self.y[self.sums.hosts.number] = None
         yield from self.sums.window.gather(self.mine, self.y, self.counts)
 
 
@@ -276,7 +263,9 @@ def by_host(least: int = LEAST, ordered: bool = False, slot: int = SLOT) -> Make
     that an axis over several hosts adds as OrderedSums does."""
 
     def make(comm: MPI.Intracomm, hosts: Sequence[int]) -> Sums:
-        own, layout = OrderedSums(comm) if ordered else Sums(comm), Layout(hosts, comm.rank)
-        return own if not layout.shares or (ordered and layout.count > 1) else HostSums(own, layout, least, slot)
+        own, known = OrderedSums(comm) if ordered else Sums(comm), Hosts(hosts, comm.rank)
+        if not known.shares or (ordered and known.count > 1):
+            return own
+        return BySize(own, HostSums(comm, known, slot), least)
 
     return make

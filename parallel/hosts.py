@@ -31,18 +31,18 @@ def of(comm: MPI.Intracomm) -> tuple[int, ...]:
     return known
 
 
-class Layout:
-    """The ranks of an axis by host. `hosts`: of each rank, as `numbered` has them. `rank`: this one.
+class Hosts:
+    """The ranks of an axis by host. `of`: of each rank its host, as `numbered` has them. `rank`: this one.
 
     A rank's *number* is its place among those of its host. Ranks whose number every host has are *leaders*: those of one number
     speak for their hosts, each for one part of what is sent. `most`: ranks of one host.
     """
 
-    def __init__(self, hosts: Sequence[int], rank: int) -> None:
-        self.hosts, self.rank, self.host = tuple(hosts), rank, hosts[rank]
-        self.count = max(hosts) + 1
+    def __init__(self, of: Sequence[int], rank: int) -> None:
+        self.of, self.rank, self.host = tuple(of), rank, of[rank]
+        self.count = max(of) + 1
         # The ranks of each host, ascending.
-        self.ranks = [[r for r, at in enumerate(hosts) if at == host] for host in range(self.count)]
+        self.ranks = [[r for r, at in enumerate(of) if at == host] for host in range(self.count)]
         self.number = self.ranks[self.host].index(rank)
         self.leaders, self.most = min(map(len, self.ranks)), max(map(len, self.ranks))
 
@@ -58,7 +58,7 @@ class Layout:
     @property
     def shares(self) -> bool:
         """Whether any two ranks share a host."""
-        return self.count < len(self.hosts)
+        return self.count < len(self.of)
 
     @cached_property
     def led(self) -> list[list[list[int]]]:

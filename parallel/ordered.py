@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mpi4py import MPI
 
+from parallel.shard import as_even_as_it_goes
 from parallel.sums import Sums
 
 
@@ -60,8 +61,7 @@ def in_rank_order(comm: MPI.Intracomm, hosts: Sequence[int]) -> OrderedSums:
 
 def dealt(entries: int, ranks: int) -> list[int]:
     """How many of the entries each rank adds: as even as it goes, none where there are fewer entries than ranks."""
-    base, more = divmod(entries, ranks)
-    return [base + (r < more) for r in range(ranks)]
+    return list(as_even_as_it_goes(entries, ranks).sizes)
 
 
 def added(pieces: np.ndarray, add: np.ufunc = np.add) -> np.ndarray:

@@ -6,18 +6,15 @@ is what they send.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
 from parallel.ledger import Traffic
-from parallel.shard import Cut
+from parallel.shard import Cut, as_even_as_it_goes
 
 
 def cut_rows(tokens: int, ranks: int) -> Cut:
     """As evenly as it goes. Of fewer tokens than ranks, some ranks have none."""
-    base, more = divmod(tokens, ranks)
-    return Cut(tokens, tuple(pairwise(r * base + min(r, more) for r in range(ranks + 1))))
+    return as_even_as_it_goes(tokens, ranks)
 
 
 def gathered(axis: str, rows: Cut | None, phase: str, message_bytes: int) -> list[Traffic]:

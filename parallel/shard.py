@@ -102,6 +102,11 @@ def even(length: int, ranks: int, what: str = "entries") -> Cut:
     """
     if length < ranks:
         raise ValueError(f"cannot cut {length} {what} over {ranks} ranks: use at most {length} ranks")
+    return as_even_as_it_goes(length, ranks)
+
+
+def as_even_as_it_goes(length: int, ranks: int) -> Cut:
+    """The same also of fewer entries than ranks: the last ranks hold nothing then."""
     base, more = divmod(length, ranks)
     starts = [r * base + min(r, more) for r in range(ranks + 1)]
     return Cut(length, tuple(itertools.pairwise(starts)))

@@ -53,6 +53,39 @@ class Sums:
         """All ranks call it together. The communicator is the axis' own."""
 
 
+class BySize(Sums):
+    """Messages of `least` bytes or more as `large` does it, others as `small` does, on one communicator."""
+
+    def __init__(self, small: Sums, large: Sums, least: int) -> None:
+        super().__init__(small.comm)
+        self.small, self.large, self._least = small, large, least
+
+    def _of(self, message: np.ndarray) -> Sums:
+        return self.small if message.nbytes < self._least else self.large
+
+    def all_reduce(self, x: np.ndarray, y: np.ndarray, op: str, mpi_op: MPI.Op) -> int:
+        return self._of(x).all_reduce(x, y, op, mpi_op)
+
+    def start_all_reduce(self, x: np.ndarray) -> Request:
+        return self._of(x).start_all_reduce(x)
+
+    def reduce_scatter(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> int:
+        return self._of(x).reduce_scatter(x, y, counts)
+
+    def start_reduce_scatter(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> Request:
+        return self._of(x).start_reduce_scatter(x, y, counts)
+
+    def all_gather(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> int:
+        return self._of(y).all_gather(x, y, counts)
+
+    def start_all_gather(self, x: np.ndarray, y: np.ndarray, counts: list[int]) -> Request:
+        return self._of(y).start_all_gather(x, y, counts)
+
+    def close(self) -> None:
+        self.large.close()
+        self.small.close()
+
+
 # Makes the sums of an axis, of its communicator and of the host of each of its ranks, as `parallel.hosts` numbers them.
 Maker = Callable[[MPI.Intracomm, Sequence[int]], Sums]
 

@@ -264,8 +264,8 @@ def end_all(status: int) -> NoReturn:
 
 def _outlive(started: int) -> None:
     """End Open MPI's launcher if it does not end itself: it sometimes waits for ever when a rank has left while MPI starts."""
-    with suppress(OSError), open(f"/proc/{started}/comm") as file:
-        if file.read().strip() in ("mpirun", "mpiexec", "prterun", "prted") and os.fork() == 0:
+    with suppress(OSError):
+        if starting.named(started) in starting.LAUNCHERS and os.fork() == 0:
             os.setsid()
             sleep(OBEYED)
             os.kill(started, signal.SIGKILL)

@@ -19,7 +19,7 @@ class Others:
 
     def __init__(self, parent: int) -> None:
         self._parent = parent
-        self._local = launcher.local_size() if _named(parent) in LAUNCHERS else 0
+        self._local = launcher.local_size() if named(parent) in LAUNCHERS else 0
         # Where all ranks are here, one that was never seen is known by its absence.
         self._expected = set(range(self._local)) if self._local == launcher.size() else set()
         self._ranks: dict[int, int] = {}
@@ -44,7 +44,7 @@ class Others:
         return min(missing) if self._missed >= SURE else None
 
 
-def _named(pid: int) -> str:
+def named(pid: int) -> str:
     with suppress(OSError), open(f"/proc/{pid}/comm") as file:
         return file.read().strip()
     return ""

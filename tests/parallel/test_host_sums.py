@@ -15,7 +15,7 @@ from parallel.ledger import wire_bytes
 from parallel.mesh import Mesh
 from parallel.ordered import OrderedSums
 from parallel.shard import Cut, even
-from parallel.sums import Sums
+from parallel.sums import BySize, Sums
 from parallel.watch.messages import Messages
 
 on_ranks = pytest.mark.mpi
@@ -110,7 +110,7 @@ def test_where_rank_order_is_asked_for_it_is_kept_on_any_hosts(comm, way):
     for hosts, mesh in meshes(comm, ordered=True):
         np.testing.assert_array_equal(mesh.tp.all_reduce(parts[comm.rank]), reduce(add, parts), str(hosts))
         several, shares = len(set(hosts)) > 1, len(set(hosts)) < comm.size
-        assert type(mesh.tp._sums) is (HostSums if shares and not several else OrderedSums)
+        assert type(getattr(mesh.tp._sums, "large", mesh.tp._sums)) is (HostSums if shares and not several else OrderedSums)
 
 
 @on_ranks
@@ -173,12 +173,14 @@ def test_several_under_way_that_some_ranks_poke(comm, way):
 def test_small_messages_go_as_before_and_so_do_ranks_that_share_no_host(comm):
     for hosts, mesh in meshes(comm, least=1024):
         sums = mesh.tp._sums
-        assert type(sums) is (HostSums if len(set(hosts)) < comm.size else Sums)
-        if type(sums) is HostSums:
+        assert type(sums) is (BySize if len(set(hosts)) < comm.size else Sums)
+        if type(sums) is BySize:
+            assert type(sums.large) is HostSums
+            window = sums.large.window
             mesh.tp.all_reduce(np.ones(127))
-            assert sums.window._rounds == 0
+            assert window._rounds == 0
             mesh.tp.all_reduce(np.ones(128))
-            assert sums.window._rounds > 0 or sums.window.size == 1
+            assert window._rounds > 0 or window.size == 1
 
 
 @pytest.mark.mpi(min_size=2)
@@ -275,10 +277,11 @@ def test_a_sum_over_the_wrong_ranks_shows(comm):
     """Leaders that add with one of another number."""
     x, hosts = np.arange(3000.0), [0, 0, *[1] * (comm.size - 2)]
     with Mesh(comm, sums=by_host(0, slot=SLOT), hosts=hosts, tp=comm.size) as mesh:
-        sums = mesh.tp._sums
+        sums = mesh.tp._sums.large
         assert not wrong(comm, mesh.tp.all_reduce(x * 10.0**comm.rank), x)
-        leads, other = sums.layout.leads, (sums.layout.number + sums.layout.host) % 2
-        right, sums._between = sums._between, comm.Split(other if leads else -1 + 2**15, sums.layout.host)
+        known = sums.hosts
+        other = (known.number + known.host) % 2 if known.leads else 2
+        right, sums._between = sums._between, comm.Split(other, known.host)
         got = mesh.tp.all_reduce(x * 10.0**comm.rank)
         sums._between.Free()
         sums._between = right

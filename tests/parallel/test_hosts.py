@@ -3,7 +3,7 @@
 import pytest
 
 from parallel import hosts
-from parallel.hosts import Layout, numbered
+from parallel.hosts import Hosts, numbered
 from parallel.mesh import Mesh
 
 
@@ -13,17 +13,17 @@ def test_hosts_are_numbered_by_their_first_rank():
 
 
 def test_leaders_are_the_numbers_that_every_host_has():
-    layout = Layout((0, 0, 1, 0), 3)
-    assert (layout.host, layout.number, layout.leaders, layout.most, layout.count) == (0, 2, 1, 3, 2)
-    assert (layout.leads, layout.shares, layout.here) == (False, True, [0, 1, 3])
-    assert layout.led == [[[0, 1, 3], [2]]]
-    assert Layout((0, 1, 0, 1, 0), 1).led == [[[0, 4], [1]], [[2], [3]]]
-    assert not Layout((0, 1, 2), 1).shares
+    known = Hosts((0, 0, 1, 0), 3)
+    assert (known.host, known.number, known.leaders, known.most, known.count) == (0, 2, 1, 3, 2)
+    assert (known.leads, known.shares, known.here) == (False, True, [0, 1, 3])
+    assert known.led == [[[0, 1, 3], [2]]]
+    assert Hosts((0, 1, 0, 1, 0), 1).led == [[[0, 4], [1]], [[2], [3]]]
+    assert not Hosts((0, 1, 2), 1).shares
 
 
 def test_every_rank_is_led_once():
     for given in ((0, 0, 1, 1), (0, 1, 1, 1), (0, 1, 0, 2, 2, 2)):
-        led = Layout(given, 0).led
+        led = Hosts(given, 0).led
         assert sorted(r for of_leader in led for ranks in of_leader for r in ranks) == [*range(len(given))]
 
 
