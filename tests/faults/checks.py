@@ -25,8 +25,8 @@ SENDS = "chunks[into] += ring.sendrecv(right, chunks[out], left)"
 # What stands in place of SENDS in exercise 25.
 KINDS = {"deadlock": "ring.recv(left)", "loop": "while True: pass", "right": SENDS}
 TOLD = "Every rank waits to receive, and nobody sends."
-# Seconds for what takes five where nothing else runs; and after a kill for all to be gone.
-TOLD_WITHIN, GONE = 240, 30.0
+# Seconds for a verdict; and after a kill for all to be gone.
+TOLD_WITHIN, GONE = 60, 5.0
 
 
 def check(kind: str, kill: float | None) -> list[str]:

@@ -23,7 +23,7 @@ from tests.harness import ROOT, launcher_free
 
 AT_ONCE = 2
 # Seconds after a kill for all to be gone; for the launcher's own end when nothing was killed.
-GONE, OVER = 30.0, 60.0
+GONE, OVER = 3.0, 20.0
 
 
 def children(pid: int) -> list[int]:

@@ -26,8 +26,8 @@ AS_ROOT = {
 }
 # A run's mark is in the environment of its processes, and of all that they start.
 MARK = "RANKWISE_TEST_RUN"
-# Many times what they take: on a busy machine the search for who holds a name takes seconds.
-GONE = 30.0
+# Seconds for all processes to be gone once the launcher is.
+GONE = 2.0
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,6 @@ SCARCE = thinned(
 )
 # Less than this is refused, whatever a launcher passes on.
 SURELY = {"memory": 264, "files": 26}
-# Seconds, for what takes one or two where nothing else runs.
-LIMIT = 60
 SEEDS = thinned(range(50), range(1, 6))
 RUNS = (
     {f"seed{seed}": at_random(seed) for seed in SEEDS}
@@ -80,7 +78,7 @@ def form(ranks: int, planted: str) -> str:
 def seen(ranks: int, rank: int, planted: str, other: bool = False) -> Seen:
     """A real run, with something planted in one rank's first second."""
     path = os.pathsep.join(filter(None, [str(EARLY), os.environ.get("PYTHONPATH")]))
-    return run(ranks, MLP, limit=LIMIT, open_mpi=other, PLANTED=f"rank={rank},{planted}", PYTHONPATH=path)
+    return run(ranks, MLP, limit=20, open_mpi=other, PLANTED=f"rank={rank},{planted}", PYTHONPATH=path)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +87,7 @@ def runs(request):
         yield begun
 
 
-@pytest.mark.limit(4 * LIMIT)
+@pytest.mark.limit(120)
 @pytest.mark.parametrize("name", RUNS)
 def test_all_are_gone_and_one_line_says_why(runs, name):
     ranks, rank, planted, other = RUNS[name]
