@@ -102,24 +102,26 @@ class HostSums(Sums):
         self.finish(script)
         return script.crossed
 
+    def _ends(self) -> bool:
+        """Go on with the first until it waits or ends, and say whether it has ended."""
+        try:
+            next(self._scripts[0].steps)
+        except StopIteration:
+            self._scripts.popleft().done = True
+            return True
+        return False
+
     def go_on(self) -> None:
         """As far as it goes without waiting."""
-        while self._scripts:
-            try:
-                next(self._scripts[0].steps)
-                return
-            except StopIteration:
-                self._scripts.popleft().done = True
+        while self._scripts and self._ends():
+            pass
 
     def finish(self, script: Script) -> None:
         """Wait until it is done. A rank that waits long sleeps between looks, so that others get the core. It lets MPI go on
         meanwhile: another rank may need what this one has sent."""
         since = perf_counter()
         while not script.done:
-            try:
-                next(self._scripts[0].steps)
-            except StopIteration:
-                self._scripts.popleft().done = True
+            if self._ends():
                 since = perf_counter()
                 continue
             self.comm.Iprobe()
