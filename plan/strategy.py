@@ -152,8 +152,18 @@ class Strategy:
         return {name: getattr(self, name) for name in AXES}
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the mesh, in the order of AXES."""
+        return self.pp, self.dp, self.ep, self.cp, self.tp
+
+    @property
+    def stage_shape(self) -> tuple[int, ...]:
+        """The same of the ranks of one stage, which meet no other's."""
+        return 1, *self.shape[1:]
+
+    @property
     def ranks(self) -> int:
-        return prod(self.mesh.values())
+        return prod(self.shape)
 
     @cached_property
     def sizes(self) -> Sizes:
