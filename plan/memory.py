@@ -180,6 +180,5 @@ def _plain(s: Strategy, kinds: tuple) -> float:
 
 def _unit(s: Strategy, kinds: tuple) -> float:
     """Entries of the largest block of one rank of tp."""
-    size = s.sizes
-    of = {False: size.dense, True: size.routed}
-    return max(((of[k].weights - of[k].experts) / s.tp + of[k].experts / (s.tp * s.ep) for k, *_ in kinds), default=0.0)
+    of = {False: s.sizes.dense, True: s.sizes.routed}
+    return max((of[routed].on_rank(s.tp, s.ep) for routed, *_ in kinds), default=0.0)

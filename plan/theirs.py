@@ -204,7 +204,7 @@ class _Block:
     def _entries(self, routed: bool) -> float:
         """Of a block, on this rank."""
         size = self.size.routed if routed else self.size.dense
-        return (size.weights - size.experts) / self.t + size.experts / (self.t * self.s.ep)
+        return size.on_rank(self.t, self.s.ep)
 
     def block(self, routed: bool, again: bool) -> Part:
         s, recompute = self.s, "full" if again else self.s.recompute
