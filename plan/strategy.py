@@ -237,6 +237,17 @@ def blocks_by_stage(layers: int, stages: int, by_hand: tuple[int, ...] | None) -
     return tuple(range(end - n, end) for end, n in zip(accumulate(by_hand), by_hand, strict=True))
 
 
+@lru_cache(65536)
+def kinds_of(blocks: range, first: int, every: int) -> tuple[tuple[bool, bool, int], ...]:
+    """Of these blocks (routed, computed again, how many), where the `first` of a model are dense. `every`: see
+    `Strategy.recomputed_every`."""
+    found = []
+    for routed, of in enumerate((range(blocks.start, min(blocks.stop, first)), range(max(blocks.start, first), blocks.stop))):
+        again = sum(1 for i in of if every and i % every == 0)
+        found += [(bool(routed), True, again), (bool(routed), False, len(of) - again)]
+    return tuple(kind for kind in found if kind[2])
+
+
 @lru_cache(4096)
 def ranks_of(pp: int, chunks: int, v: bool) -> tuple[int, ...]:
     """The rank of pp of each stage, on a V or on a loop."""
