@@ -26,14 +26,15 @@ Make = Callable[..., Mesh]
 def link(comm: MPI.Intracomm, control: Control, make: Make, a: int, b: int, largest: int) -> Link:
     """Between ranks a < b. `make(comm, **axes)`: a mesh of the ranks of a communicator. All ranks call it together, and get
     the same."""
-    part = comm.Split(0 if comm.rank in (a, b) else 1)
-    found = None
-    if comm.rank in (a, b):
+    ours = comm.rank in (a, b)
+    part, found = comm.Split(0 if ours else MPI.UNDEFINED), None
+    if ours:
         pair = Control(part)
         with make(part, tp=2) as mesh:
             sizes = (SMALL, CALLS), (largest, LARGE_CALLS)
             took = [half_round_trips(mesh.tp, pair, np.zeros(n // 8), calls) for n, calls in sizes]
         pair.close()
+        part.Free()
         found = Link(median(took[0]), largest / median(took[1]))
     return control.everyone(found)[a]
 
