@@ -16,9 +16,10 @@ from parallel.round_trip import half_round_trips
 from plan.calibrate import SIZES
 from plan.wired import Link
 
-SMALL = 8
-# Calls of a small message and of a large one; of sums as many, and no more when so many seconds are over.
-CALLS, LARGE_CALLS, SECONDS = 40, 5, 1.0
+SMALL = SIZES[0]
+# Calls of a small message and of a large one, which is above so many bytes; of sums as many, and of large ones no more when so
+# many seconds are over.
+CALLS, LARGE_CALLS, LARGE, SECONDS = 40, 5, 2**16, 1.0
 
 Make = Callable[..., Mesh]
 
@@ -44,16 +45,16 @@ def all_reduce(axis: Axis, control: Control, largest: int) -> dict[int, float]:
     All ranks of `control` call it together, and get the same."""
     found = {}
     for size in [n for n in SIZES if n <= largest]:
-        x, took, begun = np.ones(size // 4, np.float32), [], 0.0
+        x, took = np.ones(size // 4, np.float32), []
         control.wait()
         with axis.ledger.phase("compare"):
             axis.all_reduce(x)
             begun = perf_counter()
-            for _ in range(CALLS if size <= 2**16 else LARGE_CALLS):
+            for _ in range(LARGE_CALLS if size > LARGE else CALLS):
                 at = perf_counter()
                 axis.all_reduce(x)
                 took.append(perf_counter() - at)
-                if size > 2**16 and control.from_first(perf_counter() - begun) > SECONDS:
+                if size > LARGE and control.from_first(perf_counter() - begun) > SECONDS:
                     break
         found[size] = max(control.everyone(median(took)))
     return found
