@@ -98,22 +98,16 @@ def _processes(cluster: Cluster) -> Sequence[str]:
     return [what for host, found in cluster.left().items() if host != FRONT for what in found if not what.startswith("/")]
 
 
-def _until(done: Callable[[], object], seconds: float) -> bool:
+def _until(done: Callable[[], object], seconds: float) -> None:
+    """Or until so many seconds are over."""
     deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            return False
+    while not done() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return True
 
 
 def _text(file: object) -> str:
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     return os.read(file.fileno(), 1 << 20).decode(errors="replace")
-
-
-def _of_rank(signal: int, rank: int) -> Callable[[Cluster], None]:
-    return lambda cluster: os.kill(cluster.ranks()[rank], signal)
 
 
 def _killed(host: str) -> Callable[[Cluster], None]:
