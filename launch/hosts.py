@@ -24,7 +24,7 @@ from parallel.watch import clock
 from plan import calibrate
 from plan.wired import Link, Wired, written
 
-LARGEST = 16 * 2**20
+LARGEST = calibrate.SIZES[-1]
 # Each way to sum over an axis, as what makes a mesh that sums like that.
 WAYS = {way: partial(start.make_mesh, sums=way) for way in ("mpi", "shared")}
 
@@ -144,20 +144,21 @@ def _sums(
 
 
 def _machine(control: Control, every: list[Rank], by_host: list[list[int]], links: dict, sums: dict, largest: int) -> Wired:
-    rate, bandwidth, call = (min(of) for of in zip(*control.everyone(
-        (calibrate.rate("float32"), calibrate.bandwidth("float32"), -calibrate.call())), strict=True))  # fmt: skip
+    mine = calibrate.rate("float32"), calibrate.bandwidth("float32"), calibrate.call()
+    rates, bandwidths, calls = zip(*control.everyone(mine), strict=True)
+    rate, bandwidth, call = min(rates), min(bandwidths), max(calls)
     within = [found for (a, b), found in links.items() if every[a].first == every[b].first]
     beyond = [found for (a, b), found in links.items() if every[a].first != every[b].first]
-    inside = _slowest(within) or Link(-call, bandwidth)
+    inside = _slowest(within) or Link(call, bandwidth)
     between, each, many = _slowest(beyond), len(by_host[0]), len(by_host)
     summed = sums.get("inside a host", (1, {}))[1]
     bus = hosts.bus(each, largest, summed[largest]) if each > 1 else inside.rate
     reached = 1.0
     if between is not None:
         reached = min(1.0, each * hosts.bus(many, largest, sums["between hosts"][1][largest]) / between.rate)
-    small = summed.get(hosts.SMALL, inside.seconds)
+    small = summed[hosts.SMALL] if each > 1 else inside.seconds
     memory = min(r.memory_gib for r in every)
-    return Wired("hosts", each, memory, rate, bandwidth, -call, inside, bus, small, between, reached)
+    return Wired("hosts", each, memory, rate, bandwidth, call, inside, bus, small, between, reached)
 
 
 def _slowest(links: list[Link]) -> Link | None:

@@ -32,7 +32,6 @@ from parallel.slot import (
     COUNT_AT,
     DONE,
     DONE_AT,
-    FIRST,
     FIRST_WORDS,
     HEAD,
     KEPT,
@@ -41,12 +40,14 @@ from parallel.slot import (
     OPERATION_AT,
     RUNNING,
     SELF,
-    SLOT,
+    SELF_AT,
     STACK,
+    STACK_AT,
     TEXT,
     VERB,
     VERB_SIZE,
     Slot,
+    base_of,
     call_key,
     copied,
     message_key,
@@ -85,16 +86,16 @@ class Recorder(Watcher):
         self.rank, self.size = comm.rank, comm.size
         host = comm.Split_type(MPI.COMM_TYPE_SHARED)
         # Kept open: what faulthandler writes goes to a descriptor.
-        self.stack = shared_file(host, FIRST + SLOT * self.size)
+        self.stack = shared_file(host, base_of(self.size))
         # By rank; "" where there is one host.
         self.hosts = _host_names(comm, host)
         host.Free()
         # Of several hosts, whether this one is the first to claim.
         self.first_of_all: Callable[[], bool] = lambda: True
-        self._memory = mmap.mmap(self.stack, FIRST + SLOT * self.size)
-        self._base = FIRST + SLOT * self.rank
+        self._memory = mmap.mmap(self.stack, base_of(self.size))
+        self._base = base_of(self.rank)
         self._verbs = self._base + HEAD
-        os.lseek(self.stack, self._verbs + KEPT * VERB_SIZE, os.SEEK_SET)
+        os.lseek(self.stack, self._base + STACK_AT, os.SEEK_SET)
         self._begun = self._doing = 0
         self._group, self._waits = comm.Get_group(), Counter()
         self._started: dict[Call, int] = {}
@@ -198,7 +199,7 @@ class Recorder(Watcher):
 
     def beat(self, ready: int) -> None:
         """The watchdog of this rank is alive."""
-        SELF.pack_into(self._memory, self._base + NOW.size, os.getpid(), perf_counter(), ready)
+        SELF.pack_into(self._memory, self._base + SELF_AT, os.getpid(), perf_counter(), ready)
 
     # --- what any rank can read
 
@@ -243,7 +244,7 @@ class Recorder(Watcher):
 
     def stack_of(self, rank: int) -> str:
         """What faulthandler has written of that rank's Python stack."""
-        start = FIRST + SLOT * rank + HEAD + KEPT * VERB_SIZE
+        start = base_of(rank) + STACK_AT
         return self._memory[start : start + STACK].rstrip(b"\0").decode(errors="replace")
 
 

@@ -26,9 +26,9 @@ RUNNING, LEFT_MAIN, ENDED = 0, 1, 2
 # verbs begun; 1 + the one waited in, or 0; since when it waits or computes; what it is doing
 NOW = Struct("qqdq")
 # process; watchdog's last beat; readiness to report
-SELF = Struct("qdq")
+SELF, SELF_AT = Struct("qdq"), NOW.size
 # what it is at, as an operation of a plan
-OPERATION, OPERATION_AT = Struct("48s"), NOW.size + SELF.size
+OPERATION, OPERATION_AT = Struct("48s"), SELF_AT + SELF.size
 # which verb, its number on the axis, when it was entered, whether it is done once the rank waits for it no more, what it is
 TEXT = 240
 VERB = Struct(f"qqd?{TEXT}s")
@@ -43,8 +43,8 @@ HOST_GONE = -1
 CELL, COUNT, COUNT_AT = Struct("qq"), Struct("q"), 8
 CELLS, CELLS_AT = 64, 128
 HEAD = CELLS_AT + CELLS * CELL.size
-STACK = 16384
-SLOT = HEAD + KEPT * VERB_SIZE + STACK
+STACK, STACK_AT = 16384, HEAD + KEPT * VERB_SIZE
+SLOT = STACK_AT + STACK
 # Before the slots: when a rank first raised the alarm, and whether one has claimed to say why the run ends.
 FIRST = mmap.PAGESIZE
 CLAIMED, FIRST_WORDS = 8, 9
@@ -122,11 +122,16 @@ def call_key(axis: str, ranks: Sequence[int]) -> int:
     return 1 + crc32(f"{axis} {ranks[0]} {ranks[-1]}".encode())
 
 
+def base_of(rank: int) -> int:
+    """Where the slot of a rank begins; of the number of ranks, where the last one ends."""
+    return FIRST + SLOT * rank
+
+
 def read(memory: mmap.mmap, rank: int, host: str = "") -> Slot:
     """What a rank's slot says. Read while its rank writes it, a verb can be anything."""
-    base = FIRST + SLOT * rank
+    base = base_of(rank)
     begun, waiting, since, doing = NOW.unpack_from(memory, base)
-    pid, beat, ready = SELF.unpack_from(memory, base + NOW.size)
+    pid, beat, ready = SELF.unpack_from(memory, base + SELF_AT)
     verbs = []
     for n in range(max(0, begun - KEPT), begun):
         which, number, entered, done, text = VERB.unpack_from(memory, base + HEAD + n % KEPT * VERB_SIZE)
@@ -148,5 +153,5 @@ def read(memory: mmap.mmap, rank: int, host: str = "") -> Slot:
 
 def copied(memory: mmap.mmap, rank: int) -> tuple[str, int, float]:
     """How the process of another host's rank is, its exit code, and when its host was last heard of; "" of one of this host."""
-    letter, code, heard = COPIED.unpack_from(memory, FIRST + SLOT * rank + COPIED_AT)
+    letter, code, heard = COPIED.unpack_from(memory, base_of(rank) + COPIED_AT)
     return letter.rstrip(b"\0").decode(), code, heard

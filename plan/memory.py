@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from parallel.schedules import plan as planned
 from plan.sizes import Sizes
-from plan.strategy import DTYPES, GRAD_DTYPES, Strategy, V, blocks_by_stage, ranks_of
+from plan.strategy import DTYPES, GRAD_DTYPES, Strategy, V, blocks_by_stage, kinds_of, ranks_of
 
 # Master weights and AdamW's two moments in float32.
 OPTIMIZER = 12
@@ -145,27 +145,12 @@ def _activations(s: Strategy, rank: int) -> tuple[float, float, float]:
     if (known := s.family.get(key)) is None:
         stages, blocks = s.stages_of(rank), s.blocks
         # Many stages of a rank are alike.
-        alike = {blocks[n]: tuple(_kinds(s, blocks[n])) for n in stages}
+        alike = {blocks[n]: kinds_of(blocks[n], s.sizes.first, s.recomputed_every) for n in stages}
         each = {kinds: (_kept(s, kinds), _plain(s, kinds), _unit(s, kinds)) for kinds in set(alike.values())}
         flight = in_flight(s.schedule, s.pp, s.micro_batches, s.chunks, rank)
         saved = flight * sum(each[alike[blocks[n]]][0] for n in stages) / len(stages)
         known = s.family[key] = saved, *(max(of[n] for of in each.values()) for n in (1, 2))
     return known
-
-
-def _kinds(s: Strategy, blocks: range) -> list[tuple[bool, bool, int]]:
-    """Of these blocks (routed, computed again, how many)."""
-    return _counts(s.sizes.first, s.recomputed_every, blocks.start, blocks.stop)
-
-
-@lru_cache(65536)
-def _counts(first: int, every: int, start: int, stop: int) -> list[tuple[bool, bool, int]]:
-    found = []
-    for routed, of in ((False, range(start, min(stop, first))), (True, range(max(start, first), stop))):
-        if len(of):
-            again = sum(1 for i in of if i % every == 0) if every > 1 else len(of) * every
-            found += [(routed, True, again)] * (again > 0) + [(routed, False, len(of) - again)] * (again < len(of))
-    return found
 
 
 def _kept(s: Strategy, kinds: tuple) -> float:
@@ -180,6 +165,5 @@ def _plain(s: Strategy, kinds: tuple) -> float:
 
 def _unit(s: Strategy, kinds: tuple) -> float:
     """Entries of the largest block of one rank of tp."""
-    size = s.sizes
-    of = {False: size.dense, True: size.routed}
-    return max(((of[k].weights - of[k].experts) / s.tp + of[k].experts / (s.tp * s.ep) for k, *_ in kinds), default=0.0)
+    of = {False: s.sizes.dense, True: s.sizes.routed}
+    return max((of[routed].on_rank(s.tp, s.ep) for routed, *_ in kinds), default=0.0)

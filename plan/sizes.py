@@ -20,6 +20,10 @@ class Size(NamedTuple):
     active: int = 0
     met: int = 0
 
+    def on_rank(self, tp: int, ep: int) -> float:
+        """Entries that a rank of tp and ep holds."""
+        return (self.weights - self.experts) / tp + self.experts / (tp * ep)
+
 
 class Sizes(NamedTuple):
     """`table`: of tokens; `positions`: a learned table; `norm`: the last one; `head`: the output's matrix, which a tied model

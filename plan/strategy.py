@@ -152,8 +152,18 @@ class Strategy:
         return {name: getattr(self, name) for name in AXES}
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the mesh, in the order of AXES."""
+        return self.pp, self.dp, self.ep, self.cp, self.tp
+
+    @property
+    def stage_shape(self) -> tuple[int, ...]:
+        """The same of the ranks of one stage, which meet no other's."""
+        return 1, *self.shape[1:]
+
+    @property
     def ranks(self) -> int:
-        return prod(self.mesh.values())
+        return prod(self.shape)
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -225,6 +235,17 @@ def blocks_by_stage(layers: int, stages: int, by_hand: tuple[int, ...] | None) -
     if by_hand is None:
         return tuple(dealt(layers, stages))
     return tuple(range(end - n, end) for end, n in zip(accumulate(by_hand), by_hand, strict=True))
+
+
+@lru_cache(65536)
+def kinds_of(blocks: range, first: int, every: int) -> tuple[tuple[bool, bool, int], ...]:
+    """Of these blocks (routed, computed again, how many), where the `first` of a model are dense. `every`: see
+    `Strategy.recomputed_every`."""
+    found = []
+    for routed, of in enumerate((range(blocks.start, min(blocks.stop, first)), range(max(blocks.start, first), blocks.stop))):
+        again = sum(1 for i in of if every and i % every == 0)
+        found += [(bool(routed), True, again), (bool(routed), False, len(of) - again)]
+    return tuple(kind for kind in found if kind[2])
 
 
 @lru_cache(4096)

@@ -17,7 +17,7 @@ from models.config import Config
 from plan import memory
 from plan.account import AGAIN, FORWARD, INPUT, WEIGHTS, Facts, Once, Operation, Part, Place, Transfer
 from plan.sizes import Sizes, head_widths
-from plan.strategy import ATTENTION, DTYPES, GRAD_DTYPES, Strategy, V
+from plan.strategy import ATTENTION, DTYPES, GRAD_DTYPES, Strategy, V, kinds_of
 
 # Kernels that are launched for a block: forward, backward, where norms and the like are one kernel each; else so many times.
 BLOCK, EAGER = (15, 30), 1.7
@@ -63,17 +63,16 @@ class Theirs:
 
     def parts(self, s: Strategy, place: Place) -> list[tuple[tuple[Part, int], ...]]:
         key, unit = self._key(s), _unit(s)
-        kinds = _kinds(s.blocks, s.sizes.first, s.recomputed_every)
+        kinds = _of_stages(s.blocks, s.sizes.first, s.recomputed_every)
         found = {kind: self._of_stage(s, key, unit, *kind) for kind in set(kinds)}
         return [found[kind] for kind in kinds]
 
     def _of_stage(
         self, s: Strategy, key: tuple, unit: tuple, first: bool, last: bool, counts: tuple
     ) -> tuple[tuple[Part, int], ...]:
-        """The parts of one stage. `counts`: of dense and of routed blocks, each with how many of them are computed again."""
+        """The parts of one stage. `counts`: of its blocks, as `kinds_of` has them."""
         found = [("embedding", False, 1)] * first
-        for kind, (n, again) in zip(("dense", "routed"), counts, strict=True):
-            found += [(kind, True, again)] * (again > 0) + [(kind, False, n - again)] * (again < n)
+        found += [("routed" if routed else "dense", again, n) for routed, again, n in counts]
         found += [("head", False, 1)] * last
         return tuple((self._part(kind, key, unit, again, s), n) for kind, again, n in found)
 
@@ -149,15 +148,10 @@ def _flops(s: Strategy, causal: bool) -> tuple[float, float]:
 
 
 @lru_cache(4096)
-def _kinds(blocks: tuple[range, ...], first: int, every: int) -> list[tuple[bool, bool, tuple]]:
-    """Of each stage whether it is the first and the last one; of its dense and of its routed blocks, how many they are and how
-    many of them are computed again."""
-    found = []
-    for stage, of in enumerate(blocks):
-        each = range(of.start, min(of.stop, first)), range(max(of.start, first), of.stop)
-        again = (sum(1 for i in b if i % every == 0) if every > 1 else len(b) * every for b in each)
-        found.append((stage == 0, stage == len(blocks) - 1, tuple(zip(map(len, each), again, strict=True))))
-    return found
+def _of_stages(blocks: tuple[range, ...], first: int, every: int) -> list[tuple[bool, bool, tuple]]:
+    """Of each stage whether it is the first and the last one, and the kinds of its blocks."""
+    last = len(blocks) - 1
+    return [(stage == 0, stage == last, kinds_of(of, first, every)) for stage, of in enumerate(blocks)]
 
 
 def has_dropout(c: Config, attention: str) -> bool:
@@ -204,7 +198,7 @@ class _Block:
     def _entries(self, routed: bool) -> float:
         """Of a block, on this rank."""
         size = self.size.routed if routed else self.size.dense
-        return (size.weights - size.experts) / self.t + size.experts / (self.t * self.s.ep)
+        return size.on_rank(self.t, self.s.ep)
 
     def block(self, routed: bool, again: bool) -> Part:
         s, recompute = self.s, "full" if again else self.s.recompute

@@ -225,8 +225,7 @@ class Clock:
         if (known := self._known.get(key)) is None:
             if len(self._known) >= KEPT:
                 self._known.clear()
-            sizes = (1, s.dp, s.ep, s.cp, s.tp)
-            each = [self._of_place(self.account.parts(s, place), sizes, s) for place in self.account.places(s)]
+            each = [self._of_place(self.account.parts(s, place), s.stage_shape, s) for place in self.account.places(s)]
             known = self._known[key] = Stages([max(of, key=lambda t: t.F + t.B) for of in zip(*each, strict=True)], s)
         return known
 
@@ -248,7 +247,7 @@ class Clock:
         """Of a message between two stages; where each rank of tp has sent its part of whole rows, gathered again."""
         if s.pp == 1:
             return 0.0
-        sizes, n = (s.pp, s.dp, s.ep, s.cp, s.tp), self.account.hop_bytes(s)
+        sizes, n = s.shape, self.account.hop_bytes(s)
         took = collectives.hop(n, self.group("pp", sizes), self.machine)
         if s.scatter_gather and not s.sequence_parallel and s.tp > 1:
             took += collectives.seconds("all_gather", n * s.tp, self.group("tp", sizes), self.machine)
@@ -257,7 +256,7 @@ class Clock:
     def tail(self, s: Strategy, rank: int, place: Place, room: float, first: float) -> Tail:
         """`room`: seconds of the rank's last backwards, beside which sums go on; `first`: of its first forwards, beside which
         gathers do."""
-        once, sizes = self.account.once(s, rank, place), (s.pp, s.dp, s.ep, s.cp, s.tp)
+        once, sizes = self.account.once(s, rank, place), s.shape
         sums = sum(self.transfer(t, sizes, s.shards)[0] for t in once.sums)
         gathers = sum(self.transfer(t, sizes, s.shards)[0] for t in once.gathers)
         tied = sum(t.calls * self._tied(t, sizes) for t in once.between)

@@ -16,9 +16,10 @@ from parallel.round_trip import half_round_trips
 from plan.calibrate import SIZES
 from plan.wired import Link
 
-SMALL = 8
-# Calls of a small message and of a large one; of sums as many, and no more when so many seconds are over.
-CALLS, LARGE_CALLS, SECONDS = 40, 5, 1.0
+SMALL = SIZES[0]
+# Calls of a small message and of a large one, which is above so many bytes; of sums as many, and of large ones no more when so
+# many seconds are over.
+CALLS, LARGE_CALLS, LARGE, SECONDS = 40, 5, 2**16, 1.0
 
 Make = Callable[..., Mesh]
 
@@ -26,14 +27,15 @@ Make = Callable[..., Mesh]
 def link(comm: MPI.Intracomm, control: Control, make: Make, a: int, b: int, largest: int) -> Link:
     """Between ranks a < b. `make(comm, **axes)`: a mesh of the ranks of a communicator. All ranks call it together, and get
     the same."""
-    part = comm.Split(0 if comm.rank in (a, b) else 1)
-    found = None
-    if comm.rank in (a, b):
+    ours = comm.rank in (a, b)
+    part, found = comm.Split(0 if ours else MPI.UNDEFINED), None
+    if ours:
         pair = Control(part)
         with make(part, tp=2) as mesh:
             sizes = (SMALL, CALLS), (largest, LARGE_CALLS)
             took = [half_round_trips(mesh.tp, pair, np.zeros(n // 8), calls) for n, calls in sizes]
         pair.close()
+        part.Free()
         found = Link(median(took[0]), largest / median(took[1]))
     return control.everyone(found)[a]
 
@@ -43,16 +45,16 @@ def all_reduce(axis: Axis, control: Control, largest: int) -> dict[int, float]:
     All ranks of `control` call it together, and get the same."""
     found = {}
     for size in [n for n in SIZES if n <= largest]:
-        x, took, begun = np.ones(size // 4, np.float32), [], 0.0
+        x, took = np.ones(size // 4, np.float32), []
         control.wait()
         with axis.ledger.phase("compare"):
             axis.all_reduce(x)
             begun = perf_counter()
-            for _ in range(CALLS if size <= 2**16 else LARGE_CALLS):
+            for _ in range(LARGE_CALLS if size > LARGE else CALLS):
                 at = perf_counter()
                 axis.all_reduce(x)
                 took.append(perf_counter() - at)
-                if size > 2**16 and control.from_first(perf_counter() - begun) > SECONDS:
+                if size > LARGE and control.from_first(perf_counter() - begun) > SECONDS:
                     break
         found[size] = max(control.everyone(median(took)))
     return found

@@ -109,11 +109,10 @@ def _rows(planner: Planner, e: Estimate, rank: int) -> list[dict]:
     found: dict[tuple, dict] = {}
     place = planner.account.places(s)[0]
     parts = planner.account.parts(s, place)
-    inside, whole = (1, s.dp, s.ep, s.cp, s.tp), (s.pp, s.dp, s.ep, s.cp, s.tp)
     for stage in s.stages_of(rank):
         for part, n in parts[stage]:
             for phase in PHASES:
-                for sent, group, took, away in clock.sent(part, phase, inside, s.shards):
+                for sent, group, took, away in clock.sent(part, phase, s.stage_shape, s.shards):
                     _add(found, sent, "forward" if phase == FORWARD else "backward", group.ranks, n * m, took, took - away)
         for there, phase in ((1, "forward"), (-1, "backward")):
             for verb, other in (("send", stage + there), ("receive", stage - there)):
@@ -121,7 +120,7 @@ def _rows(planner: Planner, e: Estimate, rank: int) -> list[dict]:
                     sent = Transfer(verb, "pp", phase, 1, planner.account.hop_bytes(s))
                     _add(found, sent, phase, s.pp, m, e.hop, e.hop if s.blocks_on_messages else 0.0)
     once, tail = planner.account.once(s, rank, place), clock.tail(s, rank, place, *e.rooms[rank])
-    sums = [(t, *clock.transfer(t, whole, s.shards)) for t in (*once.sums, *once.gathers)]
+    sums = [(t, *clock.transfer(t, s.shape, s.shards)) for t in (*once.sums, *once.gathers)]
     seen = tail.exposed / total if (total := sum(took for _, took, _ in sums)) else 0.0
     for sent, took, group in sums:
         _add(found, sent, "step", group.ranks, 1, took, seen * took)

@@ -43,9 +43,8 @@ ANSWER, STACKS = 0.4, 0.15
 # A fixed port for every host's courier, where a firewall lets only some through.
 PORT = "RANKWISE_PORT"
 
-# Before a copy of a slot: the rank, how its process is, its exit code.
+# Before a copy of a slot but its stack: the rank, how its process is, its exit code.
 COPY_OF = struct.Struct("!ici")
-COPIED_BYTES = slot.HEAD + slot.KEPT * slot.VERB_SIZE
 
 # The rank's end of a pipe to the courier that it has forked, and the port of that.
 _link: socket.socket | None = None
@@ -159,7 +158,7 @@ class Courier:
         self.alarmed = self.stacks_due = self.beaten = self.copied = 0.0
         # Others know of these ranks from the start.
         self.wanted = perf_counter()
-        self.pids = {rank: slot.SELF.unpack_from(self.memory, self._base(rank) + slot.NOW.size)[0] for rank in self.ranks}
+        self.pids = {rank: slot.SELF.unpack_from(self.memory, slot.base_of(rank) + slot.SELF_AT)[0] for rank in self.ranks}
         # Each is readable when that process is gone.
         self.processes = {os.pidfd_open(pid): rank for rank, pid in self.pids.items() if _state(pid)[0] != b"?"}
         self.gone: set[int] = {*self.ranks} - {*self.processes.values()}
@@ -243,16 +242,16 @@ class Courier:
     def _heard(self, index: int, kind: bytes, content: bytes) -> None:
         peer = self.peers[index]
         if kind == SLOTS:
-            for at in range(0, len(content), COPY_OF.size + COPIED_BYTES):
+            for at in range(0, len(content), COPY_OF.size + slot.STACK_AT):
                 rank, letter, code = COPY_OF.unpack_from(content, at)
-                self._copy(rank, letter, code, content[at + COPY_OF.size : at + COPY_OF.size + COPIED_BYTES], peer)
+                self._copy(rank, letter, code, content[at + COPY_OF.size : at + COPY_OF.size + slot.STACK_AT], peer)
         elif kind == ASKED:
             self.wanted = perf_counter()
         elif kind == ALARM:
             self._alarm()
         elif kind == STACK:
             rank = int.from_bytes(content[:4], "big")
-            base = self._base(rank) + COPIED_BYTES
+            base = slot.base_of(rank) + slot.STACK_AT
             self.memory[base : base + len(content) - 4] = content[4:]
         elif kind == CLAIM:
             peer.send(YES if not self.granted else NO)
@@ -268,17 +267,17 @@ class Courier:
             self._mark(rank, letter.encode() or b"S", code, peer.heard)
 
     def _mark(self, rank: int, letter: bytes, code: int, heard: float) -> None:
-        slot.COPIED.pack_into(self.memory, self._base(rank) + slot.COPIED_AT, letter, code, heard)
+        slot.COPIED.pack_into(self.memory, slot.base_of(rank) + slot.COPIED_AT, letter, code, heard)
 
     def _copy(self, rank: int, letter: bytes, code: int, content: bytes, peer: Peer) -> None:
         """What its host says of a rank, with this host's times, and no process."""
-        base, copy = self._base(rank), bytearray(content)
+        base, copy = slot.base_of(rank), bytearray(content)
         begun, waiting, since, doing = slot.NOW.unpack_from(copy)
         slot.NOW.pack_into(copy, 0, begun, waiting, since - peer.offset, doing)
-        _, beat, ready = slot.SELF.unpack_from(copy, slot.NOW.size)
-        slot.SELF.pack_into(copy, slot.NOW.size, 0, beat - peer.offset, ready)
+        _, beat, ready = slot.SELF.unpack_from(copy, slot.SELF_AT)
+        slot.SELF.pack_into(copy, slot.SELF_AT, 0, beat - peer.offset, ready)
         slot.COPIED.pack_into(copy, slot.COPIED_AT, letter, code, peer.heard)
-        self.memory[base : base + COPIED_BYTES] = bytes(copy)
+        self.memory[base : base + slot.STACK_AT] = bytes(copy)
 
     # --- what is said
 
@@ -301,7 +300,7 @@ class Courier:
             self._send(ALIVE)
 
     def _waits(self, rank: int, now: float) -> bool:
-        _, waiting, since, _ = slot.NOW.unpack_from(self.memory, self._base(rank))
+        _, waiting, since, _ = slot.NOW.unpack_from(self.memory, slot.base_of(rank))
         return bool(waiting) and now - since > LONG
 
     def _leave(self) -> None:
@@ -317,18 +316,14 @@ class Courier:
             with suppress(OSError):
                 peer.send(kind, content)
 
-    @staticmethod
-    def _base(rank: int) -> int:
-        return slot.FIRST + slot.SLOT * rank
-
     def _own(self, rank: int) -> bytes:
         letter, code = _state(self.pids[rank])
-        base = self._base(rank)
-        return COPY_OF.pack(rank, letter, code) + self.memory[base : base + COPIED_BYTES]
+        base = slot.base_of(rank)
+        return COPY_OF.pack(rank, letter, code) + self.memory[base : base + slot.STACK_AT]
 
     def _send_stacks(self) -> None:
         for rank in self.ranks:
-            base = self._base(rank) + COPIED_BYTES
+            base = slot.base_of(rank) + slot.STACK_AT
             stack = self.memory[base : base + slot.STACK].rstrip(b"\0")
             if stack:
                 self._send(STACK, rank.to_bytes(4, "big") + stack)

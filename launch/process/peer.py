@@ -34,17 +34,23 @@ class Peer:
             self.going = self.going[sent:]
 
     def messages(self) -> Iterator[tuple[bytes, bytes]]:
-        """What has come. Raises EOFError when there will be no more."""
-        with suppress(BlockingIOError):
-            while True:
-                if not (more := self.connection.recv(1 << 20)):
-                    raise EOFError
+        """What has come. Raises EOFError when there will be no more, once all of it has been given."""
+        over = True
+        try:
+            while more := self.connection.recv(1 << 20):
                 self.coming += more
+        except BlockingIOError:
+            over = False
+        except OSError:
+            # One that went with words of ours unread resets the connection.
+            pass
         while len(self.coming) >= HEAD.size:
             length, kind, sent = HEAD.unpack_from(self.coming)
             if len(self.coming) < HEAD.size + length:
-                return
+                break
             content, self.coming = self.coming[HEAD.size : HEAD.size + length], self.coming[HEAD.size + length :]
             self.heard = perf_counter()
             self.offset = max(self.offset, sent - self.heard)
             yield kind, content
+        if over:
+            raise EOFError

@@ -219,13 +219,16 @@ class Cluster:
                 found[host] = []
                 continue
             files = [f"/{folder}/{name}" for folder in ("dev/shm", "tmp") for name in os.listdir(root / folder) if name != own]
-            found[host] = files + ([] if host == FRONT else self._processes(host))
+            found[host] = files + ([] if host == FRONT else self.processes(host))
         return found
 
-    def _processes(self, host: str) -> list[str]:
-        """Those of its process namespace, but the first and its sleep."""
-        first = self.process(host)
-        space, found = os.readlink(f"/proc/{first}/ns/pid"), []
+    def processes(self, host: str) -> list[str]:
+        """Those of its process namespace, but the first and its sleep. A host that is dead has none."""
+        first, found = self.process(host), []
+        try:
+            space = os.readlink(f"/proc/{first}/ns/pid")
+        except OSError:
+            return []
         for pid in filter(str.isdecimal, os.listdir("/proc")):
             with suppress(OSError):
                 if os.readlink(f"/proc/{pid}/ns/pid") == space and int(pid) != first:

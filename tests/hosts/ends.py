@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.hosts.cluster import FRONT, ROOT, Cluster, environment
+from tests.hosts.cluster import ROOT, Cluster, environment
 
 # Of a verb, in seconds.
 LIMIT = 1.0
@@ -50,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Ended:
-    """`status` None: it did not end. Seconds from the fault until mpirun was gone, and until no rank was on any host.
+    """`status` None: it did not end. Seconds from the fault until mpirun was gone, and until no process was on any host.
     `left`: files and processes, by host."""
 
     status: int | None
@@ -85,7 +85,7 @@ def seen(case: Case, patience: float = 15) -> Ended:
                 file.touch()
             _until(lambda: process.poll() is not None, patience)
             seconds = time.monotonic() - fault
-            _until(lambda: not _processes(cluster), 3)
+            _until(lambda: not any(map(cluster.processes, cluster.hosts)), 3)
             gone = time.monotonic() - fault
             status, left = process.poll(), {host: what for host, what in cluster.left().items() if what}
             if status is None:
@@ -94,26 +94,16 @@ def seen(case: Case, patience: float = 15) -> Ended:
             return Ended(status, _text(out), _text(err), seconds, gone, left)
 
 
-def _processes(cluster: Cluster) -> Sequence[str]:
-    return [what for host, found in cluster.left().items() if host != FRONT for what in found if not what.startswith("/")]
-
-
-def _until(done: Callable[[], object], seconds: float) -> bool:
+def _until(done: Callable[[], object], seconds: float) -> None:
+    """Or until so many seconds are over."""
     deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            return False
+    while not done() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return True
 
 
 def _text(file: object) -> str:
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     return os.read(file.fileno(), 1 << 20).decode(errors="replace")
-
-
-def _of_rank(signal: int, rank: int) -> Callable[[Cluster], None]:
-    return lambda cluster: os.kill(cluster.ranks()[rank], signal)
 
 
 def _killed(host: str) -> Callable[[Cluster], None]:
