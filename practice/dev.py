@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def summary(verdict: Sequence[Judged]) -> str:
     return next((f"{j.part} {j.status} ({j.case}): {' | '.join(j.lines)}" for j in verdict if j.status != "ok"), "")
 
 
-def check(exercise: Exercise, reference: Any, seeds: int = 5, with_pairs: bool = True, with_mutants: bool = True) -> Report:
+def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool = True, with_mutants: bool = True) -> Report:
     """Check all that must hold of an exercise, in ten to thirty seconds; `refused` draws more inputs."""
     report, examiner = Report(exercise.name), Examiner(exercise, reference)
     report.problems += [*_files(exercise), *promises.problems(exercise)]
@@ -289,19 +289,7 @@ def forked(work: Callable[[str], str], items: Sequence[str], seconds: float) -> 
         child = os.fork()
         if child == 0:
             os.close(reader)
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            signal.signal(signal.SIGPROF, signal.SIG_DFL)
-            for item in items[done:]:
-                signal.setitimer(signal.ITIMER_PROF, seconds)
-                try:
-                    result = work(item)
-                except BaseException as error:
-                    result = f"{type(error).__name__}: {error}"
-                signal.setitimer(signal.ITIMER_PROF, 0)
-                os.write(writer, (json.dumps(result) + "\n").encode())
-            os._exit(0)
+            _work(work, items[done:], seconds, writer)
         os.close(writer)
         with os.fdopen(reader) as lines:
             for line in lines:
@@ -311,6 +299,25 @@ def forked(work: Callable[[str], str], items: Sequence[str], seconds: float) -> 
         if done < len(items):
             done += 1
             yield "stopped"
+
+
+def _work(work: Callable[[str], str], items: Sequence[str], seconds: float, writer: int) -> NoReturn:
+    """Write a line an item, and end this process: whatever happens, no caller of a caller goes on in it."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        for item in items:
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            try:
+                result = work(item)
+            except BaseException as error:
+                result = f"{type(error).__name__}: {error}"
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            os.write(writer, (json.dumps(result) + "\n").encode())
+    finally:
+        os._exit(0)
 
 
 def show(report: Report) -> str:

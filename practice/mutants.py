@@ -28,7 +28,7 @@ def mutants(source: str, yours: Sequence[range]) -> Iterator[tuple[str, str]]:
         line = getattr(node, "lineno", 0)
         if not any(line in lines for lines in yours):
             continue
-        for what, change in _changes(node):
+        for what, change in changes(node):
             mutant = copy.deepcopy(tree)
             twin = list(ast.walk(mutant))[number]
             replacement = change(twin)
@@ -60,7 +60,7 @@ def _set(name: str, value: object) -> object:
     return change
 
 
-def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
+def changes(node: ast.AST) -> Iterator[tuple[str, object]]:
     """(description, function of the copied node that changes it or returns what to put in its place)."""
     if isinstance(node, ast.BinOp):
         for other in BINARY.get(type(node.op), ()):

@@ -16,8 +16,8 @@ COLUMNS = ("exercise", "right answers", "mistakes", "pairs", "mutants", "that di
 
 
 def digest(e: Exercise) -> str:
-    """A hash of what decides the figures: the solution and its check."""
-    return hashlib.sha256(b"\0".join((e.folder / n).read_bytes() for n in ("solution.py", "check.py"))).hexdigest()[:16]
+    """A hash of what decides the figures: the solution, its check, the other right answers."""
+    return hashlib.sha256(b"\0".join(p.read_bytes() for p in sorted(e.folder.glob("*.py")))).hexdigest()[:16]
 
 
 def recorded() -> dict[str, dict]:
@@ -44,14 +44,12 @@ def record(e: Exercise, report: Report) -> None:
 
 
 def rows(exercises: Sequence[Exercise]) -> list[tuple[object, ...]]:
-    """One row an exercise, of dashes where it has no figures, then the sum of those that have."""
+    """One row an exercise that has figures, then the sum of all."""
     kept = recorded()
-    figures = [(e.name, kept.get(e.name)) for e in exercises]
-    total = {k: sum(f[k] for _, f in figures if f) for k in ("rights", "mistakes", "pairs", "mutants", "differ", "rejected")}
+    figures = [(e.name, kept[e.name]) for e in exercises if e.name in kept]
+    total = {k: sum(f[k] for _, f in figures) for k in ("rights", "mistakes", "pairs", "mutants", "differ", "rejected")}
     return [
         (n, f["rights"], f["mistakes"], f["pairs"], f["mutants"], f["differ"], f["rejected"], share(f))
-        if f
-        else (n, *"-------")
         for n, f in [*figures, ("all", total)]
     ]
 

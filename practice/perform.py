@@ -20,6 +20,7 @@ import numpy as np
 
 from practice.axis import Axis, Place
 from practice.part import Case, Outcome, Part
+from practice.weight import counted
 
 
 class Stop(BaseException):
@@ -35,35 +36,6 @@ def frozen(x: Any) -> Any:
         x.flags.writeable = False
         return x
     return np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape)
-
-
-class Rows(np.ndarray):
-    """A weight that counts the rows multiplied with it, by `@`, matmul, dot, einsum and tensordot. See `Code.counted`."""
-
-    tally: Counter | None = None
-
-    def __array_finalize__(self, other: object) -> None:
-        self.tally = getattr(other, "tally", None)
-
-    def _note(self, args: tuple) -> None:
-        mine = next((a.tally for a in args if isinstance(a, Rows) and a.tally is not None), None)
-        rest = [a for a in args if isinstance(a, np.ndarray) and not isinstance(a, Rows)]
-        if mine is not None and rest:
-            mine["rows multiplied"] += int(np.prod(rest[0].shape[:-1])) if rest[0].ndim > 1 else 1
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: Any, **kwargs: Any) -> Any:
-        if ufunc is np.matmul:
-            self._note(args)
-        plain = lambda a: a.view(np.ndarray) if isinstance(a, Rows) else a  # noqa: E731
-        if "out" in kwargs:
-            kwargs["out"] = tuple(plain(o) for o in kwargs["out"])
-        return getattr(ufunc, method)(*map(plain, args), **kwargs)
-
-    def __array_function__(self, function: Callable, types: object, args: tuple, kwargs: dict) -> Any:
-        if function in (np.dot, np.einsum, np.tensordot, np.inner):
-            self._note(args)
-        plain = lambda a: a.view(np.ndarray) if isinstance(a, Rows) else a  # noqa: E731
-        return function(*map(plain, args), **kwargs)
 
 
 # Under this name a namespace keeps the arrays that its functions returned last, beside copies of them.
@@ -99,14 +71,14 @@ class Noted:
 class Code:
     """The learner's file as `call` sees it: `code.NAME(...)`. It remembers what was called, for what is said of an error.
 
-    `code.counts[...]`: a check's own counters. `code.counted(W)`: W, with "rows multiplied" counted.
+    `code.counts[...]`: a check's own counters. `code.counted(W)`: W, with its "multiplications" counted.
     `asked`: the function whose costs are counted; what other functions cost is left out. '': all are counted.
     """
 
     def __init__(self, space: dict[str, Any], asked: str = "", axis: Axis | Place | None = None, file: str = "") -> None:
         self.space, self.counts, self.called, self._file = space, Counter(), "", file
-        # Whether what it does is measured.
-        self.measured = True
+        # Whether `watching` looks.
+        self.watched = False
         # What each function has returned last: how many values (-1: none or one), and what, in words.
         self.returned: dict[str, tuple[int, str]] = {}
         self._asked = asked if inspect.isfunction(space.get(asked)) else ""
@@ -153,12 +125,12 @@ class Code:
                 self.counts["peak bytes"] = max(self.counts["peak bytes"], tracemalloc.get_traced_memory()[1] - held)
 
     @contextmanager
-    def watching(self, see: Callable[[list[np.ndarray]], None] | None) -> Iterator[None]:
+    def watching(self, see: Callable[[list[np.ndarray]], None]) -> Iterator[None]:
         """Within, call see(arrays) at every line of the learner's file, with the arrays that its variables hold there.
 
-        Nothing is looked at where `see` is None, or the inputs are moved to see how much that matters.
+        That takes time: cases of the part's first size are looked at, which are enough, and not when inputs are moved.
         """
-        if see is None or not self.measured:
+        if not self.watched:
             yield
             return
 
@@ -196,9 +168,7 @@ class Code:
             self.space.update(given)
 
     def counted(self, W: np.ndarray) -> np.ndarray:
-        watched = W.view(Rows)
-        watched.tally = self.counts
-        return watched
+        return counted(W, self.counts)
 
 
 def _held(frame: FrameType | None, file: str, space: dict[str, Any]) -> list[np.ndarray]:
@@ -241,7 +211,7 @@ def perform(
     """Run `part` on the functions in `space`, which were made from `file`. given: inputs in place of the case's."""
     a = {name: frozen(x) for name, x in (given or case.arrays(part)).items()}
     code, noted = Code(space, part.name, axis, file), Noted(file, space.get("__source__", ""))
-    code.measured = not case.jitter
+    code.watched = not case.jitter and case.size[0] == part.sizes[0][0]
     if isinstance(axis, Axis):
         axis.counts.clear()
         axis.talk.clear()

@@ -36,18 +36,14 @@ class Truth:
         self.parts = {p.name: p for p in exercise.parts}
         self.places = [Place(r, exercise.ranks) for r in range(exercise.ranks)]
         self.right = cache(self._right)
-        self.spaces = cache(self._spaces)
+        self.spaces = cache(self.made)
         # The outcomes of a known mistake are asked for again and again.
         self.remembered = lru_cache(4096)(self.simulated)
 
-    def _spaces(self, source: str, over: bool = False) -> list[dict[str, Any]]:
-        """Namespaces of a source, one a rank; `over`: on top of the solution's."""
+    def made(self, source: str, over: bool = False) -> list[dict[str, Any]]:
+        """Namespaces of a source, one a rank; `over`: on top of the solution's. `spaces` keeps them."""
         before = [load(self.exercise.solution, FILE) if over else None for _ in self.places]
         return [load(source, FILE, {**(b or {}), "__source__": source}) for b in before]
-
-    def made(self, source: str) -> list[dict[str, Any]]:
-        """Namespaces of a source that is run once: they are not kept."""
-        return self._spaces(source)
 
     def simulated(self, case: Case, source: str, over: bool = False) -> list[Outcome]:
         part = self.parts[case.part]

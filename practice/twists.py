@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from practice.exercise import Exercise
-from practice.mutants import _changes
+from practice.mutants import changes
 from practice.part import Case, Outcome
 from practice.simulate import simulate
 from practice.truth import FILE, Truth
@@ -85,11 +85,11 @@ def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twi
         if not any(getattr(node, "lineno", 0) in some for some in lines) or node not in functions:
             continue
         place = _place(statements.get(node), told)
-        changes = (
+        ways = (
             *_swapped(node, functions[node]), *_loops(node),
-            *((_rank(what), _said(what, node, place), change) for what, change in _changes(node)),
+            *((_rank(what), _said(what, node, place), change) for what, change in changes(node)),
         )  # fmt: skip
-        for rank, sentence, change in changes:
+        for rank, sentence, change in ways:
             try:
                 new = ast.fix_missing_locations(change(copy.deepcopy(node)))
                 text = spliced.text(node, new)

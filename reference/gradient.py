@@ -23,8 +23,9 @@ def grid(shape: tuple[int, ...], most: int) -> tuple[np.ndarray, ...]:
     return tuple(np.linspace(0, n - 1, k).round().astype(int) for n, k in zip(shape, keep, strict=True))
 
 
-def at_entries(loss: Loss, arrays: dict[str, np.ndarray], name: str, at: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Derivatives of the loss with respect to arrays[name] on the grid `at`, one evaluation an entry."""
+def at_entries(loss: Loss, arrays: dict[str, np.ndarray], name: str, at: tuple[np.ndarray, ...] | None = None) -> np.ndarray:
+    """Derivatives of the loss with respect to arrays[name] on the grid `at` (None: all entries), one evaluation an entry."""
+    at = [np.arange(n) for n in arrays[name].shape] if at is None else at
     moved = arrays[name].astype(complex)
     gradient = np.empty([len(a) for a in at])
     for place in product(*(range(len(a)) for a in at)):

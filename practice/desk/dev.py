@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 from practice import dev, mutants_found
@@ -46,15 +47,20 @@ def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str],
 
 
 def _check(exercises: Sequence[Exercise], reference: Any, quick: bool) -> int:
-    """On all cores, one exercise each at a time."""
-    wrong = 0
-    with ProcessPoolExecutor(min(len(exercises), len(os.sched_getaffinity(0))), get_context("fork")) as pool:
+    """On all cores, one exercise each at a time. Each worker leads a group of processes, which ends with this one."""
+    wrong, cores = 0, len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(min(len(exercises), cores), get_context("fork"), os.setpgrp) as pool:
         work = partial(_checked, reference, quick)
-        for e, report in zip(exercises, pool.map(work, [e.name for e in exercises]), strict=True):
-            print(dev.show(report), flush=True)
-            if not quick:
-                mutants_found.record(e, report)
-            wrong += bool(report.problems)
+        try:
+            for e, report in zip(exercises, pool.map(work, [e.name for e in exercises]), strict=True):
+                print(dev.show(report), flush=True)
+                if not quick:
+                    mutants_found.record(e, report)
+                wrong += bool(report.problems)
+        except BaseException:
+            for worker in active_children():
+                os.killpg(worker.pid, signal.SIGKILL)
+            raise
     return 1 if wrong else 0
 
 

@@ -1,8 +1,13 @@
 """Learners' files in real processes, right, wrong and misbehaving: each gets one clear paragraph and leaves no process."""
 
 import os
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ from practice.exercise import find
 from practice.workbook import Workbook
 from tests.ahead import ahead
 from tests.grids import thinned
+from tests.harness import ROOT, launcher_free
 from tests.practice.test_cli import book, typed  # noqa: F401  fixtures
 
 ONE, ROW = "y_TD = h_TF @", "y_TD = tp.all_reduce(x_Tf"
@@ -129,3 +135,36 @@ def test_the_program_and_the_state_survive(book, typed):  # noqa: F811
     file.write_text(solution)
     assert "Passed" in typed("check")
     assert [e["what"] for e in Workbook(book).log] == ["start", "check", "check", "check"]
+
+
+def _of_session(number):
+    """The processes of a session that still run."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            state, _, _, session, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found += [int(pid)] if int(session) == number and state != "Z" else []
+    return found
+
+
+def test_an_authors_check_that_is_ended_leaves_no_process():
+    """Not the workers, and not what they have begun: that would go on for minutes."""
+    run = [sys.executable, "-m", "launch.practice", "dev", "check", "--quick", *(f"{n}" for n in range(31, 39))]
+    own = {"cwd": ROOT, "env": launcher_free(dict(os.environ)), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(run, **own, text=True, start_new_session=True)
+    try:
+        while len(_of_session(process.pid)) < 2:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        process.terminate()
+        _, err = process.communicate(timeout=10)
+        assert (process.returncode, err) == (128 + signal.SIGTERM, "ended by SIGTERM\n")
+        # A killed process may take a moment to be gone.
+        end = time.monotonic() + 10
+        while left := _of_session(process.pid):
+            assert time.monotonic() < end, left
+            time.sleep(0.1)
+    finally:
+        for pid in _of_session(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()

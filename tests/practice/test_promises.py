@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from launch.practice import Reference
 from practice import dev, probes, promises, remarks, twists
-from practice.examine import Examiner
 from practice.exercise import every, find
 from practice.progress import Progress
+from tests.practice.test_named import examiner, spoken
 
 # --- promises
 
@@ -47,12 +46,7 @@ def test_an_exercise_that_lists_no_promises_is_refused(monkeypatch):
 
 
 def judged(name, source):
-    return dev.judged(Examiner(find(name), Reference()), source, 1, True)
-
-
-def spoken(verdict):
-    (part,) = [j for j in verdict if j.lines and j.status == "wrong"]
-    return "\n".join(part.lines), part.mistakes
+    return dev.judged(examiner(name), source, 1, True)
 
 
 EINSUM = """

@@ -38,7 +38,7 @@ def want_backward(a, ref, at):
         t = slice(index[0], index[0] + 1) if name == "x" else slice(None)
         return (ref.attention.rms_norm(moved["x"][t], moved["g"], a["eps"]) * a["dy_TD"][t]).sum()
 
-    return {f"d{n}": ref.gradient.at_entries(loss, arrays, n, [np.arange(k) for k in arrays[n].shape]) for n in arrays}
+    return {f"d{n}": ref.gradient.at_entries(loss, arrays, n) for n in arrays}
 
 
 def by_token(a, ref, at):

@@ -18,13 +18,9 @@ def inputs(draw, N, ranks, t):
 
 def call(code, a, dp):
     mine = dp.cut(a["w_N"].size)
-    see = None
-    # Every line is looked at: in cases of the first size, which are enough.
-    if a["w_N"].size == 10:
-        after = want(float64(a), None, dp)
-        moments = np.stack([a["m_N"][mine], a["v_N"][mine], after["m"], after["v"]])
-        see = lambda arrays: whole_moments(code, arrays, moments, a["w_N"].size, mine)  # noqa: E731
-    with code.watching(see):
+    after = want(float64(a), None, dp)
+    moments = np.stack([a["m_N"][mine], a["v_N"][mine], after["m"], after["v"]])
+    with code.watching(lambda arrays: whole_moments(code, arrays, moments, a["w_N"].size, mine)):
         found = code.step(a["w_N"], a["g_rN"][dp.rank], a["m_N"][mine], a["v_N"][mine], a["t"], dict(a["hyper"]), dp)
     w, m, v = found
     return {"w": w, "m": m, "v": v}

@@ -1,50 +1,11 @@
 """What is right in exercise 31 (choice by choice, gradients by complex step), and what is often wrong."""
 
-from collections import Counter
-
 import numpy as np
 
 from practice.part import Part, mistake
 
 WEIGHTS = ("Wr_DN", "W1_NDF", "W2_NFD")
 NAMES = ("x_TD", *WEIGHTS)
-
-
-class Weight(np.ndarray):
-    """An array that counts the multiplications of the products it is in, however they are written."""
-
-    tally: Counter | None = None
-
-    def __array_finalize__(self, other):
-        self.tally = getattr(other, "tally", None)
-
-    def __array_ufunc__(self, ufunc, method, *args, **kwargs):
-        plain = [x.view(np.ndarray) if isinstance(x, Weight) else x for x in args]
-        kwargs["out"] = tuple(x.view(np.ndarray) if isinstance(x, Weight) else x for x in kwargs.get("out", ())) or None
-        result = getattr(ufunc, method)(*plain, **{k: x for k, x in kwargs.items() if x is not None})
-        if self.tally is not None and method == "__call__" and ufunc in (np.matmul, np.multiply) and len(plain) > 1:
-            inner = np.shape(plain[0])[-1] if ufunc is np.matmul else 1
-            self.tally["multiplications"] += int(np.size(result) * inner)
-        return result
-
-    def __array_function__(self, function, types, args, kwargs):
-        result = super().__array_function__(function, types, args, kwargs)
-        given = [x for x in args if isinstance(x, np.ndarray)]
-        if self.tally is not None and function is np.einsum and isinstance(args[0], str):
-            letters = args[0].replace(" ", "").split("->")[0].split(",")
-            sizes = {c: n for text, x in zip(letters, given, strict=False) for c, n in zip(text, x.shape, strict=False)}
-            self.tally["multiplications"] += int(np.prod(list(sizes.values())))
-        elif self.tally is not None and function in (np.dot, np.tensordot, np.inner, np.vdot) and len(given) > 1:
-            inner = (given[0].size * given[1].size / max(1, np.size(result))) ** 0.5
-            self.tally["multiplications"] += round(np.size(result) * inner)
-        products = (np.einsum, np.dot, np.tensordot, np.inner, np.vdot)
-        return result.view(np.ndarray) if function in products and isinstance(result, Weight) else result
-
-
-def watched(code, W):
-    W = W.view(Weight)
-    W.tally = code.counts
-    return W
 
 
 def logits(draw, T, N, k):
@@ -98,7 +59,7 @@ def inputs(draw, T, D, F, N, k):
 
 
 def forward(code, a, at):
-    y_TD, _ = code.moe_forward(a["x_TD"], a["Wr_DN"], *(watched(code, a[n]) for n in WEIGHTS[1:]), a["k"])
+    y_TD, _ = code.moe_forward(a["x_TD"], a["Wr_DN"], *(code.counted(a[n]) for n in WEIGHTS[1:]), a["k"])
     return {"y": y_TD}
 
 
@@ -107,7 +68,7 @@ def backward(code, a, at):
     _, saved = code.moe_forward(x_TD, *(a[n] for n in WEIGHTS), a["k"])
     # The next layer's forward comes before this one's backward.
     code.moe_forward(a["x_TD"][::-1] + 1, *(a[n] for n in WEIGHTS), a["k"])
-    found = code.moe_backward(a["dy_TD"], saved, a["Wr_DN"], *(watched(code, a[n]) for n in WEIGHTS[1:]))
+    found = code.moe_backward(a["dy_TD"], saved, a["Wr_DN"], *(code.counted(a[n]) for n in WEIGHTS[1:]))
     return dict(zip(("dx", "dWr", "dW1", "dW2"), found, strict=True))
 
 
@@ -141,7 +102,7 @@ def derived(a, ref, only=None):
 
     names = NAMES if only is None else NAMES[:1]
     arrays = {n: a[n] for n in NAMES}
-    return {n: ref.gradient.at_entries(loss, arrays, n, [np.arange(s) for s in a[n].shape]) for n in names}
+    return {n: ref.gradient.at_entries(loss, arrays, n) for n in names}
 
 
 def want_backward(a, ref, at):

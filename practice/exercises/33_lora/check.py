@@ -50,7 +50,7 @@ def derived(a, ref, names, frozen=1.0, low=1.0):
         return (y * a["dy_TF"][t]).sum() + 0j
 
     arrays = {n: a[n] for n in NAMES}
-    return {f"d{n[0]}": ref.gradient.at_entries(loss, arrays, n, [np.arange(s) for s in a[n].shape]) for n in names}
+    return {f"d{n[0]}": ref.gradient.at_entries(loss, arrays, n) for n in names}
 
 
 def want_backward(a, ref, at):

@@ -28,7 +28,7 @@ def want_dpo(a, ref, at):
         return sum(softplus(-a["beta"] * (w - rw - (chosen - rl))) for w, chosen, rw, rl in rows) / len(a["w_N"]) + 0j
 
     arrays = {n: a[n] for n in ("w_N", "l_N")}
-    found = {f"d{n[0]}": ref.gradient.at_entries(loss, arrays, n, [np.arange(len(a[n]))]) for n in arrays}
+    found = {f"d{n[0]}": ref.gradient.at_entries(loss, arrays, n) for n in arrays}
     return {"loss": float(loss(arrays, "", ()).real), **found}
 
 
@@ -83,7 +83,7 @@ def slope(a, ref, **which):
     def loss(moved, name, index):
         return group_loss(a, moved["logp_T"], own=index[0], **which)
 
-    return ref.gradient.at_entries(loss, {"logp_T": a["logp_T"]}, "logp_T", [np.arange(len(a["logp_T"]))])
+    return ref.gradient.at_entries(loss, {"logp_T": a["logp_T"]}, "logp_T")
 
 
 def want_grpo(a, ref, at):
