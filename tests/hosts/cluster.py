@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -304,4 +305,5 @@ def environment() -> dict[str, str]:
     none of them knows: those that wait let the others go on."""
     from tests.harness import launcher_free
 
-    return {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"} | launcher_free(dict(os.environ))
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"} | launcher_free(dict(os.environ)) | {"PATH": path}
