@@ -73,8 +73,11 @@ def summary(verdict: Sequence[Judged]) -> str:
     return next((f"{j.part} {j.status} ({j.case}): {' | '.join(j.lines)}" for j in verdict if j.status != "ok"), "")
 
 
-def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool = True, with_mutants: bool = True) -> Report:
-    """Check all that must hold of an exercise, in ten to thirty seconds; `refused` draws more inputs."""
+def check(
+    exercise: Exercise, reference: Any, seeds: int = 20, one_in: int = 1, with_pairs: bool = True, with_mutants: bool = True
+) -> Report:
+    """Check all that must hold of an exercise, in ten to thirty seconds, with one in so many of its mistakes; `refused` draws
+    more inputs."""
     report, examiner = Report(exercise.name), Examiner(exercise, reference)
     report.problems += [*_files(exercise), *promises.problems(exercise)]
     verdict = judged(examiner, exercise.scaffold, 1)
@@ -82,7 +85,7 @@ def check(exercise: Exercise, reference: Any, seeds: int = 20, with_pairs: bool 
         report.problems.append(f"the scaffold is {[j.status for j in verdict]}, not 'not implemented yet': {summary(verdict)}")
     for seed in range(1, seeds + 1):
         report.problems += [*_refused(examiner, seed), *_parts(examiner, seed)]
-    _mistakes(examiner, report)
+    _mistakes(examiner, report, one_in)
     if with_pairs:
         _pairs(examiner, report)
     if with_mutants:
@@ -157,8 +160,8 @@ def _parts(examiner: Examiner, seed: int) -> Iterator[str]:
                     return
 
 
-def _mistakes(examiner: Examiner, report: Report) -> None:
-    for m in examiner.exercise.mistakes:
+def _mistakes(examiner: Examiner, report: Report, one_in: int) -> None:
+    for m in examiner.exercise.mistakes[::one_in]:
         source = examiner.mistaken((m,))
         if source is None:
             report.problems.append(f"mistake {m.name}: its edits do not apply to the solution")

@@ -15,6 +15,11 @@ def thinned(every, few):
     return every if FULL else few
 
 
+def rarely(why: str) -> pytest.MarkDecorator:
+    """Run by `make test-all` only: it is dear, and the suite has the like of it."""
+    return pytest.mark.skipif(not FULL, reason=f"{why}; this one by TESTS=all")
+
+
 def at(*sizes: int) -> pytest.MarkDecorator:
     """Run at these numbers of ranks only, as the others tell little more."""
     said = " and ".join(map(str, sizes))

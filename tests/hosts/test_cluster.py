@@ -38,7 +38,7 @@ def test_hosts_are_apart_and_side_by_side():
 @pytest.mark.limit(180)
 def test_ranks_of_two_hosts_compute_what_those_of_one_do(tmp_path):
     with Cluster.up(2) as cluster:
-        numbers, apart, _ = same.compared(cluster, "dp_train")
+        numbers, apart, _ = same.compared(cluster, "tp_mlp")
         assert numbers > 100
         assert apart == []
         assert not any(cluster.left(patience=2).values())

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from tests.grids import thinned
+from tests.grids import rarely, thinned
 from tests.harness import command, mpirun
 from tests.inside import inside
 
@@ -53,10 +53,10 @@ def test_logits(comm, shared):
     np.testing.assert_allclose(z[best], [17.371, 14.889, 13.245, 13.010, 12.952], atol=0.005)
 
 
+@rarely("2, 3 and 4 ranks hold 5 and 4 heads, 3 each, and 3, 2, 2 and 2")
 def test_nine_heads_on_nine_ranks():
-    most = thinned(12, 3)
-    what = ("--prompt", FRANCE, "--max-new-tokens", str(most), "--ignore-eos", "--json", "--prefill-chunk", "2")
-    assert command("generate", 9, *what)["tokens"] == TOKENS[:most]
+    what = ("--prompt", FRANCE, "--max-new-tokens", "12", "--ignore-eos", "--json", "--prefill-chunk", "2")
+    assert command("generate", 9, *what)["tokens"] == TOKENS[:12]
 
 
 def test_it_chats_and_stops(comm):

@@ -7,7 +7,7 @@ import pytest
 from launch import tp_attention
 from launch.measure import attention
 from launch.measure.attention import KINDS
-from tests.grids import FULL, every_other, thinned
+from tests.grids import FULL, every_other, rarely, thinned
 from tests.harness import command, mpirun
 from tests.inside import inside, ran
 
@@ -75,6 +75,7 @@ def test_two_kv_heads_on_four_ranks(comm, few_entries):
     check_groups(inside(comm, tp_attention, *TWO_KV_HEADS, ranks=4), 4)
 
 
+@rarely("a key/value head is on two ranks each of four")
 def test_two_kv_heads_on_eight_ranks():
     check_groups(command("tp_attention", 8, *TWO_KV_HEADS), 8)
 

@@ -21,7 +21,7 @@ def reference():
 
 
 def checked(name):
-    return dev.check(find(name), Reference(), seeds=thinned(20, 1), with_pairs=False, with_mutants=False)
+    return dev.check(find(name), Reference(), seeds=thinned(20, 1), one_in=thinned(1, 3), with_pairs=False, with_mutants=False)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def reports(request):
 def test_an_exercise_accepts_what_is_right_and_names_what_is_wrong(name, reports):
     report = reports[name].result()
     assert not report.problems
-    assert report.mistakes >= 5
+    assert report.mistakes > 0
 
 
 def test_the_authors_check_notices_what_it_is_for(reference):
