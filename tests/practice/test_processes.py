@@ -95,7 +95,9 @@ def edited(what):
     head, _, tail = find(name).solution.partition(before)
     assert tail
     pad = " " * (len(head) - len(head.rstrip(" ")))
-    return judged(name, f"{head}{statements}\n{pad}{before}{tail}", seconds=1 if "still running" in said else None)
+    # On a busy machine several ranks take more than a second until one is in its loop.
+    seconds = (1 if find(name).ranks == 1 else 4) if "still running" in said else None
+    return judged(name, f"{head}{statements}\n{pad}{before}{tail}", seconds=seconds)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +151,7 @@ def _of_session(number):
 
 def test_an_authors_check_that_is_ended_leaves_no_process():
     """Not the workers, and not what they have begun: that would go on for minutes."""
-    run = [sys.executable, "-m", "launch.practice", "dev", "check", "--quick", *(f"{n}" for n in range(31, 39))]
+    run = [sys.executable, "-m", "launch.practice", "dev", "check", *map(str, range(31, 39)), "--quick"]
     own = {"cwd": ROOT, "env": launcher_free(dict(os.environ)), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(run, **own, text=True, start_new_session=True)
     try:
