@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from parallel.remains import die_with_parent
 from practice import promises
 from practice.examine import Examiner, Judged
 from practice.exercise import Exercise
@@ -289,8 +290,9 @@ def forked(work: Callable[[str], str], items: Sequence[str], seconds: float) -> 
     done = 0
     while done < len(items):
         reader, writer = os.pipe()
-        child = os.fork()
+        parent, child = os.getpid(), os.fork()
         if child == 0:
+            die_with_parent(parent)
             os.close(reader)
             _work(work, items[done:], seconds, writer)
         os.close(writer)

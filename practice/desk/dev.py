@@ -7,10 +7,10 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import active_children, get_context
 from typing import Any
 
+from parallel.remains import die_with_parent
 from practice import dev, mutants_found
 from practice.check import check
 from practice.exercise import Exercise, every, find
@@ -47,21 +47,28 @@ def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str],
 
 
 def _check(exercises: Sequence[Exercise], reference: Any, quick: bool) -> int:
-    """On all cores, one exercise each at a time. Each worker leads a group of processes, which ends with this one."""
+    """On all cores, one exercise each at a time."""
     wrong, cores = 0, len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(min(len(exercises), cores), get_context("fork"), os.setpgrp) as pool:
-        work = partial(_checked, reference, quick)
+    with ProcessPoolExecutor(min(len(exercises), cores), get_context("fork"), _begun, (os.getpid(),)) as pool:
         try:
-            for e, report in zip(exercises, pool.map(work, [e.name for e in exercises]), strict=True):
-                print(dev.show(report), flush=True)
+            reports = [pool.submit(_checked, reference, quick, e.name) for e in exercises]
+            for e, report in zip(exercises, reports, strict=True):
+                print(dev.show(report.result()), flush=True)
                 if not quick:
-                    mutants_found.record(e, report)
-                wrong += bool(report.problems)
+                    mutants_found.record(e, report.result())
+                wrong += bool(report.result().problems)
         except BaseException:
             for worker in active_children():
-                os.killpg(worker.pid, signal.SIGKILL)
+                worker.terminate()
             raise
     return 1 if wrong else 0
+
+
+def _begun(parent: int) -> None:
+    """A worker, which ends with this process and when this process says so."""
+    die_with_parent(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _checked(reference: Any, quick: bool, name: str) -> dev.Report:
