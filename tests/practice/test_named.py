@@ -137,7 +137,7 @@ def test_all_results_that_are_right_and_wrong_are_told():
 def test_a_verdict_on_several_results_tells_which(exercise):
     """Of every exercise: what the line says is what is right and wrong in the cases that fail."""
     own = examiner(exercise.name)
-    for mistake in thinned(exercise.mistakes[:6], exercise.mistakes[1::9][:2]):
+    for mistake in thinned(exercise.mistakes[:6], exercise.mistakes[1:2]):
         source = own.mistaken((mistake,))
         for j in dev.told(own, source, 1):
             if j.status != "wrong" or not own.failed or j.part != own.failed[0].part:
