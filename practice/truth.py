@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from practice.axis import Place
+from practice.axis import VERBS, Place
 from practice.compare import longest_sum, same, tolerances, wrong_entries
 from practice.exercise import Exercise, load
 from practice.part import Case, Mistake, Outcome, float64
@@ -198,4 +198,5 @@ class Truth:
 
 def _partners(waits: str) -> list[tuple[str, str]]:
     """Which verbs a rank waits in, and for whom: [("send", "1"), ("recv", "3")]."""
-    return re.findall(r"\b(send|recv|all_reduce|all_gather|reduce_scatter|broadcast)\b(?:[^|]*?(?:to|from) rank (\d+))?", waits)
+    verbs = "|".join(v for v in VERBS if v != "sendrecv")
+    return re.findall(rf"\b({verbs})\b(?:[^|]*?(?:to|from) rank (\d+))?", waits)
