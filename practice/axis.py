@@ -122,8 +122,9 @@ class Axis(Place):
         self.counts["all_to_all"] += 1
         self.counts["rounds"] += 1
         self.counts["numbers sent"] += sum(x.size for r, x in enumerate(xs) if r != self.rank)
-        what = f"all_to_all #{self.counts['all_to_all']} of {', '.join(map(_brief, xs))}|{self._line()}"
-        return self._meet(np.concatenate([x.ravel() for x in xs]), "all_to_all", tuple(x.shape for x in xs), what)
+        flat = np.concatenate([x.ravel() for x in xs])
+        what = f"all_to_all #{self.counts['all_to_all']} of {_brief(flat)}|{self._line()}"
+        return self._meet(flat, "all_to_all", tuple(x.shape for x in xs), what)
 
     def broadcast(self, x: np.ndarray, root: int = 0) -> np.ndarray:
         return self._collective("broadcast", x, root, 1)
