@@ -183,7 +183,7 @@ class Truth:
                 if a.dtype != b.dtype:
                     return False
                 if a.dtype.kind == "f":
-                    # A wrong answer may have another shape than the right one, and be larger; then its rounding is larger too.
+                    # A wrong answer may be larger than the right one; then its rounding is larger too.
                     finite = np.abs(a[np.isfinite(a)])
                     allowed = float(np.max(allowed, initial=0.0)) + 64 * np.finfo(a.dtype).eps * float(finite.max(initial=0.0))
                 if loose and a.shape == b.shape and a.dtype.kind == "f" and a.size:
