@@ -109,6 +109,11 @@ def model(draw, T, D, F, units, ranks):
     return a | {f"w {u}": draw(sum(int(np.prod(s)) for s in shapes(*size))) for u, size in enumerate(a["sizes"])}
 
 
+def one_unit(draw, D, F, ranks):
+    size = (D, F, 1)
+    return {"sizes": [size], "w 0": draw(sum(int(np.prod(s)) for s in shapes(*size)))}
+
+
 def flat(a):
     return [a[f"w {u}"] for u in range(len(a["sizes"]))]
 
@@ -166,7 +171,12 @@ def backward(code, a, dp):
     _, kept = code.forward(x, parts, units, watched)
     code.forward(x[::-1] * 0.5, parts[:1], units[:1], watched)
     dx, dws = code.backward(a["dy_TD"][dp.cut(len(a["dy_TD"]))], kept, parts, units, watched)
-    return {"dx": dx} | {f"dw {u}": dw for u, dw in enumerate(dws)} | {"how many dw": len(dws)}
+    return {"dx": dx} | by_unit(list(dws))
+
+
+def by_unit(dws):
+    first, *others, last = dws if len(dws) > 1 else (*dws, dws[0])
+    return {"how many dw": len(dws), "first dw": first, "last dw": last, "other dw": np.concatenate([first[:0], *others])}
 
 
 def want_gather(a, ref, dp):
@@ -196,16 +206,15 @@ def gradient(a, ref, name, own):
 
 def want_backward(a, ref, dp):
     found = {"dx": gradient(a, ref, "x_TD", dp.cut(len(a["x_TD"])))}
-    found |= {f"dw {u}": gradient(a, ref, f"w {u}", dp.cut(w.size)) for u, w in enumerate(flat(a))}
-    return found | {"how many dw": len(flat(a))}
+    return found | by_unit([gradient(a, ref, f"w {u}", dp.cut(w.size)) for u, w in enumerate(flat(a))])
 
 
 def terms(a, ref, dp):
-    """A gradient is the sum of what each rank's tokens give. Of the first unit that has a number here."""
-    u, own = next((u, c) for u, w in enumerate(flat(a)) if (c := dp.cut(w.size)).stop > c.start or u + 1 == len(flat(a)))
+    """A gradient is the sum of what each rank's tokens give."""
+    own = dp.cut(flat(a)[0].size)
     tokens = {f"tokens of rank {q.rank}": q.cut(len(a["x_TD"])) for q in dp.others()}
     given = {what: a | {"x_TD": a["x_TD"][t], "dy_TD": a["dy_TD"][t]} for what, t in tokens.items() if t.stop > t.start}
-    return {f"dw {u}": {what: gradient(one, ref, f"w {u}", own) for what, one in given.items()}}
+    return {"first dw": {what: gradient(one, ref, "w 0", own) for what, one in given.items()}}
 
 
 def once(a, dp):
@@ -229,11 +238,19 @@ def random_size(rng):
     return int(rng.choice([2, 5, 7, 9])), int(rng.choice([2, 3, 5])), int(rng.integers(1, 4)), int(rng.integers(1, 3)), 4
 
 
+def random_backward(rng):
+    return int(rng.choice([2, 5, 7])), int(rng.choice([2, 3])), int(rng.integers(1, 4)), int(rng.integers(2, 4)), 4
+
+
+def random_unit(rng):
+    return int(rng.choice([2, 3, 5])), int(rng.integers(1, 5)), 4
+
+
 SIZES = ((3, 2, 1, 2, 4), (5, 1, 1, 1, 4), (9, 3, 2, 3, 4))
 PARTS = (
-    Part("gather", SIZES[:1], model, gather, want_gather, limits=limits_gather, random_size=random_size),
+    Part("gather", ((2, 3, 4), (1, 1, 4)), one_unit, gather, want_gather, limits=limits_gather, random_size=random_unit),
     Part("forward", SIZES, model, forward, want_forward, limits=limits_forward, random_size=random_size),
-    Part("backward", SIZES[:2], model, backward, want_backward, terms, limits_backward, random_size=random_size),
+    Part("backward", SIZES[:2], model, backward, want_backward, terms, limits_backward, random_size=random_backward),
 )
 
 RUN = "x_tD, saved = unit.forward(x_tD, gather(w_n, unit.shapes, dp))"

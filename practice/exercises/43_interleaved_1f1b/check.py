@@ -63,19 +63,19 @@ def numbers(draw, ranks, chunks, m):
 
 def warm_up(code, a, at):
     m = a["m"] + -a["m"] % a["ranks"]
-    return {f"rank {r}": code.warm_up(r, a["ranks"], a["chunks"], m) for r in range(a["ranks"])}
+    return {f"warm_up[{r}]": code.warm_up(r, a["ranks"], a["chunks"], m) for r in range(a["ranks"])}
 
 
 def want_warm_up(a, ref, at):
     m = a["m"] + -a["m"] % a["ranks"]
-    return {f"rank {r}": right_count(r, a["ranks"], a["chunks"], m) for r in range(a["ranks"])}
+    return {f"warm_up[{r}]": right_count(r, a["ranks"], a["chunks"], m) for r in range(a["ranks"])}
 
 
 def shown(plans, v):
     return {
         "operations that wait for ever": never_run(plans, v),
         "most in flight, by rank": [in_flight(plan) for plan in plans],
-    } | {f"rank {r}": [list(op) for op in plan] for r, plan in enumerate(plans)}
+    } | {f"plan[{r}]": [list(op) for op in plan] for r, plan in enumerate(plans)}
 
 
 def schedule(code, a, at):
