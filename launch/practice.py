@@ -1,4 +1,4 @@
-"""Practice: thirty-eight exercises with an examiner that names the mistake, and when each is due again.
+"""Practice: exercises with an examiner that names the mistake, and when each is due again.
 
 With no verb: where you are, and the next command. NAME is an exercise's number or the beginning of its name; without it, the
 current one. Your work is in workbook/, or in the folder that RANKWISE_WORKBOOK names; RANKWISE_EDITOR is opened by `start`.

@@ -1,26 +1,29 @@
 """What a parallel exercise is handed: the verbs it may use, each counted, recorded, and found out when it hangs.
 
-    all_reduce(x, op="sum"), all_gather(x, dim=0), reduce_scatter(x, dim=0), broadcast(x, root=0)
+    all_reduce(x, op="sum"), all_gather(x, dim=0), reduce_scatter(x, dim=0), all_to_all(xs), broadcast(x, root=0)
     send(to, x), recv(source), sendrecv(to, x, source)
 
 Sends are synchronous: they return when the receiver has taken the message. Verbs return new arrays and leave arguments alone.
-Parts of all_gather may be uneven; reduce_scatter cuts as evenly as it goes, larger parts first.
+Parts of all_gather may be uneven; reduce_scatter cuts as evenly as it goes, larger parts first; all_to_all takes and returns an
+array a rank, of any shapes.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-VERBS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "sendrecv")
+VERBS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send", "recv", "sendrecv")
 # What a verb takes and returns, in a line: every scaffold has those of its exercise.
 SIGNATURES = {
     "all_reduce": 'all_reduce(x, op="sum") -> y     the sum over the ranks, on every rank; op: "sum", "max" or "min"',
     "all_gather": "all_gather(x, dim=0) -> y        the ranks' arrays one after another along dim, which may be uneven",
     "reduce_scatter": "reduce_scatter(x, dim=0) -> y    this rank's part, cut(length), of the sum over the ranks",
+    "all_to_all": "all_to_all(xs) -> ys           lists of an array a rank: xs[r] goes to rank r, ys[r] came from it",
     "broadcast": "broadcast(x, root=0) -> y        rank root's array, on every rank",
     "send": "send(to, x)                      returns when rank `to` has taken x",
     "recv": "recv(source) -> x                waits for rank `source`",
@@ -51,8 +54,15 @@ class Place:
         return [Place(rank, self.size) for rank in range(self.size)]
 
 
-def collective(verb: str, arrays: Sequence[np.ndarray], option: object, place: Place) -> np.ndarray:
+# A rank's call of a collective: verb, shape, dtype, option. Of all_to_all that is the shapes of what goes to each rank.
+Call = tuple[str, tuple[int, ...], str, object]
+
+
+def collective(arrays: Sequence[np.ndarray], calls: Sequence[Call], place: Place) -> np.ndarray | list[np.ndarray]:
     """What a rank gets from a collective to which all ranks bring `arrays`."""
+    verb, _, _, option = calls[place.rank]
+    if verb == "all_to_all":
+        return [pieces(x, shapes)[place.rank] for x, (*_, shapes) in zip(arrays, calls, strict=True)]
     if verb == "all_reduce":
         return REDUCE[option].reduce(np.stack(arrays), axis=0)
     if verb == "all_gather":
@@ -61,6 +71,12 @@ def collective(verb: str, arrays: Sequence[np.ndarray], option: object, place: P
         return np.array(arrays[option])
     whole = np.add.reduce(np.stack(arrays), axis=0)
     return np.array(np.moveaxis(np.moveaxis(whole, option, 0)[place.cut(whole.shape[option])], 0, option))
+
+
+def pieces(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """Copies of arrays of these shapes that lie flat in x, one after another."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    return [piece.reshape(shape).copy() for piece, shape in zip(np.split(x, ends[:-1]), shapes, strict=True)]
 
 
 class Axis(Place):
@@ -75,7 +91,7 @@ class Axis(Place):
 
     # --- provided by a subclass
 
-    def _meet(self, x: np.ndarray, verb: str, option: object, what: str) -> list[np.ndarray] | np.ndarray:
+    def _meet(self, x: np.ndarray, verb: str, option: object, what: str) -> np.ndarray | list[np.ndarray]:
         """Bring x to a collective of all ranks and return its result."""
         raise NotImplementedError
 
@@ -95,6 +111,20 @@ class Axis(Place):
 
     def reduce_scatter(self, x: np.ndarray, dim: int = 0) -> np.ndarray:
         return self._collective("reduce_scatter", x, dim, 1)
+
+    def all_to_all(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if not isinstance(xs, (list, tuple, np.ndarray)) or len(xs) != self.size:
+            got = f"{len(xs)} of them" if isinstance(xs, (list, tuple, np.ndarray)) else type(xs).__name__
+            raise TypeError(f"all_to_all takes a list of {self.size} arrays, xs[r] for rank r, got {got}")
+        xs = [self._argument("all_to_all", x) for x in xs]
+        if len({x.dtype for x in xs}) > 1:
+            raise TypeError(f"all_to_all takes arrays of one dtype, got {', '.join(str(x.dtype) for x in xs)}")
+        self.counts["all_to_all"] += 1
+        self.counts["rounds"] += 1
+        self.counts["numbers sent"] += sum(x.size for r, x in enumerate(xs) if r != self.rank)
+        flat = np.concatenate([x.ravel() for x in xs])
+        what = f"all_to_all #{self.counts['all_to_all']} of {_brief(flat)}|{self._line()}"
+        return self._meet(flat, "all_to_all", tuple(x.shape for x in xs), what)
 
     def broadcast(self, x: np.ndarray, root: int = 0) -> np.ndarray:
         return self._collective("broadcast", x, root, 1)
@@ -167,9 +197,13 @@ def _brief(x: np.ndarray) -> str:
     return f"{' x '.join(map(str, x.shape)) or '1'} {x.dtype}"
 
 
-def disagreement(calls: Sequence[tuple[str, tuple[int, ...], str, object]]) -> str:
-    """What the ranks of a collective do not agree on; '' if they agree. calls: (verb, shape, dtype, option) by rank."""
+def disagreement(calls: Sequence[Call]) -> str:
+    """What the ranks of a collective do not agree on; '' if they agree."""
     first = calls[0]
+    if all(call[0] == "all_to_all" for call in calls):
+        # Its arrays are of any shapes.
+        calls = [(verb, (), dtype, "") for verb, _, dtype, _ in calls]
+        first = calls[0]
     for rank, call in enumerate(calls):
         if call[0] != first[0]:
             return f"rank 0 calls {first[0]} while rank {rank} calls {call[0]}"

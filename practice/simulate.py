@@ -77,13 +77,12 @@ class Stage:
         live = [r for r in range(self.size) if not self.done[r]]
         w = self.waits
         if len(live) == self.size and all("call" in w[r] for r in live):
-            problem = disagreement([w[r]["call"] for r in live])
-            arrays = [w[r]["x"] for r in live]
+            calls = [w[r]["call"] for r in live]
+            problem, arrays = disagreement(calls), [w[r]["x"] for r in live]
             for rank in live:
                 if not problem:
-                    verb, _, _, option = w[rank]["call"]
                     try:
-                        w[rank]["result"] = collective(verb, arrays, option, Place(rank, self.size))
+                        w[rank]["result"] = collective(arrays, calls, Place(rank, self.size))
                     except (ValueError, IndexError, TypeError) as error:
                         w[rank]["problem"] = str(error)
                 else:
@@ -101,7 +100,7 @@ class SimulatedAxis(Axis):
         super().__init__(rank, stage.size, allow, file)
         self._stage = stage
 
-    def _meet(self, x: np.ndarray, verb: str, option: object, what: str) -> np.ndarray:
+    def _meet(self, x: np.ndarray, verb: str, option: object, what: str) -> np.ndarray | list[np.ndarray]:
         return self._stage.wait(self.rank, call=(verb, x.shape, str(x.dtype), option), x=x, what=what)
 
     def _transfer(self, to: int | None, x: np.ndarray | None, source: int | None, what: str) -> np.ndarray | None:

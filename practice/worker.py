@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
 import resource
 import signal
@@ -22,7 +23,7 @@ import numpy as np
 
 from parallel.atomic import write_atomically
 from practice import rules
-from practice.axis import Axis, Place, disagreement
+from practice.axis import Axis, Call, Place, disagreement, pieces
 from practice.exercise import Exercise
 from practice.part import Case, Outcome
 from practice.perform import Code, described, perform
@@ -60,31 +61,31 @@ class MpiAxis(Axis):
         # Two communicators, so that a rank that has ended a case early is not paired with one in a collective.
         self._control, self._between, self.case = Control(comm), Control(comm), 0
 
-    def _meet(self, x: np.ndarray, verb: str, option: object, what: str) -> np.ndarray:
+    def _meet(self, x: np.ndarray, verb: str, option: object, what: str) -> np.ndarray | list[np.ndarray]:
         self._state.write("waits", self.case, what=what, verb=verb)
         calls = self._control.everyone((verb, x.shape, str(x.dtype), option))
         problem = disagreement(calls)
         if problem:
             self._state.write("busy", self.case)
             raise ValueError(problem)
-        y = getattr(self, f"_{verb}")(x, option, [c[1] for c in calls])
+        y = getattr(self, f"_{verb}")(x, option, calls)
         self._state.write("busy", self.case)
         return y
 
-    def _all_reduce(self, x: np.ndarray, op: str, shapes: list) -> np.ndarray:
+    def _all_reduce(self, x: np.ndarray, op: str, calls: Sequence[Call]) -> np.ndarray:
         y = np.empty_like(x)
         self._comm.Allreduce(x, y, {"sum": self._mpi.SUM, "max": self._mpi.MAX, "min": self._mpi.MIN}[op])
         return y
 
-    def _all_gather(self, x: np.ndarray, dim: int, shapes: list) -> np.ndarray:
+    def _all_gather(self, x: np.ndarray, dim: int, calls: Sequence[Call]) -> np.ndarray:
         x = np.ascontiguousarray(np.moveaxis(x, dim, 0))
         row = int(np.prod(x.shape[1:]))
-        lengths = [shape[dim] for shape in shapes]
+        lengths = [shape[dim] for _, shape, _, _ in calls]
         y = np.empty((sum(lengths), *x.shape[1:]), x.dtype)
         self._comm.Allgatherv(x, [y, [n * row for n in lengths]])
         return np.array(np.moveaxis(y, 0, dim))
 
-    def _reduce_scatter(self, x: np.ndarray, dim: int, shapes: list) -> np.ndarray:
+    def _reduce_scatter(self, x: np.ndarray, dim: int, calls: Sequence[Call]) -> np.ndarray:
         x = np.ascontiguousarray(np.moveaxis(x, dim, 0))
         row = int(np.prod(x.shape[1:]))
         lengths = [len(range(*self.cut(len(x), rank).indices(len(x)))) for rank in range(self.size)]
@@ -92,8 +93,15 @@ class MpiAxis(Axis):
         self._comm.Reduce_scatter(x, y, [n * row for n in lengths], self._mpi.SUM)
         return np.array(np.moveaxis(y, 0, dim))
 
-    def _broadcast(self, x: np.ndarray, root: int, shapes: list) -> np.ndarray:
-        y = x if self.rank == root else np.empty(shapes[root], x.dtype)
+    def _all_to_all(self, x: np.ndarray, shapes: Sequence[tuple[int, ...]], calls: Sequence[Call]) -> list[np.ndarray]:
+        come = [theirs[self.rank] for *_, theirs in calls]
+        leaving, coming = ([math.prod(shape) for shape in some] for some in (shapes, come))
+        y = np.empty(sum(coming), x.dtype)
+        self._comm.Alltoallv([x, leaving], [y, coming])
+        return pieces(y, come)
+
+    def _broadcast(self, x: np.ndarray, root: int, calls: Sequence[Call]) -> np.ndarray:
+        y = x if self.rank == root else np.empty(calls[root][1], x.dtype)
         self._comm.Bcast(y, root)
         return y
 

@@ -17,6 +17,7 @@ from launch import practice as command
 from practice.check import check
 from practice.desk.desk import Desk, Refused, number_of
 from practice.exercise import every, find
+from practice.pages import papers
 from practice.workbook import Workbook
 from tests.harness import ROOT, launcher_free, mpirun
 
@@ -258,7 +259,7 @@ def test_lists_and_pages(book, typed):
 
 
 ERRORS = {
-    ("start", "nothing"): "'nothing' is no exercise: use 1 to 38, or a name that python -m launch.practice list shows",
+    ("start", "nothing"): f"'nothing' is no exercise: use 1 to {len(every())}, or a name that python -m launch.practice list",
     ("start", "mlp"): "'mlp' is the beginning of several: use one of",
     ("check",): "no exercise has been started: python -m launch.practice start",
     ("check", "20"): "start 20",
@@ -266,7 +267,7 @@ ERRORS = {
     ("drill", "stop"): "no drill is running",
     ("drill", "--minutes", "0"): "from 1 to 600",
     ("drill", "--topic", "origami"): "use one of MLP,",
-    ("read", "99"): "from 1 to 21",
+    ("read", "99"): f"from 1 to {len(papers())}",
     ("read", "1", "maybe"): "use done, wip or -",
     ("cheat", "origami"): "is no topic",
     ("rate", "01", "good"): "no finished attempt",
