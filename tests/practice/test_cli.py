@@ -258,7 +258,7 @@ def test_lists_and_pages(book, typed):
 
 
 ERRORS = {
-    ("start", "nothing"): "'nothing' is no exercise: use 1 to 38, or a name that python -m launch.practice list shows",
+    ("start", "nothing"): f"'nothing' is no exercise: use 1 to {len(every())}, or a name that python -m launch.practice list",
     ("start", "mlp"): "'mlp' is the beginning of several: use one of",
     ("check",): "no exercise has been started: python -m launch.practice start",
     ("check", "20"): "start 20",
