@@ -182,10 +182,10 @@ class Truth:
             if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
                 if a.dtype != b.dtype:
                     return False
-                if a.dtype.kind == "f" and a.size:
+                if a.dtype.kind == "f":
                     # A wrong answer may be larger than the right one; then its rounding is larger too.
                     finite = np.abs(a[np.isfinite(a)])
-                    allowed = float(np.max(allowed)) + 64 * np.finfo(a.dtype).eps * float(finite.max(initial=0.0))
+                    allowed = float(np.max(allowed, initial=0.0)) + 64 * np.finfo(a.dtype).eps * float(finite.max(initial=0.0))
                 if loose and a.shape == b.shape and a.dtype.kind == "f" and a.size:
                     numbers = np.isfinite(a)
                     if 2 * numbers.sum() < a.size:
