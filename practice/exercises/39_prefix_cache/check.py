@@ -187,7 +187,7 @@ def sizes(blocks, requests, steps):
 
 ALL = ("admit", "append", "append", "append", "release")
 PARTS = (
-    Part("key", ((4, 3), (2, 5), (3, 2)), chains, call_key, want_key, dtypes=("float64",), limits=lambda a, at: {"characters of a key": 200},
+    Part("key", ((4, 3), (2, 5), (3, 2)), chains, call_key, want_key, dtypes=("float64",), limits=lambda a, at: {"characters of a key": 300},
          random_size=lambda rng: (int(rng.integers(2, 5)), int(rng.integers(2, 7)))),
     part("admit", ("admit",), ((31, 3, 6, 6), (31, 2, 3, 3), (31, 4, 6, 6), (15, 1, 3, 3)), sizes(31, 6, (4, 7))),
     part("append", ("admit", "append", "append", "append"), ((41, 3, 4, 30), (41, 2, 4, 25), (25, 1, 3, 12)), sizes(41, 4, (15, 30))),

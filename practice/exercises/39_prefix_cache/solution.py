@@ -18,7 +18,7 @@ import hashlib
 def key(parent, tokens):
     """Of a full block: `parent` is the key of the block before it, None at the first; tokens: a list of ints -> key, to look up in a dict.
 
-    Equal only if parent and tokens are the same, and never longer as text than 200 characters, however many blocks came before.
+    Equal only if parent and tokens are the same, and never longer as text than 300 characters, however many blocks came before.
     """
     # --- yours ---
     return hashlib.sha256(repr((parent, tokens)).encode()).hexdigest()
