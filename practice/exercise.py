@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import CodeType, SimpleNamespace
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
 from practice.axis import PLACE, SIGNATURES, VERBS
@@ -16,6 +17,8 @@ from practice.part import Mistake, Part
 
 FOLDER = Path(__file__).resolve().parent / "exercises"
 YOURS, END = "# --- yours ---", "# --- end ---"
+# Classes of a learner's file say that they are of this module, and `dataclass` looks it up.
+sys.modules.setdefault("exercise", ModuleType("exercise"))
 
 
 class NoSuchExercise(ValueError):
@@ -32,7 +35,7 @@ def load(text: str, name: str, before: dict[str, Any] | None = None) -> dict[str
 @lru_cache(maxsize=64)
 def _compiled(text: str, name: str) -> CodeType:
     """The same for all ranks."""
-    return compile(text, name, "exec")
+    return compile(text, name, "exec", dont_inherit=True)
 
 
 @dataclass(frozen=True)

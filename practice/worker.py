@@ -186,7 +186,7 @@ def main(job: str, comm: Any = None) -> None:
     failed = None
     state.write("busy", 0)
     try:
-        exec(compile(source, file, "exec"), space)
+        exec(compile(source, file, "exec", dont_inherit=True), space)
     except BaseException as error:
         failed = Outcome("error", error=described(error, Code(space), file))
     stuck: set[str] = set()

@@ -88,3 +88,13 @@ def test_whatever_is_returned_the_examiner_keeps_its_head(odd, reference):
     (verdict,) = dev.judged(Examiner(exercise, reference), source, seed=1)
     assert verdict.status == "wrong"
     assert verdict.lines
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
+def test_a_file_may_make_dataclasses(future, reference):
+    """They look up the module that their class is of."""
+    exercise = find("01_mlp_forward")
+    body = exercise.solution.partition('"""\n\n')[2]
+    source = f"{future}from dataclasses import dataclass\n\n@dataclass\nclass Kept:\n    tokens: int = 0\n\n{body}"
+    (verdict,) = dev.judged(Examiner(exercise, reference), source, seed=1)
+    assert verdict.status == "ok", verdict.lines
