@@ -94,7 +94,7 @@ def swept() -> None:
     global _sweeper
     if not _sweeper and launcher.local_rank() == 0:
         since, patience = (_begun - remains.BEFORE, ALL_GONE) if launcher.by_open_mpi() else (None, remains.PATIENCE)
-        _sweeper = remains.sweeper(remains.MPI_NAMES, since, patience)
+        _sweeper = remains.sweeper(remains.MPI_NAMES, since, patience, launcher.job())
 
 
 def reported() -> None:
@@ -193,8 +193,8 @@ def _wait(rank: int) -> NoReturn:
     if -code in words.SAID and not _shared[_REPORTED]:
         _end_by(-code, -code in asked)
     if not explained:
-        when = "" if _shared[_REPORTED] else " before MPI ran"
-        _end_all(f"{words.name()} {words.how(code)}{when}", 128 - code if code < 0 else code or 1)
+        when = "after MPI had started" if _shared[_REPORTED] else "before MPI ran"
+        _end_all(f"{words.name()} {words.how(code)} {when}", 128 - code if code < 0 else code or 1)
     if code and not _shared[_REPORTED]:
         _end_all("", 128 - code if code < 0 else code)
     if code < 0:

@@ -195,7 +195,7 @@ HARMLESS = [
     Case("another order in memory", "at=all_reduce:2,kind=forder", "mlp", (), 0),
     Case("a slow rank below the limit", "at=all_reduce:2,kind=sleep:1", "mlp", (), 0, more=("--timeout", "10"), open_mpi=True),
     Case("a slow rank below the limit, training", "at=tp.all_reduce:5,kind=sleep:1,when=after", "train", (), 0,
-         more=("--timeout", "10"), alike=True),
+         more=("--timeout", "30"), alike=True),
 ]  # fmt: skip
 
 CASES = [*MISMATCHES, *DEATHS, *HANGS, *NUMBERS, *FILES, *HARMLESS]

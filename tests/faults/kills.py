@@ -49,7 +49,7 @@ def kill(seed: int, before: set[str]) -> list[str]:
     ranks, after = draw.choice((1, 2, 3)), draw.uniform(0, 1)
     command = [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks), sys.executable, *COMMAND]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=ROOT, env=launcher_free(dict(os.environ)) | {MARK: mark}, **quiet)
+    process = subprocess.Popen(command, cwd=ROOT, env=launcher_free() | {MARK: mark}, **quiet)
     if seed % 2:
         after /= 20
         deadline = time.monotonic() + OVER
