@@ -183,7 +183,7 @@ FILES = [
     Case("a damaged checkpoint", None, "train", (r"(?m)^error: .*damaged",), 2,
          more=("--checkpoint", "{tmp}/damaged", "--resume")),
     Case("no model", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/none"), alike=True),
-    Case("a model cut short", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/short")),
+    Case("a model cut short", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/short"), alike=True),
     Case("a model without its configuration", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/bare"),
          alike=True),
     Case("a fault that is none", "at=all_reduce:1,kind=explode", "mlp",

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.cases.planted import OUTSIDE
+from tests.faults import inputs, served
 from tests.faults.cases import DEATHS, FILES, HANGS, HARMLESS, MISMATCHES, NUMBERS, Case
 from tests.faults.running import run
 from tests.faults.scarce import SCARCE, Scarce
@@ -42,6 +43,12 @@ processes of a host are killed, mpirun's own among them, is mpirun's: it ends be
 
 | fault | planted | seconds | said | status |
 |---|---|---|---|---|"""
+SERVED = """## The server, while it runs
+
+`launch.serve` with `ulimit -n 80`, which leaves it room for few connections; keys are given with `--api-key`.
+
+| asked | keys | answered |
+|---|---|---|"""
 SPACE = """## Space
 
 | lacking | given | command | said | status |
@@ -56,6 +63,7 @@ EARLY = {
     "a segmentation fault before MPI runs": "signal=11,after=0.05",
     "SIGTERM before MPI runs": "signal=15,after=0.05",
     "an end before our first line": "exit=3",
+    "killed before our first line": "kill=9",
     "killed while MPI starts": "signal=9,after=1,late=numpy",
     "SIGTERM while MPI starts": "signal=15,after=1,late=numpy",
     "60 MiB of addresses": "memory=60",
@@ -69,7 +77,18 @@ ODD = ("--seed=3", "--trace=t.json", "--tokens=0", "--help")
 
 def early(name: str) -> str:
     done = in_the_first_second(3, 1, EARLY[name])
-    return f"| {name} | `{EARLY[name]}` | mlp | `{first_of_ours(done.err)}` | {done.status} |"
+    # Where no rank can speak, MPICH's launcher does, of a process.
+    theirs = " ".join(line.strip("= ") for line in done.out.splitlines() if re.search("BAD TERM|PID|EXIT STRING", line))
+    return f"| {name} | `{EARLY[name]}` | mlp | `{first_of_ours(done.err) or theirs}` | {done.status} |"
+
+
+def given(case: inputs.Input, tmp: Path) -> str:
+    done = inputs.seen(case, tmp)
+    typed = re.sub(r"/\S*?/tests/", "tests/", case.typed).replace("{tmp}/", "")
+    typed = f"{case.before and f'{case.before}; '}{typed} {case.after}".strip().replace("|", "/")
+    said = re.sub(r"\S*/inputs\S*?/|/tmp/\S*?/|/\S*?/tests/oracles/", "", next(iter(done.err.splitlines()), ""))
+    said = f"{said[:LONGEST]} …" if len(said) > LONGEST else said
+    return f"| {case.name} | `{typed}` | `{said.replace('|', '/').replace('`', chr(39))}` | {done.status} |"
 
 
 def waits(kind: str) -> str:
@@ -135,6 +154,12 @@ def main() -> None:
             print(f"## {title}\n\n| fault | planted | command | said | status |\n|---|---|---|---|---|")
             print(*pool.map(make, kinds), "", sep="\n")
             sys.stdout.flush()
+        inputs.prepared(Path(tmp, "inputs"))
+        inputs.checkpoints(Path(tmp, "inputs"))
+        for title, cases in inputs.INPUTS.items():
+            print(f"## {title}\n\n| fault | typed | said | status |\n|---|---|---|---|")
+            print(*pool.map(lambda case: given(case, Path(tmp, "inputs")), cases), "", sep="\n")
+        print(SERVED, *served.rows(), "", sep="\n")
         print(SPACE, *pool.map(scarce, SCARCE), "", sep="\n")
         print(HOSTS, *map(on_hosts, ends.CASES), sep="\n")
 
