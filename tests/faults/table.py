@@ -17,6 +17,7 @@ from tests.faults.scarce import seen as in_scarcity
 from tests.faults.test_faults import prepared, seen
 from tests.faults.test_first_second import seen as in_the_first_second
 from tests.faults.test_waits import seen as waited_for
+from tests.harness import ROOT
 from tests.hosts import ends
 
 HEAD = """# Faults, and what is said of them
@@ -67,6 +68,7 @@ EARLY = {
     "killed while MPI starts": "signal=9,after=1,late=numpy",
     "SIGTERM while MPI starts": "signal=15,after=1,late=numpy",
     "60 MiB of addresses": "memory=60",
+    "270 MiB of addresses": "memory=270",
     "6 descriptors": "files=6",
     "14 descriptors": "files=14",
     "34 descriptors": "files=34",
@@ -99,6 +101,16 @@ def odd(option: str) -> str:
     words = ["-m", "launch.tp_mlp", "--tokens", "5", "--data", "none"]
     done = run(2, [*words, ":", "-n", "1", sys.executable, *words, option])
     return f"| another command line on rank 2 | `{option}` | mlp | `{first_of_ours(done.err)}` | {done.status} |"
+
+
+def other_content() -> str:
+    """Rank 2 is in another folder, where another file has the same name."""
+    words = ["-m", "launch.train", "--steps", "1", "--text", "README.md", "--output", "/tmp/none"]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "README.md").write_text("another text\n" * 500)
+        args = [*words, ":", "-n", "1", "-wdir", folder, sys.executable, *words]
+        done = run(2, args, PYTHONPATH=str(ROOT), PYTHONSAFEPATH="1")
+    return f"| another text of this name on rank 2 | `--text README.md` | train | `{first_of_ours(done.err)}` | {done.status} |"
 
 
 def first_of_ours(err: str) -> str:
@@ -152,7 +164,8 @@ def main() -> None:
             "Waits that are no verb (`--timeout 1`)": (waits, OUTSIDE),
         }.items():
             print(f"## {title}\n\n| fault | planted | command | said | status |\n|---|---|---|---|---|")
-            print(*pool.map(make, kinds), "", sep="\n")
+            more = [other_content()] if make is odd else []
+            print(*pool.map(make, kinds), *more, "", sep="\n")
             sys.stdout.flush()
         inputs.prepared(Path(tmp, "inputs"))
         inputs.checkpoints(Path(tmp, "inputs"))
