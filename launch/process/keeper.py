@@ -66,6 +66,10 @@ def keep() -> None:
     _shared = mmap.mmap(-1, 2)
     keeper = os.getpid()
     _launcher = os.getppid()
+    if starting.orphaned(_launcher):
+        # MPI would look for Open MPI's for ten seconds.
+        remains.sweep(remains.MPI_NAMES, since=_begun - remains.BEFORE)
+        sys.exit(f"error: {words.name()}: its launcher has gone")
     remains.die_with_parent(_launcher)
     rank = os.fork()
     if rank:
