@@ -1,10 +1,13 @@
 """What a person types: one module a command, and what every command needs."""
 
-from launch.process import keeper, launcher, limits, signals
+from launch.process import keeper, launcher
 
 # First of all: from here on no death of this rank goes unsaid.
 if launcher.size() is not None:
     keeper.keep()
+
+    from launch.process import limits, signals
+
     if _problem := limits.too_small():
         keeper.refuse(_problem)
     signals.listen()

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,7 @@ from textwrap import wrap
 from typing import NoReturn
 
 from launch.process import keeper
+from launch.terminal.printable import lost, prepared
 
 HERE = Path(__file__).resolve().parent
 # What the menu is divided into. A command that is in none stands under the last.
@@ -70,6 +72,16 @@ def refused(problem: str) -> NoReturn:
     sys.exit(2)
 
 
+def told(text: str) -> int:
+    """Print it, and return the status."""
+    problem = prepared()
+    with suppress(OSError):
+        print(text)
+    if problem := problem or lost():
+        refused(problem)
+    return 0
+
+
 def started(name: str, ranks: int | None, options: Sequence[str]) -> NoReturn:
     """Become the command: Python alone without a number of ranks, else this environment's own mpirun."""
     # From any folder, whatever modules lie in it.
@@ -90,18 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`rankwise`: the menu, or one command in place of this process."""
     name, *options = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help", "help"):
-        try:
-            print(menu(), flush=True)
-        except BrokenPipeError:
-            # Its reader has gone, as in `| head`.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return told(menu())
     if name == "--version":
         try:
-            print(f"rankwise {version('rankwise')}")
+            return told(f"rankwise {version('rankwise')}")
         except PackageNotFoundError:
-            print("rankwise, not installed: `pip install -e .` installs it")
-        return 0
+            return told("rankwise, not installed: `pip install -e .` installs it")
     known = commands()
     if name not in known:
         near = get_close_matches(name, known, 1)

@@ -25,7 +25,7 @@ for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
 from launch.process import launcher, signals, words  # noqa: E402
 from launch.terminal import targets  # noqa: E402
 from launch.terminal.help import Parser, epilog  # noqa: E402
-from launch.terminal.printable import in_any_encoding  # noqa: E402
+from launch.terminal.printable import lost, prepared  # noqa: E402
 from practice import pages  # noqa: E402
 from practice.check import Verdict, check  # noqa: E402
 from practice.desk import screen  # noqa: E402
@@ -156,7 +156,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if launcher.rank():
                 return 0
             raise Refused("practice starts its own ranks: run it without mpirun")
-        return run(args)
+        status = run(args)
+        if unwritten := lost():
+            raise Refused(unwritten)
+        return status
+    except SystemExit:
+        # Help has been printed, or an error.
+        if unwritten := lost():
+            print(f"error: {unwritten}", file=sys.stderr)
+            return 2
+        raise
     except (Refused, NoSuchExercise, WorkbookError, NoRoom) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -164,13 +173,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The terminal has put ^C into the line.
         print(f"\n{words.SAID[signal.SIGINT]}", file=sys.stderr)
         return signals.status_of(signal.SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except OSError as error:
-        if not str(error.filename).startswith(str(folder())):
+        unwritten = lost()
+        if unwritten == "":
+            return 0
+        if unwritten is None and not str(error.filename).startswith(str(folder())):
             raise
-        print(f"error: {error.filename}: {error.strerror}: give RANKWISE_WORKBOOK a folder to write in", file=sys.stderr)
+        why = unwritten or f"{error.filename}: {error.strerror}: give RANKWISE_WORKBOOK a folder to write in"
+        print(f"error: {why}", file=sys.stderr)
         return 2
 
 
@@ -251,5 +261,7 @@ if __name__ == "__main__":
     if sys.stdin is not None:
         # An answer that is no text is a wrong answer.
         sys.stdin.reconfigure(errors="replace")
-    in_any_encoding()
+    if problem := prepared():
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(main())

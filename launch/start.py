@@ -49,7 +49,7 @@ from launch.options import UsageError  # noqa: E402
 from launch.process import alike, traced  # noqa: E402
 from launch.process.ending import Ending  # noqa: E402
 from launch.terminal import targets  # noqa: E402
-from launch.terminal.printable import in_any_encoding  # noqa: E402
+from launch.terminal.printable import lost, prepared  # noqa: E402
 from parallel.call import Watcher  # noqa: E402
 from parallel.control import Control  # noqa: E402
 from parallel.guard import Agreement  # noqa: E402
@@ -206,20 +206,18 @@ def _passed_on(command: list[str]) -> int:
 
 def run(options: argparse.ArgumentParser, check: Check, main: Main) -> NoReturn:
     """Parse the options, run the command on all ranks that were started, and leave with its status."""
-    problem = args = None
-    in_any_encoding()
+    args = None
+    problem = prepared()
     try:
         args = options.parse_args()
         main = main if _fault() is None else _fault().around(main)
     except UsageError as error:
         problem = str(error)
     except SystemExit:
+        problem = problem or lost() or None
         # Help has been printed. Ranks that were not asked for it would wait for this one.
-        if launcher.size() in (None, 1):
+        if not problem and launcher.size() in (None, 1):
             raise
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        problem = problem or "standard output is closed, and the results would be lost: leave >&- out, or write them to a file"
     comm = begin()
     if args is not None:
         _begin().watch(args.timeout)
@@ -278,8 +276,9 @@ def outcome(
     if trace is not None and (unwritten := traced.finish(trace, args.trace)):
         print(f"error: {unwritten}", file=sys.stderr, flush=True)
         status = 2
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
+    if unwritten := lost():
+        print(f"error: {unwritten}", file=sys.stderr, flush=True)
+        status = 2
     # No rank leaves with a status while another still prints: launchers end the job at the first that does.
     status = max(control.everyone(status))
     comm.close()
@@ -301,14 +300,16 @@ def _to_the_end_of_all(main: Main) -> Main:
             return main(args, comm, opened)
         except UsageError:
             raise
-        except BrokenPipeError:
-            # The reader of rank 0's output has gone, as in `| head`: nothing is left to print.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if launcher.size() is None:
-                # No other rank must be ended, and an abort would not be quiet.
-                return signals.status_of(signal.SIGPIPE)
-            _begin().quietly()
         except BaseException as error:
+            why = lost() if isinstance(error, OSError) else None
+            if why:
+                _begin().refused(why)
+            if why == "":
+                # The reader of rank 0's output has gone, as in `| head`: nothing is left to print.
+                if launcher.size() is None:
+                    # No other rank must be ended, and an abort would not be quiet.
+                    return signals.status_of(signal.SIGPIPE)
+                _begin().quietly()
             if (trace := traced.of(comm)) is not None:
                 traced.rescue(trace, args.trace, error)
             _begin().failed(type(error), error, error.__traceback__)

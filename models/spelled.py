@@ -53,6 +53,16 @@ def sentencepiece(tokens: Sequence[str], scores: Sequence[float], types: Sequenc
     return backend
 
 
+def merged(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], whole: bool = False) -> tokenizers.Tokenizer:
+    """BPE of these tokens; `whole`: a word that is one stays one. Raises an Exception, the library's or our own, where merges
+    do not fit them."""
+    longest = max((len(token.encode()) for token in vocabulary), default=0)
+    # Of one that makes no token the library says so, but at one that is longer than all tokens it panics.
+    if long := next((pair for pair in merges if len("".join(pair).encode()) > longest), None):
+        raise ValueError(f"merge {' '.join(long)!r} makes no token")
+    return tokenizers.Tokenizer(BPE(vocab=vocabulary, merges=merges, ignore_merges=whole))
+
+
 def vocab_and_merges(folder: Path, config: Mapping[str, object]) -> tokenizers.Tokenizer:
     """Byte-level BPE from vocab.json and merges.txt, with the tokens that tokenizer_config.json (`config`), added_tokens.json
     and special_tokens_map.json add. Raises ModelError for files that are broken or do not fit one another."""
@@ -60,7 +70,7 @@ def vocab_and_merges(folder: Path, config: Mapping[str, object]) -> tokenizers.T
     try:
         lines = file.read_text("utf-8").splitlines()
         merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-        backend = tokenizers.Tokenizer(BPE(vocabulary, merges))
+        backend = merged(vocabulary, merges)
     except OSError as error:
         raise ModelError(f"{file}: {error.strerror}") from None
     except Exception as error:  # the library raises nothing narrower

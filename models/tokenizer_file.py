@@ -8,12 +8,11 @@ from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
 
 from models.chat_file import WORDS, templates_of_folder, templates_of_keys, words_of_folder, words_of_keys
 from models.piece import ModelError
 from models.settings import read_json
-from models.spelled import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, sentencepiece, vocab_and_merges
+from models.spelled import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, merged, sentencepiece, vocab_and_merges
 from models.tokenizer import Tokenizer
 
 # Patterns that cut text into words before merging, by GGUF's `tokenizer.ggml.pre`. Each pattern cuts what the one before has
@@ -129,7 +128,7 @@ def _from_gguf(path: Path, metadata: dict[str, object]) -> Tokenizer:
     if bytewise:
         merges = [tuple(merge.split(" ")) for merge in given["merges"]]
         try:
-            backend = tokenizers.Tokenizer(BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _WHOLE_WORDS))
+            backend = merged(vocabulary, merges, pre in _WHOLE_WORDS)
         except Exception as e:  # the library raises nothing narrower
             raise ModelError(f"{path}: the tokenizer's merges do not fit its tokens: {e}") from None
         _by_bytes(backend, pre)
@@ -175,7 +174,9 @@ def _from_folder(folder: Path) -> Tokenizer:
     file = folder / "tokenizer.json"
     try:
         backend = tokenizers.Tokenizer.from_file(str(file)) if file.is_file() else None
-    except Exception as e:  # the library raises nothing narrower
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # the library raises nothing narrower, and its panics are no Exceptions
         raise ModelError(f"{file}: not a tokenizer: {e}") from None
     said, config, generation = (_beside(folder, name) for name in ("tokenizer_config", "config", "generation_config"))
     if backend is None:

@@ -56,9 +56,10 @@ def swept(*names: str, patience: float = PATIENCE) -> Iterator[None]:
     dismiss(process)
 
 
-def sweeper(names: tuple[str, ...], since: float | None = None, patience: float = PATIENCE) -> int:
+def sweeper(names: tuple[str, ...], since: float | None = None, patience: float = PATIENCE, of: str = "") -> int:
     """Another process, which removes what is named like this and that a job has left long ago, and, if this process is
-    killed, those of its job. `since`: when that began; else now. 0 where that cannot be seen, or there is no room for it."""
+    killed, those of its job. `since`: when that began; else now. `of`: an entry of the environment that none but the job's
+    processes have; what only others hold is not waited for. 0 where that cannot be seen, or there is no room for it."""
     parent, begun = os.getpid(), time() if since is None else since
     try:
         parents = os.pidfd_open(parent)
@@ -66,7 +67,7 @@ def sweeper(names: tuple[str, ...], since: float | None = None, patience: float 
     except (OSError, AttributeError):
         return 0
     if process == 0:
-        _wait_and_sweep(parents, names, begun, patience)
+        _wait_and_sweep(parents, names, begun, patience, of)
     os.close(parents)
     return process
 
@@ -79,7 +80,7 @@ def dismiss(process: int) -> None:
             os.waitpid(process, 0)
 
 
-def _wait_and_sweep(parents: int, names: tuple[str, ...], begun: float, patience: float) -> NoReturn:
+def _wait_and_sweep(parents: int, names: tuple[str, ...], begun: float, patience: float, of: str) -> NoReturn:
     try:
         # Out of reach of what ends the job, and holding nothing of it: launchers wait until its output is closed.
         os.setsid()
@@ -92,14 +93,15 @@ def _wait_and_sweep(parents: int, names: tuple[str, ...], begun: float, patience
         clean, end = 0, time() + patience
         while clean < 2 and time() < end:
             sleep(PAUSE)
-            clean += not sweep(names, since=begun - CLOCK)
+            clean += not sweep(names, since=begun - CLOCK, of=of)
     finally:
         os._exit(0)
 
 
-def sweep(names: tuple[str, ...], since: float = 0.0, until: float = float("inf")) -> bool:
+def sweep(names: tuple[str, ...], since: float = 0.0, until: float = float("inf"), of: str = "") -> bool:
     """Remove the files and folders of this user whose whole paths fit one of these patterns, were changed in this time, and
-    are held by no process. Returns whether there were any, held or not."""
+    are held by no process. Returns whether there were any but those that only processes without this entry `of` in their
+    environment hold."""
     found = set()
     for pattern in names:
         # Of the folder, too, only what is no letter is written with a backslash.
@@ -111,9 +113,11 @@ def sweep(names: tuple[str, ...], since: float = 0.0, until: float = float("inf"
                         status = entry.stat(follow_symlinks=False)
                         if status.st_uid == os.getuid() and since <= status.st_mtime <= until:
                             found.add(entry.path)
+    foreign: set[str] = set()
     # Where processes cannot be seen, nothing is removed.
     with suppress(OSError):
-        for name in found and found - _held(found):
+        held = _held(found) if found else {}
+        for name in found - held.keys():
             if os.path.isdir(name):
                 # Slow to import, and seldom needed.
                 import shutil
@@ -122,16 +126,27 @@ def sweep(names: tuple[str, ...], since: float = 0.0, until: float = float("inf"
             else:
                 with suppress(OSError):
                     os.unlink(name)
-    return bool(found)
+        foreign = {name for name, pids in held.items() if not any(_has(pid, of) for pid in pids)}
+    return bool(found - foreign)
 
 
-def _held(names: set[str]) -> set[str]:
-    held = set()
+def _held(names: set[str]) -> dict[str, set[str]]:
+    """Those of the names that processes hold, and which processes do."""
+    held: dict[str, set[str]] = {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         # A file is open before it is mapped, and mapped before it is closed: looked at in this order, none slips through.
         for path in chain(_open(pid), _mapped(pid)):
-            held |= {name for name in names if path == name or path.startswith(f"{name}/")}
+            for name in names:
+                if path == name or path.startswith(f"{name}/"):
+                    held.setdefault(name, set()).add(pid)
     return held
+
+
+def _has(pid: str, entry: str) -> bool:
+    """Whether a process has this entry in its environment, as far as can be seen."""
+    with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        return not entry or entry.encode() in file.read().split(b"\0")
+    return True
 
 
 def _open(pid: str | int) -> list[str]:

@@ -215,8 +215,10 @@ def claimed(folder: Path, file: Path) -> bool:
     return True
 
 
-def launcher_free(environ: dict[str, str]) -> dict[str, str]:
+def launcher_free() -> dict[str, str]:
     """The environment without what an outer mpirun has put there for its own ranks."""
+    # For each test pytest sets and deletes a variable, also while another thread reads this.
+    environ = {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
     kept = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_MCA_rmaps_default_mapping_policy")
     ours = re.compile(r"PMI|PMIX|OMPI_|PRTE|HYDRA|HYDI|MPI_|MPIR_|.*_NUM_THREADS$|VECLIB|RANKWISE_KEPT")
     return {k: v for k, v in environ.items() if k.startswith(kept) or not ours.match(k)}
@@ -225,7 +227,7 @@ def launcher_free(environ: dict[str, str]) -> dict[str, str]:
 def begun(ranks: int, *args: str, stderr: int = subprocess.PIPE, **more: object) -> subprocess.Popen[str]:
     """`mpirun -n ranks python *args` (ranks 0: plain python) from the root of the project, as a user would type it."""
     launcher = [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks)] if ranks else []
-    more = {"env": launcher_free(dict(os.environ))} | more
+    more = {"env": launcher_free()} | more
     return subprocess.Popen(
         [*launcher, sys.executable, *args],
         cwd=ROOT,
@@ -240,7 +242,7 @@ def begun(ranks: int, *args: str, stderr: int = subprocess.PIPE, **more: object)
 
 def mpirun(ranks: int, *args: str, timeout: float = 60, **environ: str) -> subprocess.CompletedProcess[str]:
     """The same, to its end."""
-    process = begun(ranks, *args, env=launcher_free(dict(os.environ)) | environ)
+    process = begun(ranks, *args, env=launcher_free() | environ)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,5 @@
 """The harness itself, on real ranks that really fail."""
 
-import os
 import re
 import subprocess
 import sys
@@ -103,7 +102,7 @@ def shared_out(*arguments):
     """What runs side by side print, all of which must be green."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.shares", *arguments],
-        cwd=ROOT, env=launcher_free(dict(os.environ)), capture_output=True, text=True, timeout=50, check=False,
+        cwd=ROOT, env=launcher_free(), capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

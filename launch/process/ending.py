@@ -93,6 +93,13 @@ class Ending:
                 text, status = f"error: {self._name} {lacking}{_at(trace)}: use smaller sizes", 2
         self.tell(text, status)
 
+    def refused(self, problem: str) -> NoReturn:
+        """This rank cannot go on, for a reason that its user can mend: one line, the status of bad input, the end of all."""
+        self._expected()
+        if not self.recorder.claim():
+            self.quietly()
+        self.tell(f"error: {problem}", 2)
+
     def interrupted(self, number: int) -> NoReturn:
         """This rank has got a signal that ends it, and mostly all others too: one of them says so."""
         self._expected()

@@ -66,6 +66,10 @@ def keep() -> None:
     _shared = mmap.mmap(-1, 2)
     keeper = os.getpid()
     _launcher = os.getppid()
+    if starting.orphaned(_launcher):
+        # MPI would look for Open MPI's for ten seconds.
+        remains.sweep(remains.MPI_NAMES, since=_begun - remains.BEFORE)
+        sys.exit(f"error: {words.name()}: its launcher has gone")
     remains.die_with_parent(_launcher)
     rank = os.fork()
     if rank:
@@ -94,7 +98,7 @@ def swept() -> None:
     global _sweeper
     if not _sweeper and launcher.local_rank() == 0:
         since, patience = (_begun - remains.BEFORE, ALL_GONE) if launcher.by_open_mpi() else (None, remains.PATIENCE)
-        _sweeper = remains.sweeper(remains.MPI_NAMES, since, patience)
+        _sweeper = remains.sweeper(remains.MPI_NAMES, since, patience, launcher.job())
 
 
 def reported() -> None:
@@ -193,8 +197,8 @@ def _wait(rank: int) -> NoReturn:
     if -code in words.SAID and not _shared[_REPORTED]:
         _end_by(-code, -code in asked)
     if not explained:
-        when = "" if _shared[_REPORTED] else " before MPI ran"
-        _end_all(f"{words.name()} {words.how(code)}{when}", 128 - code if code < 0 else code or 1)
+        when = "after MPI had started" if _shared[_REPORTED] else "before MPI ran"
+        _end_all(f"{words.name()} {words.how(code)} {when}", 128 - code if code < 0 else code or 1)
     if code and not _shared[_REPORTED]:
         _end_all("", 128 - code if code < 0 else code)
     if code < 0:

@@ -32,6 +32,11 @@ def by_open_mpi(environ: Mapping[str, str] = os.environ) -> bool:
     return "OMPI_COMM_WORLD_SIZE" in environ
 
 
+def job(environ: Mapping[str, str] = os.environ) -> str:
+    """The entry of the environment that all ranks of this job have and no others, where its launcher makes one; else ""."""
+    return f"PMIX_NAMESPACE={environ['PMIX_NAMESPACE']}" if "PMIX_NAMESPACE" in environ else ""
+
+
 def rank(environ: Mapping[str, str] = os.environ) -> int:
     """This rank, as the launcher says; 0 without one. For use before MPI starts."""
     return _number(_RANK, environ) or 0

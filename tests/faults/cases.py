@@ -106,7 +106,8 @@ DEATHS = [
     Case("an exception before a verb", "at=all_reduce:2,kind=raise", "mlp",
          (*failed(r"\S*Planted: planted"), r"\[{r}\].*layers/linear\.py"), 1, each=True, open_mpi=True),
     Case("an exception in a verb", "at=tp.all_reduce:5,kind=raise,when=in", "train", failed(r"\S*Planted"), 1),
-    Case("an exception after a verb", "at=tp.all_reduce:5,kind=raise,when=after", "train", failed(r"\S*Planted"), 1),
+    Case("an exception after a verb", "at=tp.all_reduce:5,kind=raise,when=after", "train", failed(r"\S*Planted"), 1,
+         alike=True),
     Case("an exception while decoding", "at=all_gather:3,kind=raise", "generate", failed(r"\S*Planted"), 1, alike=True),
     Case("an exception with sums under way", "at=start_all_reduce:2,kind=raise,when=after", "dp", failed(r"\S*Planted"), 1),
     Case("an exception while saving", "at=all_reduce:3,kind=raise", "train", failed(r"\S*Planted"), 1,
@@ -181,9 +182,9 @@ FILES = [
          (r"(?m)^error: rank {r}, \S*kept/step-\d+/rank-\d+-of-\d+\.safetensors: OSError: .*File too large",), 2,
          more=("--checkpoint", "{tmp}/kept", "--save-every", "2"), each=True),
     Case("a damaged checkpoint", None, "train", (r"(?m)^error: .*damaged",), 2,
-         more=("--checkpoint", "{tmp}/damaged", "--resume")),
+         more=("--checkpoint", "{tmp}/damaged", "--resume"), alike=True),
     Case("no model", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/none"), alike=True),
-    Case("a model cut short", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/short")),
+    Case("a model cut short", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/short"), alike=True),
     Case("a model without its configuration", None, "generate", (r"(?m)^error: --model: ",), 2, more=("--model", "{tmp}/bare"),
          alike=True),
     Case("a fault that is none", "at=all_reduce:1,kind=explode", "mlp",
@@ -195,7 +196,7 @@ HARMLESS = [
     Case("another order in memory", "at=all_reduce:2,kind=forder", "mlp", (), 0),
     Case("a slow rank below the limit", "at=all_reduce:2,kind=sleep:1", "mlp", (), 0, more=("--timeout", "10"), open_mpi=True),
     Case("a slow rank below the limit, training", "at=tp.all_reduce:5,kind=sleep:1,when=after", "train", (), 0,
-         more=("--timeout", "10"), alike=True),
+         more=("--timeout", "30"), alike=True),
 ]  # fmt: skip
 
 CASES = [*MISMATCHES, *DEATHS, *HANGS, *NUMBERS, *FILES, *HARMLESS]

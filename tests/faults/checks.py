@@ -35,7 +35,7 @@ def check(kind: str, kill: float | None) -> list[str]:
     book = Path("/tmp/books", mark)
     book.mkdir(parents=True)
     (book / f"{exercise.name}.py").write_text(exercise.solution.replace(SENDS, KINDS[kind]))
-    environ = launcher_free(dict(os.environ)) | {MARK: mark, "RANKWISE_WORKBOOK": str(book)}
+    environ = launcher_free() | {MARK: mark, "RANKWISE_WORKBOOK": str(book)}
     command = [sys.executable, "-m", "launch.practice", "check", "25"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -1,6 +1,6 @@
 """Kills in a row, of anything that a job has: `python -m tests.faults.kills 50` sends SIGKILL to a rank, a keeper, the launcher
 or its proxy, and to the launcher SIGTERM and SIGINT too, at a random time in the first second or soon after MPI has named
-something. All are gone soon, and no file is left.
+something, under MPICH and Open MPI. All are gone soon, and no file is left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.faults.crashes import COMMAND
 from tests.faults.own_space import alone, named, why_not
-from tests.faults.running import MARK, marked
+from tests.faults.running import AS_ROOT, MARK, OPEN_MPI, marked
 from tests.harness import ROOT, launcher_free
 
 AT_ONCE = 2
@@ -47,9 +47,10 @@ def kill(seed: int, before: set[str]) -> list[str]:
     """What went wrong. `before`: the names that were there already."""
     draw, mark = random.Random(seed), uuid.uuid4().hex
     ranks, after = draw.choice((1, 2, 3)), draw.uniform(0, 1)
-    command = [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks), sys.executable, *COMMAND]
+    folder = OPEN_MPI if seed % 4 > 1 and OPEN_MPI.exists() else Path(sys.executable).parent
+    command = [str(folder / "mpirun"), "-n", str(ranks), str(folder / "python"), *COMMAND]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=ROOT, env=launcher_free(dict(os.environ)) | {MARK: mark}, **quiet)
+    process = subprocess.Popen(command, cwd=ROOT, env=launcher_free() | AS_ROOT | {MARK: mark}, **quiet)
     if seed % 2:
         after /= 20
         deadline = time.monotonic() + OVER

@@ -82,7 +82,7 @@ def run(
     ranks 0: without mpirun. `within`: makes of this command the one that is run. `more`: of its environment.
     """
     mark = uuid.uuid4().hex
-    environ = launcher_free(dict(os.environ)) | AS_ROOT | {MARK: mark} | more
+    environ = launcher_free() | AS_ROOT | {MARK: mark} | more
     if fault is not None:
         environ["RANKWISE_FAULT"] = fault
     bin_folder = OPEN_MPI if open_mpi else Path(sys.executable).parent

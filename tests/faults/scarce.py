@@ -48,7 +48,7 @@ SCARCE = [
     Scarce("a full /tmp", "", {"tmp": "size=4k"}, alike=True),
     Scarce("no launcher", "PMI_SIZE is 4, but no launcher has set it: unset it, or use .*", environ={"PMI_SIZE": "4"}, ranks=0),
     Scarce("practice: a small /dev/shm", SHORT.format(free="2.0", need="4.2", ranks="4 ranks"), {"shm": "size=2m"},
-           practice=True),
+           practice=True, alike=True),
     Scarce("practice: a nearly full /tmp", "/tmp: 1.0 MiB are left, and a check needs 8: give TMPDIR another folder",
            {"tmp": "size=1m"}, practice=True),
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.cases.planted import OUTSIDE
+from tests.faults import inputs, served
 from tests.faults.cases import DEATHS, FILES, HANGS, HARMLESS, MISMATCHES, NUMBERS, Case
 from tests.faults.running import run
 from tests.faults.scarce import SCARCE, Scarce
@@ -16,6 +17,7 @@ from tests.faults.scarce import seen as in_scarcity
 from tests.faults.test_faults import prepared, seen
 from tests.faults.test_first_second import seen as in_the_first_second
 from tests.faults.test_waits import seen as waited_for
+from tests.harness import ROOT
 from tests.hosts import ends
 
 HEAD = """# Faults, and what is said of them
@@ -42,6 +44,12 @@ processes of a host are killed, mpirun's own among them, is mpirun's: it ends be
 
 | fault | planted | seconds | said | status |
 |---|---|---|---|---|"""
+SERVED = """## The server, while it runs
+
+`launch.serve` with `ulimit -n 80`, which leaves it room for few connections; keys are given with `--api-key`.
+
+| asked | keys | answered |
+|---|---|---|"""
 SPACE = """## Space
 
 | lacking | given | command | said | status |
@@ -56,9 +64,11 @@ EARLY = {
     "a segmentation fault before MPI runs": "signal=11,after=0.05",
     "SIGTERM before MPI runs": "signal=15,after=0.05",
     "an end before our first line": "exit=3",
+    "killed before our first line": "kill=9",
     "killed while MPI starts": "signal=9,after=1,late=numpy",
     "SIGTERM while MPI starts": "signal=15,after=1,late=numpy",
     "60 MiB of addresses": "memory=60",
+    "270 MiB of addresses": "memory=270",
     "6 descriptors": "files=6",
     "14 descriptors": "files=14",
     "34 descriptors": "files=34",
@@ -69,7 +79,18 @@ ODD = ("--seed=3", "--trace=t.json", "--tokens=0", "--help")
 
 def early(name: str) -> str:
     done = in_the_first_second(3, 1, EARLY[name])
-    return f"| {name} | `{EARLY[name]}` | mlp | `{first_of_ours(done.err)}` | {done.status} |"
+    # Where no rank can speak, MPICH's launcher does, of a process.
+    theirs = " ".join(line.strip("= ") for line in done.out.splitlines() if re.search("BAD TERM|PID|EXIT STRING", line))
+    return f"| {name} | `{EARLY[name]}` | mlp | `{first_of_ours(done.err) or theirs}` | {done.status} |"
+
+
+def given(case: inputs.Input, tmp: Path) -> str:
+    done = inputs.seen(case, tmp)
+    typed = re.sub(r"/\S*?/tests/", "tests/", case.typed).replace("{tmp}/", "")
+    typed = f"{case.before and f'{case.before}; '}{typed} {case.after}".strip().replace("|", "/")
+    said = re.sub(r"\S*/inputs\S*?/|/tmp/\S*?/|/\S*?/tests/oracles/", "", next(iter(done.err.splitlines()), ""))
+    said = f"{said[:LONGEST]} …" if len(said) > LONGEST else said
+    return f"| {case.name} | `{typed}` | `{said.replace('|', '/').replace('`', chr(39))}` | {done.status} |"
 
 
 def waits(kind: str) -> str:
@@ -80,6 +101,16 @@ def odd(option: str) -> str:
     words = ["-m", "launch.tp_mlp", "--tokens", "5", "--data", "none"]
     done = run(2, [*words, ":", "-n", "1", sys.executable, *words, option])
     return f"| another command line on rank 2 | `{option}` | mlp | `{first_of_ours(done.err)}` | {done.status} |"
+
+
+def other_content() -> str:
+    """Rank 2 is in another folder, where another file has the same name."""
+    words = ["-m", "launch.train", "--steps", "1", "--text", "README.md", "--output", "/tmp/none"]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "README.md").write_text("another text\n" * 500)
+        args = [*words, ":", "-n", "1", "-wdir", folder, sys.executable, *words]
+        done = run(2, args, PYTHONPATH=str(ROOT), PYTHONSAFEPATH="1")
+    return f"| another text of this name on rank 2 | `--text README.md` | train | `{first_of_ours(done.err)}` | {done.status} |"
 
 
 def first_of_ours(err: str) -> str:
@@ -133,8 +164,15 @@ def main() -> None:
             "Waits that are no verb (`--timeout 1`)": (waits, OUTSIDE),
         }.items():
             print(f"## {title}\n\n| fault | planted | command | said | status |\n|---|---|---|---|---|")
-            print(*pool.map(make, kinds), "", sep="\n")
+            more = [other_content()] if make is odd else []
+            print(*pool.map(make, kinds), *more, "", sep="\n")
             sys.stdout.flush()
+        inputs.prepared(Path(tmp, "inputs"))
+        inputs.checkpoints(Path(tmp, "inputs"))
+        for title, cases in inputs.INPUTS.items():
+            print(f"## {title}\n\n| fault | typed | said | status |\n|---|---|---|---|")
+            print(*pool.map(lambda case: given(case, Path(tmp, "inputs")), cases), "", sep="\n")
+        print(SERVED, *served.rows(), "", sep="\n")
         print(SPACE, *pool.map(scarce, SCARCE), "", sep="\n")
         print(HOSTS, *map(on_hosts, ends.CASES), sep="\n")
 

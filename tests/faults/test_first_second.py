@@ -26,6 +26,8 @@ REFUSED = (
     r"^error: rank {r} of {n} may have \d+ (files open|MiB of addresses) \(`ulimit -[nv]`\), and .*: use `ulimit -[nv] \d+`"
 )
 ENDED = r"^rank {r} of {n} ended before it ran the command"
+# MPICH's launcher ends all at once, and its page has the process and the signal, not the rank.
+KILLED_FIRST = r"^=   PID \d+ RUNNING AT (?s:.*)\((signal 9|signal 11)\)"
 FAILED = r"^\[{r}\] rank {r} of {n} failed: ImportError: planted at {what}"
 
 
@@ -45,19 +47,21 @@ SCARCE = thinned(
 # Less than this is refused, whatever a launcher passes on.
 SURELY = {"memory": 264, "files": 26}
 SEEDS = thinned(range(50), range(1, 6))
+IMPORTS = {
+    "at_numpy": (3, 1, "import=numpy", False),
+    "at_the_options": (3, 0, "import=launch.options", False),
+    "at_the_recorder": (2, 1, "import=parallel.recorder", False),
+    "at_numpy_openmpi": (2, 1, "import=numpy", True),
+    "at_numpy_alone": (1, 0, "import=numpy", False),
+}
 RUNS = (
     {f"seed{seed}": at_random(seed) for seed in SEEDS}
-    | {
-        "at_numpy": (3, 1, "import=numpy", False),
-        "at_the_options": (3, 0, "import=launch.options", False),
-        "at_the_recorder": (2, 1, "import=parallel.recorder", False),
-        "at_numpy_openmpi": (2, 1, "import=numpy", True),
-        "at_numpy_alone": (1, 0, "import=numpy", False),
-    }
+    | {name: IMPORTS[name] for name in thinned([*IMPORTS], [name for name in IMPORTS if name != "at_the_options"])}
     | {scarce: (2, 1, scarce, False) for scarce in SCARCE}
     # Before the first line of ours: what is left of the ranks has to see it.
     | {f"exit{code}": (3, 1, f"exit={code}", False) for code in thinned((0, 3), (3,))}
     | {"exit0_openmpi": (3, 1, "exit=0", True), "files6": (2, 1, "files=6", False)}
+    | {f"kill{n}_before_our_first_line": (3, 1, f"kill={n}", False) for n in thinned((9, 11), (9,))}
     # MPI cannot have started: the others never come.
     | {f"signal{n}_while_mpi_starts": (2, 0, f"signal={n},after=1,late=numpy", False) for n in thinned((9, 11, 15), (15,))}
 )
@@ -70,6 +74,8 @@ def form(ranks: int, planted: str) -> str:
         return FAILED
     if kind == "exit" or planted == "files=6":
         return ENDED
+    if kind == "kill":
+        return KILLED_FIRST
     if kind in ("memory", "files"):
         return REFUSED if int(value) < SURELY[kind] else f"{REFUSED}|{STARVED}"
     return KILLED_ALONE if ranks == 1 else KILLED
@@ -105,4 +111,6 @@ def test_all_are_gone_and_one_line_says_why(runs, name):
     pattern = form(ranks, planted).format(r=rank, n=ranks, what=re.escape(planted.rpartition("=")[2]))
     # Of the libraries of two ranks that cannot reach one another, both may give up.
     times = (1, 2) if "files" in planted else (1,)
-    assert len(re.findall(pattern, done.err, re.MULTILINE)) in times, f"nothing like {pattern!r}, or not once, in\n{done}"
+    # MPICH's launcher has its page on standard output.
+    said = done.out if pattern == KILLED_FIRST else done.err
+    assert len(re.findall(pattern, said, re.MULTILINE)) in times, f"nothing like {pattern!r}, or not once, in\n{done}"

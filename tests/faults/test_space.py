@@ -52,7 +52,7 @@ def test_one_line_says_what_is_missing(runs, name):
 def test_kills_leave_nothing(script, how_many):
     done = subprocess.run(
         [sys.executable, "-m", f"tests.faults.{script}", str(how_many)],
-        cwd=ROOT, env=launcher_free(dict(os.environ)), capture_output=True, text=True, timeout=280, check=False,
+        cwd=ROOT, env=launcher_free(), capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(f"{how_many} kills, 0 problems\n"), done.stdout
@@ -76,3 +76,18 @@ def test_only_what_nobody_holds_is_swept(tmp_path):
         assert sorted(os.listdir(tmp_path)) == ["folder_in_use", "left_by_another", "mapped", "old", "open", "other"]
     remains.sweep(names, until=2)
     assert sorted(os.listdir(tmp_path)) == ["folder_in_use", "left_by_another", "mapped", "open", "other"]
+
+
+def test_what_another_job_holds_is_not_waited_for(tmp_path):
+    """Of what is held, only that of the job's own processes, which have an entry of their own in their environment."""
+    name, pattern = tmp_path / "held", (re.escape(f"{tmp_path}/held"),)
+    name.touch()
+    command = ["sh", "-c", "exec 9<held; echo; exec cat"]
+    own = {"cwd": tmp_path, "env": os.environ | {"JOB": "7"}, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **own) as process:
+        process.stdout.readline()
+        assert [remains.sweep(pattern, of=of) for of in ("", "JOB=7", "JOB=8")] == [True, True, False]
+        assert name.exists()
+        process.stdin.close()
+    assert remains.sweep(pattern, of="JOB=8")
+    assert not name.exists()

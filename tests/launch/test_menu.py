@@ -14,7 +14,7 @@ RANKWISE = (sys.executable, str(ROOT / "launch" / "__main__.py"))
 
 
 def typed(*arguments, cwd=ROOT, **environ):
-    env = launcher_free(dict(os.environ)) | environ
+    env = launcher_free() | environ
     return subprocess.run(arguments, cwd=cwd, env=env, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
 
 

@@ -80,7 +80,7 @@ def test_a_launcher_that_is_killed_leaves_no_orphan():
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "mpirun"), "-n", "3", sys.executable, *PLANTED, "wait"],
         cwd=ROOT,
-        env=launcher_free(dict(os.environ)),
+        env=launcher_free(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -121,15 +121,29 @@ def test_help_answers_once_and_without_mpi():
     assert "started False" in started.stdout
 
 
-def test_a_closed_standard_output_is_noticed_before_the_work():
-    command = [sys.executable, "-m", "launch.tp_mlp", "--tokens", "5", "--data", "none"]
+CLOSED = "standard output is closed, and the results would be lost: leave >&- out, or write them to a file"
+FULL = "standard output: No space left on device, and the results are lost: write them where there is room"
+UNWRITTEN = {
+    # Before the work: it would take more memory than there is.
+    "tp_mlp --tokens 999999999 --data none >&-": CLOSED,
+    "practice list >&-": CLOSED,
+    "__main__ >&-": CLOSED,
+    "kv_cache >/dev/full": FULL,
+    "kv_cache --json >/dev/full": FULL,
+    "kv_cache --help >/dev/full": FULL,
+    "practice list >/dev/full": FULL,
+    "practice --help >/dev/full": FULL,
+    "__main__ --version >/dev/full": FULL,
+}
+
+
+@pytest.mark.parametrize("typed", thinned([*UNWRITTEN], [[*UNWRITTEN][i] for i in (0, 3, 6)]))
+def test_a_standard_output_that_takes_nothing_is_told(typed):
     done = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "sh", *command],
-        cwd=ROOT, env=launcher_free(dict(os.environ)), stderr=subprocess.PIPE, text=True,
+        ["sh", "-c", f"exec {sys.executable} -m launch.{typed}"],
+        cwd=ROOT, env=launcher_free(), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: standard output is closed")
-    assert len(done.stderr.splitlines()) == 1
+    assert (done.returncode, done.stderr) == (2, f"error: {UNWRITTEN[typed]}\n")
 
 
 def test_a_reader_that_leaves_ends_a_command_without_a_word():
@@ -137,7 +151,7 @@ def test_a_reader_that_leaves_ends_a_command_without_a_word():
     os.close(reading)
     done = subprocess.run(
         [sys.executable, "-m", "launch.kv_cache"],
-        cwd=ROOT, env=launcher_free(dict(os.environ)), stdout=writing, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=launcher_free(), stdout=writing, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     os.close(writing)
     # As a shell knows a death by SIGPIPE.

@@ -132,7 +132,7 @@ def test_killed_at_any_step_and_taken_up_on_other_meshes(comm, tmp_path, text, w
         process = subprocess.Popen(
             [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks), sys.executable, *TRAIN, *command],
             cwd=ROOT,
-            env=launcher_free(dict(os.environ)),
+            env=launcher_free(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

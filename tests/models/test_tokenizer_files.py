@@ -183,6 +183,7 @@ def test_folders_that_cannot_be_used(tmp_path):
         ({"tokens": [*TOKENS[:-1], "h"]}, f"{len(TOKENS)} tokens, of which {len(TOKENS) - 1} differ, and {len(TOKENS)} token"),
         ({"token_type": [1]}, f"{len(TOKENS)} tokens, of which {len(TOKENS)} differ, and 1 token types"),
         ({"merges": ["h y"]}, "the tokenizer's merges do not fit its tokens: "),
+        ({"merges": ["<|endoftext|> <|endoftext|>"]}, "its tokens: merge '.*' makes no token"),
         ({"merges": ["hy"]}, "tokenizer.ggml.merges is ..hy.., not a list of pairs of texts"),
         ({"merges": [3]}, "tokenizer.ggml.merges is .3., not a list of pairs of texts"),
         ({"model": 3}, "tokenizer.ggml.model is 3, not a text"),
@@ -200,6 +201,13 @@ def test_folders_that_cannot_be_used(tmp_path):
 def test_gguf_that_cannot_be_used(changes, error):
     with pytest.raises(ModelError, match=error):
         small(**changes)
+
+
+def test_a_tokenizer_at_which_the_library_panics(tmp_path):
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(ModelError, match=r"tokenizer.json: not a tokenizer: "):
+        open_tokenizer(tmp_path, {})
 
 
 def test_a_gguf_template_that_is_no_text():

@@ -326,7 +326,7 @@ class Terminal:
 
     def __init__(self, *words, **environ):
         self.master, slave = pty.openpty()
-        environ = launcher_free(dict(os.environ)) | {"TERM": "xterm"} | environ
+        environ = launcher_free() | {"TERM": "xterm"} | environ
         run = [sys.executable, "-m", "launch.practice", *words]
         own = {"stdin": slave, "stdout": slave, "stderr": slave, "cwd": ROOT, "env": environ}
         self.process = subprocess.Popen(run, **own, start_new_session=True)
@@ -382,7 +382,7 @@ def test_colours_are_not_for_everyone(book, typed):
 def test_watch_without_a_terminal_prints_lines_and_ends_at_an_interrupt(book, typed):
     typed("start")
     run = [sys.executable, "-m", "launch.practice", "watch"]
-    own = {"cwd": ROOT, "env": launcher_free(dict(os.environ)), "stdin": subprocess.DEVNULL}
+    own = {"cwd": ROOT, "env": launcher_free(), "stdin": subprocess.DEVNULL}
     process = subprocess.Popen(run, **own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     seen = []
     try:

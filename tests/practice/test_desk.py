@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -65,7 +64,7 @@ def test_no_command_of_a_learner_changes_a_tracked_file(tmp_path):
     for room in rooms:
         shutil.copytree(ROOT / room, house / room, ignore=shutil.ignore_patterns("__pycache__"))
     before = hashes(house)
-    environ = {k: v for k, v in launcher_free(dict(os.environ)).items() if not k.startswith("RANKWISE_")}
+    environ = {k: v for k, v in launcher_free().items() if not k.startswith("RANKWISE_")}
     environ |= {"PYTHONPATH": str(house), "PYTHONDONTWRITEBYTECODE": "1"}
     run = [sys.executable, "-c", TYPING, json.dumps(TYPED)]
     done = subprocess.run(run, cwd=house, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
@@ -79,9 +78,7 @@ def test_no_command_of_a_learner_changes_a_tracked_file(tmp_path):
 
 
 def answered(script):
-    done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=120, env=launcher_free(dict(os.environ))
-    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=launcher_free())
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 

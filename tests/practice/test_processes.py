@@ -152,7 +152,7 @@ def _of_session(number):
 def test_an_authors_check_that_is_ended_leaves_no_process():
     """Not the workers, and not what they have begun: that would go on for minutes."""
     run = [sys.executable, "-m", "launch.practice", "dev", "check", *map(str, range(31, 39)), "--quick"]
-    own = {"cwd": ROOT, "env": launcher_free(dict(os.environ)), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    own = {"cwd": ROOT, "env": launcher_free(), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(run, **own, text=True, start_new_session=True)
     try:
         while len(_of_session(process.pid)) < 2:

@@ -1,7 +1,8 @@
 """Python imports this first, of a folder on its path: the rank that the environment names comes to harm before it runs MPI.
 
 PLANTED: rank=1,import=numpy (that import raises); rank=1,signal=9,after=0.2 (seconds from the birth of the rank's process);
-rank=1,memory=200 (MiB of addresses) or rank=1,files=24 (descriptors), as `ulimit` would set them; rank=1,exit=3 (at once).
+rank=1,memory=200 (MiB of addresses) or rank=1,files=24 (descriptors), as `ulimit` would set them; rank=1,exit=3 or
+rank=1,kill=9 (at once).
 late=numpy beside these: on all other ranks that import never ends.
 """
 
@@ -44,6 +45,8 @@ if _planted.get("rank") in (_rank, "every"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(_planted["files"]),) * 2)
     elif "exit" in _planted:
         os._exit(int(_planted["exit"]))
+    elif "kill" in _planted:
+        os.kill(os.getpid(), int(_planted["kill"]))
     else:
         # The rank is the child of the process that the launcher has started.
         _killers = []
