@@ -9,7 +9,7 @@ import traceback
 import tracemalloc
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import wraps
@@ -77,6 +77,8 @@ class Code:
 
     def __init__(self, space: dict[str, Any], asked: str = "", axis: Axis | Place | None = None, file: str = "") -> None:
         self.space, self.counts, self.called, self._file = space, Counter(), "", file
+        # The arguments of the function that was called last, by name.
+        self.given: dict[str, Any] = {}
         # Whether `watching` looks.
         self.watched = False
         # What each function has returned last: how many values (-1: none or one), and what, in words.
@@ -96,7 +98,7 @@ class Code:
             return made
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.called = name
+            self.called, self.given = name, _named(made, args, kwargs)
             with self._counting(name):
                 result = made(*args, **kwargs)
             self.returned[name] = _returned(result)
@@ -195,6 +197,22 @@ def _held(frame: FrameType | None, file: str, space: dict[str, Any]) -> list[np.
     return found
 
 
+def _named(function: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by their names; {} where they are not the function's."""
+    try:
+        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _argument(x: np.ndarray, given: Any, name: str = "") -> str:
+    """Which argument the memory of x belongs to, `dy_TD` or `saved[1]`; '' if to none."""
+    if isinstance(given, np.ndarray):
+        return name if np.may_share_memory(x, given) else ""
+    items = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, (tuple, list)) else ()
+    return next((found for k, v in items if (found := _argument(x, v, f"{name}[{k!r}]" if name else str(k)))), "")
+
+
 def _returned(result: Any) -> tuple[int, str]:
     if isinstance(result, list):
         return len(result), f"a list of {len(result)}"
@@ -289,6 +307,8 @@ def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
             "text": text,
             "shapes": ", ".join(f"{n} {arrays[n].shape}" for n in named),
         }
+        if "read-only" in results["message"] and named:
+            results["argument"] = _argument(np.asarray(arrays[named[0]]), code.given)
     return results
 
 
