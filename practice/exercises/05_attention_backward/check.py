@@ -125,4 +125,7 @@ MISTAKES = (
     mistake("whole_matrix", "This is right, but the scores of all tokens with all tokens stand in memory, though most pairs"
             " are of different sequences.",
             ("    start = 0\n", ALL)),
+    mistake("mask_nowhere", "There is no causal mask: the weights of later keys are not 0, and the row term sums over them too.",
+            ("np.where(np.tri(n, dtype=bool), s_TS, -np.inf)", "s_TS"),
+            ("(dp_TS - row_TH[t, h, None])", "(dp_TS - (p_TS * dp_TS).sum(axis=1, keepdims=True))")),
 )  # fmt: skip
