@@ -189,4 +189,6 @@ MISTAKES = (
             ("lse_T = top_T + np.log(sum_T)", "lse_T = np.log(sum_T)")),
     mistake("whole_matrix", "This is right, but all blocks are joined first: the scores of all keys stand in memory at once.",
             ("    for k_SE, v_SE, seen_TS in blocks:", WHOLE)),
+    mistake("mask_large", "Keys that are not seen get a large negative score and not -inf: a query that sees none then gets the mean of"
+            " all values. Its output is 0.", ("np.where(seen_TS, x_TS, -np.inf)", "np.where(seen_TS, x_TS, -1e9).astype(q_TE.dtype)")),
 )  # fmt: skip

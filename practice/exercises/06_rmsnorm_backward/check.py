@@ -111,4 +111,6 @@ MISTAKES = (
             " between. What it needs is in `saved`.",
             ("    return y_TD, (n_TD, r_T)\n", "    rmsnorm.last = n_TD, r_T\n    return y_TD, None\n"),
             ("n_TD, r_T = saved", "n_TD, r_T = rmsnorm.last")),
+    mistake("r_squared", "The path through r lacks a factor r: the derivative of r is -r^3 x / D.",
+            (DX, "r_T[:, None] * dn_TD - n_TD * along_T[:, None]")),
 )  # fmt: skip
