@@ -205,12 +205,12 @@ def _named(function: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> d
         return {}
 
 
-def _argument(x: np.ndarray, given: Any, name: str = "") -> str:
-    """Which argument the memory of x belongs to, `dy_TD` or `saved[1]`; '' if to none."""
+def _within(x: np.ndarray, given: Any) -> str | None:
+    """Where in an argument the memory of x is: '' if it is the argument, `[1]` in a tuple; None if it is not there."""
     if isinstance(given, np.ndarray):
-        return name if np.may_share_memory(x, given) else ""
+        return "" if np.may_share_memory(x, given) else None
     items = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, (tuple, list)) else ()
-    return next((found for k, v in items if (found := _argument(x, v, f"{name}[{k!r}]" if name else str(k)))), "")
+    return next((f"[{k!r}]{place}" for k, v in items if (place := _within(x, v)) is not None), None)
 
 
 def _returned(result: Any) -> tuple[int, str]:
@@ -308,7 +308,11 @@ def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
             "shapes": ", ".join(f"{n} {arrays[n].shape}" for n in named),
         }
         if "read-only" in results["message"] and named:
-            results["argument"] = _argument(np.asarray(arrays[named[0]]), code.given)
+            for number, (name, value) in enumerate(code.given.items()):
+                if (place := _within(np.asarray(arrays[named[0]]), value)) is not None:
+                    # By number too: other answers have other names.
+                    results |= {"argument": f"{name}{place}", "argument number": f"{number}{place}"}
+                    break
     return results
 
 
