@@ -88,13 +88,3 @@ def test_a_constant_that_a_fit_does_not_reach_is_found_among_its_roots():
         for seed in range(1, 4)
     ]
     assert all("0.450158" in spoken(v)[0] for v in verdict)
-
-
-def test_outputs_that_are_named_by_their_case_are_not_listed():
-    text, _ = spoken(
-        dev.judged(
-            examiner("15"), changed("15", ("            break\n        n = min", "            continue\n        n = min")), 1
-        )
-    )
-    assert "overtaken" in text
-    assert "right: " not in text
