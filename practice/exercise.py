@@ -16,6 +16,9 @@ from practice.axis import PLACE, SIGNATURES, VERBS
 from practice.part import Mistake, Part
 
 FOLDER = Path(__file__).resolve().parent / "exercises"
+SOLUTION = "solution.py"
+# No right answer loops so often in a case.
+TURNS = 10_000
 YOURS, END = "# --- yours ---", "# --- end ---"
 # Classes of a learner's file say that they are of this module, and `dataclass` looks it up.
 sys.modules.setdefault("exercise", ModuleType("exercise"))
@@ -34,8 +37,23 @@ def load(text: str, name: str, before: dict[str, Any] | None = None) -> dict[str
 
 @lru_cache(maxsize=64)
 def _compiled(text: str, name: str) -> CodeType:
-    """The same for all ranks."""
-    return compile(text, name, "exec", dont_inherit=True)
+    """The same for all ranks. Of a solution, which may be a changed one, no loop is endless."""
+    return compile(_Bounded().visit(ast.parse(text)) if name == SOLUTION else text, name, "exec", dont_inherit=True)
+
+
+class _Bounded(ast.NodeTransformer):
+    """`while TEST: ...` becomes `for _ in range(TURNS): if not TEST: break; ...`, and an error after the last turn."""
+
+    def visit_While(self, node: ast.While) -> ast.AST:
+        self.generic_visit(node)
+        if node.orelse:
+            return node
+        # A continue of the loop tests again, as it should.
+        first = ast.If(ast.UnaryOp(ast.Not(), node.test), [ast.Break()], [])
+        turns = ast.Call(ast.Name("range", ast.Load()), [ast.Constant(TURNS)], [])
+        endless = ast.parse("raise RuntimeError('a loop without end')").body
+        loop = ast.For(ast.Name("_", ast.Store()), turns, [first, *node.body], endless)
+        return ast.fix_missing_locations(ast.copy_location(loop, node))
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,9 @@ def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
         ours = [truth.remembered(c, truth.mistaken((m,))) for c, _ in shown]
         pairs = [(a, b) for o, (_, t) in zip(ours, shown, strict=True) for a, b in zip(o, t, strict=True)]
         if all(a.kind == "ok" and all(_near(a.counts.get(k, 0), b.counts.get(k, 0), k) for k in counters) for a, b in pairs):
-            alike.append((any(truth.touches(m, case) for case, _ in shown), m))
-    # First come mistakes that, like the learner's, give right answers at a wrong cost.
-    exact = [m for _, m in sorted(alike, key=lambda a: a[0])][:1]
-    if exact:
+            # The learner's answers are right: a mistake that makes them wrong is another, however alike its costs.
+            alike += [] if any(truth.touches(m, case) for case, _ in shown) else [m]
+    if exact := alike[:1]:
         return exact
     # Else the one mistake, if there is one alone, that is right and goes beyond the same limits, by however much.
     beyond = [m for m in truth.exercise.mistakes if _beyond(truth, m, shown) == counters]

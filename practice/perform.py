@@ -9,7 +9,7 @@ import traceback
 import tracemalloc
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import wraps
@@ -77,6 +77,8 @@ class Code:
 
     def __init__(self, space: dict[str, Any], asked: str = "", axis: Axis | Place | None = None, file: str = "") -> None:
         self.space, self.counts, self.called, self._file = space, Counter(), "", file
+        # The arguments of the function that was called last, by name.
+        self.given: dict[str, Any] = {}
         # Whether `watching` looks.
         self.watched = False
         # What each function has returned last: how many values (-1: none or one), and what, in words.
@@ -96,7 +98,7 @@ class Code:
             return made
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.called = name
+            self.called, self.given = name, _named(made, args, kwargs)
             with self._counting(name):
                 result = made(*args, **kwargs)
             self.returned[name] = _returned(result)
@@ -195,6 +197,22 @@ def _held(frame: FrameType | None, file: str, space: dict[str, Any]) -> list[np.
     return found
 
 
+def _named(function: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by their names; {} where they are not the function's."""
+    try:
+        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _within(x: np.ndarray, given: Any) -> str | None:
+    """Where in an argument the memory of x is: '' if it is the argument, `[1]` in a tuple; None if it is not there."""
+    if isinstance(given, np.ndarray):
+        return "" if np.may_share_memory(x, given) else None
+    items = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, (tuple, list)) else ()
+    return next((f"[{k!r}]{place}" for k, v in items if (place := _within(x, v)) is not None), None)
+
+
 def _returned(result: Any) -> tuple[int, str]:
     if isinstance(result, list):
         return len(result), f"a list of {len(result)}"
@@ -289,6 +307,12 @@ def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
             "text": text,
             "shapes": ", ".join(f"{n} {arrays[n].shape}" for n in named),
         }
+        if "read-only" in results["message"] and named:
+            for number, (name, value) in enumerate(code.given.items()):
+                if (place := _within(np.asarray(arrays[named[0]]), value)) is not None:
+                    # By number too: other answers have other names.
+                    results |= {"argument": f"{name}{place}", "argument number": f"{number}{place}"}
+                    break
     return results
 
 

@@ -19,6 +19,10 @@ STATE = (
     " global, a default argument that is changed, an attribute of a class, or an np.empty that is read before it is written."
 )
 NAIVE = "This is the naive softmax, exp over its sum"
+PROMOTED = (
+    ": np.zeros, np.ones, np.eye and np.arange make float64 unless dtype= says otherwise, and np.sqrt of a number and other"
+    " np.float64 values promote; math.sqrt and Python numbers do not"
+)
 
 
 @dataclass
@@ -70,9 +74,16 @@ def _unlisted(
 ) -> None:
     """Say what no list of mistakes has: a slip, a twist, a factor, an order, a dependence."""
     part = truth.parts[judged.part]
+    if name.endswith("left alone"):
+        judged.lines.append("What was given is not left alone: it is changed. Work on copies, of what is in it too.")
+        return
     if slip := slips.found(truth, shown):
         judged.mistakes = [slip.name]
         judged.lines.append(slip.sentence)
+        return
+    case, by_rank = shown[0]
+    if explained and not any(truth.off(case, r, o) for r, o in enumerate(by_rank)):
+        # Where nothing but NaN is wrong, whatever makes NaN would do: the line where it begins says more.
         return
     every_case = shown + [(c, o) for c, o in ran if not c.moved and not any(o is other for _, other in shown)]
     if twist := twists.found(truth, every_case):
@@ -95,8 +106,9 @@ def _outputs(truth: Truth, failing: list) -> str:
     """`right: dW2, db2; wrong: dx, dW1, db1` of a part with several results, over all cases that fail."""
     names = list(truth.right(failing[0][0])[0].results)
     answered = [(case, r, o) for case, by_rank, _ in failing for r, o in enumerate(by_rank) if o.kind == "ok"]
-    # Names that describe their case are not the same in all.
-    if len(names) < 2 or any(list(truth.right(case)[r].results) != names for case, r, _ in answered):
+    # Names that describe their case are not the same in all, and long.
+    told = any("\n" in n for n in names) or any(list(truth.right(case)[r].results) != names for case, r, _ in answered)
+    if len(names) < 2 or told:
         return ""
     wrong = [n for n in names if any(truth.wrong(case, r, o, n) for case, r, o in answered)]
     right = [n for n in names if n not in wrong]
@@ -117,13 +129,16 @@ def _floats(truth: Truth, rank: int, failing: list) -> list[str]:
     events = [e for _, by_rank, _ in failing for e in by_rank[rank].noted if (e["what"], e["in"]) not in usual]
     exp = next((e for e in events if (e["what"], e["in"]) == ("overflow", "exp")), None)
     ratio = next((e for e in events if (e["what"], e["in"]) == ("invalid value", "divide")), None)
-    if exp and ratio:
+    # Where something is subtracted already, it is not the largest.
+    short = exp and " - " in exp["text"].partition("exp(")[2]
+    if exp and ratio and not short:
         return [
             f"{NAIVE}: exp overflows in line {exp['line']}, {exp['text']}",
             f"inf/inf (or 0/0 where all are far below 0) in line {ratio['line']} is NaN. Subtract each row's maximum first.",
         ]
     if exp:
-        return [f"exp overflows in line {exp['line']}, {exp['text']}: subtract each row's maximum first."]
+        remedy = "what is subtracted there is not the largest" if short else "subtract each row's maximum first"
+        return [f"exp overflows in line {exp['line']}, {exp['text']}: {remedy}."]
     lines = [
         f"{meant} in line {e['line']}, {e['text']}" for e in events if (meant := translate.FLOATS.get((e["what"], e["in"])))
     ]
@@ -149,8 +164,7 @@ def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: d
         return [f"{name}{on} has shape {np.shape(got)}, should have {want.shape}"]
     if kind == "dtype":
         got = np.asarray(got)
-        promoted = "; np.sqrt and np.float64 values promote, math.sqrt and Python numbers do not"
-        more = promoted if case.dtype == "float32" and got.dtype == np.float64 else ""
+        more = PROMOTED if case.dtype == "float32" and got.dtype == np.float64 else ""
         expected = case.dtype if want.dtype.kind == "f" else want.dtype
         return [f"{name}{on} is {got.dtype}, should be {expected}{more}"]
     if not isinstance(want, np.ndarray):

@@ -232,7 +232,9 @@ def _fitted(truth: Truth, case: Case, source: str, right: float, target: np.ndar
             if abs(rounded - value) <= 1e-7 * abs(value):
                 yield rounded
         return
-    for other in (0.0, 1.0, 10 * right, right / 10, 100 * right, right / 100, *USUAL):
+    root = abs(right) ** 0.5
+    powers = (right**2, root, right / math.pi**0.5, 2 * right, right / 2)
+    for other in (0.0, 1.0, 10 * right, right / 10, 100 * right, right / 100, *powers, *USUAL):
         y = run(other)
         if y is not None and np.linalg.norm(target - y) <= 1e-6 * first:
             yield other

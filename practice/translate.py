@@ -8,6 +8,7 @@ from typing import Any
 
 from practice.part import Outcome
 
+ARGUMENT = "an argument"
 # (type, pattern of the message, what is said); \1 and so on are the pattern's groups.
 SENTENCES = (
     ("ValueError", r"matmul: .*size (\d+) is different from (\d+)", r"The inner sizes of the product differ: \2 and \1."
@@ -15,7 +16,7 @@ SENTENCES = (
     ("ValueError", r"shapes (.*) and (.*) not aligned", r"The inner sizes of the product differ: \1 and \2."),
     ("ValueError", r"operands could not be broadcast together with shapes (.*)", r"The shapes \1 do not fit each other."),
     ("Changed", r"(.*)", r"\1, or a view of one. Return a new array each time."),
-    ("ValueError", r"read-only", "This line changes an argument in place: make a new array instead."),
+    ("ValueError", r"read-only", f"This line changes {ARGUMENT} in place: make a new array instead."),
     ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
     ("PermissionError", r"(.*)", r"\1."),
     ("Refused", r"(.*)", r"\1."),
@@ -61,7 +62,8 @@ def sentence(error: dict[str, Any]) -> list[str]:
     lines = [where] if where else []
     if error["shapes"]:
         lines.append(f"with {error['shapes']}")
-    lines.append(meant or f"{kind}: {message}")
+    meant = meant or f"{kind}: {message}"
+    lines.append(meant.replace(ARGUMENT, f"the argument {error['argument']}") if error.get("argument") else meant)
     return lines
 
 

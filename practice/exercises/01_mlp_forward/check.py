@@ -69,4 +69,5 @@ MISTAKES = (
             ("x_TD @ W1_DF", "x_TD @ W1_DF.T")),
     mistake("promoted", "float32 became float64: np.sqrt gives a float64 scalar, which promotes; math.sqrt doesn't.",
             ("math.sqrt(2 / math.pi)", "np.sqrt(2 / np.pi)")),
+    mistake("residual", "x is added to y, as in a residual connection: the task has none.", ("@ W2_FD + b2_D", "@ W2_FD + b2_D + x_TD")),
 )  # fmt: skip

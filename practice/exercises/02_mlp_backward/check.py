@@ -56,4 +56,8 @@ MISTAKES = (
     mistake("dW2_transposed", "dW2 is transposed: it has W2's shape (F, D), so h comes first.", ("h_TF.T @ dy_TD", "dy_TD.T @ h_TF")),
     mistake("dW2_of_a", "dW2 is made of a; what W2 was multiplied with is h.", ("h_TF.T @ dy_TD", "a_TF.T @ dy_TD")),
     mistake("in_place", "dy is changed in place: the caller still needs it.", ("da_TF = dh_TF", "dy_TD *= 1\n    da_TF = dh_TF")),
+    mistake("dW1_of_last", "dW1 is the last token's only, each replaces the one before: it is the sum of all tokens' x da.",
+            ("x_TD.T @ da_TF", "x_TD[-1:].T @ da_TF[-1:]")),
+    mistake("dW2_of_last", "dW2 is the last token's only, each replaces the one before: it is the sum of all tokens' h dy.",
+            ("h_TF.T @ dy_TD", "h_TF[-1:].T @ dy_TD[-1:]")),
 )  # fmt: skip

@@ -38,6 +38,9 @@ def blocks_of(draw, T, S, E):
     for t, huge in ((0, 100), (-1, -100)):
         q_TE[t] *= 0.2
         q_TE[t, 0] = huge * E**0.5
+    if T > 3:
+        # Scores of one query that lie thousands apart: a block may be all of the sum, or nothing beside those before it.
+        q_TE[2] *= 500
     ends = [0]
     while ends[-1] < S:
         ends.append(min(S, ends[-1] + int(draw.rng.integers(1, max(2, min(S // 2, 16))))))
@@ -186,4 +189,6 @@ MISTAKES = (
             ("lse_T = top_T + np.log(sum_T)", "lse_T = np.log(sum_T)")),
     mistake("whole_matrix", "This is right, but all blocks are joined first: the scores of all keys stand in memory at once.",
             ("    for k_SE, v_SE, seen_TS in blocks:", WHOLE)),
+    mistake("mask_large", "Keys that are not seen get a large negative score and not -inf: a query that sees none then gets the mean of"
+            " all values. Its output is 0.", ("np.where(seen_TS, x_TS, -np.inf)", "np.where(seen_TS, x_TS, -1e9).astype(q_TE.dtype)")),
 )  # fmt: skip

@@ -125,4 +125,11 @@ MISTAKES = (
     mistake("whole_matrix", "This is right, but the scores of all tokens with all tokens stand in memory, though most pairs"
             " are of different sequences.",
             ("    start = 0\n", ALL)),
+    mistake("mask_nowhere", "There is no causal mask: the weights of later keys are not 0, and the row term sums over them too.",
+            ("np.where(np.tri(n, dtype=bool), s_TS, -np.inf)", "s_TS"),
+            ("(dp_TS - row_TH[t, h, None])", "(dp_TS - (p_TS * dp_TS).sum(axis=1, keepdims=True))")),
+    mistake("dk_of_last", "dk is the last query's only, each replaces the one before: a key's gradient is the sum over all queries that"
+            " see it.", ("ds_TS.T @ q_TE", "ds_TS[-1:].T @ q_TE[-1:]")),
+    mistake("dv_of_last", "dv is the last query's only, each replaces the one before: a value's gradient is the sum over all queries"
+            " that see it.", ("p_TS.T @ do_TE", "p_TS[-1:].T @ do_TE[-1:]")),
 )  # fmt: skip

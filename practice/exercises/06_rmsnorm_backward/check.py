@@ -22,6 +22,8 @@ def forward(code, a, at):
 
 def backward(code, a, at):
     _, saved = code.rmsnorm(a["x_TD"], a["g_D"], a["eps"])
+    # Another forward comes between: what backward needs is in what the first one returned, and nowhere else.
+    code.rmsnorm(1 - a["x_TD"], a["g_D"], a["eps"])
     dx_TD, dg_D = code.rmsnorm_backward(a["dy_TD"], saved, a["g_D"])
     return {"dx": dx_TD, "dg": dg_D}
 
@@ -105,4 +107,10 @@ MISTAKES = (
             ("(dy_TD * n_TD).sum(axis=0)", "(dy_TD * n_TD).mean(axis=0)")),
     mistake("dg_per_token", "dg is per token: g is used by every token, so its gradient sums over them.",
             ("(dy_TD * n_TD).sum(axis=0)", "dy_TD * n_TD")),
+    mistake("last_forward", "Backward uses what the last forward left in a global or on the function: another forward has come"
+            " between. What it needs is in `saved`.",
+            ("    return y_TD, (n_TD, r_T)\n", "    rmsnorm.last = n_TD, r_T\n    return y_TD, None\n"),
+            ("n_TD, r_T = saved", "n_TD, r_T = rmsnorm.last")),
+    mistake("r_squared", "The path through r lacks a factor r: the derivative of r is -r^3 x / D.",
+            (DX, "r_T[:, None] * dn_TD - n_TD * along_T[:, None]")),
 )  # fmt: skip

@@ -117,4 +117,9 @@ MISTAKES = (
     mistake("promoted", "float32 became float64: cosines and sines of float64 angles must be rounded to x's dtype.",
             ("np.zeros_like(x_THE)", "np.zeros(x_THE.shape)")),
     mistake("in_place", "x is changed in place: the caller still needs it.", ("np.zeros_like(x_THE)", "x_THE")),
+    mistake("float32_product", "The angles are made in float32, whatever x is: at position 90000 they are off by up to 0.004."
+            " Make them in float64, then round the cosines and sines.",
+            ("positions_T[:, None] * frequency_P", "positions_T[:, None].astype(np.float32) * frequency_P.astype(np.float32)")),
+    mistake("float32_cosines", "Cosines and sines are rounded to float32, whatever x is: x may be float64.",
+            ("np.cos(angle_TP)", "np.cos(angle_TP).astype(np.float32)"), ("np.sin(angle_TP)", "np.sin(angle_TP).astype(np.float32)")),
 )  # fmt: skip

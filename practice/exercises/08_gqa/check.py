@@ -129,4 +129,7 @@ MISTAKES = (
             ("dk_TKGE.sum(axis=2)", "dk_TKGE.sum(axis=(1, 2))[:, None].repeat(kv_heads, axis=1)")),
     mistake("grad_not_summed", "The gradients are still one for each query head: sum over the group.",
             (SUM, "    return dk_THE.copy()")),
+    mistake("grad_of_last", "Only the last query head of each group is left, each replaces the one before: the key's gradient is"
+            " the sum over all H/K of them.",
+            ("dk_TKGE.sum(axis=2)", "dk_TKGE[:, :, -1].copy()")),
 )  # fmt: skip

@@ -21,13 +21,15 @@ def pieces(T):
 def cache_call(code, a, at):
     T, E = len(a["k_TKE"]), a["k_TKE"].shape[2]
     cache, moved, first = code.Cache(K, E, T, a["k_TKE"].dtype), Moved(code), 0
-    lengths = [cache.length]
+    lengths, shapes = [cache.length], []
     for n in pieces(T):
         cache.append(a["k_TKE"][first : first + n], a["v_TKE"][first : first + n])
         moved.look(cache)
         first += n
         lengths.append(cache.length)
-    found = {"k": cache.k, "v": cache.v, "length": lengths, "k's shape": list(np.shape(cache.k))}
+        shapes.append([list(np.shape(cache.k)), list(np.shape(cache.v))])
+    views = all(np.shares_memory(getattr(cache, name), getattr(cache, name)) for name in ("k", "v"))
+    found = {"k": cache.k, "v": cache.v, "length": lengths, "shapes of k and v": shapes, "k and v are views": views}
     try:
         cache.append(a["k_TKE"][:1], a["v_TKE"][:1])
         refused = False
@@ -41,9 +43,9 @@ def cache_want(a, ref, at):
     for m in n:
         ends.append(ends[-1] + m)
     k, v = (np.stack([[token[j] for token in a[name]] for j in range(K)]) for name in ("k_TKE", "v_TKE"))
-    shape = [K, ends[-1], a["k_TKE"].shape[2]]
-    return {"k": k, "v": v, "length": ends, "k's shape": shape, "one token too many raises ValueError": True,
-            "length after it": ends[-1]}  # fmt: skip
+    shapes = [[[K, end, a["k_TKE"].shape[2]]] * 2 for end in ends[1:]]
+    return {"k": k, "v": v, "length": ends, "shapes of k and v": shapes, "k and v are views": True,
+            "one token too many raises ValueError": True, "length after it": ends[-1]}  # fmt: skip
 
 
 class Moved:
@@ -178,4 +180,11 @@ MISTAKES = (
             ("width), dtype)", "width))")),
     mistake("length_by_one", "length grows by 1 for each append, and not by the number of tokens appended.",
             ("        self.length = end\n", "        self.length += 1\n")),
+    mistake("whole_capacity", "k and v give all the room there is: past the length stands what was never written. Cut at length.",
+            ("KCE[:, : self.length]", "KCE")),
+    mistake("copies", "k and v are copies, made anew each time they are asked for: give a view, a slice of the array.",
+            ("KCE[:, : self.length]", "KCE[:, : self.length].copy()")),
+    mistake("length_first", "length has grown before the append is refused: check first, and change nothing if it does not fit.",
+            ("        if end > self.k_KCE.shape[1]:\n", "        first, self.length = self.length, end\n        if end > self.k_KCE.shape[1]:\n"),
+            ("KCE[:, self.length : end]", "KCE[:, first : end]")),
 )  # fmt: skip

@@ -213,4 +213,14 @@ MISTAKES = (
             ("if self.users[table[place]] > 1:", "if slot and self.users[table[place]] >= 1:")),
     mistake("table_replaced", "The copy is written but the caller's table still names the shared block: change the list in place.",
             ("            table[place] = copy\n", "            table = [*table[:place], copy, *table[place + 1 :]]\n")),
+    mistake("nothing_copied", "Of a shared block nothing is copied: k and v of the tokens before are missing in the writer's new one.",
+            (COPY_K, ""), (COPY_V, "")),
+    mistake("freed_silently", "free passes over a block that nobody holds: raise ValueError, or a block freed twice is never noticed.",
+            ('            raise ValueError(f"block {id} is free already")\n', "            return\n")),
+    mistake("freed_first", "The shared block is given up before another one is found: without one, write has changed a count, and must"
+            " change nothing.",
+            (DROP, ""), ("            copy = self.alloc()\n", "            self.free(table[place])\n            copy = self.alloc()\n")),
+    mistake("always_copied", "A block is copied though nobody else holds it: that costs a copy a token, and a free block.",
+            ("        if place == len(table):\n", "        old = place < len(table)\n        if place == len(table):\n"),
+            ("if self.users[table[place]] > 1:", "if old:")),
 )  # fmt: skip

@@ -169,4 +169,6 @@ MISTAKES = (
     mistake("draw_last_id", "Where rounding leaves the sum below u the last id is drawn, be its probability 0.",
             ("np.flatnonzero(p_V)[-1]", "len(p_V) - 1")),
     mistake("draw_argmax", "The most probable token is drawn, whatever u.", ("int(min(token, last))", "int(np.argmax(p_V))")),
+    mistake("nearly_greedy", "Temperature 0 is replaced by a tiny number: equal largest logits then share the mass. Greedy is one token,"
+            " the lowest id.", (GREEDY, "    temperature = max(temperature, 1e-6)\n")),
 )  # fmt: skip

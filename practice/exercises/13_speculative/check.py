@@ -162,4 +162,7 @@ MISTAKES = (
             ("    ids.append(draw(p_NV[len(draft_G)], u_next))\n", "")),
     mistake("bonus_row", "The bonus token is drawn from the last draft's row: its own is the one after, p[G].",
             ("p_NV[len(draft_G)]", "p_NV[len(draft_G) - 1]")),
+    mistake("no_bonus_after_drafts", "After all drafts are accepted one token more is free: p has a row for it.",
+            ("    ids.append(draw(p_NV[len(draft_G)], u_next))\n",
+             "    if not ids:\n        ids.append(draw(p_NV[0], u_next))\n")),
 )  # fmt: skip

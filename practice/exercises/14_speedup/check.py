@@ -83,7 +83,8 @@ def call_best(code, a, at):
     return {"gammas": [int(code.best_gamma(alpha, c)) for alpha, _, c in each(a)],
             "gamma for a free and perfect draft": int(code.best_gamma(1.0, 0.0)),
             "gamma for a draft that is never right": int(code.best_gamma(0.0, 0.1)),
-            "gamma where a draft costs more than it gains": int(code.best_gamma(0.2, 0.5))}  # fmt: skip
+            "gamma where a draft costs more than it gains": int(code.best_gamma(0.2, 0.5)),
+            "gamma where all gain the same": [int(code.best_gamma(x, x)) for x in (0.0, 1.0)]}  # fmt: skip
 
 
 def want_best(a, ref, at):
@@ -96,7 +97,7 @@ def want_best(a, ref, at):
         gains = [n / (1 + gamma * c) for gamma, n in enumerate(runs)]
         found.append(gains.index(max(gains)))
     return {"gammas": found, "gamma for a free and perfect draft": 64, "gamma for a draft that is never right": 0,
-            "gamma where a draft costs more than it gains": 0}  # fmt: skip
+            "gamma where a draft costs more than it gains": 0, "gamma where all gain the same": [0, 0]}  # fmt: skip
 
 
 def some(rng):
@@ -143,4 +144,11 @@ MISTAKES = (
     mistake("never_0", "best_gamma never says 0: at alpha .2 and c .5 no draft pays.",
             ("for gamma in range(65)]\n    return int(np.argmax(gains))", "for gamma in range(1, 65)]\n    return int(np.argmax(gains)) + 1")),
     mistake("range_short", "The longest draft, 64, is not tried.", ("range(65)", "range(64)")),
+    mistake("no_bonus_below_1", "The exponent is gamma: if all gamma drafts are accepted gamma + 1 tokens come, so it is gamma + 1.",
+            ("(1 - alpha**tokens)", "(1 - alpha**gamma)")),
+    mistake("not_halved", "The whole sum of |p - q| is subtracted: it counts what p lacks and what q lacks; alpha is 1 minus half of it.",
+            ("both_V = np.minimum(p_V, q_V)", "both_V = p_V - np.abs(p_V - q_V)")),
+    mistake("largest_of_equal", "Of several gammas with the same speed-up the largest is taken: it is the smallest.",
+            ("int(np.argmax(gains))", "64 - int(np.argmax(gains[::-1]))")),
+    mistake("nan_at_1", "At alpha = 1 it divides by 0: gamma + 1 tokens come then.", ("return float(tokens)", "return float('nan')")),
 )  # fmt: skip

@@ -312,4 +312,9 @@ MISTAKES = (
             ('r["blocks"] = -(-r["tokens"] // block)', 'r["blocks"] = -(-n // block)')),
     mistake("in_place", "The state is changed in place: work on copies of the requests.",
             ('running = [dict(r) for r in state["running"]]', 'running = list(state["running"])')),
+    mistake("order_of_preemption", "Several that are preempted wait again in the order in which they went, the youngest first: the"
+            " oldest of them was before the others, and is again.",
+            ("waiting.insert(0, r)", 'waiting.insert(plan["preempt"].index(id), r)')),
+    mistake("room_for_a_chunk", "Who enters needs blocks for its first chunk only: it holds those for all its tokens from the start.",
+            ('needs = -(-r["tokens"] // block)', 'needs = -(-min(left, r["tokens"]) // block)')),
 )  # fmt: skip

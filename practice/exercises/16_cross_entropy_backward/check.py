@@ -23,7 +23,10 @@ def forward(code, a, at):
 
 def backward(code, a, at):
     _, saved = code.cross_entropy(a["z_TV"], a["target_T"], a["ignore"])
-    return {"dz": code.backward(saved)}
+    # Another forward comes between: what backward needs is in what the first one returned, and nowhere else.
+    code.cross_entropy(-a["z_TV"], a["target_T"], a["ignore"])
+    dz_TV = code.backward(saved)
+    return {"dz": dz_TV, "dz, called again": code.backward(saved)}
 
 
 def loss(z_TV, a):
@@ -42,14 +45,15 @@ def want_forward(a, ref, at):
 
 
 def want_backward(a, ref, at):
-    return {"dz": ref.gradient.at_entries(lambda moved, name, index: loss(moved["z"], a), {"z": a["z_TV"]}, "z")}
+    dz_TV = ref.gradient.at_entries(lambda moved, name, index: loss(moved["z"], a), {"z": a["z_TV"]}, "z")
+    return {"dz": dz_TV, "dz, called again": dz_TV}
 
 
 def sound(a, ref, at):
     """log p = z - lse: both are rounded, and may be as large as 1e4 where p is 1 or 0."""
     count = max(1, int((a["target_T"] != a["ignore"]).sum()))
     far_T = np.abs(a["z_TV"]).max(axis=1, initial=0)
-    return {"loss": far_T.sum() / count, "dz": far_T[:, None] / count}
+    return {"loss": far_T.sum() / count} | dict.fromkeys(("dz", "dz, called again"), far_T[:, None] / count)
 
 
 def random_size(rng):
@@ -90,4 +94,12 @@ MISTAKES = (
             ("z_TV.max(axis=1, keepdims=True)", "0 * z_TV[:, :1]")),
     mistake("none_count", "Where no token counts it divides by 0: loss and gradient are 0 then.",
             ("max(int(counts_T.sum()), 1)", "counts_T.sum().astype(z_TV.dtype)")),
+    mistake("last_forward", "Backward uses what the last forward left in a global or on the function: another forward has come"
+            " between. What it needs is in `saved`.",
+            ("    return loss, (e_TV / sum_T1, row_T, id_T, counts_T, count)\n",
+             "    cross_entropy.last = e_TV / sum_T1, row_T, id_T, counts_T, count\n    return loss, None\n"),
+            ("counts_T, count = saved", "counts_T, count = cross_entropy.last")),
+    mistake("saved_changed", "Backward changes what is saved: called again it gives another gradient. Work on a copy.",
+            ("dz_TV = p_TV.copy()", "dz_TV = p_TV"), ("return dz_TV / count", "dz_TV /= count\n    return dz_TV")),
+    mistake("ignore_fixed", "-1 is what does not count, whatever `ignore` says: compare with `ignore`.", ("target_T != ignore", "target_T != -1")),
 )  # fmt: skip

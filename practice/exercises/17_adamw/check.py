@@ -29,9 +29,16 @@ def several(draw, rows, columns, steps):
     return {"w_RC": draw(rows, columns), "g_SRC": draw(steps, rows, columns) * size} | hyper(draw.rng)
 
 
+def zeros(w):
+    """m and v before the first step: two arrays, read-only as all arguments are."""
+    moments = np.zeros_like(w), np.zeros_like(w)
+    for x in moments:
+        x.flags.writeable = False
+    return moments
+
+
 def call_first(code, a, at):
-    zero = np.zeros_like(a["w_N"])
-    return named(code.adamw(a["w_N"], a["g_SN"][0], zero, zero, 1, *(a[n] for n in HYPER)))
+    return named(code.adamw(a["w_N"], a["g_SN"][0], *zeros(a["w_N"]), 1, *(a[n] for n in HYPER)))
 
 
 def call_later(code, a, at):
@@ -39,7 +46,7 @@ def call_later(code, a, at):
 
 
 def call_several(code, a, at):
-    w, m, v = a["w_RC"], np.zeros_like(a["w_RC"]), np.zeros_like(a["w_RC"])
+    w, (m, v) = a["w_RC"], zeros(a["w_RC"])
     for t, g in enumerate(a["g_SRC"], 1):
         w, m, v = code.adamw(w, g, m, v, t, *(a[n] for n in HYPER))
     return named((w, m, v))
@@ -125,4 +132,10 @@ MISTAKES = (
             ("    w = w - lr * wd * w\n    m", "    w = w - lr * wd * w\n    b1, b2 = b2, b1\n    m")),
     mistake("in_place", "w is changed in place: the caller's arrays stay as they are here.",
             (DECAY, "    w -= lr * wd * w\n")),
+    mistake("v_of_magnitude", "v is the mean of |g|: it is that of g squared.", ("(1 - b2) * g * g", "(1 - b2) * np.abs(g)")),
+    mistake("v_of_g", "v is the mean of g: it is that of g squared.", ("(1 - b2) * g * g", "(1 - b2) * g")),
+    mistake("one_step_on", "The correction is that of the next step, t + 1: t counts from 1 already.",
+            ("1 - b1**t", "1 - b1 ** (t + 1)"), ("1 - b2**t", "1 - b2 ** (t + 1)")),
+    mistake("corrections_exchanged", "The corrections are exchanged: m is divided by 1 - b1^t, v by 1 - b2^t.",
+            ("m / (1 - b1**t)", "m / (1 - b2 ** t)"), ("v / (1 - b2**t)", "v / (1 - b1 ** t)")),
 )  # fmt: skip

@@ -110,4 +110,8 @@ MISTAKES = (
             (TP, "[i * tp + n for n in range(tp) if n != j]"), (DP, "[n * tp + j for n in range(dp) if n != i]")),
     mistake("first_group", "members gives the first group's ranks to everyone: the row's or the column's own start is missing.",
             (TP, "[n for n in range(tp)]"), (DP, "[n * tp for n in range(dp)]")),
+    mistake("second_row", "A column's first rank is missing: it begins in row 0.", (DP, "[n * tp + j for n in range(1, dp)]")),
+    mistake("second_column", "A row's first rank is missing: it begins in column 0.", (TP, "[i * tp + n for n in range(1, tp)]")),
+    mistake("from_itself", "The row is counted from the rank itself: it begins at i tp, its own first rank.",
+            (TP, "[rank + n for n in range(tp)]")),
 )  # fmt: skip
