@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import CodeType, SimpleNamespace
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
 from practice.axis import PLACE, SIGNATURES, VERBS
@@ -22,9 +23,15 @@ class NoSuchExercise(ValueError):
     """A name of no exercise or of several; the text says which there are."""
 
 
+# The learner's file, as a module.
+MODULE = "exercise"
+
+
 def load(text: str, name: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """The namespace that a source text makes, on top of the names in `before`."""
-    space = {**(before or {}), "__name__": "exercise", "__file__": name}
+    # A class made with @dataclass or NamedTuple asks for the module that it stands in.
+    sys.modules.setdefault(MODULE, ModuleType(MODULE))
+    space = {**(before or {}), "__name__": MODULE, "__file__": name}
     exec(_compiled(text, name), space)
     return space
 
@@ -32,7 +39,7 @@ def load(text: str, name: str, before: dict[str, Any] | None = None) -> dict[str
 @lru_cache(maxsize=64)
 def _compiled(text: str, name: str) -> CodeType:
     """The same for all ranks."""
-    return compile(text, name, "exec")
+    return compile(text, name, "exec", dont_inherit=True)
 
 
 @dataclass(frozen=True)

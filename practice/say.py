@@ -8,7 +8,7 @@ import numpy as np
 
 from practice import probes, slips, translate, twists
 from practice.compare import wrong_entries
-from practice.known import Shown, compared, known
+from practice.known import Shown, compared, earlier, known
 from practice.part import Case, Outcome, Part, float64
 from practice.truth import Truth
 
@@ -45,6 +45,9 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
         return judged
     shown = compared(failing, ran)
     found = known(truth, shown)
+    # A mistake that also spoils what is right here is told only if nothing else gives this answer.
+    if len(found) == 1 and kind == "value" and earlier(truth, found[0], case):
+        found = [] if twists.found(truth, _all(shown, ran)) else found
     returned = _returned(truth, case, rank, by_rank[rank])
     if returned and not found:
         judged.lines = [returned]
@@ -70,18 +73,25 @@ def _unlisted(
 ) -> None:
     """Say what no list of mistakes has: a slip, a twist, a factor, an order, a dependence."""
     part = truth.parts[judged.part]
+    # Where an answer has no wrong number, only NaN, anything that gives NaN would explain it.
+    if not any(truth.numbers(failing[0][0], r, o) for r, o in enumerate(failing[0][1])):
+        return judged.lines.append("No known mistake gives this.") if not explained else None
     if slip := slips.found(truth, shown):
         judged.mistakes = [slip.name]
         judged.lines.append(slip.sentence)
         return
-    every_case = shown + [(c, o) for c, o in ran if not c.moved and not any(o is other for _, other in shown)]
-    if twist := twists.found(truth, every_case):
+    if twist := twists.found(truth, _all(shown, ran)):
         judged.mistakes = [f"twist: {twist.sentence}"]
         judged.lines.append(twist.sentence)
         return
     said = _probe(truth, part, failing, rank, name, ran)
     if said or not explained:
         judged.lines.append(said or "No known mistake gives this.")
+
+
+def _all(shown: Shown, ran: list) -> Shown:
+    """All cases, those that are shown first."""
+    return shown + [(c, o) for c, o in ran if not c.moved and not any(o is other for _, other in shown)]
 
 
 def _state(failing: list, ran: list) -> bool:
@@ -123,7 +133,10 @@ def _floats(truth: Truth, rank: int, failing: list) -> list[str]:
             f"inf/inf (or 0/0 where all are far below 0) in line {ratio['line']} is NaN. Subtract each row's maximum first.",
         ]
     if exp:
-        return [f"exp overflows in line {exp['line']}, {exp['text']}: subtract each row's maximum first."]
+        return [
+            f"exp overflows in line {exp['line']}, {exp['text']}",
+            "Let it see nothing far above 0: a softmax takes a row's maximum away first; log(1 + exp(x)) is logaddexp(0, x).",
+        ]
     lines = [
         f"{meant} in line {e['line']}, {e['text']}" for e in events if (meant := translate.FLOATS.get((e["what"], e["in"])))
     ]
@@ -200,6 +213,10 @@ def _probe(truth: Truth, part: Part, failing: list, rank: int, name: str, ran: l
     got, right = by_rank[rank].results[name], truth.right(case)[rank]
     want, allowed = right.results[name], right.allowed.get(name)
     numbers = isinstance(want, np.ndarray) and isinstance(got, np.ndarray) and want.dtype.kind in "fiu"
+    if numbers and got.shape != want.shape:
+        others = [(r.results.get(name), r.allowed.get(name, 0.0)) for r in truth.right(case)]
+        if sentence := probes.parts(name, got, rank, others):
+            return sentence
     if numbers and got.shape == want.shape and (sentence := _factor(truth, part, failing, rank, name)):
         return sentence
     allowed = np.zeros(1) if allowed is None else allowed

@@ -75,13 +75,13 @@ def waits(by_rank: Sequence[Outcome]) -> list[str]:
         lines.append(f"rank {rank} {state if o.kind in ('hang', 'ok') else 'has ended'}")
     lines.insert(0, "Nobody could go on:")
     absent = [str(r) for r, d in enumerate(doing) if not d]
-    if all(d == "send" for d in doing):
+    if turned := _turned([o.waits.partition("|")[0] for o in by_rank if o.kind == "hang"]):
+        lines.append(turned)
+    elif all(d == "send" for d in doing):
         lines += ["Every rank sends first, and a send waits for its receiver. (MPI forgives this for small messages;"
                   " practice doesn't.) Pair each send with a receive."]  # fmt: skip
     elif all(d == "recv" for d in doing):
         lines.append("Every rank waits to receive, and nobody sends.")
-    elif turned := _turned([o.waits.partition("|")[0] for o in by_rank if o.kind == "hang"]):
-        lines.append(turned)
     elif absent and all(d not in ("send", "recv") for d in doing if d):
         lines.append(f"A collective is for all ranks: rank {', '.join(absent)} returned without calling it.")
     elif absent:

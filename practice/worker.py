@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy as np
 from parallel.atomic import write_atomically
 from practice import rules
 from practice.axis import Axis, Place, disagreement
-from practice.exercise import Exercise
+from practice.exercise import MODULE, Exercise
 from practice.part import Case, Outcome
 from practice.perform import Code, described, perform
 
@@ -174,11 +175,13 @@ def main(job: str, comm: Any = None) -> None:
     # The project's modules stay usable where they are imported already, but cannot be imported any more.
     rules.close(file, [n for n in sys.modules if n.split(".")[0] in rules.OURS])
 
-    space: dict[str, Any] = {"__name__": "exercise", "__file__": file, "__source__": source}
+    sys.modules[MODULE] = module = ModuleType(MODULE)
+    space: dict[str, Any] = vars(module)
+    space |= {"__file__": file, "__source__": source}
     failed = None
     state.write("busy", 0)
     try:
-        exec(compile(source, file, "exec"), space)
+        exec(compile(source, file, "exec", dont_inherit=True), space)
     except BaseException as error:
         failed = Outcome("error", error=described(error, Code(space), file))
     stuck: set[str] = set()
