@@ -76,6 +76,9 @@ def _unlisted(
     # Where an answer has no wrong number, only NaN, anything that gives NaN would explain it.
     if not any(truth.numbers(failing[0][0], r, o) for r, o in enumerate(failing[0][1])):
         return judged.lines.append("No known mistake gives this.") if not explained else None
+    if said := _parts(truth, failing, rank, name):
+        judged.lines.append(said)
+        return
     if slip := slips.found(truth, shown):
         judged.mistakes = [slip.name]
         judged.lines.append(slip.sentence)
@@ -213,16 +216,22 @@ def _probe(truth: Truth, part: Part, failing: list, rank: int, name: str, ran: l
     got, right = by_rank[rank].results[name], truth.right(case)[rank]
     want, allowed = right.results[name], right.allowed.get(name)
     numbers = isinstance(want, np.ndarray) and isinstance(got, np.ndarray) and want.dtype.kind in "fiu"
-    if numbers and got.shape != want.shape:
-        others = [(r.results.get(name), r.allowed.get(name, 0.0)) for r in truth.right(case)]
-        if sentence := probes.parts(name, got, rank, others):
-            return sentence
     if numbers and got.shape == want.shape and (sentence := _factor(truth, part, failing, rank, name)):
         return sentence
     allowed = np.zeros(1) if allowed is None else allowed
     fits = numbers and got.shape == want.shape
     sentence = probes.order(name, got, want, allowed if fits else np.max(allowed, initial=0.0)) if numbers else ""
     return sentence or next(iter(_dependence(truth, part, rank, ran)), "")
+
+
+def _parts(truth: Truth, failing: list, rank: int, name: str) -> str:
+    """Whether all ranks' parts stand where this rank's should, or the other way round."""
+    case, by_rank, _ = failing[0]
+    right = [(r.results.get(name), r.allowed.get(name, 0.0)) for r in truth.right(case)]
+    got = by_rank[rank].results.get(name)
+    if not all(isinstance(x, np.ndarray) and x.dtype.kind in "fiu" for x in (got, *(w for w, _ in right))):
+        return ""
+    return probes.parts(name, got, rank, right) if got.shape != right[rank][0].shape else ""
 
 
 def _factor(truth: Truth, part: Part, failing: list, rank: int, name: str) -> str:
