@@ -14,6 +14,8 @@ SENTENCES = (
      " Weights here are stored (in, out); a transpose is missing or too many."),
     ("ValueError", r"shapes (.*) and (.*) not aligned", r"The inner sizes of the product differ: \1 and \2."),
     ("ValueError", r"operands could not be broadcast together with shapes (.*)", r"The shapes \1 do not fit each other."),
+    ("ValueError", r"could not broadcast input array from shape (.*) into shape (.*)",
+     r"An array of shape \1 is put into a place of shape \2."),
     ("Changed", r"(.*)", r"\1, or a view of one. Return a new array each time."),
     ("ValueError", r"read-only", "This line changes an argument in place: make a new array instead."),
     ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
@@ -85,10 +87,24 @@ def waits(by_rank: Sequence[Outcome]) -> list[str]:
     elif absent and all(d not in ("send", "recv") for d in doing if d):
         lines.append(f"A collective is for all ranks: rank {', '.join(absent)} returned without calling it.")
     elif absent:
-        lines.append(f"Rank {', '.join(absent)} did not come to the other side of it.")
+        lines.append(_deserted(by_rank, absent))
     else:
         lines.append("No rank's send meets another's receive.")
     return lines
+
+
+def _deserted(by_rank: Sequence[Outcome], absent: Sequence[str]) -> str:
+    """Who waits for a rank that has returned."""
+    for rank, o in enumerate(by_rank):
+        what = o.waits.partition("|")[0] if o.kind == "hang" else ""
+        if (sender := re.search(r"recv from rank (\d+)", what)) and sender[1] in absent:
+            return (
+                f"Rank {rank} waits for a message of rank {sender[1]}, which has returned:"
+                " each receive needs a send, even of nothing."
+            )
+        if (taker := re.search(r"to rank (\d+)", what)) and taker[1] in absent:
+            return f"Rank {rank} has a message for rank {taker[1]}, which has returned: each send needs a receive."
+    return f"Rank {', '.join(absent)} did not come to the other side of it."
 
 
 def _turned(waits: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """What answers that were written from the scaffolds alone have shown: each a kind, on an answer unlike those."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,17 @@ def test_who_receives_from_where_it_sends_is_told_so():
     text, _ = spoken(judged("25", ("right, left = (r + 1) % p, (r - 1) % p", "right = left = (r + 1) % p")))
     assert "Each rank receives from the rank that it sends to" in text
     assert "Every rank sends first" not in text
+
+
+def test_who_waits_for_a_rank_that_has_returned_is_told_so():
+    """An empty part that is not sent, as though nothing need be."""
+    send = "parts[into] = ring.sendrecv(right, parts[out], left)"
+    ifs = "if parts[out].size:\n            ring.send(right, parts[out])\n        parts[into] = ring.recv(left)"
+    first = "if r == 0:\n            parts[into] = ring.recv(left)\n        " + ifs.replace(
+        "        parts[into] = ring.recv(left)", "        if r:\n            parts[into] = ring.recv(left)"
+    )
+    text, _ = spoken(judged("26", (send, first)))
+    assert re.search(r"Rank \d waits for a message of rank \d, which has returned: each receive needs a send", text)
 
 
 def test_layers_that_are_kept_are_no_numbers_kept():
