@@ -87,7 +87,7 @@ class Code:
         self.returned: dict[str, tuple[int, str]] = {}
         # Whether another forward comes between a forward and its backward.
         self.between = False
-        self._forwards: dict[str, tuple[Callable, tuple, dict]] = {}
+        self._forwards: dict[str, tuple[Callable, tuple, dict] | None] = {}
         # What the learner's functions have returned is the learner's: handed back, it may be changed.
         self._theirs: list[np.ndarray] = []
         self._asked = asked if inspect.isfunction(space.get(asked)) else ""
@@ -115,7 +115,8 @@ class Code:
             parts = result if isinstance(result, (tuple, list)) else (result,)
             self._theirs += [x for x in parts if isinstance(x, np.ndarray)]
             if isinstance(result, tuple) and len(result) == 2:
-                self._forwards[name] = made, args, kwargs
+                # Where a check calls it twice, another forward comes between as it is.
+                self._forwards[name] = None if name in self._forwards else (made, args, kwargs)
             return result
 
         return call
@@ -131,7 +132,7 @@ class Code:
     def _others(self) -> None:
         """Run each forward once more, on other numbers, whose results nobody asks for and whose costs nobody counts."""
         before = [Counter(c) for c in self._counters]
-        for made, args, kwargs in self._forwards.values():
+        for made, args, kwargs in filter(None, self._forwards.values()):
             first = next((n for n, x in enumerate(args) if _floats(x)), None)
             if first is not None and all(_simple(x) for x in (*args, *kwargs.values())):
                 made(*args[:first], frozen(0.5 - args[first][::-1]), *args[first + 1 :], **kwargs)
