@@ -20,17 +20,21 @@ SOLUTION = "solution.py"
 # No right answer loops so often in a case.
 TURNS = 10_000
 YOURS, END = "# --- yours ---", "# --- end ---"
-# Classes of a learner's file say that they are of this module, and `dataclass` looks it up.
-sys.modules.setdefault("exercise", ModuleType("exercise"))
 
 
 class NoSuchExercise(ValueError):
     """A name of no exercise or of several; the text says which there are."""
 
 
+# The learner's file, as a module: its classes say that they are of it, and `dataclass` looks it up.
+MODULE = "exercise"
+
+
 def load(text: str, name: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """The namespace that a source text makes, on top of the names in `before`."""
-    space = {**(before or {}), "__name__": "exercise", "__file__": name}
+    # A class made with @dataclass or NamedTuple asks for the module that it stands in.
+    sys.modules.setdefault(MODULE, ModuleType(MODULE))
+    space = {**(before or {}), "__name__": MODULE, "__file__": name}
     exec(_compiled(text, name), space)
     return space
 

@@ -42,9 +42,7 @@ def known(truth: Truth, shown: Shown) -> list[Mistake]:
             return [m]
     # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.
     touching = [m for m in mistakes if any(truth.touches(m, case) for case in bad)]
-    earlier = itertools.takewhile(lambda p: p.name != bad[0].part, truth.parts.values())
-    before = [replace(bad[0], part=p.name, size=tuple(p.sizes[0]), dtype=p.dtypes[0]) for p in earlier]
-    likely = [m for m in touching if not any(truth.touches(m, case) for case in before)]
+    likely = [m for m in touching if not earlier(truth, m, bad[0])]
     pairs = dict.fromkeys(p for some in (likely, touching, mistakes) for p in itertools.combinations(some, 2))
     begun = time.process_time()
     for pair in itertools.takewhile(lambda _: time.process_time() - begun < PAIRS, pairs):
@@ -53,37 +51,56 @@ def known(truth: Truth, shown: Shown) -> list[Mistake]:
     return []
 
 
+def earlier(truth: Truth, mistake: Mistake, case: Case) -> bool:
+    """Whether a mistake makes an earlier part wrong than that of `case`, the first that is wrong."""
+    parts = itertools.takewhile(lambda p: p.name != case.part, truth.parts.values())
+    return any(truth.touches(mistake, replace(case, part=p.name, size=tuple(p.sizes[0]), dtype=p.dtypes[0])) for p in parts)
+
+
 def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
     """The known mistake that costs the same."""
     shown = [(c, o) for c, o in ran if not c.moved][:3]
     alike = []
     for m in truth.exercise.mistakes:
         ours = [truth.remembered(c, truth.mistaken((m,))) for c, _ in shown]
-        pairs = [(a, b) for o, (_, t) in zip(ours, shown, strict=True) for a, b in zip(o, t, strict=True)]
-        if all(a.kind == "ok" and all(_near(a.counts.get(k, 0), b.counts.get(k, 0), k) for k in counters) for a, b in pairs):
-            # The learner's answers are right: a mistake that makes them wrong is another, however alike its costs.
+        if all(
+            a.kind == "ok" and all(_near(a.counts.get(k, 0), b.counts.get(k, 0), k, most.get(k, 0)) for k in counters)
+            for (case, theirs), o in zip(shown, ours, strict=True)
+            for a, b, most in zip(o, theirs, _limits(truth, case), strict=True)
+        ):
+            # A mistake that makes the answers wrong is not the learner's, whose answers are right.
             alike += [] if any(truth.touches(m, case) for case, _ in shown) else [m]
-    if exact := alike[:1]:
-        return exact
+    if alike:
+        return alike[:1]
     # Else the one mistake, if there is one alone, that is right and goes beyond the same limits, by however much.
-    beyond = [m for m in truth.exercise.mistakes if _beyond(truth, m, shown) == counters]
-    return beyond if len(beyond) == 1 else []
+    beyond = [(m, over) for m in truth.exercise.mistakes if (over := _beyond(truth, m, shown)) and over <= counters]
+    alone = [m for m, over in beyond if over == counters]
+    if alone:
+        return alone if len(alone) == 1 else []
+    # Or two that go beyond different limits, if no other two do.
+    pairs = [p for p in itertools.combinations(beyond, 2) if p[0][1] | p[1][1] == counters and not p[0][1] & p[1][1]]
+    return [m for m, _ in pairs[0]] if len(pairs) == 1 else []
 
 
 def _beyond(truth: Truth, mistake: Mistake, shown: Shown) -> set[str]:
     """The counters of which a mistake that gives right answers counts more than is allowed."""
     over: set[str] = set()
     for case, _ in shown:
-        part = truth.parts[case.part]
-        a = case.arrays(part)
-        for place, outcome in zip(truth.places, truth.remembered(case, truth.mistaken((mistake,))), strict=True):
-            if truth.problem(case, place.rank, outcome):
+        outcomes = truth.remembered(case, truth.mistaken((mistake,)))
+        for rank, (outcome, limits) in enumerate(zip(outcomes, _limits(truth, case), strict=True)):
+            if truth.problem(case, rank, outcome):
                 return set()
-            limits = part.limits(a, place) if part.limits else {}
             over |= {c for c, most in limits.items() if outcome.counts.get(c, 0) > most}
     return over
 
 
-def _near(a: int, b: int, counter: str) -> bool:
-    """Whether costs agree: counts must be equal; memory, which depends on how things are written, about equal."""
-    return a == b if counter != "peak bytes" else abs(a - b) <= 0.3 * max(a, b)
+def _limits(truth: Truth, case: Case) -> list[dict[str, int]]:
+    """What each rank may count at most."""
+    part = truth.parts[case.part]
+    a = case.arrays(part)
+    return [part.limits(a, place) if part.limits else {} for place in truth.places]
+
+
+def _near(a: int, b: int, counter: str, most: int) -> bool:
+    """Whether costs agree: counts must be equal; memory, which depends on how things are written, about equal if too much."""
+    return a == b if counter != "peak bytes" else abs(a - b) <= 0.3 * max(a, b) or max(a, b) <= most

@@ -120,6 +120,25 @@ def order(name: str, got: np.ndarray, want: np.ndarray, allowed: np.ndarray) -> 
     return ""
 
 
+def parts(name: str, got: np.ndarray, rank: int, right: list[tuple[np.ndarray, np.ndarray | float]]) -> str:
+    """Whether all ranks' parts stand where this rank's should, or its part where the whole should. right: by rank."""
+    wants, limit = [w for w, _ in right], max(float(np.max(a, initial=0.0)) for _, a in right)
+    want = wants[rank]
+    for dim in range(want.ndim if got.ndim == want.ndim and len(wants) > 1 else 0):
+        if len({_without(w, dim) for w in wants}) == 1:
+            whole = np.concatenate(wants, axis=dim)
+            if got.shape == whole.shape and not wrong_entries(got, whole, limit).any():
+                return f"{name} is that of all ranks, one part after another along dim {dim}: this rank's alone is asked for"
+        own = np.array_split(want, len(wants), axis=dim)[rank]
+        if got.size and got.shape == own.shape and not wrong_entries(got, own, limit).any():
+            return f"{name} is this rank's part along dim {dim} only: the whole is asked for, on every rank"
+    return ""
+
+
+def _without(x: np.ndarray, dim: int) -> tuple[int, ...]:
+    return x.shape[:dim] + x.shape[dim + 1 :]
+
+
 def _differ(rows: np.ndarray) -> bool:
     """Whether no two rows are the same: only then is their order seen."""
     return len(np.unique(rows.reshape(len(rows), -1), axis=0)) == len(rows)

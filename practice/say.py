@@ -8,7 +8,7 @@ import numpy as np
 
 from practice import probes, slips, translate, twists
 from practice.compare import wrong_entries
-from practice.known import Shown, compared, known
+from practice.known import Shown, compared, earlier, known
 from practice.part import Case, Outcome, Part, float64
 from practice.truth import Truth
 
@@ -49,6 +49,9 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
         return judged
     shown = compared(failing, ran)
     found = known(truth, shown)
+    # A mistake that also spoils what is right here is told only if nothing else gives this answer.
+    if len(found) == 1 and kind == "value" and earlier(truth, found[0], case):
+        found = [] if twists.found(truth, _all(shown, ran)) else found
     returned = _returned(truth, case, rank, by_rank[rank])
     if returned and not found:
         judged.lines = [returned]
@@ -77,22 +80,28 @@ def _unlisted(
     if name.endswith("left alone"):
         judged.lines.append("What was given is not left alone: it is changed. Work on copies, of what is in it too.")
         return
+    # Where an answer has no wrong number, only NaN, anything that gives NaN would explain it.
+    if not any(truth.numbers(failing[0][0], r, o) for r, o in enumerate(failing[0][1])):
+        return judged.lines.append("No known mistake gives this.") if not explained else None
+    if said := _parts(truth, failing, rank, name):
+        judged.lines.append(said)
+        return
     if slip := slips.found(truth, shown):
         judged.mistakes = [slip.name]
         judged.lines.append(slip.sentence)
         return
-    case, by_rank = shown[0]
-    if explained and not any(truth.off(case, r, o) for r, o in enumerate(by_rank)):
-        # Where nothing but NaN is wrong, whatever makes NaN would do: the line where it begins says more.
-        return
-    every_case = shown + [(c, o) for c, o in ran if not c.moved and not any(o is other for _, other in shown)]
-    if twist := twists.found(truth, every_case):
+    if twist := twists.found(truth, _all(shown, ran)):
         judged.mistakes = [f"twist: {twist.sentence}"]
         judged.lines.append(twist.sentence)
         return
     said = _probe(truth, part, failing, rank, name, ran)
     if said or not explained:
         judged.lines.append(said or "No known mistake gives this.")
+
+
+def _all(shown: Shown, ran: list) -> Shown:
+    """All cases, those that are shown first."""
+    return shown + [(c, o) for c, o in ran if not c.moved and not any(o is other for _, other in shown)]
 
 
 def _state(failing: list, ran: list) -> bool:
@@ -137,7 +146,8 @@ def _floats(truth: Truth, rank: int, failing: list) -> list[str]:
             f"inf/inf (or 0/0 where all are far below 0) in line {ratio['line']} is NaN. Subtract each row's maximum first.",
         ]
     if exp:
-        remedy = "what is subtracted there is not the largest" if short else "subtract each row's maximum first"
+        far = "a softmax takes a row's maximum away first; log(1 + exp(x)) is logaddexp(0, x)"
+        remedy = "what is subtracted there is not the largest" if short else far
         return [f"exp overflows in line {exp['line']}, {exp['text']}: {remedy}."]
     lines = [
         f"{meant} in line {e['line']}, {e['text']}" for e in events if (meant := translate.FLOATS.get((e["what"], e["in"])))
@@ -220,6 +230,16 @@ def _probe(truth: Truth, part: Part, failing: list, rank: int, name: str, ran: l
     fits = numbers and got.shape == want.shape
     sentence = probes.order(name, got, want, allowed if fits else np.max(allowed, initial=0.0)) if numbers else ""
     return sentence or next(iter(_dependence(truth, part, rank, ran)), "")
+
+
+def _parts(truth: Truth, failing: list, rank: int, name: str) -> str:
+    """Whether all ranks' parts stand where this rank's should, or the other way round."""
+    case, by_rank, _ = failing[0]
+    right = [(r.results.get(name), r.allowed.get(name, 0.0)) for r in truth.right(case)]
+    got = by_rank[rank].results.get(name)
+    if not all(isinstance(x, np.ndarray) and x.dtype.kind in "fiu" for x in (got, *(w for w, _ in right))):
+        return ""
+    return probes.parts(name, got, rank, right) if got.shape != right[rank][0].shape else ""
 
 
 def _factor(truth: Truth, part: Part, failing: list, rank: int, name: str) -> str:

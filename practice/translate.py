@@ -15,6 +15,8 @@ SENTENCES = (
      " Weights here are stored (in, out); a transpose is missing or too many."),
     ("ValueError", r"shapes (.*) and (.*) not aligned", r"The inner sizes of the product differ: \1 and \2."),
     ("ValueError", r"operands could not be broadcast together with shapes (.*)", r"The shapes \1 do not fit each other."),
+    ("ValueError", r"could not broadcast input array from shape (.*) into shape (.*)",
+     r"An array of shape \1 is put into a place of shape \2."),
     ("Changed", r"(.*)", r"\1, or a view of one. Return a new array each time."),
     ("ValueError", r"read-only", f"This line changes {ARGUMENT} in place: make a new array instead."),
     ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
@@ -77,20 +79,34 @@ def waits(by_rank: Sequence[Outcome]) -> list[str]:
         lines.append(f"rank {rank} {state if o.kind in ('hang', 'ok') else 'has ended'}")
     lines.insert(0, "Nobody could go on:")
     absent = [str(r) for r, d in enumerate(doing) if not d]
-    if all(d == "send" for d in doing):
+    if turned := _turned([o.waits.partition("|")[0] for o in by_rank if o.kind == "hang"]):
+        lines.append(turned)
+    elif all(d == "send" for d in doing):
         lines += ["Every rank sends first, and a send waits for its receiver. (MPI forgives this for small messages;"
                   " practice doesn't.) Pair each send with a receive."]  # fmt: skip
     elif all(d == "recv" for d in doing):
         lines.append("Every rank waits to receive, and nobody sends.")
-    elif turned := _turned([o.waits.partition("|")[0] for o in by_rank if o.kind == "hang"]):
-        lines.append(turned)
     elif absent and all(d not in ("send", "recv") for d in doing if d):
         lines.append(f"A collective is for all ranks: rank {', '.join(absent)} returned without calling it.")
     elif absent:
-        lines.append(f"Rank {', '.join(absent)} did not come to the other side of it.")
+        lines.append(_deserted(by_rank, absent))
     else:
         lines.append("No rank's send meets another's receive.")
     return lines
+
+
+def _deserted(by_rank: Sequence[Outcome], absent: Sequence[str]) -> str:
+    """Who waits for a rank that has returned."""
+    for rank, o in enumerate(by_rank):
+        what = o.waits.partition("|")[0] if o.kind == "hang" else ""
+        if (sender := re.search(r"recv from rank (\d+)", what)) and sender[1] in absent:
+            return (
+                f"Rank {rank} waits for a message of rank {sender[1]}, which has returned:"
+                " each receive needs a send, even of nothing."
+            )
+        if (taker := re.search(r"to rank (\d+)", what)) and taker[1] in absent:
+            return f"Rank {rank} has a message for rank {taker[1]}, which has returned: each send needs a receive."
+    return f"Rank {', '.join(absent)} did not come to the other side of it."
 
 
 def _turned(waits: Sequence[str]) -> str:

@@ -165,6 +165,18 @@ class Truth:
             if isinstance(want := right.results.get(n), np.ndarray) and want.shape == x.shape
         )
 
+    def numbers(self, case: Case, rank: int, outcome: Outcome) -> bool:
+        """Whether something of an outcome is wrong that is not NaN or infinite."""
+        kinds = {self.wrong(case, rank, outcome, n) for n in self.right(case)[rank].results} if outcome.kind == "ok" else {""}
+        return (
+            bool(kinds - {"", "nan", "value"})
+            or self._off(case, rank, outcome)
+            or (
+                "value" in kinds
+                and not all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in outcome.results.values())
+            )
+        )
+
     def alike(self, case: Case, ours: list[Outcome], theirs: list[Outcome], loose: bool = False) -> bool:
         return all(self._alike_on(case, r, a, b, loose) for r, (a, b) in enumerate(zip(ours, theirs, strict=True)))
 
@@ -184,6 +196,8 @@ class Truth:
             if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
                 if a.dtype != b.dtype:
                     return False
+                if a.shape != np.shape(right.results[name]):
+                    allowed = float(np.max(allowed, initial=0.0))
                 if a.dtype.kind == "f":
                     # A wrong answer may be larger than the right one; then its rounding is larger too.
                     finite = np.abs(a[np.isfinite(a)])

@@ -170,20 +170,22 @@ def _rank(what: str) -> int:
 
 def _said(what: str, node: ast.AST, place: str) -> str:
     """The sentence where what was changed has a plain name; '' where before and after are shown."""
+    of_what = f" of {_plain(node)}" if not place and len(_plain(node)) <= LONGEST else ""
     if isinstance(node, ast.BinOp) and what.endswith(" only"):
         out = node.right if what.startswith("left") else node.left
         of = LEFT_OUT.get(type(node.op)) if what.startswith("left") or isinstance(node.op, (ast.Mult, ast.Add)) else None
-        left, whole = (of or "{}").format(_plain(out)), _plain(node)
-        of_what = f" of {whole}" if not place and len(whole) <= LONGEST else ""
+        left = (of or "{}").format(_plain(out))
         return _sentence(f"{place}{left} is left out{of_what}.") if len(_plain(out)) <= LONGEST else ""
     if what == "augmented to plain assignment":
         return f"{_plain(node.target)} is replaced each time: it is to be added up."
     if what in ("statement dropped", "assignment dropped", "augmented assignment dropped"):
         return f"A step is missing: {_plain(node)}."
+    if what == "targets exchanged":
+        return f"{' and '.join(_plain(t) for t in node.targets[0].elts)} are exchanged."
     if what.endswith(" doubled"):
         return f"{place}{what.removesuffix(' doubled')} is called once too often."
     if isinstance(node, ast.Call) and what.removesuffix(" dropped") in VERBS:
-        return f"{place}{what.removesuffix(' dropped')} is left out."
+        return f"{place}{what.removesuffix(' dropped')} is left out{of_what}."
     if what.startswith("if: "):
         return f"The condition {_plain(node.test)} is {IFS[what]}."
     return ""

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy as np
 from parallel.atomic import write_atomically
 from practice import rules
 from practice.axis import Axis, Call, Place, disagreement, pieces
-from practice.exercise import Exercise
+from practice.exercise import MODULE, Exercise
 from practice.part import Case, Outcome
 from practice.perform import Code, described, perform
 
@@ -182,7 +183,9 @@ def main(job: str, comm: Any = None) -> None:
     # The project's modules stay usable where they are imported already, but cannot be imported any more.
     rules.close(file, [n for n in sys.modules if n.split(".")[0] in rules.OURS])
 
-    space: dict[str, Any] = {"__name__": "exercise", "__file__": file, "__source__": source}
+    sys.modules[MODULE] = module = ModuleType(MODULE)
+    space: dict[str, Any] = vars(module)
+    space |= {"__file__": file, "__source__": source}
     failed = None
     state.write("busy", 0)
     try:

@@ -160,6 +160,8 @@ MISTAKES = (
             (KV, "slice(h.start // group, h.stop // group)")),
     mistake("kv_one", "own_heads keeps one key/value head a rank: query heads of one rank may read two.",
             (KV, "slice(h.start // group, h.start // group + 1)")),
+    mistake("kv_one_more", "own_heads keeps a key/value head too many: where a rank's last query head ends a group, the next one belongs to"
+            " others.", (KV, "slice(h.start // group, h.stop // group + 1)")),
     mistake("kv_exchanged", "own_heads takes K for the size of a group: H/K query heads read one key/value head.",
             ("group = H // K", "group = K")),
     mistake("kv_zero", "Every query head reads this rank's first key/value head: on a rank with two of them that is wrong for some.",
@@ -174,6 +176,8 @@ MISTAKES = (
             (SUM, "tp.all_reduce(part_TD + bo_D)"), seen="huggingface/text-generation-inference #1036"),
     mistake("scale_local", "The scale is that of this rank's whole width, h E: scores are sums over one head's E numbers.",
             ("math.sqrt(Wq_DhE.shape[2])", "math.sqrt(max(1, Wq_DhE[0].size))")),
+    mistake("scale_width", "The scale is that of the model's width, D: scores are sums over one head's E numbers.",
+            ("math.sqrt(Wq_DhE.shape[2])", "math.sqrt(Wq_DhE.shape[0])")),
     mistake("no_sum_back", "dx has this rank's heads only: all ranks' projections read x, so their parts are to be summed.",
             (BACK, "q_TD + k_TD + v_TD")),
     mistake("dx_queries_only", "dx has the queries' part only: x is read three times, by Wq, Wk and Wv.", (BACK, "tp.all_reduce(q_TD)")),
@@ -198,6 +202,8 @@ MISTAKES = (
             ("dbo_D = dy_TD.sum(axis=0)", "dbo_D = tp.all_reduce(dy_TD.sum(axis=0))")),
     mistake("dy_summed", "dy is summed over tp: it is the same on every rank, so all behind it is tp times too large.",
             ("    dbo_D = dy_TD.sum(axis=0)", "    dy_TD = tp.all_reduce(dy_TD)\n    dbo_D = dy_TD.sum(axis=0)")),
+    mistake("copies_two_sums", "This is right, but keys' and values' copies are summed one after the other: one message takes both.",
+            (COPIES, "dWk_DkE, dWv_DkE = (tp.all_reduce(w)[:, k] for w in both_2DKE)")),
     mistake("three_sums", "This is right, but the three projections' parts of dx are summed over the ranks one by one: add them, then sum once.",
             (BACK, "tp.all_reduce(q_TD) + tp.all_reduce(k_TD) + tp.all_reduce(v_TD)")),
 )  # fmt: skip

@@ -55,9 +55,12 @@ MISTAKES = (
             (f"        {SECOND}", "        pass")),
     mistake("second_adds", "The second phase adds: finished chunks replace what is there.",
             (SECOND, SECOND.replace("=", "+=", 1))),
-    mistake("second_from_own", "The second phase starts with chunk r; the one that this rank has finished is r + 1.",
+    mistake("second_from_own", "Chunks with one rank's numbers alone go round in the second phase: either it starts with chunk r, and the one"
+            " that this rank has finished is r + 1; or the first phase has replaced what it should add to.",
             ("(r + 1 - step) % p, (r - step) % p", "(r - step) % p, (r - step - 1) % p")),
     mistake("step_short", "A phase has p - 1 steps, here it has p - 2.", ("range(p - 1)", "range(p - 2)")),
+    mistake("second_short", "The second phase stops a step early: one finished chunk has not come to each rank.",
+            ("    for step in range(p - 1):\n        out, into = (r + 1 -", "    for step in range(p - 2):\n        out, into = (r + 1 -")),
     mistake("remainder", "The last N mod p numbers are not summed: chunks of N // p do not cover N.",
             ("np.array_split(x_N, p)", "x_N[: len(x_N) // p * p].reshape(p, -1)"),
             ("return np.concatenate(chunks)", "return np.concatenate([*chunks, x_N[len(x_N) // p * p :]])")),

@@ -142,6 +142,8 @@ MISTAKES = (
             ("dW1_Df = n_TD.T @ dz_Tf", "dW1_Df = (h_tD * g_D).T @ dz_Tf[tp.cut(len(dz_Tf))]")),
     mistake("db1_own_rows", "db1 is of this rank's rows only: b1 was added to every rank's rows.",
             ("db1_f = dz_Tf.sum(axis=0)", "db1_f = dz_Tf[tp.cut(len(dz_Tf))].sum(axis=0)")),
+    mistake("eps_outside", "eps is added outside the root: it belongs inside, sqrt(mean of x^2 + eps).",
+            ("np.sqrt((x_tD**2).mean(axis=1, keepdims=True) + eps)", "(np.sqrt((x_tD**2).mean(axis=1, keepdims=True)) + eps)")),
     mistake("norm_constant", "The norm's factor r is treated as a constant in backward: it depends on x too.",
             ("r_t1 * (dh_tD - h_tD * along_t1)", "r_t1 * dh_tD")),
     mistake("g_left_out", "g is left out on the way to dx: dn times g is the gradient of what was normed.",

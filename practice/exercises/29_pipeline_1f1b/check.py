@@ -157,6 +157,10 @@ MISTAKES = (
             seen="pytorch/pytorch #172668"),
     mistake("newest_saved", "Backward takes what the newest forward saved: it belongs to another micro-batch.",
             ("saved.pop(i)", "saved[max(saved)]")),
+    mistake("last_in_first_out", "Backward takes what the newest forward saved, last in, first out: micro-batches go back in the order in which"
+            " they came.", ("saved.pop(i)", "saved.pop(max(saved))")),
+    mistake("no_half", "The gradient of sum((y - target)^2) / 2 is y - target: the half takes the 2 away.",
+            ("(y - targets[i]) / m", "2 * (y - targets[i]) / m")),
     mistake("overwritten", "The gradient is that of the last micro-batch: each one replaces those before instead of being added.",
             ("dW_DD += dW", "dW_DD = dW")),
     mistake("sum", "The micro-batches' losses are summed: the mean over m is asked for.", ("(y - targets[i]) / m", "y - targets[i]")),

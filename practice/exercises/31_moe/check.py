@@ -162,6 +162,9 @@ MISTAKES = (
             ("gate_TK = e_TK / e_TK.sum(axis=1, keepdims=True)",
              "gate_TK = e_TK / np.exp(z_TN - z_TN.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True)")),
     mistake("no_gate", "The experts' outputs are added without their gates.", (ADD, "y_TD[token] += o")),
+    mistake("capacity", "An expert takes no more than its even share of T k / N tokens, and drops the rest: no token is dropped here.",
+            ("token, slot = np.nonzero(id_TK == n)\n        a",
+             "token, slot = (x[: -(-id_TK.size // len(W1_NDF))] for x in np.nonzero(id_TK == n))\n        a")),
     mistake("last_expert", "Of a token's experts only the one with the highest number is left: add them. (An index that occurs twice in"
             " `y[token] += ...` is added once.)", (ADD, "y_TD[token] = gate_TK[token, slot, None] * o")),
     mistake("first_choice", "Only each token's first choice is in y, with its gate: add all k.",

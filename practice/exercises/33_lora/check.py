@@ -126,6 +126,8 @@ MISTAKES = (
     mistake("no_scale_back", "Backward has no scale: s multiplies the adapter's part of dx, dA and dB.", (DZ, "dy_TF @ B_RF.T"), (DB, "z_TR.T @ dy_TF")),
     mistake("scaled_twice", "dA and dB have the scale twice: once is enough.", ("dA_DR = x_TD.T @ dz_TR", "dA_DR = x_TD.T @ dz_TR * s"),
             (DB, "s * (z_TR.T @ dy_TF) * s")),
+    mistake("dB_twice", "dB has the scale twice: what is saved, or what is made of it, has it already.", (DB, "s * (z_TR.T @ dy_TF) * s")),
+    mistake("dA_twice", "dA has the scale twice: once is enough.", ("dA_DR = x_TD.T @ dz_TR", "dA_DR = x_TD.T @ dz_TR * s")),
     mistake("mean", "dA and dB are means over tokens: they are sums.", ("dA_DR = x_TD.T @ dz_TR", "dA_DR = x_TD.T @ dz_TR / max(1, len(x_TD))"),
             (DB, "s * (z_TR.T @ dy_TF) / max(1, len(x_TD))")),
     mistake("dW_too", "This is right, but the frozen weight's gradient is computed, as large as W: nobody needs it.",

@@ -149,6 +149,8 @@ MISTAKES = (
             (SLOT, "self.sinks + n % self.window if n >= self.sinks + self.window else n")),
     mistake("no_room_for_sinks", "The window's tokens are written over the sinks: their slots come behind.", (SLOT, "(n - self.sinks) % self.window")),
     mistake("never_rolled", "Slots go on beyond the array: the window's slots are used again, oldest first.", (SLOT, "n")),
+    mistake("counted_first", "The new token is counted before its place is asked for: it goes where the next one belongs.",
+            ("at = self.slot(self.length)", "at = self.slot(self.length + 1)")),
     mistake("unwritten", "Slots that were never written are read: they hold NaN until their token comes.", (HELD, "self.sinks + self.window")),
     mistake("window_only", "As soon as more than `window` tokens have come, only that many slots are read: the sinks are beside them.",
             (HELD, "min(self.length, self.window)")),
