@@ -150,12 +150,12 @@ class Truth:
             case = shown[0][0]
             if alike and loose:
                 ours = self.remembered(case, source)
-                return any(self.off(case, r, o) for r, o in enumerate(ours))
+                return any(self._off(case, r, o) for r, o in enumerate(ours))
             return alike and any(self.problem(case, r, o) for r, o in enumerate(self.remembered(case, source)))
         except SyntaxError:
             return False
 
-    def off(self, case: Case, rank: int, outcome: Outcome) -> bool:
+    def _off(self, case: Case, rank: int, outcome: Outcome) -> bool:
         """Whether an outcome has numbers, not NaN or infinite, that are wrong."""
         right = self.right(case)[rank]
         arrays = {n: x for n, x in outcome.results.items() if isinstance(x, np.ndarray) and x.dtype.kind == "f"}

@@ -56,8 +56,7 @@ class Cache:
         for id in table:
             self.pool[id].users += 1
             self.idle.pop(id, None)
-        while len(table) < blocks:
-            table.append(self.fresh().id)
+        table += [self.fresh().id for _ in range(blocks - hits)]
         for n, k in enumerate(self.full(tokens)):
             if n >= hits:
                 self.mark(table[n], k)

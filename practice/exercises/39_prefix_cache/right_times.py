@@ -24,8 +24,7 @@ class Cache:
 
     def match(self, tokens):
         table, k = [], None
-        while (len(table) + 1) * self.block < len(tokens):
-            start = len(table) * self.block
+        for start in range(0, len(tokens) - self.block, self.block):
             k = key(k, tokens[start : start + self.block])
             id = self.find(k)
             if id is None:

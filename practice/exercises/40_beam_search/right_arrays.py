@@ -56,8 +56,8 @@ def search(model, pool, prompt, width, end, most, alpha):
         score_B = np.array([s for _, _, s in live])
         old, tables = tables, [fork(pool, tables[b]) for b in from_B]
         for table in old:
-            while table:
-                pool.drop(table.pop())
+            for id in reversed(table):
+                pool.drop(id)
         if len(texts) >= width:
             break
     else:

@@ -40,7 +40,9 @@ def select(score_B, logp_BV, width, end):
     heap = [(-(score_B[b] + logp_BV[b][v]), b * V + v) for b in range(len(score_B)) for v in range(V)]
     heapq.heapify(heap)
     picked = ([], [])
-    while heap and len(picked[0]) < width:
+    for _ in range(len(heap)):
+        if len(picked[0]) >= width:
+            break
         negative, at = heapq.heappop(heap)
         picked[at % V == end].append((at // V, at % V, -negative))
     return picked
@@ -51,8 +53,7 @@ def search(model, pool, prompt, width, end, most, alpha):
     for position, token in enumerate(prompt):
         write(pool, first.table, position, model.row(token, position))
     beams, hypotheses = [first], []
-    while len(hypotheses) < width and len(beams[0].tokens) < most:
-        held = len(prompt) + len(beams[0].tokens)
+    for held in range(len(prompt), len(prompt) + most):
         logp = [model.logp(read(pool, b.table, held)) for b in beams]
         picked, ended = select([b.score for b in beams], np.stack(logp), width, end)
         for parent, token, score in ended:
@@ -71,6 +72,8 @@ def search(model, pool, prompt, width, end, most, alpha):
         beams = children
         for b in beams:
             write(pool, b.table, held, model.row(b.tokens[-1], held))
+        if len(hypotheses) >= width:
+            break
     for b in beams:
         for id in b.table:
             pool.drop(id)
