@@ -45,13 +45,13 @@ SOFTMAX = """    top_T1 = x_TS.max(axis=1, keepdims=True)
     sum_T1 = w_TS.sum(axis=1, keepdims=True)
     return w_TS / np.where(sum_T1 == 0, 1, sum_T1)
 """
-BLOCK_TOP, BLOCK = "np.maximum(top_tH, x_tHs.max(axis=2))", "sum_tH = sum_tH * shrink_tH + w_tHs.sum(axis=2)"
+BLOCK_TOP = "np.maximum(top_tH, x_tHs.max(axis=2))"
 NAIVE = {
     "03": ((SOFTMAX, "    w_TS = np.exp(x_TS)\n    return w_TS / w_TS.sum(axis=1, keepdims=True)\n"),),
     "04": (("score_HTS - score_HTS.max(axis=2, keepdims=True)", "score_HTS"),),
     "16": (("np.exp(z_TV - high_T1)", "np.exp(z_TV)"), ("z_TV[row_T, id_T] - high_T1[:, 0] - np.log(sum_T1[:, 0])",
             "np.log((e_TV / sum_T1)[row_T, id_T])")),
-    "30": ((BLOCK_TOP, "0 * sum_tH"), (BLOCK, BLOCK + " + 0")),
+    "30": ((BLOCK_TOP, "0 * sum_tH"), ("np.exp(x_tHs - new_tH[..., None])", "np.exp(x_tHs)")),
 }  # fmt: skip
 
 
