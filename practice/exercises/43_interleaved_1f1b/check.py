@@ -12,11 +12,12 @@ def right_count(rank, p, v, m):
     return min(last + 2 * (p - 1 - rank), len(forwards))
 
 
-def right_plan(rank, p, v, m, group=None):
-    group, m, there = group or p, m + -m % (group or p), m
+def right_plan(rank, p, v, m, filled=True):
+    """filled: the last group is planned full."""
+    there, m = m, m + -m % p if filled else m
     pairs = [(chunk, i) for chunk in range(v) for i in range(m)]
-    ahead = [("F", c, i) for c, i in sorted(pairs, key=lambda x: (x[1] // group, x[0], x[1]))]
-    back = [("B", c, i) for c, i in sorted(pairs, key=lambda x: (x[1] // group, -x[0], x[1]))]
+    ahead = [("F", c, i) for c, i in sorted(pairs, key=lambda x: (x[1] // p, x[0], x[1]))]
+    back = [("B", c, i) for c, i in sorted(pairs, key=lambda x: (x[1] // p, -x[0], x[1]))]
     first = right_count(rank, p, v, m)
     # In turn: the backward that is `first` forwards behind goes after each forward.
     order = [(n, 0, op) for n, op in enumerate(ahead)] + [(n + first, 1, op) for n, op in enumerate(back)]
@@ -112,22 +113,13 @@ def plans(draw, ranks, chunks, m, order):
     if order == 3:
         made[0] = sorted(made[0], key=lambda op: (op[0] == "F", op[2]))
     if order == 4:
-        made = [short(r, p, v, m) for r in range(p)]
+        made = [right_plan(r, p, v, m, filled=False) for r in range(p)]
     if order == 5:
         made[-1].remove(("B", v - 1, 0))
         made[-1].insert(made[-1].index(("F", v - 1, 0)), ("B", v - 1, 0))
     if order == 6:
         made = [sorted(plan, key=lambda op: op[2]) for plan in made]
     return {"plans": made, "chunks": v}
-
-
-def short(rank, p, v, m):
-    """The plan in which the last group is as small as it is."""
-    ahead = [("F", c, i) for _, c, i in sorted((i // p, c, i) for c in range(v) for i in range(m))]
-    back = [("B", -c, i) for _, c, i in sorted((i // p, -c, i) for c in range(v) for i in range(m))]
-    first = min(2 * (p - 1 - rank) + (v - 1) * p, m * v)
-    order = [(n, 0, op) for n, op in enumerate(ahead)] + [(n + first, 1, op) for n, op in enumerate(back)]
-    return [op for _, _, op in sorted(order)]
 
 
 def makespan(code, a, at):
