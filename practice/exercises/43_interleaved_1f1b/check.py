@@ -160,6 +160,8 @@ PARTS = (
 
 FIRST = "first = 2 * (ranks - 1 - rank) + (chunks - 1) * ranks"
 TURN = "plan += [forwards[n], backwards[n - first]]"
+AHEAD = '        for chunk in range(chunks):\n            forwards += [("F", chunk, i) for i in group]\n'
+BACK = '        for chunk in reversed(range(chunks)):\n            backwards += [("B", chunk, i) for i in group]\n'
 MISTAKES = (
     mistake("one_a_rank", "Each rank warms up by one forward more than the rank behind it, as in 1F1B: here it is two, as a result is on its way"
             " while its rank works on.", (FIRST, "first = ranks - 1 - rank + (chunks - 1) * ranks"), seen="NVIDIA/Megatron-LM #675"),
@@ -181,11 +183,12 @@ MISTAKES = (
     mistake("all_forwards", "All forwards come first, then all backwards: then all m v are in flight.",
             ("    first = warm_up(rank, ranks, chunks, full)\n", "    first = len(forwards)\n")),
     mistake("chunk_by_chunk", "All micro-batches go through a chunk before the next one begins: they go in groups of p.",
-            ("        for chunk in range(chunks):\n            forwards += [(\"F\", chunk, i) for i in group]\n", ""),
-            ("    first = warm_up(", "    forwards = [(\"F\", chunk, i) for chunk in range(chunks) for i in range(full)]\n    first = warm_up(")),
+            ("range(0, full, ranks)", "[0]"), ("range(start, start + ranks)", "range(full)")),
     mistake("one_at_a_time", "Each micro-batch goes through all chunks before the next one begins: a group of p goes through a chunk, then through"
-            " the next.", ("        for chunk in range(chunks):\n            forwards += [(\"F\", chunk, i) for i in group]\n",
-             "        forwards += [(\"F\", chunk, i) for i in group for chunk in range(chunks)]\n")),
+            " the next.", (AHEAD, "        forwards += [(\"F\", chunk, i) for i in group for chunk in range(chunks)]\n"),
+            (BACK, "        backwards += [(\"B\", chunk, i) for i in group for chunk in reversed(range(chunks))]\n")),
+    mistake("forwards_one_at_a_time", "Forwards go through all chunks one micro-batch at a time: a group of p goes through a chunk, then through the"
+            " next, as with your backwards.", (AHEAD, "        forwards += [(\"F\", chunk, i) for i in group for chunk in range(chunks)]\n")),
     mistake("groups_of_v", "The groups have v micro-batches: they have p, so that the first comes back from the last rank as the last one leaves.",
             ("range(0, full, ranks)", "range(0, full, chunks)"), ("range(start, start + ranks)", "range(start, start + chunks)")),
     mistake("chunks_forward", "The backwards go through the chunks from the first: gradients come from the end of the model, so the last chunk is first.",
