@@ -263,8 +263,8 @@ MISTAKES = (
     mistake("held_in_backward", "This is right, but in backward a variable still holds one unit's arrays while the next unit's are gathered:"
             " delete it, or hand the arrays over without a name.",
             (BACK, "arrays = gather(parts[i], units[i].shapes, dp)\n        dy_tD, grads = units[i].backward(dy_tD, kept[i], arrays)")),
-    mistake("all_gathered_first", "This is right, but all units' weights are gathered before the first one runs: then they are whole on every"
-            " rank, and nothing is saved.",
+    mistake("all_gathered_first", "This is right, but all units' weights are whole on every rank at one time, so nothing is saved: gather a"
+            " unit's before it runs, and let them go before the next ones are gathered.",
             ("    kept = []\n", "    kept = []\n    whole = [gather(w_n, unit.shapes, dp) for w_n, unit in zip(parts, units, strict=True)]\n"),
             (RUN, "x_tD, saved = unit.forward(x_tD, whole[len(kept)])")),
     mistake("kept_for_backward", "This is right, but the gathered weights are kept from forward to backward: let them go, and gather them"

@@ -12,11 +12,12 @@ def right_count(rank, p, v, m):
     return min(last + 2 * (p - 1 - rank), len(forwards))
 
 
-def right_plan(rank, p, v, m, group=None):
-    group, m, there = group or p, m + -m % (group or p), m
+def right_plan(rank, p, v, m, filled=True):
+    """filled: the last group is planned full."""
+    there, m = m, m + -m % p if filled else m
     pairs = [(chunk, i) for chunk in range(v) for i in range(m)]
-    ahead = [("F", c, i) for c, i in sorted(pairs, key=lambda x: (x[1] // group, x[0], x[1]))]
-    back = [("B", c, i) for c, i in sorted(pairs, key=lambda x: (x[1] // group, -x[0], x[1]))]
+    ahead = [("F", c, i) for c, i in sorted(pairs, key=lambda x: (x[1] // p, x[0], x[1]))]
+    back = [("B", c, i) for c, i in sorted(pairs, key=lambda x: (x[1] // p, -x[0], x[1]))]
     first = right_count(rank, p, v, m)
     # In turn: the backward that is `first` forwards behind goes after each forward.
     order = [(n, 0, op) for n, op in enumerate(ahead)] + [(n + first, 1, op) for n, op in enumerate(back)]
@@ -112,22 +113,13 @@ def plans(draw, ranks, chunks, m, order):
     if order == 3:
         made[0] = sorted(made[0], key=lambda op: (op[0] == "F", op[2]))
     if order == 4:
-        made = [short(r, p, v, m) for r in range(p)]
+        made = [right_plan(r, p, v, m, filled=False) for r in range(p)]
     if order == 5:
         made[-1].remove(("B", v - 1, 0))
         made[-1].insert(made[-1].index(("F", v - 1, 0)), ("B", v - 1, 0))
     if order == 6:
         made = [sorted(plan, key=lambda op: op[2]) for plan in made]
     return {"plans": made, "chunks": v}
-
-
-def short(rank, p, v, m):
-    """The plan in which the last group is as small as it is."""
-    ahead = [("F", c, i) for _, c, i in sorted((i // p, c, i) for c in range(v) for i in range(m))]
-    back = [("B", -c, i) for _, c, i in sorted((i // p, -c, i) for c in range(v) for i in range(m))]
-    first = min(2 * (p - 1 - rank) + (v - 1) * p, m * v)
-    order = [(n, 0, op) for n, op in enumerate(ahead)] + [(n + first, 1, op) for n, op in enumerate(back)]
-    return [op for _, _, op in sorted(order)]
 
 
 def makespan(code, a, at):
@@ -168,6 +160,8 @@ PARTS = (
 
 FIRST = "first = 2 * (ranks - 1 - rank) + (chunks - 1) * ranks"
 TURN = "plan += [forwards[n], backwards[n - first]]"
+AHEAD = '        for chunk in range(chunks):\n            forwards += [("F", chunk, i) for i in group]\n'
+BACK = '        for chunk in reversed(range(chunks)):\n            backwards += [("B", chunk, i) for i in group]\n'
 MISTAKES = (
     mistake("one_a_rank", "Each rank warms up by one forward more than the rank behind it, as in 1F1B: here it is two, as a result is on its way"
             " while its rank works on.", (FIRST, "first = ranks - 1 - rank + (chunks - 1) * ranks"), seen="NVIDIA/Megatron-LM #675"),
@@ -189,11 +183,12 @@ MISTAKES = (
     mistake("all_forwards", "All forwards come first, then all backwards: then all m v are in flight.",
             ("    first = warm_up(rank, ranks, chunks, full)\n", "    first = len(forwards)\n")),
     mistake("chunk_by_chunk", "All micro-batches go through a chunk before the next one begins: they go in groups of p.",
-            ("        for chunk in range(chunks):\n            forwards += [(\"F\", chunk, i) for i in group]\n", ""),
-            ("    first = warm_up(", "    forwards = [(\"F\", chunk, i) for chunk in range(chunks) for i in range(full)]\n    first = warm_up(")),
+            ("range(0, full, ranks)", "[0]"), ("range(start, start + ranks)", "range(full)")),
     mistake("one_at_a_time", "Each micro-batch goes through all chunks before the next one begins: a group of p goes through a chunk, then through"
-            " the next.", ("        for chunk in range(chunks):\n            forwards += [(\"F\", chunk, i) for i in group]\n",
-             "        forwards += [(\"F\", chunk, i) for i in group for chunk in range(chunks)]\n")),
+            " the next.", (AHEAD, "        forwards += [(\"F\", chunk, i) for i in group for chunk in range(chunks)]\n"),
+            (BACK, "        backwards += [(\"B\", chunk, i) for i in group for chunk in reversed(range(chunks))]\n")),
+    mistake("forwards_one_at_a_time", "Forwards go through all chunks one micro-batch at a time: a group of p goes through a chunk, then through the"
+            " next, as with your backwards.", (AHEAD, "        forwards += [(\"F\", chunk, i) for i in group for chunk in range(chunks)]\n")),
     mistake("groups_of_v", "The groups have v micro-batches: they have p, so that the first comes back from the last rank as the last one leaves.",
             ("range(0, full, ranks)", "range(0, full, chunks)"), ("range(start, start + ranks)", "range(start, start + chunks)")),
     mistake("chunks_forward", "The backwards go through the chunks from the first: gradients come from the end of the model, so the last chunk is first.",
