@@ -13,7 +13,7 @@ from models.config import cache_entries
 from models.published import PUBLISHED, entries_by_rank
 from parallel.ledger import Traffic, wire_bytes
 from plan.dry import DryAxis, dry_weights
-from practice import mutants_found, pages, promises
+from practice import blind, mutants_found, pages, promises
 from practice.exercise import every
 from practice.workbook import replace
 
@@ -125,7 +125,8 @@ def cheatsheet(text: str) -> str:
 
 
 def docs(text: str) -> str:
-    return pages.between(text, "mutants", pages.table(mutants_found.COLUMNS, mutants_found.rows(every())))
+    text = pages.between(text, "mutants", pages.table(mutants_found.COLUMNS, mutants_found.rows(every())))
+    return pages.between(text, "blind", pages.table(blind.COLUMNS, blind.rows()))
 
 
 def authoring(text: str) -> str:
