@@ -31,7 +31,7 @@ def reports(request):
         yield begun
 
 
-@pytest.mark.limit(thinned(300, 60))
+@pytest.mark.limit(thinned(300, 120))
 @pytest.mark.parametrize("name", [e.name for e in every()])
 def test_an_exercise_accepts_what_is_right_and_names_what_is_wrong(name, reports):
     report = reports[name].result()
