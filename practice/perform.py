@@ -282,7 +282,7 @@ def perform(
     """Run `part` on the functions in `space`, which were made from `file`. given: inputs in place of the case's."""
     a = {name: frozen(x) for name, x in (given or case.arrays(part)).items()}
     code, noted = Code(space, part.name, axis, file), Noted(file, space.get("__source__", ""))
-    code.watched = not case.jitter and case.size[0] == part.sizes[0][0]
+    code.watched = not case.jitter and not case.moved and case.size[0] == part.sizes[0][0]
     # A case that comes again has another forward before its backward: so what a file keeps in its globals is found out.
     ran = space.setdefault(RAN, set())
     code.between = case in ran
