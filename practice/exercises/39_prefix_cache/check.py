@@ -44,7 +44,7 @@ def want_key(a, ref, at):
 def scripted(acts, full=False):
     """Inputs of a part: acts on requests, chosen among `acts`. Prompts are beginnings of few texts, and go on as these do or do not.
 
-    full: at last, when all have ended, come a prompt of all blocks, one that begins alike and needs a block too many, and one that fits.
+    full: at last, when all have ended, come a prompt of all blocks, one that begins alike and needs a block too many, and two that fit.
     """
 
     def inputs(draw, blocks, block, requests, steps):
@@ -74,7 +74,9 @@ def scripted(acts, full=False):
             script += [["release", r, []] for r in length]
             whole = draw.ids(2, blocks * block).tolist()
             other = whole[:block] + [1 - token for token in whole[block:]]
-            script += [["admit", 0, whole], ["release", 0, []], ["admit", 0, [*other, 1]], ["admit", 0, other]]
+            script += [["admit", 0, whole], ["release", 0, []], ["admit", 0, [*other, 1]], ["admit", 0, other[:-block]]]
+            # All but the last of its blocks are found, and held.
+            script.append(["admit", 1, [*other[: -2 * block], 1]])
         return {"script": script, "texts": [[*t, 0] for t in texts], "blocks": blocks, "block": block}
 
     return inputs
@@ -220,6 +222,8 @@ MISTAKES = (
             ("range((len(tokens) - 1) // self.block)", "range(len(tokens) // self.block - 1)")),
     mistake("first_block_only", "Only the first block is looked up: go on until one is not found.",
             ("            table.append(self.ids[parent][0])\n", "            table.append(self.ids[parent][0])\n            break\n")),
+    mistake("all_or_nothing", "A prompt shares nothing unless all its blocks are found: it shares those up to the first that is not.",
+            ("                break\n            table.append", "                return []\n            table.append")),
     mistake("newest", "Of blocks with the same key the newest is found: the one that got it first is.", ("self.ids[parent][0]", "self.ids[parent][-1]")),
     mistake("key_kept", "A block that is taken keeps its key: it is found for tokens that it does not hold any more.",
             (f"        if old is not None:\n{FORGET}        self.key_of[id] = None\n", ""), seen="vllm-project/vllm #4764"),

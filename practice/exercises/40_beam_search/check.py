@@ -184,7 +184,12 @@ def inputs(draw, prompt, V, width, most, block):
             "prompt": draw.ids(V, prompt).tolist(),
             "width": width,
         }
-        a |= {"end": int(draw.ids(V)), "most": most, "alpha": [0.0, 0.6, 1.0, 2.0][int(draw.ids(4))], "block": block}
+        a |= {
+            "end": int(draw.ids(V)),
+            "most": most,
+            "alpha": [0.6, 1.0, 2.0][int(draw.ids(3))] if most < 7 else 0.0,
+            "block": block,
+        }
         pairs = itertools.pairwise((score, len(new)) for new, score in found(a)[0])
         if not any(0 < abs(x - y) < 1e-6 or (x == y and m != n and a["alpha"]) for (x, m), (y, n) in pairs):
             return a
@@ -245,7 +250,7 @@ def want_search(a, ref, at):
     }
 
 
-SIZES = ((5, 7, 3, 6, 3), (4, 5, 2, 5, 2), (1, 6, 4, 4, 3), (7, 4, 3, 1, 4), (3, 5, 1, 5, 2), (6, 9, 4, 7, 3), (5, 3, 2, 7, 3))
+SIZES = ((6, 9, 5, 2, 4), (5, 7, 3, 6, 3), (4, 5, 2, 5, 2), (1, 6, 4, 4, 3), (7, 4, 3, 1, 4), (3, 5, 1, 5, 2), (5, 3, 2, 7, 3))
 PARTS = (
     Part("write, read, fork", ((3, 3, 30), (2, 4, 40), (4, 2, 25), (1, 3, 12)), acts, call_acts, want_acts, limits=limits_acts, dtypes=("float64",),
          random_size=lambda rng: (int(rng.choice([2, 3, 4])), 4, int(rng.integers(20, 50)))),
@@ -282,6 +287,7 @@ MISTAKES = (
     mistake("all_copied", "fork copies every block: sharing them costs nothing until somebody writes.",
             ("    for id in table:\n        pool.share(id)\n    return list(table)",
              "    mine = [pool.take() for _ in table]\n    for new, old in zip(mine, table):\n        pool.rows[new] = pool.rows[old]\n    return mine")),
+    mistake("no_stop", "The search goes on although `width` hypotheses have ended.", (STOP, "if step + 1 == most:")),
     mistake("worst", "The worst candidates are chosen.", ("np.argsort(-score_BV,", "np.argsort(score_BV,")),
     mistake("ties_turned", "Of equal candidates the later comes first: an ascending sort that is turned round turns ties too.",
             ('np.argsort(-score_BV, axis=None, kind="stable")', 'np.argsort(score_BV, axis=None, kind="stable")[::-1]')),
@@ -299,6 +305,8 @@ MISTAKES = (
     mistake("end_goes_on", "A beam goes on behind the token that ends it.", ("chosen = ended if token == end else live", "chosen = live")),
     mistake("ended_too_late", "Candidates that end count however bad they are: only those before the last live one do.",
             ("        if len(live) == width:\n            break\n", ""), (CHOSEN, "        if len(live) == width and token != end:\n            continue\n" + CHOSEN)),
+    mistake("ended_behind", "What ends right behind the last live candidate counts, too: only what comes before it does.",
+            ("        if len(live) == width:\n            break\n", ""), (CHOSEN, "        if len(live) == width and token != end:\n            break\n" + CHOSEN)),
     mistake("best_end_only", "A step ends one hypothesis at most here: every candidate that is good enough may end.",
             (CHOSEN, "        if token == end and ended:\n            continue\n" + CHOSEN)),
     mistake("many_prompts", "The prompt is there `width` times at first: the same candidates come from each, and all beams are alike.",
@@ -314,7 +322,6 @@ MISTAKES = (
     mistake("divided_each_step", "Scores are divided in every step: beams of a step are equally long and compete by their sums; what is finished is divided, once.",
             (AFTER, AFTER.replace("(score,", "(score / (step + 1) ** alpha,"))),
     mistake("first_end", "The search stops with the first hypothesis that ends: it goes on until there are `width`.", ("len(done) >= width or", "done or")),
-    mistake("no_stop", "The search goes on although `width` hypotheses have ended.", (STOP, "if step + 1 == most:")),
     mistake("beams_count_always", "Beams count as hypotheses although `width` have ended.", (LAST, LAST.replace("if len(done) < width", "if True"))),
     mistake("beams_never_count", "What has not ended is lost: without `width` that have, beams are hypotheses as they are.", (LAST, "")),
     mistake("no_end_token", "The token that ends a hypothesis is not among its tokens.", ("done.append(([*live[beam][1], token],", "done.append(([*live[beam][1]],")),
