@@ -149,12 +149,13 @@ def test_a_standard_output_that_takes_nothing_is_told(typed):
     assert (done.returncode, done.stderr) == (2, f"error: {UNWRITTEN[typed]}\n")
 
 
-def test_a_reader_that_leaves_ends_a_command_without_a_word():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(unbuffered):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
         [sys.executable, "-m", "launch.kv_cache"],
-        cwd=ROOT, env=launcher_free(), stdout=writing, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=launcher_free() | {"PYTHONUNBUFFERED": unbuffered}, stdout=writing, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     os.close(writing)
     # As a shell knows a death by SIGPIPE.
