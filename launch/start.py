@@ -279,6 +279,8 @@ def outcome(
     if unwritten := lost():
         print(f"error: {unwritten}", file=sys.stderr, flush=True)
         status = 2
+    elif unwritten == "":
+        status = signals.status_of(signal.SIGPIPE)
     # No rank leaves with a status while another still prints: launchers end the job at the first that does.
     status = max(control.everyone(status))
     comm.close()

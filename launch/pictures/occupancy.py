@@ -76,9 +76,15 @@ def lines(codes: np.ndarray, every: int) -> Iterator[Text]:
         yield line
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # As for everything else that is printed; rich would end the process.
+        raise BrokenPipeError
+
+
 def show(schedules: dict[str, np.ndarray]) -> None:
     """Print schedules by title, one above another on the same scale; in colour if standard output is a terminal."""
-    console = Console(highlight=False, soft_wrap=True, width=width())
+    console = _Console(highlight=False, soft_wrap=True, width=width())
     wide = min(width(), WIDE)
     longest = max(codes.shape[1] for codes in schedules.values())
     every = -(-longest // (wide - 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
+from io import StringIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -79,10 +80,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
             t.add_column(columns[i], justify="left" if i == 0 else "right", width=wide, overflow="fold")
         for row in cells:
             t.add_row(*(row[i] for i in chosen))
-        console = Console(highlight=False, markup=False, width=1000)
-        with console.capture() as text:
-            console.print(t)
-        print(*(line.rstrip() for line in text.get().splitlines()), "", sep="\n")
+        # Not to standard output: where its reader has gone, rich would end the process.
+        text = StringIO()
+        Console(file=text, highlight=False, markup=False, width=1000).print(t)
+        print(*(line.rstrip() for line in text.getvalue().splitlines()), "", sep="\n")
 
 
 def _parts(columns: Sequence[str], cells: Sequence[Sequence[str]], keys: int) -> list[tuple[list[int], list[int], int]]:
