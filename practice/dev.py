@@ -184,7 +184,9 @@ def _mistakes(examiner: Examiner, report: Report, one_in: int) -> None:
 def _pairs(examiner: Examiner, report: Report) -> None:
     """Some pairs of mistakes, of which one at least must be named. Two together may run for ever: such a pair is stopped."""
     pairs = list(itertools.combinations(examiner.exercise.mistakes, 2))
-    chosen = [(p, s) for p in pairs[:: -(-len(pairs) // PAIRS) or 1] if (s := examiner.mistaken(p)) is not None]
+    # Two that are together a third one are told as that.
+    alone = {None, *(examiner.mistaken((m,)) for m in examiner.exercise.mistakes)}
+    chosen = [(p, s) for p in pairs[:: -(-len(pairs) // PAIRS) or 1] if (s := examiner.mistaken(p)) not in alone]
 
     def judge(source: str) -> str:
         try:
