@@ -42,7 +42,7 @@ def test_what_a_global_keeps_for_backward_is_another_forwards(name):
 def test_no_argument_may_be_changed_even_if_it_is_a_copy_of_the_inputs():
     edit = ("    far_Tv = z_Tv - high_T[:, None]\n", "    z_Tv -= high_T[:, None]\n    far_Tv = z_Tv\n")
     text, _ = spoken(judged("23", edit))
-    assert "This line changes an argument in place" in text
+    assert "This line changes the argument z_Tv in place" in text
 
 
 def test_parts_of_all_ranks_or_of_one_are_told_from_the_shape():
