@@ -147,7 +147,9 @@ def row(case: Case, shared: Path) -> str:
     ranks = 3 if 3 in case.ranks else case.ranks[0]
     with tempfile.TemporaryDirectory() as own:
         done = seen(case, ranks, ranks - 1, False, shared, Path(own))
-    said = next((line for line in done.err.splitlines() if line and not line.startswith("=")), "")
+    # On a busy machine progress comes first.
+    told = (line for line in done.err.splitlines() if line and not line.endswith(" left"))
+    said = next((line for line in told if not line.startswith("=")), "")
     said = said or next((line for line in done.out.splitlines() if line.startswith(("WRONG", "all agreed"))), "")
     said = re.sub(r"\S*/run\S*?/|/tmp/\S*?/", "", said)
     said = f"{said[:LONGEST]} …" if len(said) > LONGEST else said
