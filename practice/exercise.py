@@ -20,19 +20,16 @@ SOLUTION = "solution.py"
 # No right answer loops so often in a case.
 TURNS = 10_000
 YOURS, END = "# --- yours ---", "# --- end ---"
+# The learner's file, as a module: its classes say that they are of it, and `dataclass` looks it up.
+MODULE = "exercise"
 
 
 class NoSuchExercise(ValueError):
     """A name of no exercise or of several; the text says which there are."""
 
 
-# The learner's file, as a module: its classes say that they are of it, and `dataclass` looks it up.
-MODULE = "exercise"
-
-
 def load(text: str, name: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """The namespace that a source text makes, on top of the names in `before`."""
-    # A class made with @dataclass or NamedTuple asks for the module that it stands in.
     sys.modules.setdefault(MODULE, ModuleType(MODULE))
     space = {**(before or {}), "__name__": MODULE, "__file__": name}
     exec(_compiled(text, name), space)

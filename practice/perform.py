@@ -10,12 +10,13 @@ import traceback
 import tracemalloc
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import wraps
 from types import FrameType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -81,8 +82,8 @@ class Code:
 
     def __init__(self, space: dict[str, Any], asked: str = "", axis: Axis | Place | None = None, file: str = "") -> None:
         self.space, self.counts, self.called, self._file = space, Counter(), "", file
-        # The arguments of the function that was called last, by name.
-        self.given: dict[str, Any] = {}
+        # The function that was called last, and its arguments.
+        self._last: tuple[Callable, tuple, dict] | None = None
         # Whether `watching` looks.
         self.watched = False
         # What each function has returned last: how many values (-1: none or one), and what, in words.
@@ -90,8 +91,8 @@ class Code:
         # Whether another forward comes between a forward and its backward.
         self.between = False
         self._forwards: dict[str, tuple[Callable, tuple, dict] | None] = {}
-        # What the learner's functions have returned is the learner's: handed back, it may be changed.
-        self._theirs: list[np.ndarray] = []
+        # What the learner's functions have returned is the learner's: handed back, it may be changed. It is not kept for that.
+        self._theirs: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
         self._asked = asked if inspect.isfunction(space.get(asked)) else ""
         self._counters = [self.counts, *([axis.counts] if isinstance(axis, Axis) else [])]
 
@@ -109,14 +110,14 @@ class Code:
         def call(*args: Any, **kwargs: Any) -> Any:
             if self.between and name.endswith("backward"):
                 self._others()
-            self.called, self.given = name, _named(made, args, kwargs)
+            self.called, self._last = name, (made, args, kwargs)
             args = tuple(self._guarded(x) for x in args)
             with self._counting(name):
                 result = made(*args, **kwargs)
             self.returned[name] = _returned(result)
             parts = result if isinstance(result, (tuple, list)) else (result,)
-            self._theirs += [x for x in parts if isinstance(x, np.ndarray)]
-            if isinstance(result, tuple) and len(result) == 2:
+            self._theirs.update((id(x), x) for x in parts if isinstance(x, np.ndarray))
+            if self.between and isinstance(result, tuple) and len(result) == 2:
                 # Where a check calls it twice, another forward comes between as it is.
                 self._forwards[name] = None if name in self._forwards else (made, args, kwargs)
             return result
@@ -125,7 +126,7 @@ class Code:
 
     def _guarded(self, x: Any) -> Any:
         """An argument that may not be changed: a view that cannot be written, of whatever is not the learner's own."""
-        if type(x) is not np.ndarray or not x.flags.writeable or any(x is own for own in self._theirs):
+        if type(x) is not np.ndarray or not x.flags.writeable or self._theirs.get(id(x)) is x:
             return x
         view = x.view()
         view.flags.writeable = False
@@ -216,6 +217,16 @@ class Code:
     def counted(self, W: np.ndarray) -> np.ndarray:
         return counted(W, self.counts)
 
+    def given(self) -> dict[str, Any]:
+        """The arguments of the function that was called last, by name; {} where they are not the function's."""
+        if self._last is None:
+            return {}
+        made, args, kwargs = self._last
+        try:
+            return dict(inspect.signature(made).bind(*args, **kwargs).arguments)
+        except (TypeError, ValueError):
+            return {}
+
 
 def _floats(x: Any) -> bool:
     return type(x) is np.ndarray and x.dtype.kind == "f" and x.ndim > 0
@@ -248,14 +259,6 @@ def _held(frame: FrameType | None, file: str, space: dict[str, Any]) -> list[np.
         frame = frame.f_back
     collect({n: v for n, v in space.items() if not n.startswith("__")}, 4)
     return found
-
-
-def _named(function: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by their names; {} where they are not the function's."""
-    try:
-        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
-    except (TypeError, ValueError):
-        return {}
 
 
 def _within(x: np.ndarray, given: Any) -> str | None:
@@ -365,7 +368,7 @@ def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
             "shapes": ", ".join(f"{n} {arrays[n].shape}" for n in named),
         }
         if "read-only" in results["message"] and named:
-            for number, (name, value) in enumerate(code.given.items()):
+            for number, (name, value) in enumerate(code.given().items()):
                 if (place := _within(np.asarray(arrays[named[0]]), value)) is not None:
                     # By number too: other answers have other names.
                     results |= {"argument": f"{name}{place}", "argument number": f"{number}{place}"}

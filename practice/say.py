@@ -82,7 +82,8 @@ def _unlisted(
         return
     # Where an answer has no wrong number, only NaN, anything that gives NaN would explain it.
     if not any(truth.numbers(failing[0][0], r, o) for r, o in enumerate(failing[0][1])):
-        return judged.lines.append("No known mistake gives this.") if not explained else None
+        judged.lines += [] if explained else ["No known mistake gives this."]
+        return
     if said := _parts(truth, failing, rank, name):
         judged.lines.append(said)
         return

@@ -47,8 +47,8 @@ class Others:
 def orphaned(parent: int) -> bool:
     """Whether what had started this rank was gone before the rank could look: then its parent is init, or a session's. Else it
     is a launcher, or a script that a launcher has started in the rank's place."""
-    reaper = parent == 1 or named(parent) == "systemd"
-    return reaper and named(parent) not in LAUNCHERS and _rank(parent) is None
+    name = named(parent)
+    return (parent == 1 or name == "systemd") and name not in LAUNCHERS and _rank(parent) is None
 
 
 def named(pid: int) -> str:

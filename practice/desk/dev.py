@@ -52,11 +52,11 @@ def _check(exercises: Sequence[Exercise], reference: Any, quick: bool) -> int:
     with ProcessPoolExecutor(min(len(exercises), cores), get_context("fork"), _begun, (os.getpid(),)) as pool:
         try:
             reports = [pool.submit(_checked, reference, quick, e.name) for e in exercises]
-            for e, report in zip(exercises, reports, strict=True):
-                print(dev.show(report.result()), flush=True)
+            for e, report in zip(exercises, (r.result() for r in reports), strict=True):
+                print(dev.show(report), flush=True)
                 if not quick:
-                    mutants_found.record(e, report.result())
-                wrong += bool(report.result().problems)
+                    mutants_found.record(e, report)
+                wrong += bool(report.problems)
         except BaseException:
             for worker in active_children():
                 worker.terminate()

@@ -94,8 +94,7 @@ def given(case: inputs.Input, tmp: Path) -> str:
     typed = re.sub(r"/\S*?/tests/", "tests/", case.typed).replace("{tmp}/", "")
     typed = f"{case.before and f'{case.before}; '}{typed} {case.after}".strip().replace("|", "/")
     said = re.sub(r"\S*/inputs\S*?/|/tmp/\S*?/|/\S*?/tests/oracles/", "", next(iter(done.err.splitlines()), ""))
-    said = f"{said[:LONGEST]} …" if len(said) > LONGEST else said
-    return f"| {case.name} | `{typed}` | `{said.replace('|', '/').replace('`', chr(39))}` | {done.status} |"
+    return f"| {case.name} | `{typed}` | `{short(said)}` | {done.status} |"
 
 
 def waits(kind: str) -> str:
@@ -121,8 +120,12 @@ def other_content() -> str:
 def first_of_ours(err: str) -> str:
     """The first line that this project has written."""
     said = next((line for line in err.splitlines() if re.match(r"(\[\d\] )?(error: )?ranks? \d|error: ", line)), "")
-    # Of itself code in a table.
-    said = said.replace("`", "'")
+    return short(said)
+
+
+def short(said: str) -> str:
+    """As code in a table."""
+    said = said.replace("|", "/").replace("`", "'")
     return said if len(said) <= LONGEST else f"{said[:LONGEST]} …"
 
 
@@ -152,9 +155,8 @@ def row(case: Case, shared: Path) -> str:
     said = next((line for line in told if not line.startswith("=")), "")
     said = said or next((line for line in done.out.splitlines() if line.startswith(("WRONG", "all agreed"))), "")
     said = re.sub(r"\S*/run\S*?/|/tmp/\S*?/", "", said)
-    said = f"{said[:LONGEST]} …" if len(said) > LONGEST else said
     fault = "" if case.fault is None else f"`{case.fault}`"
-    return f"| {case.name} | {fault} | {case.command} | `{said.replace('|', '/')}` | {done.status} |"
+    return f"| {case.name} | {fault} | {case.command} | `{short(said)}` | {done.status} |"
 
 
 def main() -> None:

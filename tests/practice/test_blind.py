@@ -2,20 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-from practice import dev
+from practice import blind, dev
 from practice.exercise import every
-from tests.practice.test_named import changed, examiner, judged, spoken
-
-
-@pytest.mark.parametrize("annotation", ["float", "'float'"])
-def test_a_file_may_make_dataclasses(annotation):
-    """Their making looks for the module in which they stand."""
-    more = f"\n\nfrom dataclasses import dataclass\n\n\n@dataclass\nclass Half:\n    a: {annotation}\n"
-    assert dev.passes(dev.judged(examiner("01"), changed("01") + more, seed=1))
+from tests.practice.test_named import judged, spoken
 
 
 def kept_by_a_global(made, back, names):
@@ -98,7 +90,7 @@ def test_layers_that_are_kept_are_no_numbers_kept():
 
 
 def test_the_figures_are_whole():
-    figures = json.loads((Path("practice") / "blind.json").read_text())
+    figures = json.loads(blind.FILE.read_text())
     assert set(figures) <= {e.name for e in every()}
     for f in figures.values():
         assert sum(f[k] for k in ("accepted", "cause", "ingredients", "numbers", "misleading")) == f["wrong"] == 10

@@ -6,8 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from practice.desk import screen
 from practice.exercise import find
 from practice.workbook import Workbook
 from tests.ahead import ahead
+from tests.faults.running import MARK, marked
 from tests.grids import thinned
 from tests.harness import ROOT, launcher_free
 from tests.practice.test_cli import book, typed  # noqa: F401  fixtures
@@ -139,23 +140,14 @@ def test_the_program_and_the_state_survive(book, typed):  # noqa: F811
     assert [e["what"] for e in Workbook(book).log] == ["start", "check", "check", "check"]
 
 
-def _of_session(number):
-    """The processes of a session that still run."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):
-            state, _, _, session, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            found += [int(pid)] if int(session) == number and state != "Z" else []
-    return found
-
-
 def test_an_authors_check_that_is_ended_leaves_no_process():
     """Not the workers, and not what they have begun: that would go on for minutes."""
     run = [sys.executable, "-m", "launch.practice", "dev", "check", *map(str, range(31, 39)), "--quick"]
-    own = {"cwd": ROOT, "env": launcher_free(), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(run, **own, text=True, start_new_session=True)
+    mark = uuid.uuid4().hex
+    own = {"cwd": ROOT, "env": launcher_free() | {MARK: mark}, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(run, **own, text=True)
     try:
-        while len(_of_session(process.pid)) < 2:
+        while len(marked(mark)) < 2:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
         process.terminate()
@@ -163,10 +155,10 @@ def test_an_authors_check_that_is_ended_leaves_no_process():
         assert (process.returncode, err) == (128 + signal.SIGTERM, "ended by SIGTERM\n")
         # A killed process may take a moment to be gone.
         end = time.monotonic() + 10
-        while left := _of_session(process.pid):
+        while left := marked(mark):
             assert time.monotonic() < end, left
             time.sleep(0.1)
     finally:
-        for pid in _of_session(process.pid):
+        for pid in marked(mark):
             os.kill(pid, signal.SIGKILL)
         process.wait()
