@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import active_children, get_context
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from parallel.remains import die_with_parent
 from practice import dev, mutants_found
 from practice.check import check
 from practice.exercise import Exercise, every, find
+
+ENDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str], list[str]]) -> int:
@@ -47,29 +51,53 @@ def main(args: argparse.Namespace, reference: Any, command: Callable[[int, str],
 
 
 def _check(exercises: Sequence[Exercise], reference: Any, quick: bool) -> int:
-    """On all cores, one exercise each at a time."""
-    wrong, cores = 0, len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(min(len(exercises), cores), get_context("fork"), _begun, (os.getpid(),)) as pool:
-        try:
-            reports = [pool.submit(_checked, reference, quick, e.name) for e in exercises]
-            for e, report in zip(exercises, (r.result() for r in reports), strict=True):
-                print(dev.show(report), flush=True)
-                if not quick:
-                    mutants_found.record(e, report)
-                wrong += bool(report.problems)
-        except BaseException:
-            for worker in active_children():
-                worker.terminate()
-            raise
+    wrong = 0
+    for e, report in zip(exercises, _reports(exercises, reference, quick), strict=True):
+        print(dev.show(report), flush=True)
+        if not quick:
+            mutants_found.record(e, report)
+        wrong += bool(report.problems)
     return 1 if wrong else 0
 
 
-def _begun(parent: int) -> None:
-    """A worker, which ends with this process and when this process says so."""
+def _reports(exercises: Sequence[Exercise], reference: Any, quick: bool) -> Iterator[dev.Report]:
+    """In order. Each exercise has a process, of which as many run as there are cores; whenever this one ends, they do.
+
+    A pool of processes is not told to end so simply: it has threads, and a signal may come while it is being made.
+    """
+    context, cores, todo = get_context("fork"), len(os.sched_getaffinity(0)), deque(exercises)
+    running: dict[Connection, tuple[str, BaseProcess]] = {}
+    done: dict[str, dev.Report] = {}
+    try:
+        for e in exercises:
+            while e.name not in done:
+                while todo and len(running) < cores:
+                    name = todo.popleft().name
+                    own, theirs = context.Pipe(duplex=False)
+                    process = context.Process(target=_work, args=(os.getpid(), theirs, reference, quick, name))
+                    # What ends this process waits until it knows the other, which takes it as its own before it is let through.
+                    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+                    process.start()
+                    running[own] = name, process
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+                    theirs.close()
+                for own in wait([*running]):
+                    name, process = running[own]
+                    try:
+                        done[name] = own.recv()
+                    except EOFError:
+                        process.join()
+                        done[name] = dev.Report(name, [f"its process has ended: exit code {process.exitcode}"])
+                    del running[own]
+            yield done.pop(e.name)
+    finally:
+        for _, process in running.values():
+            process.kill()
+
+
+def _work(parent: int, theirs: Connection, reference: Any, quick: bool, name: str) -> None:
     die_with_parent(parent)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _checked(reference: Any, quick: bool, name: str) -> dev.Report:
-    return dev.check(find(name), reference, with_mutants=not quick)
+    for number in ENDS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+    theirs.send(dev.check(find(name), reference, with_mutants=not quick))
