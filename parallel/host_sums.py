@@ -15,7 +15,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import perf_counter, sleep
+from typing import NoReturn
 
 import numpy as np
 from mpi4py import MPI
@@ -51,7 +53,7 @@ class HostSums(Sums):
 
     Verbs go one after another, in the order in which they are called, which is the same on all ranks: who waits for one works
     on those before it too. A rank works on them in calls of verbs, `poke` and `wait` alone. So ranks that have started one
-    wait for it at the same place of what else they exchange.
+    wait for it at the same place of what else they exchange. Others may write into an array that is being summed at any time.
     """
 
     def __init__(self, comm: MPI.Intracomm, hosts: Hosts, slot: int = SLOT) -> None:
@@ -104,11 +106,16 @@ class HostSums(Sums):
 
     def _ends(self) -> bool:
         """Go on with the first until it waits or ends, and say whether it has ended."""
+        script = self._scripts[0]
         try:
-            next(self._scripts[0].steps)
+            next(script.steps)
         except StopIteration:
             self._scripts.popleft().done = True
             return True
+        except BaseException as error:
+            # Who waits for it again is told again, and does not take it for done.
+            script.steps = iter(partial(_raise, error), None)
+            raise
         return False
 
     def go_on(self) -> None:
@@ -139,8 +146,9 @@ class HostSums(Sums):
             # Every rank adds more, but half as many rounds are enough.
             yield from window.sum(x, y, add)
             return
-        if hosts.count == 1 and window.reads(x.nbytes // window.size):
-            at_once = x.size
+        if hosts.count == 1 and window.directly(x.nbytes // window.size):
+            yield from window.sum_directly(x, y, dealt(x.size, window.size), add)
+            return
         # Piece by piece, so that what is added on one host is given while it is in the caches, and that between hosts one piece
         # is on its way out, and another back, while the ranks work on a third.
         pieces = [_Piece(self, script, x[n : n + at_once], y[n : n + at_once], add) for n in range(0, x.size, at_once)]
@@ -247,6 +255,10 @@ class _Piece:
         # This rank's is there already.
         self.y[self.sums.hosts.number] = None
         yield from self.sums.window.gather(self.mine, self.y, self.counts)
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
 
 
 def _until(request: MPI.Request) -> Steps:

@@ -15,6 +15,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
+from zlib import crc32
 
 import numpy as np
 from mpi4py import MPI
@@ -24,8 +25,8 @@ from parallel.shared_memory import shared_file
 
 # Of a rank, so many slots of so many bytes: small enough to stay in the caches, large enough that rounds are few.
 SLOTS, SLOT = 2, 2**21
-# What has so many bytes a rank is read out of the other's memory, where that is allowed, in pieces that stay in the caches.
-DIRECT, PIECE = 2**20 + 1, 2**19
+# What has so many bytes a rank goes from memory to memory, where that is allowed, in pieces that stay in the caches.
+DIRECT, PIECE = 2**20 + 1, 2**18
 # Counters stand apart by a line of the cache, in words.
 _LINE = 16
 # Whether this processor lets no other see what it writes, nor sees what others write, in another order.
@@ -56,6 +57,8 @@ class Window:
         self._mine = [of_kind.pop(self.rank) for of_kind in places]
         self._put, self._taken = places
         self._rounds, self._lock = 0, Lock()
+        # Arrays of this rank whose addresses others have.
+        self._lent: Sequence[np.ndarray] = ()
 
     def _fence(self) -> None:
         """What is read or written before this line is so before what comes after it: a lock keeps what comes after taking it
@@ -109,9 +112,9 @@ class Window:
 
             yield from self._round(put, take, y.dtype)
 
-    def reads(self, size: int) -> bool:
-        """Whether so many bytes a rank are read out of the other's memory."""
-        return size >= DIRECT and self._peers.readable
+    def directly(self, size: int) -> bool:
+        """Whether a part of so many bytes goes from memory to memory; alike on all ranks."""
+        return size >= DIRECT and self._peers.open
 
     def entries(self, dtype: np.dtype) -> int:
         """How many go into a slot: so many are gathered of each rank, or added over all, in one round."""
@@ -121,7 +124,7 @@ class Window:
         """y: the sum, in rank order, over what all ranks hold of this rank's part. `parts`: this rank's x, by whose they are,
         (entries,); y may be this rank's part itself."""
         me, width = self.rank, self._slot // self.size // y.itemsize
-        if self.reads(max(p.nbytes for p in parts)):
+        if self.directly(max(p.nbytes for p in parts)):
             yield from self._reduce_directly(parts, y, add)
             return
         for at in range(0, max(p.size for p in parts), width):
@@ -151,8 +154,8 @@ class Window:
         """Fill `parts`, by rank, with what each rank has as `mine`, (entries,). None: not wanted here. `sizes`: entries of
         each."""
         me, width = self.rank, self._slot // mine.itemsize
-        if self.reads(max(sizes) * mine.itemsize):
-            yield from self._gather_directly(mine, parts)
+        if self.directly(max(sizes) * mine.itemsize):
+            yield from self._gather_directly(mine, parts, sizes)
             return
         for at in range(0, max(sizes), width):
 
@@ -171,48 +174,78 @@ class Window:
 
             yield from self._round(put, take, mine.dtype)
 
-    # --- in one round, in which a rank puts where its arrays are, and nobody goes on before all have read them
+    # --- from memory to memory
+
+    def _directly(self, what: object, arrays: Sequence[np.ndarray], take: Callable[[list[list[int]]], None]) -> Steps:
+        """One round in which each rank puts where its `arrays` are, and takes by all ranks' addresses. Nobody goes on before
+        all have taken. `what` the ranks do must be alike, lest one writes beyond another's array: ValueError."""
+        tag = crc32(repr(what).encode())
+
+        def put(slot: np.ndarray) -> None:
+            slot[: 1 + len(arrays)] = [tag, *map(address, arrays)]
+
+        def checked(slots: np.ndarray) -> None:
+            if others := [rank for rank in range(self.size) if slots[rank, 0] != tag]:
+                raise ValueError(f"rank {others[0]} of this host adds or gathers something else than {what}")
+            take(slots[:, 1 : 1 + len(arrays)].tolist())
+
+        # Others may still read and write these, whatever ends this rank's own part.
+        self._lent = arrays
+        yield from self._round(put, checked, _WORD)
+        for at in self._taken:
+            while self._counters[at] < self._rounds:
+                yield
+        if not IN_ORDER:
+            self._fence()
+        self._lent = ()
+
+    def sum_directly(self, x: np.ndarray, y: np.ndarray, counts: Sequence[int], add: np.ufunc) -> Steps:
+        """y: the sum, in rank order, over all ranks' x, (entries,). Each rank adds a part, of `counts` entries, and writes it
+        into all ranks' y while it is in the caches; y may be x."""
+        begin = sum(counts[: self.rank])
+        mine, offset = slice(begin, begin + counts[self.rank]), begin * y.itemsize
+
+        def take(places: list[list[int]]) -> None:
+            for at, piece in self._added([x_at + offset for x_at, _ in places], x[mine], y[mine], add):
+                for rank, (_, y_at) in enumerate(places):
+                    if rank != self.rank:
+                        self._peers.write(rank, y_at + offset + at, piece)
+
+        yield from self._directly(("all_reduce", add.__name__, y.dtype.str, *counts), [x, y], take)
 
     def _reduce_directly(self, parts: Sequence[np.ndarray], y: np.ndarray, add: np.ufunc) -> Steps:
-        me, width = self.rank, PIECE // y.itemsize
+        def take(places: list[list[int]]) -> None:
+            for _ in self._added([of_rank[self.rank] for of_rank in places], parts[self.rank], y, add):
+                pass
 
-        def put(slot: np.ndarray) -> None:
-            slot[: self.size] = [address(part) for part in parts]
+        yield from self._directly(("reduce_scatter", add.__name__, y.dtype.str, *(p.size for p in parts)), parts, take)
 
-        def take(slots: np.ndarray) -> None:
-            places, rooms = slots[:, me].tolist(), np.empty((2, width), y.dtype)
-            for at in range(0, y.size, width):
-                mine, total = parts[me][at : at + width], y[at : at + width]
-                before = None
-                for rank, place in enumerate(places):
-                    term = mine
-                    if rank != me:
-                        term = rooms[int(rank > 0), : mine.size]
-                        self._peers.read(rank, place + at * y.itemsize, term)
-                    # What this rank holds must not be overwritten before it is added.
-                    room = total if me < 2 else rooms[0, : mine.size]
-                    before = term if before is None else add(before, term, out=room)
-                if before is not total:
-                    total[...] = before
-
-        yield from self._round(put, take, _WORD)
-        yield from self._until_taken()
-
-    def _gather_directly(self, mine: np.ndarray, parts: Sequence[np.ndarray | None]) -> Steps:
-        def put(slot: np.ndarray) -> None:
-            slot[0] = address(mine)
-
-        def take(slots: np.ndarray) -> None:
+    def _gather_directly(self, mine: np.ndarray, parts: Sequence[np.ndarray | None], sizes: Sequence[int]) -> Steps:
+        def take(places: list[list[int]]) -> None:
             for rank, part in enumerate(parts):
                 if part is not None and rank == self.rank:
                     part[...] = mine
                 elif part is not None:
-                    self._peers.read(rank, int(slots[rank, 0]), part)
+                    self._peers.read(rank, places[rank][0], part)
 
-        yield from self._round(put, take, _WORD)
-        yield from self._until_taken()
+        yield from self._directly(("all_gather", mine.dtype.str, *sizes), [mine], take)
 
-    def _until_taken(self) -> Steps:
-        for at in self._taken:
-            while self._counters[at] < self._rounds:
-                yield
+    def _added(self, places: Sequence[int], mine: np.ndarray, y: np.ndarray, add: np.ufunc) -> Iterator[tuple[int, np.ndarray]]:
+        """Fill y, a piece at a step, with the sum over `mine` and what the others have at these addresses: of each piece where
+        it begins, in bytes, and the piece."""
+        me, width = self.rank, PIECE // y.itemsize
+        read = np.empty((2, width), y.dtype)
+        for at in range(0, y.size, width):
+            own, total = mine[at : at + width], y[at : at + width]
+            before = None
+            for rank, place in enumerate(places):
+                term = own
+                if rank != me:
+                    term = read[int(rank > 0), : own.size]
+                    self._peers.read(rank, place + at * y.itemsize, term)
+                # What this rank holds must not be overwritten before it is added.
+                to = total if me < 2 else read[0, : own.size]
+                before = term if before is None else add(before, term, out=to)
+            if before is not total:
+                total[...] = before
+            yield at * y.itemsize, total

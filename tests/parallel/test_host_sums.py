@@ -8,7 +8,7 @@ from operator import add
 import numpy as np
 import pytest
 
-from parallel import window
+from parallel import peers, window
 from parallel.host_sums import HostSums, by_host
 from parallel.hosts import numbered
 from parallel.ledger import wire_bytes
@@ -31,7 +31,7 @@ def every_way(ranks):
 
 @pytest.fixture(params=["slots", "directly"])
 def way(request, monkeypatch):
-    """Through the slots of the window, or out of the other ranks' memory."""
+    """Through the slots of the window, or from memory to memory."""
     monkeypatch.setattr(window, "DIRECT", {"slots": 2**60, "directly": 0}[request.param])
     return request.param
 
@@ -256,6 +256,84 @@ def test_a_wait_left_out_shows(comm, monkeypatch):
         if comm.rank:
             comm.Barrier()
         assert wrong(comm, got, x)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_rank_that_goes_on_before_all_have_written_shows(comm, monkeypatch):
+    monkeypatch.setattr(window, "DIRECT", 0)
+    begun = window.Window._directly
+
+    def hasty(self, what, arrays, take):
+        others, self._taken = self._taken, []
+        yield from begun(self, what, arrays, take)
+        self._taken = others
+
+    monkeypatch.setattr(window.Window, "_directly", hasty)
+    x, y, write = np.arange(3000.0), np.zeros(3000), peers.Peers.write
+    with Mesh(comm, sums=by_host(0, slot=SLOT), tp=comm.size) as mesh:
+        if comm.rank == 1:
+            monkeypatch.setattr(peers.Peers, "write", lambda *args: (comm.Barrier(), write(*args)))
+        mesh.tp.all_reduce(x * 10.0**comm.rank, out=y)
+        early = y.copy()
+        if comm.rank != 1:
+            for _ in range(comm.size - 1):
+                comm.Barrier()
+        assert wrong(comm, early, x)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("other", ["size", "dtype", "op", "verb"])
+def test_ranks_that_do_not_agree_write_nothing(comm, monkeypatch, other):
+    """Where nobody looks at the agreement of verbs, the sums themselves do, before they write into another's arrays."""
+    monkeypatch.setattr(window, "DIRECT", 0)
+    x, room = np.ones(3000), np.full(9000, 7.0)
+    out, odd = room[3000:6000], comm.rank == comm.size - 1
+    with Mesh(comm, check=False, sums=by_host(0, slot=SLOT), tp=comm.size) as mesh:
+        others = {
+            "size": lambda: mesh.tp.all_reduce(np.ones(3300)),
+            "dtype": lambda: mesh.tp.all_reduce(np.ones(6000, "f4")),
+            "op": lambda: mesh.tp.all_reduce(x, "max", out=out),
+            "verb": lambda: mesh.tp.reduce_scatter(x, 0, even(3000, comm.size)),
+        }
+        call = others[other] if odd else lambda: mesh.tp.all_reduce(x, out=out)
+        with pytest.raises(ValueError, match="something else"):
+            call()
+    assert (room == 7).all()
+    assert (x == 1).all()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_rank_whose_sum_fails_keeps_what_others_write_into(comm, monkeypatch):
+    """And is told so again when it waits again."""
+    monkeypatch.setattr(window, "DIRECT", 0)
+    with Mesh(comm, sums=by_host(0, slot=SLOT), tp=comm.size) as mesh:
+        sums, read = mesh.tp._sums.large, peers.Peers.read
+        if comm.rank == 0:
+            monkeypatch.setattr(peers.Peers, "read", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+            y = np.ones(3000)
+            for again in (lambda: mesh.tp.all_reduce(np.ones(3000), out=y), lambda: sums.finish(sums._scripts[0])):
+                with pytest.raises(MemoryError):
+                    again()
+                assert any(np.shares_memory(y, lent) for lent in sums.window._lent)
+            # The others wait for it no more.
+            sums.window._counters[sums.window._mine[1]] = sums.window._rounds
+            sums._scripts.clear()
+            monkeypatch.setattr(peers.Peers, "read", read)
+        else:
+            mesh.tp.all_reduce(np.ones(3000))
+            assert sums.window._lent == ()
+
+
+@on_ranks
+@pytest.mark.parametrize("verb", ["_read", "_write"])
+def test_where_no_memory_can_be_reached_the_slots_are_used(comm, monkeypatch, verb):
+    monkeypatch.setattr(window, "DIRECT", 0)
+    # One rank is enough.
+    if comm.rank == comm.size - 1:
+        monkeypatch.setattr(peers, verb, None)
+    monkeypatch.setattr(window.Window, "_directly", None)
+    with Mesh(comm, sums=by_host(0, slot=SLOT), tp=comm.size) as mesh:
+        assert (mesh.tp.all_reduce(np.full(3000, comm.rank + 1.0)) == comm.size * (comm.size + 1) / 2).all()
 
 
 @pytest.mark.mpi(min_size=2)
