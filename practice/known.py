@@ -51,6 +51,15 @@ def known(truth: Truth, shown: Shown) -> list[Mistake]:
     return []
 
 
+def kept(truth: Truth, ran: Shown) -> list[Mistake]:
+    """The known mistake of which all outcomes, in the order in which the cases were run, are the learner's; [] if none is."""
+    ran = [(case, by_rank) for case, by_rank in ran if not case.moved]
+    for m in truth.exercise.mistakes:
+        if any(truth.in_turn(source, ran) for source in truth.variants((m,))):
+            return [m]
+    return []
+
+
 def earlier(truth: Truth, mistake: Mistake, case: Case) -> bool:
     """Whether a mistake makes an earlier part wrong than that of `case`, the first that is wrong."""
     parts = itertools.takewhile(lambda p: p.name != case.part, truth.parts.values())

@@ -8,7 +8,7 @@ import numpy as np
 
 from practice import probes, slips, translate, twists
 from practice.compare import wrong_entries
-from practice.known import Shown, compared, earlier, known
+from practice.known import Shown, compared, earlier, kept, known
 from practice.part import Case, Outcome, Part, float64
 from practice.truth import Truth
 
@@ -43,12 +43,12 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     # An error or an early end of one rank explains why others wait; and their waiting explains a wrong result.
     rank = min(wrong, key=lambda r: (URGENT.index(wrong[r][0]) if wrong[r][0] in URGENT else len(URGENT), r))
     kind, name = wrong[rank]
-    if _state(failing, ran):
+    shown, state = compared(failing, ran), _state(failing, ran)
+    found = ([] if state else known(truth, shown)) or kept(truth, ran)
+    if state and not found:
         judged.lines = [*_seen(truth, part, case, by_rank, wrong, rank), STATE]
         judged.mistakes = ["state"]
         return judged
-    shown = compared(failing, ran)
-    found = known(truth, shown)
     # A mistake that also spoils what is right here is told only if nothing else gives this answer.
     if len(found) == 1 and kind == "value" and earlier(truth, found[0], case):
         found = [] if twists.found(truth, _all(shown, ran)) else found

@@ -155,6 +155,13 @@ class Truth:
         except SyntaxError:
             return False
 
+    def in_turn(self, source: str, ran: Sequence[tuple[Case, list[Outcome]]]) -> bool:
+        """Whether this source, from a new start, has the outcomes of these cases in turn, and so keeps between calls what the
+        learner's keeps."""
+        spaces, allow = self.made(source), self.exercise.facts["allow"]
+        turns = ((c, simulate(self.parts[c.part], c, spaces, allow, FILE), by_rank) for c, by_rank in ran)
+        return all(self.alike(c, ours, by_rank) for c, ours, by_rank in turns)
+
     def _off(self, case: Case, rank: int, outcome: Outcome) -> bool:
         """Whether an outcome has numbers, not NaN or infinite, that are wrong."""
         right = self.right(case)[rank]
