@@ -97,7 +97,7 @@ def check(args: argparse.Namespace, ranks: int) -> tuple[Sizes, object]:
             f"--tokens {s.tokens} is no multiple of --sequence-length {s.sequence_length} that {ranks} ranks can share: "
             f"use {ranks * s.sequence_length}"
         )
-    opened = module.check(args, s, ranks) if what in ("decode", "speculate", "serving") else None
+    opened = module.check(args, s, ranks) if what in ("decode", "speculate", "serving", "plan") else None
     alone = {
         "trace": "compares a step traced and untraced",
         "plan": "compares a step planned and taken",

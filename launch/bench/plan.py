@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from math import lcm
 from statistics import median
 from time import perf_counter
 
@@ -12,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from launch import report, start
 from launch.bench.sizes import Sizes
+from launch.options import UsageError
 from launch.planning import here
 from launch.terminal import progress
 from models.config import llama_like
@@ -28,6 +30,16 @@ from training.trainer import Trainer
 MICRO_BATCHES, STEPS = 4, 3
 # What a prediction may be off, of a step.
 MOST = 0.10
+
+
+def check(args: argparse.Namespace, sizes: Sizes, ranks: int) -> None:
+    """Whether all cases can be: sequences are dealt to all ranks, and to micro-batches, evenly."""
+    sequences = sizes.tokens // sizes.sequence_length
+    if sequences % ranks or sequences % max(1, sequences // MICRO_BATCHES):
+        raise UsageError(
+            f"cannot deal {sequences} sequences to {ranks} ranks, and to {MICRO_BATCHES} micro-batches, evenly: "
+            f"use --tokens {lcm(ranks, MICRO_BATCHES) * sizes.sequence_length}"
+        )
 
 
 def measure(args: argparse.Namespace, sizes: Sizes, opened: None, comm: MPI.Intracomm, mesh: Mesh) -> dict:

@@ -103,3 +103,10 @@ def test_a_run_goes_on_on_the_mesh_that_is_chosen_then(comm, train, shared, monk
     again = train(*own, "--resume")
     assert again["mesh"]["tp"] == comm.size
     assert again["loss"] == []
+
+
+@pytest.mark.mpi(min_size=3, max_size=3)
+def test_bench_plan_refuses_what_some_case_cannot_deal(comm):
+    """8 sequences go to one rank and to four micro-batches, but not to three ranks along dp."""
+    refused = inside(comm, "bench.__main__", "plan", status=2)
+    assert refused == "error: cannot deal 8 sequences to 3 ranks, and to 4 micro-batches, evenly: use --tokens 3072"
