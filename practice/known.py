@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 
+from practice.guarded import apart
 from practice.part import Case, Mistake, Outcome
 from practice.truth import Truth
 
@@ -44,6 +46,10 @@ def known(truth: Truth, shown: Shown) -> list[Mistake]:
     touching = [m for m in mistakes if any(truth.touches(m, case) for case in bad)]
     likely = [m for m in touching if not earlier(truth, m, bad[0])]
     pairs = dict.fromkeys(p for some in (likely, touching, mistakes) for p in itertools.combinations(some, 2))
+    return apart(lambda: _pair(truth, shown, pairs), PAIRS) or []
+
+
+def _pair(truth: Truth, shown: Shown, pairs: Iterable[tuple[Mistake, Mistake]]) -> list[Mistake]:
     begun = time.process_time()
     for pair in itertools.takewhile(lambda _: time.process_time() - begun < PAIRS, pairs):
         if truth.explains(truth.mistaken(pair), shown):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from practice.exercise import load
+from practice.guarded import apart
 from practice.part import Case, Outcome
 from practice.simulate import simulate
 from practice.truth import FILE, Truth
@@ -37,6 +38,10 @@ class Slip:
 
 def found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Slip | None:
     """The slip whose outcomes are the learner's, or None."""
+    return apart(lambda: _found(truth, shown), SECONDS)
+
+
+def _found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Slip | None:
     begun = time.process_time()
     for slip in _slips(truth, shown[0]):
         if truth.explains(slip.source, shown):

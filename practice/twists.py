@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from practice.axis import VERBS
 from practice.exercise import Exercise
+from practice.guarded import apart
 from practice.mutants import changes
 from practice.part import Case, Outcome
 from practice.simulate import simulate
@@ -44,6 +45,10 @@ class Twist:
 
 def found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Twist | None:
     """The twist whose outcomes are the learner's, or None. shown: cases with the learner's outcomes, a wrong one first."""
+    return apart(lambda: _found(truth, shown), SECONDS)
+
+
+def _found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Twist | None:
     begun = time.process_time()
     case, theirs = shown[0]
     part, allow = truth.parts[case.part], truth.exercise.facts["allow"]
@@ -128,14 +133,19 @@ def _swapped(node: ast.AST, function: ast.FunctionDef) -> Iterator[tuple[int, st
     stored = [n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
     names = dict.fromkeys([a.arg for a in function.args.args] + stored)
     # A list that is put into itself: NumPy never comes to its end.
-    itself = {
-        c.func.value.id for c in ast.walk(function) if isinstance(c, ast.Call) and node in c.args
-        and isinstance(c.func, ast.Attribute) and isinstance(c.func.value, ast.Name)
-    }  # fmt: skip
+    into = [
+        *(c.func for c in ast.walk(function) if isinstance(c, ast.Call) and node in c.args),
+        *(t for a in ast.walk(function) if isinstance(a, ast.Assign) and node in ast.walk(a.value) for t in a.targets),
+    ]
+    itself = {n.id for i in into if isinstance(i, (ast.Attribute, ast.Subscript)) for n in ast.walk(i.value) if _is_name(n)}
     if node.id in names:
         for other in names:
             if other != node.id and _kind(other) == _kind(node.id) and other not in itself:
                 yield 0, "", lambda n, other=other: ast.Name(other, ast.Load())
+
+
+def _is_name(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name)
 
 
 def _kind(name: str) -> str:

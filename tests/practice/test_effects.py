@@ -1,8 +1,10 @@
 """What is told by effect is told only where the effect is the mistake's own: arguments, costs, NaN; and the search ends."""
 
+import time
+
 import pytest
 
-from practice import dev, twists
+from practice import dev, guarded, twists
 from practice.exercise import SOLUTION, TURNS, find, load
 from tests.practice.test_named import changed, examiner, spoken
 from tests.practice.test_promises import EINSUM, judged
@@ -88,3 +90,29 @@ def test_a_constant_that_a_fit_does_not_reach_is_found_among_its_roots():
         for seed in range(1, 4)
     ]
     assert all("0.450158" in spoken(v)[0] for v in verdict)
+
+
+def test_no_twist_puts_a_list_into_itself_where_one_of_two_lists_is_chosen():
+    made = [t.source for t in twists.twists(find("26"))]
+    assert any(".append((p))" in source for source in made) or any(".append(passing)" in source for source in made)
+    assert not any(".append((before))" in source or ".append((after))" in source for source in made)
+
+
+@pytest.mark.parametrize("endless", ["memory", "time", "waiting", "error"])
+def test_a_search_that_takes_all_memory_or_never_ends_finds_nothing(endless, monkeypatch):
+    def find():
+        if endless == "memory":
+            kept = [b"1" * 2**20]
+            while True:
+                kept += kept
+        while endless == "time":
+            pass
+        while endless == "waiting":
+            time.sleep(1)
+        raise RuntimeError
+
+    monkeypatch.setattr(guarded, "CLOCK", 2.0)
+    begun = time.monotonic()
+    assert guarded.apart(find, seconds=0.2) is None
+    assert time.monotonic() - begun < 15
+    assert guarded.apart(lambda: "found", seconds=0.2) == "found"
