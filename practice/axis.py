@@ -85,6 +85,8 @@ class Axis(Place):
     def __init__(self, rank: int, size: int, allow: Sequence[str], file: str) -> None:
         super().__init__(rank, size)
         self.counts: Counter[str] = Counter()
+        # By line of the learner's file, the numbers that it sends.
+        self.sent: Counter[int] = Counter()
         self._allow, self._file = tuple(allow), file
         # With whom this rank talked, message by message: (sent to, received from), None where it did not.
         self.talk: list[tuple[int | None, int | None]] = []
@@ -121,7 +123,7 @@ class Axis(Place):
             raise TypeError(f"all_to_all takes arrays of one dtype, got {', '.join(str(x.dtype) for x in xs)}")
         self.counts["all_to_all"] += 1
         self.counts["rounds"] += 1
-        self.counts["numbers sent"] += sum(x.size for r, x in enumerate(xs) if r != self.rank)
+        self._sends(sum(x.size for r, x in enumerate(xs) if r != self.rank))
         flat = np.concatenate([x.ravel() for x in xs])
         what = f"all_to_all #{self.counts['all_to_all']} of {_brief(flat)}|{self._line()}"
         return self._meet(flat, "all_to_all", tuple(x.shape for x in xs), what)
@@ -148,7 +150,7 @@ class Axis(Place):
         # An all-reduce goes twice over the ranks: a reduce-scatter, then an all-gather.
         self.counts["rounds"] += turns
         # What one rank sends on a ring, in numbers: (p - 1)/p of the whole, twice for an all-reduce.
-        self.counts["numbers sent"] += turns * (self.size - 1) * max(x.size, y.size) // self.size
+        self._sends(turns * (self.size - 1) * max(x.size, y.size) // self.size)
         return y
 
     def _point(self, verb: str, to: int | None, x: np.ndarray | None, source: int | None) -> np.ndarray | None:
@@ -167,7 +169,7 @@ class Axis(Place):
         self.talk.append((to, source))
         if x is not None:
             self.counts["messages"] += 1
-            self.counts["numbers sent"] += x.size
+            self._sends(x.size)
             self.counts["ranks sent to"] = len({to for to, _ in self.talk} - {None})
             self.counts["largest message"] = max(self.counts["largest message"], x.size)
         sends = "" if x is None else f"send {_brief(x)} to rank {to}"
@@ -176,6 +178,10 @@ class Axis(Place):
         if y is not None:
             self.counts["numbers received"] += y.size
         return y
+
+    def _sends(self, numbers: int) -> None:
+        self.counts["numbers sent"] += numbers
+        self.sent[self._line()] += numbers
 
     def _argument(self, verb: str, x: object) -> np.ndarray:
         if verb not in self._allow:

@@ -69,7 +69,7 @@ def check(
     ahead.join()
     verdict.printed = done.printed
     verdict.remarks = remarks.loops(exercise, source)
-    verdict.parts = examiner.judge(chosen, done.outcomes)
+    verdict.parts = examiner.judge(chosen, done.outcomes, source)
     if examiner.failed:
         case, by_rank = examiner.failed
         verdict.failed = Failed(case, by_rank, [r.results for r in examiner.right(case)])

@@ -15,14 +15,19 @@ from practice.part import Case, Outcome, Part
 from practice.say import Judged, diagnose
 from practice.truth import Truth
 
+# Counters that lines which talk add to, and how many such lines are shown.
+TALK = ("numbers sent", "largest message", "messages", "rounds")
+SHOWN = 4
+
 
 class Examiner(Truth):
     """`failed`: the case of the part that the last `judge` spoke of, with its outcomes by rank; None where none failed."""
 
     failed: tuple[Case, list[Outcome]] | None = None
 
-    def judge(self, cases: Sequence[Case], outcomes: Sequence[list[Outcome]]) -> list[Judged]:
-        """A verdict for each part. outcomes: by case, one a rank; [] for cases that were not reached."""
+    def judge(self, cases: Sequence[Case], outcomes: Sequence[list[Outcome]], answer: str = "") -> list[Judged]:
+        """A verdict for each part. outcomes: by case, one a rank; [] for cases that were not reached. answer: what was run."""
+        self.answer = answer
         verdict: list[Judged] = []
         self.failed = None
         for part in self.parts.values():
@@ -76,12 +81,22 @@ class Examiner(Truth):
             if over:
                 lines = [f"right, but {on}{outcome.counts[c]:,} {c} where {most:,} {_are(most)}" for c, most in over.items()]
                 lines += ["An all_reduce is two rounds, any other collective one."] if "rounds" in over else []
+                lines += _sent(outcome, self.answer) if set(over) & set(TALK) else []
                 known = costing(self, ran, set(over))
                 for m in known:
                     lines += ["", m.sentence, *([f"Seen in the wild: {m.seen}."] if m.seen else [])]
                 self.failed = self.failed or (case, by_rank)
                 return Judged(part.name, "wrong", case.label(part), lines, [m.name for m in known])
         return judged
+
+
+def _sent(outcome: Outcome, answer: str) -> list[str]:
+    """Which lines of the learner's file send how much, the most first."""
+    text, lines = answer.splitlines(), []
+    for number, sends in sorted(outcome.sent.items(), key=lambda s: -s[1])[:SHOWN]:
+        if 0 < number <= len(text):
+            lines.append(f"line {number} sends {sends:,}: {text[number - 1].strip()}")
+    return lines
 
 
 def _over(limits: dict[str, int], outcome: Outcome) -> dict[str, int]:

@@ -66,6 +66,20 @@ def kept(truth: Truth, ran: Shown) -> list[Mistake]:
     return []
 
 
+def partly(truth: Truth, failing: list) -> list[Mistake]:
+    """The known mistake that has the learner's outcomes wherever these are wrong, in cases of several sizes; [] if none has.
+
+    Where the learner's are right, as where there is nothing to do, which many treat apart, it may have others.
+    """
+    cases = [(case, by_rank) for case, by_rank, _ in failing if not case.moved]
+    if len({case.size for case, _ in cases}) < 2 or any(o.kind != "ok" for _, by_rank in cases for o in by_rank):
+        return []
+    for m in truth.exercise.mistakes:
+        if any(truth.explains(source, cases) for source in truth.variants((m,))):
+            return [m]
+    return []
+
+
 def earlier(truth: Truth, mistake: Mistake, case: Case) -> bool:
     """Whether a mistake makes an earlier part wrong than that of `case`, the first that is wrong."""
     parts = itertools.takewhile(lambda p: p.name != case.part, truth.parts.values())

@@ -166,6 +166,7 @@ class Outcome:
     error: dict[str, Any] = field(default_factory=dict)  # type, message, function, line, text, shapes
     waits: str = ""
     noted: list[dict[str, Any]] = field(default_factory=list)  # floating-point errors: what, in, line, text
+    sent: dict[int, int] = field(default_factory=dict)  # by line of the learner's file: how many numbers it sends
     returned: dict[str, tuple[int, str]] = field(default_factory=dict)  # by function: how many values, and what in words
 
 

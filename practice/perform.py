@@ -94,7 +94,7 @@ class Code:
         # What the learner's functions have returned is the learner's: handed back, it may be changed. It is not kept for that.
         self._theirs: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
         self._asked = asked if inspect.isfunction(space.get(asked)) else ""
-        self._counters = [self.counts, *([axis.counts] if isinstance(axis, Axis) else [])]
+        self._counters = [self.counts, *([axis.counts, axis.sent] if isinstance(axis, Axis) else [])]
 
     def __getattr__(self, name: str) -> Any:
         made = self.space.get(name)
@@ -292,6 +292,7 @@ def perform(
     ran.add(case)
     if isinstance(axis, Axis):
         axis.counts.clear()
+        axis.sent.clear()
         axis.talk.clear()
     if part.count_memory:
         tracemalloc.start()
@@ -311,6 +312,7 @@ def perform(
         code.counts.setdefault("peak bytes", tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     outcome.counts = dict(code.counts + (axis.counts if isinstance(axis, Axis) else Counter()))
+    outcome.sent = dict(axis.sent) if isinstance(axis, Axis) else {}
     outcome.noted, outcome.returned = noted.events, code.returned
     return outcome
 

@@ -93,8 +93,20 @@ def factor_said(name: str, found: list[tuple[float, set[str], int]]) -> str:
     names = set.intersection(*(names for _, names, _ in found))
     numbers = {f"{c:.6g}" for c, _, _ in found}
     if len(names) == 1:
-        return f"{name} is exactly {names.pop()} times what is right"
+        return f"{name} is exactly {(c := names.pop())} times what is right{_meant(c)}"
     return f"{name} is {numbers.pop()} times what is right, everywhere" if len(numbers) == 1 else ""
+
+
+def _meant(c: str) -> str:
+    """What makes a result c times what is right."""
+    if c == "-1":
+        return ": its sign is turned"
+    if c.startswith("1/"):
+        of = c.removeprefix("1/")
+        return f": it is divided by {'the number of ranks' if of == 'ranks' else of}, and should not be"
+    if c == "ranks":
+        return ": it is multiplied by the number of ranks, or added up once for each of them, and should not be"
+    return ""
 
 
 def order(name: str, got: np.ndarray, want: np.ndarray, allowed: np.ndarray) -> str:

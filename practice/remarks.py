@@ -32,7 +32,7 @@ def _looping(source: str) -> dict[str, tuple[int, str]]:
         counts = {"T", "t", "N"} | {t.id for t in _counted(function, arrays)}
         for loop in (n for n in ast.walk(function) if isinstance(n, (ast.For, ast.ListComp, ast.GeneratorExp))):
             iterables = [loop.iter] if isinstance(loop, ast.For) else [g.iter for g in loop.generators]
-            product = next((p for p in ast.walk(loop) if _product(p)), None)
+            product = next((p for p in ast.walk(loop) if _product(p) and not _square(p)), None)
             if product is not None and any(_over_tokens(i, arrays, counts) for i in iterables):
                 found.setdefault(function.name, (loop.lineno if isinstance(loop, ast.For) else product.lineno, _said(product)))
     return found
@@ -67,6 +67,12 @@ def _product(node: ast.AST) -> bool:
     if isinstance(node, ast.BinOp):
         return isinstance(node.op, ast.MatMult)
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in PRODUCTS
+
+
+def _square(node: ast.AST) -> bool:
+    """Whether something is multiplied by itself, as row @ row: a sum of squares."""
+    pair = [node.left, node.right] if isinstance(node, ast.BinOp) else [a for a in node.args if not isinstance(a, ast.Constant)]
+    return len(pair) == 2 and ast.unparse(pair[0]) == ast.unparse(pair[1])
 
 
 def _said(node: ast.AST) -> str:

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from practice import probes, slips, translate, twists
+from practice import answer, probes, slips, translate, twists
 from practice.compare import wrong_entries
-from practice.known import Shown, compared, earlier, kept, known
+from practice.known import Shown, compared, earlier, kept, known, partly
 from practice.part import Case, Outcome, Part, float64
 from practice.truth import Truth
 
 URGENT = ("error", "silent", "hang")
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-STATE = (
-    "The same inputs gave the right answer at first, and now they do not: something is kept from one call to the next, as a"
-    " global, a default argument that is changed, an attribute of a class, or an np.empty that is read before it is written."
+STATE = "The same inputs gave the right answer at first, and now they do not: something is kept from one call to the next"
+KEPT = (
+    "as a global, a default argument that is changed, an attribute of a class, or an np.empty that is read before it is written"
 )
 NAIVE = "This is the naive softmax, exp over its sum"
 PROMOTED = (
@@ -46,7 +46,7 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     shown, state = compared(failing, ran), _state(failing, ran)
     found = ([] if state else known(truth, shown)) or kept(truth, ran)
     if state and not found:
-        judged.lines = [*_seen(truth, part, case, by_rank, wrong, rank), STATE]
+        judged.lines = [*_seen(truth, part, case, by_rank, wrong, rank), *_kept(truth.answer), *_unread(truth)]
         judged.mistakes = ["state"]
         return judged
     # A mistake that also spoils what is right here is told only if nothing else gives this answer.
@@ -93,11 +93,36 @@ def _unlisted(
         return
     if twist := twists.found(truth, _all(shown, ran)):
         judged.mistakes = [f"twist: {twist.sentence}"]
-        judged.lines.append(twist.sentence)
+        judged.lines += [twist.sentence, *twist.named(truth.exercise.scaffold, truth.answer)]
+        return
+    if some := partly(truth, failing):
+        judged.mistakes = [m.name for m in some]
+        judged.lines += ["", *(m.sentence for m in some)]
         return
     said = _probe(truth, part, failing, rank, name, ran)
     if said or not explained:
         judged.lines.append(said or "No known mistake gives this.")
+    if not said:
+        kept = answer.kept(truth.answer)[:1]
+        judged.lines += [f"{k.name} is kept from one call to the next ({k}): is this another call's answer?" for k in kept]
+        judged.lines += _unread(truth)
+
+
+def _kept(source: str) -> list[str]:
+    """That something is kept between calls, and what, where the file shows it."""
+    found = answer.kept(source)[:2]
+    return [f"{STATE}: {', '.join(k.name for k in found)}.", *map(str, found)] if found else [f"{STATE}, {KEPT}."]
+
+
+def _unread(truth: Truth) -> list[str]:
+    unread = answer.unread(truth.answer, truth.exercise.solution)[:2]
+    return [f"{function} does not use its argument {name}: that is what it is to go by." for function, name in unread]
+
+
+def _wide(source: str) -> list[str]:
+    """Which lines of the file make float64 of float32; what may, where none says so."""
+    found = answer.wide(source)[:3]
+    return [": float64 is made in", *map(str, found)] if found else [PROMOTED]
 
 
 def _all(shown: Shown, ran: list) -> Shown:
@@ -175,9 +200,9 @@ def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: d
         return [f"{name}{on} has shape {np.shape(got)}, should have {want.shape}"]
     if kind == "dtype":
         got = np.asarray(got)
-        more = PROMOTED if case.dtype == "float32" and got.dtype == np.float64 else ""
+        first, *more = _wide(truth.answer) if case.dtype == "float32" and got.dtype == np.float64 else [""]
         expected = case.dtype if want.dtype.kind == "f" else want.dtype
-        return [f"{name}{on} is {got.dtype}, should be {expected}{more}"]
+        return [f"{name}{on} is {got.dtype}, should be {expected}{first}", *more]
     if not isinstance(want, np.ndarray):
         # All lines of a name but the last describe the case.
         *case_lines, last = (name + on).split("\n")

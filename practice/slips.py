@@ -24,6 +24,10 @@ from practice.truth import FILE, Truth
 SECONDS = 1.0
 SLIP = "_slip"
 SUMS = {"sum": "sum", "mean": "mean", "max": "maximum", "min": "minimum"}
+SMALL_SAID = (
+    "{0:g} is added to what the logarithm is taken of: where that is smaller the answer ends at log({0:g}) = {1:.1f}. Add"
+    " nothing: log(softmax) is z - maximum - log(sum of exp), which is never the logarithm of 0."
+)
 MATHS = {"math": math, "np": np}
 # Constants of this trade, by which one is often taken for another; the fit starts from the right one and may not reach them.
 USUAL = (1e-5, 1e-6, 1e-8, 1e-12, 1e4, 5e5, 1e6)
@@ -55,6 +59,7 @@ def _slips(truth: Truth, failed: tuple[Case, list[Outcome]]) -> Iterator[Slip]:
     case, outcomes = failed
     tree = ast.parse(truth.exercise.solution)
     yield from axes(tree)
+    yield from smalls(truth)
     target = _vector(outcomes)
     if target is None or not np.isfinite(target).all():
         return
@@ -116,6 +121,26 @@ def _over(tree: ast.Module, numbers: Sequence[int], new: int | None, turned: boo
     for node in columns:
         node.slice.elts.reverse()
     return ast.unparse(twin) if columns else ""
+
+
+# --- a small number where there should be none
+
+SMALL = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+
+
+def smalls(truth: Truth) -> Iterator[Slip]:
+    """A small number within a logarithm, against log(0): in the solution, and where a known mistake takes another logarithm."""
+    sources = [truth.mistaken((m,)) for m in truth.exercise.mistakes if any("np.log(" in new for _, new in m.edits)]
+    for source in (truth.exercise.solution, *sources):
+        tree = ast.parse(source)
+        for number, node in enumerate(ast.walk(tree)):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "log"):
+                continue
+            for small in SMALL:
+                twin = copy.deepcopy(tree)
+                log = list(ast.walk(twin))[number]
+                log.args[0] = ast.BinOp(log.args[0], ast.Add(), ast.Constant(small))
+                yield Slip("small", SMALL_SAID.format(small, math.log(small)), ast.unparse(ast.fix_missing_locations(twin)))
 
 
 # --- constants

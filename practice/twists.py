@@ -8,12 +8,14 @@ every case that was run.
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from practice.answer import names
 from practice.axis import VERBS
 from practice.exercise import Exercise
 from practice.guarded import apart
@@ -32,6 +34,7 @@ IFS = {"if: negated": "turned round", "if: always": "taken as true always", "if:
 # What people do most: these come before all others, in each right answer.
 OFTEN = ("augmented to plain assignment", "sum to mean", "mean to sum")
 LONGEST = 70
+GIVEN = {*dir(builtins), "np", "math"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,16 @@ class Twist:
     rank: int
     sentence: str
     source: str
+    # What was changed, and what it has become.
+    nodes: tuple[ast.AST, ...] = field(default=(), compare=False)
+
+    def named(self, scaffold: str, answer: str) -> list[str]:
+        """A line on the names that the learner does not know; [] where there are none, or where theirs are not known."""
+        here = {_short(n.id) for some in self.nodes for n in ast.walk(some) if _is_name(n) and n.id not in GIVEN}
+        told = [w for w in dict.fromkeys(re.findall(r"\w+", self.sentence)) if w in here]
+        theirs = _known(scaffold) | _known(answer) if answer else here
+        others = [w for w in told if w not in theirs]
+        return [f"(Here {', '.join(others)} {'is' if len(others) == 1 else 'are'} named as in our solution.)"] if others else []
 
 
 def found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Twist | None:
@@ -52,7 +65,7 @@ def _found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Twist |
     begun = time.process_time()
     case, theirs = shown[0]
     part, allow = truth.parts[case.part], truth.exercise.facts["allow"]
-    for twist in twists(truth.exercise):
+    for twist in twists(truth.exercise, truth.answer):
         if time.process_time() - begun > SECONDS:
             return None
         try:
@@ -64,13 +77,13 @@ def _found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Twist |
     return None
 
 
-def twists(exercise: Exercise) -> list[Twist]:
-    """All of an exercise's, those of the solution first, the likelier kinds before others."""
+def twists(exercise: Exercise, answer: str = "") -> list[Twist]:
+    """All of an exercise's, those of the solution first, the likelier kinds before others. answer: whose names may be used."""
     made: dict[str, Twist] = {}
-    told = set(re.findall(r"\w+", exercise.scaffold)) | {_short(n) for n in re.findall(r"\w+", exercise.scaffold)}
+    told = _known(exercise.scaffold) | _known(answer)
     for number, (source, lines) in enumerate(bases(exercise)):
         for twist in sorted(_twists(source, lines, told), key=lambda t: t.rank):
-            made.setdefault(twist.source, Twist(10 * number + twist.rank, twist.sentence, twist.source))
+            made.setdefault(twist.source, replace(twist, rank=10 * number + twist.rank))
     return sorted(made.values(), key=lambda t: t.rank)
 
 
@@ -103,7 +116,7 @@ def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twi
                 text = spliced.text(node, new)
             except (TypeError, ValueError, AttributeError):
                 continue
-            yield Twist(rank, sentence or _instead(node, new, place), text)
+            yield Twist(rank, sentence or _instead(node, new, place), text, (node, new))
 
 
 class _Spliced:
@@ -154,11 +167,19 @@ def _kind(name: str) -> str:
 
 def _loops(node: ast.AST) -> Iterator[tuple[int, str, object]]:
     if isinstance(node, ast.For):
-        yield 0, f"A loop is missing, or never entered: for {_plain(node.target)} in {_plain(node.iter)}.", lambda n: ast.Pass()
+        # The same may come of a loop that has a step too few.
+        yield (
+            0,
+            f"A loop is missing, or ends too early: for {_plain(node.target)} in {_plain(node.iter)}.",
+            lambda n: ast.Pass(),
+        )
         yield (
             2, f"A loop ends after its first turn: for {_plain(node.target)} in {_plain(node.iter)}.",
             lambda n: ast.For(n.target, n.iter, [*n.body, ast.Break()], []),
         )  # fmt: skip
+    elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "range" and node.args:
+        yield 0, f"{_plain(node)} ends one too early.", lambda n: _stopped(n, -1)
+        yield 1, f"{_plain(node)} ends one too late.", lambda n: _stopped(n, 1)
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         yield 1, f"The sign of {_plain(node.right)} is turned.", lambda n: ast.BinOp(n.left, ast.Sub(), n.right)
         yield 1, f"The sign of {_plain(node.left)} is turned.", lambda n: ast.BinOp(n.right, ast.Sub(), n.left)
@@ -167,6 +188,13 @@ def _loops(node: ast.AST) -> Iterator[tuple[int, str, object]]:
             1, f"What belongs in the place of {_plain(node.targets[0])} is added to it.",
             lambda n: ast.AugAssign(n.targets[0], ast.Add(), n.value),
         )  # fmt: skip
+
+
+def _stopped(node: ast.Call, by: int) -> ast.Call:
+    """range(a, b) with another b."""
+    stop = min(len(node.args) - 1, 1)
+    node.args[stop] = ast.BinOp(node.args[stop], ast.Add(), ast.Constant(by))
+    return node
 
 
 def _rank(what: str) -> int:
@@ -218,6 +246,12 @@ def _place(statement: ast.stmt | None, told: set[str]) -> str:
     targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
     names = [_plain(t) for t in targets if t is not None]
     return f"In what makes {names[0]}, " if names and names[0] in told else ""
+
+
+def _known(source: str) -> set[str]:
+    """Names that a source has, with their shapes and without."""
+    found = names(source)
+    return found | {_short(n) for n in found}
 
 
 def _short(name: str) -> str:

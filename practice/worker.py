@@ -151,6 +151,8 @@ def stored(folder: Path, case: int, rank: int) -> Outcome | None:
         return None
     results |= record["results"]
     order = record.pop("order")
+    # JSON's names are texts.
+    record["sent"] = {int(line): numbers for line, numbers in record["sent"].items()}
     return Outcome(**(record | {"results": {n: results[n] for n in order}}))
 
 

@@ -1,0 +1,151 @@
+"""What a learner's file shows without being run: what it keeps between calls, arguments it does not read, float64 it makes.
+
+None of this is a verdict. It says where, once it is known from the outcomes that something is wrong.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# Methods that change what they are called on.
+CHANGING = ("append", "add", "update", "setdefault", "extend", "insert", "pop", "popleft", "appendleft", "clear", "fill")
+CACHES = ("cache", "lru_cache")
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+WIDE = ("float64", "double", "float_", "float", "longdouble")
+# np.zeros and its like make float64 unless they are told otherwise; (how many arguments come before dtype).
+MAKING = {"zeros": 1, "ones": 1, "empty": 1, "eye": 3, "identity": 1, "full": 2, "linspace": 5}
+LONGEST = 90
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the learner's file, and the name it is about."""
+
+    name: str
+    number: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"line {self.number}: {self.text}"
+
+
+def _tree(source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def _line(source: str, name: str, node: ast.AST) -> Line:
+    text = source.splitlines()[node.lineno - 1].strip()
+    return Line(name, node.lineno, text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}...")
+
+
+def names(source: str) -> set[str]:
+    """All names that the file's code has, and the words of its docstrings."""
+    tree = _tree(source)
+    found = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
+        a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)
+    }
+    found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    told = [ast.get_docstring(n) or "" for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.FunctionDef, ast.ClassDef))]
+    return found | {w for text in told for w in "".join(c if c.isalnum() or c == "_" else " " for c in text).split()}
+
+
+# --- what is kept
+
+
+def kept(source: str) -> list[Line]:
+    """What the file's functions change that outlives a call: a name each, with the first line that changes it."""
+    tree = _tree(source)
+    outer = {t.id for s in tree.body for t in _targets(s) if isinstance(t, ast.Name)}
+    outer |= {s.name for s in tree.body if isinstance(s, (ast.FunctionDef, ast.ClassDef))}
+    found: dict[str, Line] = {}
+    for function in (n for n in ast.walk(tree) if isinstance(n, FUNCTIONS)):
+        for name, node in _changed(function, outer):
+            found.setdefault(name, _line(source, name, node))
+        for decorator in getattr(function, "decorator_list", ()):
+            if _last(decorator.func if isinstance(decorator, ast.Call) else decorator) in CACHES:
+                found.setdefault(function.name, _line(source, function.name, decorator))
+    return sorted(found.values(), key=lambda line: line.number)
+
+
+def _changed(function: ast.AST, outer: set[str]) -> Iterator[tuple[str, ast.AST]]:
+    nodes = list(ast.walk(function))
+    shared = {name for n in nodes if isinstance(n, ast.Global) for name in n.names}
+    own = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} - shared
+    arguments = [*function.args.posonlyargs, *function.args.args]
+    defaults = zip(arguments[len(arguments) - len(function.args.defaults) :], function.args.defaults, strict=True)
+    defaults = [*defaults, *zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)]
+    made = {a.arg for a, d in defaults if isinstance(d, (ast.List, ast.Dict, ast.Set, ast.Call))}
+    own |= {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg)} - made
+    outlive = (outer | shared | made) - own
+    for node in nodes:
+        for target in _targets(node):
+            root = _root(target)
+            if isinstance(target, ast.Name) and target.id in shared:
+                yield target.id, node
+            elif target is not root and isinstance(root, ast.Name) and root.id in outlive:
+                yield root.id, node
+            elif isinstance(root, ast.Call) and _last(root.func) == "globals" and isinstance(target, ast.Subscript):
+                yield ast.unparse(target.slice).strip("'\""), node
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGING:
+            root = _root(node.func)
+            if isinstance(root, ast.Name) and root.id in outlive:
+                yield root.id, node
+
+
+def _targets(node: ast.AST) -> list[ast.AST]:
+    given = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    given = given if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)) else []
+    return [t for target in given for t in (target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target])]
+
+
+def _root(node: ast.AST) -> ast.AST:
+    """last of last["row", 0].x; a call where it begins with one."""
+    while isinstance(node, (ast.Subscript, ast.Attribute, ast.Starred)):
+        node = node.value
+    return node
+
+
+def _last(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+# --- arguments that are not read
+
+
+def unread(source: str, solution: str) -> list[tuple[str, str]]:
+    """(function, argument) of those that the solution's function reads and the file's function does not."""
+    needed, read = _read(solution), _read(source)
+    return [(f, a) for f, some in needed.items() if f in read for a, yes in some.items() if yes and read[f].get(a) is False]
+
+
+def _read(source: str) -> dict[str, dict[str, bool]]:
+    """By function: which of its arguments it reads."""
+    functions = [n for n in _tree(source).body if isinstance(n, ast.FunctionDef)]
+    loaded = {f.name: {n.id for n in ast.walk(f) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} for f in functions}
+    return {f.name: {a.arg: a.arg in loaded[f.name] for a in f.args.args} for f in functions}
+
+
+# --- float64
+
+
+def wide(source: str) -> list[Line]:
+    """Lines that make float64 whatever the inputs are: said outright first, then np.zeros and its like without a dtype."""
+    said, unsaid = [], []
+    for node in ast.walk(_tree(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = _last(node.func)
+        types = [*(k.value for k in node.keywords if k.arg == "dtype"), *(node.args[:1] if name == "astype" else [])]
+        if name in MAKING and len(node.args) > MAKING[name]:
+            types.append(node.args[MAKING[name]])
+        line = _line(source, ast.unparse(node), node)
+        if any(_last(t) in WIDE or getattr(t, "value", "") in WIDE for t in types) or name in ("float64", "double"):
+            said.append(line)
+        elif name in MAKING and not types and _last(_root(node.func)) == "np":
+            unsaid.append(line)
+    return [*sorted(said, key=lambda line: line.number), *sorted(unsaid, key=lambda line: line.number)]
