@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from parallel.remains import die_with_parent
-from practice import promises
+from practice import known, promises
 from practice.examine import Examiner, Judged
 from practice.exercise import Exercise
 from practice.mutants import mutants
@@ -192,8 +192,10 @@ def _pairs(examiner: Examiner, report: Report) -> None:
         try:
             verdict = told(examiner, source, 1)
             if not any(j.mistakes for j in verdict):
-                # The search for pairs ends by the clock; what it has computed is remembered.
+                # The search for pairs ends by the clock: once more, for longer.
+                seconds, known.PAIRS = known.PAIRS, 4 * known.PAIRS
                 verdict = told(examiner, source, 1)
+                known.PAIRS = seconds
         except SyntaxError:
             return ""
         return "passes" if passes(verdict) else json.dumps([[n for j in verdict for n in j.mistakes], summary(verdict)])

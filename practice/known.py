@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 
 from practice.guarded import apart
 from practice.part import Case, Mistake, Outcome
@@ -29,15 +28,23 @@ def compared(failing: list, ran: list) -> Shown:
     return shown + [(c, o) for c, o in ran if not c.moved and id(o) not in wrong][:2]
 
 
-def known(truth: Truth, shown: Shown) -> list[Mistake]:
-    """The known mistake, or the pair of them, whose outcomes are the learner's; [] if none is."""
+def known(truth: Truth, shown: Shown, every: Shown) -> list[Mistake]:
+    """The known mistake, or the pair of them, whose outcomes are the learner's; [] if none is.
+
+    every: all cases. Of several that have the outcomes in those that are shown, one that has them in all goes before.
+    """
     bad = [case for case, by_rank in shown if any(truth.problem(case, r, o) for r, o in enumerate(by_rank))]
     mistakes = truth.exercise.mistakes
     # The solution's own first: a mistake of two edits, of which another right answer takes one alone, is another mistake there.
     for some in (slice(1), slice(1, None)):
+        found = []
         for m in mistakes:
-            if any(truth.explains(source, shown) for source in truth.variants((m,))[some]):
-                return [m]
+            if sources := [source for source in truth.variants((m,))[some] if truth.explains(source, shown)]:
+                if any(truth.explains(source, every) for source in sources):
+                    return [m]
+                found.append(m)
+        if found:
+            return found[:1]
     # Where a mistake leaves rows without a number, as a query that sees no key, answers put there what they like.
     for m in mistakes:
         if any(truth.explains(source, shown, loose=True) for source in truth.variants((m,))):
@@ -82,33 +89,36 @@ def partly(truth: Truth, failing: list) -> list[Mistake]:
 
 def earlier(truth: Truth, mistake: Mistake, case: Case) -> bool:
     """Whether a mistake makes an earlier part wrong than that of `case`, the first that is wrong."""
-    parts = itertools.takewhile(lambda p: p.name != case.part, truth.parts.values())
-    return any(truth.touches(mistake, replace(case, part=p.name, size=tuple(p.sizes[0]), dtype=p.dtypes[0])) for p in parts)
+    return truth.spoils(truth.mistaken((mistake,)), case)
 
 
 def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
-    """The known mistake that costs the same."""
+    """The known mistake, or two of them, that cost the same."""
     shown = [(c, o) for c, o in ran if not c.moved][:3]
-    alike = []
     for m in truth.exercise.mistakes:
-        ours = [truth.remembered(c, truth.mistaken((m,))) for c, _ in shown]
-        if all(
-            a.kind == "ok" and all(_near(a.counts.get(k, 0), b.counts.get(k, 0), k, most.get(k, 0)) for k in counters)
-            for (case, theirs), o in zip(shown, ours, strict=True)
-            for a, b, most in zip(o, theirs, _limits(truth, case), strict=True)
-        ):
-            # A mistake that makes the answers wrong is not the learner's, whose answers are right.
-            alike += [] if any(truth.touches(m, case) for case, _ in shown) else [m]
-    if alike:
-        return alike[:1]
-    # Else the one mistake, if there is one alone, that is right and goes beyond the same limits, by however much.
+        # A mistake that makes the answers wrong is not the learner's, whose answers are right.
+        if _costs(truth, truth.mistaken((m,)), shown, counters) and not any(truth.touches(m, case) for case, _ in shown):
+            return [m]
     beyond = [(m, over) for m in truth.exercise.mistakes if (over := _beyond(truth, m, shown)) and over <= counters]
+    for pair in itertools.combinations([m for m, _ in beyond], 2):
+        if _costs(truth, truth.mistaken(pair), shown, counters):
+            return list(pair)
+    # Else the one mistake, if there is one alone, that is right and goes beyond the same limits, by however much.
     alone = [m for m, over in beyond if over == counters]
     if alone:
         return alone if len(alone) == 1 else []
     # Or two that go beyond different limits, if no other two do.
     pairs = [p for p in itertools.combinations(beyond, 2) if p[0][1] | p[1][1] == counters and not p[0][1] & p[1][1]]
     return [m for m, _ in pairs[0]] if len(pairs) == 1 else []
+
+
+def _costs(truth: Truth, source: str | None, shown: Shown, counters: set[str]) -> bool:
+    """Whether this source counts what is counted of the learner's."""
+    return source is not None and all(
+        a.kind == "ok" and all(_near(a.counts.get(k, 0), b.counts.get(k, 0), k, most.get(k, 0)) for k in counters)
+        for case, theirs in shown
+        for a, b, most in zip(truth.remembered(case, source), theirs, _limits(truth, case), strict=True)
+    )
 
 
 def _beyond(truth: Truth, mistake: Mistake, shown: Shown) -> set[str]:

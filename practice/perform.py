@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from practice.axis import Axis, Place
+from practice.noted import Noted, line_of, watched
 from practice.part import Case, Outcome, Part
 from practice.weight import counted
 
@@ -53,24 +54,6 @@ class Changed(Exception):
 
 class Missing(AttributeError):
     """The learner's file lacks what is asked for; the text says what."""
-
-
-class Noted:
-    """A log of NumPy's floating-point errors: what happened in which function, and at which line of the learner's file."""
-
-    def __init__(self, file: str, source: str) -> None:
-        self.file, self.source, self.events = file, source, []
-
-    def write(self, message: str) -> None:
-        """Called by NumPy: `Warning: overflow encountered in exp`."""
-        what, _, function = message.removeprefix("Warning: ").strip().partition(" encountered in ")
-        frame = sys._getframe(1)
-        while frame and frame.f_code.co_filename != self.file:
-            frame = frame.f_back
-        line = frame.f_lineno if frame else 0
-        event = {"what": what, "in": function, "line": line, "text": _line(self.source, line)}
-        if line and event not in self.events and len(self.events) < 20:
-            self.events.append(event)
 
 
 class Code:
@@ -299,7 +282,8 @@ def perform(
     try:
         with warnings.catch_warnings(), np.errstate(all="log", under="ignore", call=noted):
             warnings.simplefilter("ignore")
-            results = part.call(code, a, axis)
+            with watched():
+                results = part.call(code, a, axis)
         outcome = Outcome("ok", {name: _kept(x) for name, x in results.items()})
         if _changed(space.get(BEFORE, ())):
             raise Changed("what it returned before has changed with this call: it returns an array that it writes to again")
@@ -313,7 +297,7 @@ def perform(
         tracemalloc.stop()
     outcome.counts = dict(code.counts + (axis.counts if isinstance(axis, Axis) else Counter()))
     outcome.sent = dict(axis.sent) if isinstance(axis, Axis) else {}
-    outcome.noted, outcome.returned = noted.events, code.returned
+    outcome.noted, outcome.returned = noted.events or noted.silenced, code.returned
     return outcome
 
 
@@ -360,7 +344,7 @@ def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
     }
     if own:
         frame, line = own[-1]
-        text = _line(code.space.get("__source__", ""), line)
+        text = line_of(code.space.get("__source__", ""), line)
         arrays = {n: v for n, v in {**frame.f_globals, **frame.f_locals}.items() if isinstance(v, (np.ndarray, np.generic))}
         named = [n for n in dict.fromkeys(re.findall(r"\b[A-Za-z_]\w*", text)) if n in arrays]
         results |= {
@@ -376,8 +360,3 @@ def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
                     results |= {"argument": f"{name}{place}", "argument number": f"{number}{place}"}
                     break
     return results
-
-
-def _line(source: str, line: int) -> str:
-    lines = source.splitlines()
-    return lines[line - 1].strip() if 0 < line <= len(lines) else ""

@@ -101,9 +101,8 @@ def _meant(c: str) -> str:
     """What makes a result c times what is right."""
     if c == "-1":
         return ": its sign is turned"
-    if c.startswith("1/"):
-        of = c.removeprefix("1/")
-        return f": it is divided by {'the number of ranks' if of == 'ranks' else of}, and should not be"
+    if c == "1/ranks":
+        return ": it is divided by the number of ranks, and should not be"
     if c == "ranks":
         return ": it is multiplied by the number of ranks, or added up once for each of them, and should not be"
     return ""

@@ -44,7 +44,7 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     rank = min(wrong, key=lambda r: (URGENT.index(wrong[r][0]) if wrong[r][0] in URGENT else len(URGENT), r))
     kind, name = wrong[rank]
     shown, state = compared(failing, ran), _state(failing, ran)
-    found = ([] if state else known(truth, shown)) or kept(truth, ran)
+    found = ([] if state else known(truth, shown, _all(shown, ran))) or kept(truth, ran)
     if state and not found:
         judged.lines = [*_seen(truth, part, case, by_rank, wrong, rank), *_kept(truth.answer), *_unread(truth)]
         judged.mistakes = ["state"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -139,6 +140,12 @@ class Truth:
 
     def touches(self, mistake: Mistake, case: Case) -> bool:
         return any(self.problem(case, r, o) for r, o in enumerate(self.remembered(case, self.mistaken((mistake,)))))
+
+    def spoils(self, source: str, case: Case) -> bool:
+        """Whether this source makes an earlier part wrong than that of `case`."""
+        parts = itertools.takewhile(lambda p: p.name != case.part, self.parts.values())
+        first = (replace(case, part=p.name, size=tuple(p.sizes[0]), dtype=p.dtypes[0]) for p in parts)
+        return any(self.problem(c, r, o) for c in first for r, o in enumerate(self.remembered(c, source)))
 
     def explains(self, source: str | None, shown: Sequence[tuple[Case, list[Outcome]]], loose: bool = False) -> bool:
         """Whether this source has the outcomes that are shown, of which the first is wrong.

@@ -62,19 +62,22 @@ def found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Twist | 
 
 
 def _found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Twist | None:
-    begun = time.process_time()
+    begun, second = time.process_time(), None
     case, theirs = shown[0]
     part, allow = truth.parts[case.part], truth.exercise.facts["allow"]
     for twist in twists(truth.exercise, truth.answer):
         if time.process_time() - begun > SECONDS:
-            return None
+            break
         try:
             ours = simulate(part, case, truth.made(twist.source), allow, FILE)
         except Exception:
             continue
         if truth.alike(case, ours, theirs) and truth.explains(twist.source, shown):
-            return twist
-    return None
+            # What spoils a part that the learner has right is told only if nothing else gives this answer.
+            if not truth.spoils(twist.source, case):
+                return twist
+            second = second or twist
+    return second
 
 
 def twists(exercise: Exercise, answer: str = "") -> list[Twist]:

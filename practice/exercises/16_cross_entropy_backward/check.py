@@ -102,4 +102,6 @@ MISTAKES = (
     mistake("saved_changed", "Backward changes what is saved: called again it gives another gradient. Work on a copy.",
             ("dz_TV = p_TV.copy()", "dz_TV = p_TV"), ("return dz_TV / count", "dz_TV /= count\n    return dz_TV")),
     mistake("ignore_fixed", "-1 is what does not count, whatever `ignore` says: compare with `ignore`.", ("target_T != ignore", "target_T != -1")),
+    mistake("whole_maximum", "The maximum of the whole array is subtracted: in rows that lie far below it every exp is 0. Each row has its own"
+            " maximum, axis=1.", ("z_TV.max(axis=1, keepdims=True)", "z_TV.max() + 0 * z_TV[:, :1]")),
 )  # fmt: skip

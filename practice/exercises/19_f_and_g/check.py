@@ -110,4 +110,6 @@ MISTAKES = (
             ("return dy\n", "return dy / tp.size\n")),
     mistake("g_averages", "This is right, but g_backward averages copies that are alike: it needs no talk.",
             ("return dy\n", "return tp.all_reduce(dy * 1, op='min')\n")),
+    mistake("g_gathers", "This is right, but g gathers every rank's term to add them up itself: an all-reduce sends 2/tp of that.",
+            ("return tp.all_reduce(x)", "return tp.all_gather(x[None]).sum(axis=0)")),
 )  # fmt: skip

@@ -142,4 +142,18 @@ MISTAKES = (
             ("    dx_TD = tp.all_reduce(part_TD)", "    tp.all_reduce(dy_Tf.sum(keepdims=True))\n    dx_TD = tp.all_reduce(part_TD)")),
     mistake("summed_for_nothing", "This is right, but a sum is made that nobody asked for: column's forward needs no talk at all.",
             ("y_Tf = x_TD @ W_Df + b_f", "y_Tf = x_TD @ W_Df + b_f\n    tp.all_reduce(x_TD)")),
+    mistake("dW_mean", "dW of the row-parallel layer is divided by tp: the forward's sum is no mean, and each rank's rows of W are its own, with"
+            " all of their gradient.", ("dW_fD = saved.T @ dy_TD", "dW_fD = saved.T @ dy_TD / tp.size")),
+    mistake("dx_shared", "dx of the row-parallel layer is divided by tp: the forward's sum is no mean, so each term's gradient is all of dy.",
+            ("dx_Tf = dy_TD @ W_fD.T", "dx_Tf = dy_TD @ W_fD.T / tp.size")),
+    mistake("column_dW_mean", "dW of the column-parallel layer is divided by tp: each rank's columns are its own, with all of their gradient.",
+            ("dW_Df = saved.T @ dy_Tf", "dW_Df = saved.T @ dy_Tf / tp.size")),
+    mistake("inputs_gathered", "This is right, but all of x and W are gathered, and every rank makes the whole product: multiply the parts that"
+            " are here, and sum y.", ("tp.all_reduce(x_Tf @ W_fD)", "tp.all_gather(x_Tf, 1) @ tp.all_gather(W_fD)")),
+    mistake("terms_gathered", "This is right, but every rank's term of y is gathered and added up here: an all-reduce sends 2/tp of that.",
+            ("tp.all_reduce(x_Tf @ W_fD)", "tp.all_gather((x_Tf @ W_fD)[None]).sum(axis=0)")),
+    mistake("parts_gathered", "This is right, but every rank's part of dx is gathered and added up here: an all-reduce sends 2/tp of that.",
+            ("tp.all_reduce(part_TD)", "tp.all_gather(part_TD[None]).sum(axis=0)")),
+    mistake("dy_averaged", "This is right, but row's backward sends dy round and averages it, though it is alike on all ranks.",
+            ("dx_Tf = dy_TD @ W_fD.T", "dy_TD = tp.all_reduce(dy_TD) / tp.size\n    dx_Tf = dy_TD @ W_fD.T")),
 )  # fmt: skip

@@ -129,4 +129,10 @@ MISTAKES = (
             ("gelu_slope(a_Tf)", "gelu_slope(h_Tf)")),
     mistake("two_sums", "This is right, but a second sum is made in backward: weight gradients and db2 need none.",
             (LAST, "tp.all_reduce(db2_D)\n    " + LAST)),
+    mistake("dy_averaged", "This is right, but backward sends dy round and averages it, though it is alike on all ranks.",
+            ("x_TD, a_Tf, h_Tf = saved", "x_TD, a_Tf, h_Tf = saved\n    dy_TD = tp.all_reduce(dy_TD) / tp.size")),
+    mistake("terms_gathered", "This is right, but every rank's term of y is gathered and added up here: an all-reduce sends 2/tp of that.",
+            (SUM, "tp.all_gather((h_Tf @ W2_fD)[None]).sum(axis=0)")),
+    mistake("dW_shared", "Weight gradients are divided by tp: each rank's slices are its own weights, with all of their gradient.",
+            ("dW1_Df = x_TD.T @ da_Tf", "dW1_Df = x_TD.T @ da_Tf / tp.size"), ("dW2_fD = h_Tf.T @ dy_TD", "dW2_fD = h_Tf.T @ dy_TD / tp.size")),
 )  # fmt: skip

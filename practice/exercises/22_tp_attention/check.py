@@ -128,12 +128,12 @@ def sum_and_copies(a, tp):
 
 
 # H and K: copies of both heads on rank 1; queries cut unevenly and groups cut in the middle; a rank without heads; one head for all.
-SIZES = ((5, 4, 6, 2, 3), (3, 5, 8, 2, 4), (4, 3, 2, 1, 5))
+SIZES = ((5, 4, 6, 2, 3), (3, 5, 8, 2, 4), (4, 3, 2, 1, 5), (2, 3, 8, 4, 5))
 
 
 def random_size(rng):
     T, D, E = rng.choice([2, 3, 4, 5], 3, replace=False).tolist()
-    H, K = [(6, 2), (4, 2), (8, 2), (6, 3), (5, 1), (10, 2)][int(rng.integers(6))]
+    H, K = [(6, 2), (4, 2), (8, 2), (6, 3), (5, 1), (10, 2), (8, 4)][int(rng.integers(7))]
     return T + 1, D, H, K, E
 
 
@@ -206,4 +206,13 @@ MISTAKES = (
             (COPIES, "dWk_DkE, dWv_DkE = (tp.all_reduce(w)[:, k] for w in both_2DKE)")),
     mistake("three_sums", "This is right, but the three projections' parts of dx are summed over the ranks one by one: add them, then sum once.",
             (BACK, "tp.all_reduce(q_TD) + tp.all_reduce(k_TD) + tp.all_reduce(v_TD)")),
+    mistake("kv_own_first", "The groups are counted from this rank's first query head: where that stands inside a group, its neighbours read the"
+            " wrong key/value head. Count by the head's number in all H: number // (H/K), less the first key/value head here.",
+            (PLACE, "np.arange(h.stop - h.start) // (H // K)")),
+    mistake("scale_square", "The scores are divided by E: it is its root.", ("1 / math.sqrt(Wq_DhE.shape[2])", "1 / Wq_DhE.shape[2]")),
+    mistake("no_scale", "The scores lack 1 / sqrt(E).", ("1 / math.sqrt(Wq_DhE.shape[2])", "1.0")),
+    mistake("dy_averaged", "This is right, but backward sends dy round and averages it, though it is alike on all ranks.",
+            ("    dbo_D = dy_TD.sum(axis=0)", "    dy_TD = tp.all_reduce(dy_TD) / tp.size\n    dbo_D = dy_TD.sum(axis=0)")),
+    mistake("terms_gathered", "This is right, but every rank's term of y is gathered and added up here: an all-reduce sends 2/tp of that.",
+            (SUM, "tp.all_gather(part_TD[None]).sum(axis=0) + bo_D")),
 )  # fmt: skip

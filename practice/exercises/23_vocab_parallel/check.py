@@ -146,6 +146,8 @@ MISTAKES = (
     mistake("no_maximum", "No maximum is subtracted: exp(1e4) is infinite.", (HIGH, "0 * z_Tv[:, 0]")),
     mistake("local_softmax", "dz's softmax is over this rank's ids only: its rows add to 1 on every rank, tp in all.",
             ("e_Tv / sum_T[:, None]", "e_Tv / e_Tv.sum(axis=1, keepdims=True)")),
+    mistake("local_softmax_of_zeros", "dz's softmax is divided by this rank's own sum of exp, and is 0 where that is 0: the sum is that of all"
+            " ranks.", ("e_Tv / sum_T[:, None]", "e_Tv / np.maximum(e_Tv.sum(axis=1, keepdims=True), np.finfo(e_Tv.dtype).tiny)")),
     mistake("local_sum", "The sum of exp is over this rank's ids only: the softmax is over all V.",
             (BOTH, BOTH + "\n    sum_T = e_Tv.sum(axis=1)")),
     mistake("target_local", "The target's logit is not summed over the ranks: where another rank has it, 0 is used.",
@@ -175,4 +177,10 @@ MISTAKES = (
     mistake("not_divided", "dz is the gradient of the sum over tokens: the loss was divided by T, dz was not.",
             ("return dz_Tv / len(p_Tv)", "return dz_Tv")),
     mistake("sign", "The sign of dz is turned: it is softmax - one-hot.", ("return dz_Tv / len(p_Tv)", "return -dz_Tv / len(p_Tv)")),
+    mistake("embed_clipped", "Ids of other ranks are clipped onto this rank's first or last row, and that row is added: put zeros there.",
+            (PART, "W_vD[np.clip(ids_T - first, 0, len(W_vD) - 1)]")),
+    mistake("target_clipped", "A target of another rank is clipped onto this rank's first or last logit, which is added: put 0 there.",
+            (HIT, "far_Tv[np.arange(T), np.clip(target_T - first, 0, v - 1)]")),
+    mistake("whole_maximum", "One maximum is subtracted from all rows: in rows that lie far below it every exp is 0. Each token has its own"
+            " maximum, over all ranks.", (HIGH, 'tp.all_reduce(np.full(T, z_Tv.max()), op="max")')),
 )  # fmt: skip

@@ -106,4 +106,12 @@ MISTAKES = (
             ("dp.all_reduce(bucket)", "np.concatenate([dp.all_reduce(part) for part in np.array_split(bucket, len(grads))])")),
     mistake("gathered", "This is right, but every rank is sent every rank's gradients: p - 1 buckets where 2 (p - 1)/p are enough.",
             ("dp.all_reduce(bucket)", "dp.all_gather(bucket[None]).sum(axis=0)")),
+    mistake("columns_first", "The arrays are flattened by columns and read back by rows: use one order for both.",
+            ("*(s.ravel() for s in sums)", '*(s.ravel(order="F") for s in sums)')),
+    mistake("read_by_columns", "The arrays are flattened by rows and read back by columns: use one order for both.",
+            (".reshape(g.shape))", '.reshape(g.shape, order="F"))')),
+    mistake("empty_gets_nothing", "A rank without tokens returns zeros: it steps with the others, so it needs the mean over their tokens too.",
+            ("    return averaged\n", "    return averaged if n else [np.zeros_like(g) for g in grads]\n")),
+    mistake("own_count_times_busy", "The number of all tokens is taken as this rank's times the number of ranks that have some: the others have"
+            " other numbers.", ("np.array([n], dtype)", "np.array([n > 0], dtype)"), (MEANS, "total[1:] / max(total[0] * n, 1)")),
 )  # fmt: skip

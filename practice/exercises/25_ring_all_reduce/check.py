@@ -59,6 +59,12 @@ MISTAKES = (
             " that this rank has finished is r + 1; or the first phase has replaced what it should add to.",
             ("(r + 1 - step) % p, (r - step) % p", "(r - step) % p, (r - step - 1) % p")),
     mistake("step_short", "A phase has p - 1 steps, here it has p - 2.", ("range(p - 1)", "range(p - 2)")),
+    mistake("first_short", "The first phase stops a step early, or is missing: the chunks that go round in the second are not yet complete.",
+            ("    for step in range(p - 1):\n        out, into = (r - step) % p, (r - step - 1)",
+             "    for step in range(p - 2):\n        out, into = (r - step) % p, (r - step - 1)")),
+    mistake("own_twice", "A rank's own numbers are in the chunk that it finishes twice: they are added on the way, and once more at the end.",
+            ("    for step in range(p - 1):\n        out, into = (r + 1 -", "    chunks[(r + 1) % p] += np.array_split(x_N, p)[(r + 1) % p]\n"
+             "    for step in range(p - 1):\n        out, into = (r + 1 -")),
     mistake("second_short", "The second phase stops a step early: one finished chunk has not come to each rank.",
             ("    for step in range(p - 1):\n        out, into = (r + 1 -", "    for step in range(p - 2):\n        out, into = (r + 1 -")),
     mistake("remainder", "The last N mod p numbers are not summed: chunks of N // p do not cover N.",

@@ -105,4 +105,16 @@ MISTAKES = (
             (SCATTER, "sums[take] += ring.sendrecv(right, sums[give], left)")),
     mistake("scatter_all_receive", "In reduce_scatter all ranks receive before any sends: nobody begins.",
             (SCATTER, "got = ring.recv(left)\n        ring.send(right, sums[give])\n        sums[take] = sums[take] + got")),
+    mistake("own_length", "Every part is taken to be as long as this rank's own: what comes tells its own length, so put the parts together"
+            " once all are there.", ("return np.concatenate(parts)", "y_pn = np.zeros((p, len(x_n)), x_n.dtype)\n    for i, part in enumerate(parts):\n"
+             "        y_pn[i, : len(part)] = part[: len(x_n)]\n    return y_pn.ravel()")),
+    mistake("all_so_far", "This is right, but everything that has come so far is sent at each step: pass on only what has just come.",
+            (GATHER, "so_far = [parts[(out + i) % p] for i in range(step + 1)]\n        got = ring.sendrecv(right, np.concatenate(so_far), left)\n"
+             "        parts[into] = got[: len(got) - sum(map(len, so_far[:-1]))]")),
+    mistake("own_missing", "This rank's own numbers are missing from its part: what comes last is to be added to them.",
+            ("return sums[r]\n", "return sums[r] - x_N[ring.cut(len(x_N), r)]\n")),
+    mistake("rest_to_last", "Parts of N // p with the rest for the last rank: part i is x[ring.cut(N, i)], which deals the rest out.",
+            ("x_N[ring.cut(len(x_N), i)]", "x_N[i * (len(x_N) // p) : (i + 1) * (len(x_N) // p) if i < p - 1 else len(x_N)]")),
+    mistake("rounded_up", "Parts of N/p rounded up leave little or nothing to the last rank: part i is x[ring.cut(N, i)].",
+            ("x_N[ring.cut(len(x_N), i)]", "x_N[i * -(-len(x_N) // p) : (i + 1) * -(-len(x_N) // p)]")),
 )  # fmt: skip

@@ -7,12 +7,15 @@ from practice.part import Part, float64, mistake
 NAMES = ("lr", "b1", "b2", "eps", "wd")
 
 
-def inputs(draw, N, ranks, t):
-    g_rN = draw(ranks, N, scale=2)
+def inputs(draw, N, ranks, t, g):
+    """g: the size of the gradients. Where it is 0 they all are."""
+    g_rN = draw(ranks, N, scale=g)
     low, high = (0.05, 0.6, 0.8, 0.02, 0.2), (0.2, 0.9, 0.99, 0.1, 0.6)
     hyper = {n: float(x) for n, x in zip(NAMES, draw.rng.uniform(low, high), strict=True)}
     # Far below the norm, or far above.
-    hyper["clip"] = float(draw.rng.choice([0.3, 0.4, 6.0])) * float(np.sqrt((g_rN.astype(np.float64).mean(axis=0) ** 2).sum()))
+    hyper["clip"] = float(draw.rng.choice([0.3, 0.4, 6.0])) * (
+        float(np.sqrt((g_rN.astype(np.float64).mean(axis=0) ** 2).sum())) or 1.0
+    )
     return {"w_N": draw(N), "g_rN": g_rN, "m_N": draw(N), "v_N": draw.cast(draw.rng.uniform(0.1, 2, N)), "t": t, "hyper": hyper}
 
 
@@ -58,8 +61,8 @@ def limits(a, dp):
 
 
 PARTS = (
-    Part("step", ((10, 4, 1), (11, 4, 3), (23, 4, 2), (7, 4, 5), (40, 4, 12)), inputs, call, want, None, limits,
-         random_size=lambda rng: (int(rng.integers(5, 40)), 4, int(rng.integers(1, 9)))),
+    Part("step", ((10, 4, 1, 2), (11, 4, 3, 2), (23, 4, 2, 2), (7, 4, 5, 2), (40, 4, 12, 2), (9, 4, 2, 0)), inputs, call, want, None, limits,
+         random_size=lambda rng: (int(rng.integers(5, 40)), 4, int(rng.integers(1, 9)), int(rng.integers(1, 4)))),
 )  # fmt: skip
 
 SCATTER = "dp.reduce_scatter(g_N) / dp.size"
@@ -106,4 +109,16 @@ MISTAKES = (
             ("(np.sqrt(v_n / (1 - b2**t)) + eps)", "np.sqrt(v_n / (1 - b2**t) + eps)")),
     mistake("t_from_zero", "The correction takes steps from 0: the first step divides by 0.",
             ("1 - b1**t", "1 - b1 ** (t - 1)"), ("1 - b2**t", "1 - b2 ** (t - 1)")),
+    mistake("all_reduced_norm", "This is right, but the gradients are all-reduced whole and then cut: a reduce-scatter sends half of that. The norm"
+            " needs one more number, the sum of the parts' squares.",
+            (SCATTER, "(mean_N := dp.all_reduce(g_N) / dp.size)[dp.cut(len(g_N))]"),
+            ("norm = np.sqrt(dp.all_reduce(square))[0]", "norm = np.sqrt((mean_N**2).sum())")),
+    mistake("own_times_rank", "This rank's weights are taken from rank x n on: where parts are not equally long they begin elsewhere, at"
+            " dp.cut(N).start.", ("w_N[dp.cut(len(w_N))]", "w_N[dp.rank * len(m_n) : (dp.rank + 1) * len(m_n)]")),
+    mistake("v_not_clipped", "v is made of the gradient before clipping: both moments take the clipped one.",
+            ("    g_n = g_n * min(1, clip / norm)\n", "    before_n, g_n = g_n, g_n * min(1, clip / norm)\n"), ("(1 - b2) * g_n**2", "(1 - b2) * before_n**2")),
+    mistake("m_not_clipped", "m is made of the gradient before clipping: both moments take the clipped one.",
+            ("    g_n = g_n * min(1, clip / norm)\n", "    before_n, g_n = g_n, g_n * min(1, clip / norm)\n"), ("(1 - b1) * g_n", "(1 - b1) * before_n")),
+    mistake("norm_zero", "Where all gradients are 0 they are divided by a norm of 0, and 0/0 is NaN: they stay 0 then.",
+            ("g_n * min(1, clip / norm)", "g_n / norm * min(norm, clip)")),
 )  # fmt: skip

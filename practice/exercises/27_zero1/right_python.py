@@ -10,9 +10,9 @@ def step(w_N, g_N, m_n, v_n, t, hyper, dp):
     mean = dp.reduce_scatter(g_N)
     mean = mean / dp.size
     squares = dp.all_gather(np.array([float(mean @ mean)]))
-    factor = hyper["clip"] / math.sqrt(squares.sum())
-    if factor < 1:
-        mean = mean * factor
+    norm = math.sqrt(squares.sum())
+    if norm > hyper["clip"]:
+        mean = mean * (hyper["clip"] / norm)
     beta1, beta2 = hyper["b1"], hyper["b2"]
     m_n, v_n = m_n + (1 - beta1) * (mean - m_n), v_n + (1 - beta2) * (mean * mean - v_n)
     root = np.sqrt(v_n) / math.sqrt(1 - beta2**t) + hyper["eps"]

@@ -2,7 +2,7 @@
 
 Every rank has all weights w (N), a gradient g (N) of its own and its part of the moments m, v: indices dp.cut(N). In turn:
     g   the mean over the ranks' gradients
-    g   times min(1, clip / norm),  norm = sqrt(sum over all N of g^2)
+    g   times min(1, clip / norm),  norm = sqrt(sum over all N of g^2); gradients that are all 0 stay 0
     w <- w - lr wd w;   m <- b1 m + (1 - b1) g;   v <- b2 v + (1 - b2) g^2
     w <- w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)                       t counts from 1
 `hyper` is a dict of lr, b1, b2, eps, wd, clip. No rank makes more than its part of m and v, and no more is sent than an all-reduce

@@ -149,4 +149,6 @@ MISTAKES = (
     mistake("g_left_out", "g is left out on the way to dx: dn times g is the gradient of what was normed.",
             ("dh_tD = dn_tD * g_D", "dh_tD = dn_tD")),
     mistake("no_slope", "The derivative of silu is missing in backward.", ("(dy_TD @ W2_fD.T) * slope_Tf", "dy_TD @ W2_fD.T")),
+    mistake("dg_with_g", "g is multiplied into dg: dg is the sum of dn times the normed x, before the product with g.",
+            ("(dn_tD * h_tD).sum(axis=0)", "(dn_tD * g_D * h_tD).sum(axis=0)")),
 )  # fmt: skip

@@ -115,4 +115,5 @@ MISTAKES = (
     mistake("lse_without_top", "lse lacks the maximum that was taken off: log(sum) is relative to it.", ("top_tH + np.log(sum_tH)", "np.log(sum_tH)")),
     mistake("all_send", "All ranks send before any receives: a circle of waiting.",
             ("block = ring.sendrecv((r + 1) % p, block, (r - 1) % p)", "ring.send((r + 1) % p, block)\n            block = ring.recv((r - 1) % p)")),
+    mistake("scale_square", "The scores are divided by E: it is its root.", (" / math.sqrt(E)", " / E")),
 )  # fmt: skip
