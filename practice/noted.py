@@ -33,7 +33,7 @@ class Noted:
 
 
 class Silenced(Noted):
-    """The same of what the learner's own np.errstate passes over in silence: looked at where nothing else was noted."""
+    """The same of what the learner's own np.errstate passes over in silence: they come after the others."""
 
     def __init__(self, noted: Noted) -> None:
         super().__init__(noted.file, noted.source)

@@ -297,7 +297,7 @@ def perform(
         tracemalloc.stop()
     outcome.counts = dict(code.counts + (axis.counts if isinstance(axis, Axis) else Counter()))
     outcome.sent = dict(axis.sent) if isinstance(axis, Axis) else {}
-    outcome.noted, outcome.returned = noted.events or noted.silenced, code.returned
+    outcome.noted, outcome.returned = noted.events + noted.silenced, code.returned
     return outcome
 
 
