@@ -148,4 +148,5 @@ def wide(source: str) -> list[Line]:
             said.append(line)
         elif name in MAKING and not types and _last(_root(node.func)) == "np":
             unsaid.append(line)
-    return [*sorted(said, key=lambda line: line.number), *sorted(unsaid, key=lambda line: line.number)]
+    ordered = [*sorted(said, key=lambda line: line.number), *sorted(unsaid, key=lambda line: line.number)]
+    return list({line.number: line for line in reversed(ordered)}.values())[::-1]

@@ -115,8 +115,10 @@ def _kept(source: str) -> list[str]:
 
 
 def _unread(truth: Truth) -> list[str]:
-    unread = answer.unread(truth.answer, truth.exercise.solution)[:2]
-    return [f"{function} does not use its argument {name}: that is what it is to go by." for function, name in unread]
+    functions: dict[str, list[str]] = {}
+    for function, name in answer.unread(truth.answer, truth.exercise.solution):
+        functions.setdefault(name, []).append(function)
+    return [f"{' and '.join(some)} must go by the argument {name}, and does not read it." for name, some in functions.items()]
 
 
 def _wide(source: str) -> list[str]:

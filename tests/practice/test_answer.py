@@ -49,7 +49,7 @@ def test_what_is_kept_is_named_with_its_line_and_the_argument_that_is_not_read()
     assert mistakes == ["state"]
     assert "something is kept from one call to the next: mine." in text
     assert "globals()['mine'] = x_TD" in text
-    assert "column_backward does not use its argument saved" in text
+    assert "column_backward must go by the argument saved, and does not read it" in text
 
 
 COUNTER = "    global calls\n    calls = globals().get('calls', 0) + 1\n"
@@ -58,7 +58,7 @@ COUNTER = "    global calls\n    calls = globals().get('calls', 0) + 1\n"
 def test_a_counter_of_calls_in_place_of_t():
     text, _ = spoken(judged("17", ("    w = w - lr * wd * w\n", f"{COUNTER}    w = w - lr * wd * w\n"), ("**t", "**calls")))
     assert "from one call to the next: calls." in text
-    assert "adamw does not use its argument t" in text
+    assert "adamw must go by the argument t, and does not read it" in text
 
 
 def test_groups_of_another_mesh():

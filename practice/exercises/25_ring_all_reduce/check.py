@@ -63,8 +63,10 @@ MISTAKES = (
             ("    for step in range(p - 1):\n        out, into = (r - step) % p, (r - step - 1)",
              "    for step in range(p - 2):\n        out, into = (r - step) % p, (r - step - 1)")),
     mistake("own_twice", "A rank's own numbers are in the chunk that it finishes twice: they are added on the way, and once more at the end.",
-            ("    for step in range(p - 1):\n        out, into = (r + 1 -", "    chunks[(r + 1) % p] += np.array_split(x_N, p)[(r + 1) % p]\n"
-             "    for step in range(p - 1):\n        out, into = (r + 1 -")),
+            ("    for step in range(p - 1):\n        out, into = (r - step)",
+             "    own = chunks[(r + 1) % p].copy()\n    for step in range(p - 1):\n        out, into = (r - step)"),
+            ("    for step in range(p - 1):\n        out, into = (r + 1 -",
+             "    chunks[(r + 1) % p] += own\n    for step in range(p - 1):\n        out, into = (r + 1 -")),
     mistake("second_short", "The second phase stops a step early: one finished chunk has not come to each rank.",
             ("    for step in range(p - 1):\n        out, into = (r + 1 -", "    for step in range(p - 2):\n        out, into = (r + 1 -")),
     mistake("remainder", "The last N mod p numbers are not summed: chunks of N // p do not cover N.",

@@ -121,4 +121,13 @@ MISTAKES = (
             ("    g_n = g_n * min(1, clip / norm)\n", "    before_n, g_n = g_n, g_n * min(1, clip / norm)\n"), ("(1 - b1) * g_n", "(1 - b1) * before_n")),
     mistake("norm_zero", "Where all gradients are 0 they are divided by a norm of 0, and 0/0 is NaN: they stay 0 then.",
             ("g_n * min(1, clip / norm)", "g_n / norm * min(norm, clip)")),
+    mistake("v_not_corrected", "Only m is corrected for its start at 0; v needs 1 - b2^t as well.", ("v_n / (1 - b2**t)", "v_n")),
+    mistake("one_step_on", "The correction is that of the next step, t + 1: t counts from 1 already.",
+            ("1 - b1**t", "1 - b1 ** (t + 1)"), ("1 - b2**t", "1 - b2 ** (t + 1)")),
+    mistake("decay_without_lr", "The decay lacks lr: a step takes lr wd w away, not wd w.", ("w_n - lr * wd * w_n", "w_n - wd * w_n")),
+    mistake("decay_after", "The decay comes after the update and shrinks that as well: it belongs to the weight before the step.",
+            ("    w_n = w_n - lr * wd * w_n\n", ""), ("    return dp.all_gather(w_n), m_n", "    w_n = w_n - lr * wd * w_n\n    return dp.all_gather(w_n), m_n")),
+    mistake("no_decay", "There is no weight decay.", ("    w_n = w_n - lr * wd * w_n\n", "")),
+    mistake("norm_of_sum", "The norm is that of the sum over the ranks: it is the mean that is clipped.",
+            ("norm = np.sqrt(dp.all_reduce(square))[0]", "norm = np.sqrt(dp.all_reduce(square))[0] * dp.size")),
 )  # fmt: skip
