@@ -133,10 +133,25 @@ def _read(source: str) -> dict[str, dict[str, bool]]:
 # --- float64
 
 
-def wide(source: str) -> list[Line]:
-    """Lines that make float64 whatever the inputs are: said outright first, then np.zeros and its like without a dtype."""
-    said, unsaid = [], []
-    for node in ast.walk(_tree(source)):
+def _called(tree: ast.Module, function: str) -> list[ast.AST]:
+    """The function of this name, and those of the file that it calls, by whatever way."""
+    made = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    found, new = {}, [function]
+    while new:
+        name = new.pop()
+        if name in made and name not in found:
+            found[name] = made[name]
+            new += [n.id for n in ast.walk(made[name]) if isinstance(n, ast.Name)]
+    return list(found.values())
+
+
+def wide(source: str, function: str = "") -> list[Line]:
+    """Lines that make float64 whatever the inputs are: said outright first, then np.zeros and its like without a dtype.
+
+    function: only in this one and in what it calls.
+    """
+    said, unsaid, tree = [], [], _tree(source)
+    for node in (n for some in (_called(tree, function) if function else [tree]) for n in ast.walk(some)):
         if not isinstance(node, ast.Call):
             continue
         name = _last(node.func)

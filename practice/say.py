@@ -121,9 +121,9 @@ def _unread(truth: Truth) -> list[str]:
     return [f"{' and '.join(some)} must go by the argument {name}, and does not read it." for name, some in functions.items()]
 
 
-def _wide(source: str) -> list[str]:
-    """Which lines of the file make float64 of float32; what may, where none says so."""
-    found = answer.wide(source)[:3]
+def _wide(source: str, function: str) -> list[str]:
+    """Which lines of the function, or else of the file, make float64 of float32; what may, where none says so."""
+    found = (answer.wide(source, function) or answer.wide(source))[:3]
     return [": float64 is made in", *map(str, found)] if found else [PROMOTED]
 
 
@@ -202,7 +202,7 @@ def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: d
         return [f"{name}{on} has shape {np.shape(got)}, should have {want.shape}"]
     if kind == "dtype":
         got = np.asarray(got)
-        first, *more = _wide(truth.answer) if case.dtype == "float32" and got.dtype == np.float64 else [""]
+        first, *more = _wide(truth.answer, part.name) if case.dtype == "float32" and got.dtype == np.float64 else [""]
         expected = case.dtype if want.dtype.kind == "f" else want.dtype
         return [f"{name}{on} is {got.dtype}, should be {expected}{first}", *more]
     if not isinstance(want, np.ndarray):

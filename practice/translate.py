@@ -82,7 +82,7 @@ def waits(by_rank: Sequence[Outcome]) -> list[str]:
     if turned := _turned([o.waits.partition("|")[0] for o in by_rank if o.kind == "hang"]):
         lines.append(turned)
     elif all(d == "send" for d in doing):
-        lines += ["Every rank sends first, and a send waits for its receiver. (MPI forgives this for small messages;"
+        lines += ["Every rank waits in a send, and a send waits for its receiver. (MPI forgives this for small messages;"
                   " practice doesn't.) Pair each send with a receive."]  # fmt: skip
     elif all(d == "recv" for d in doing):
         lines.append("Every rank waits to receive, and nobody sends.")

@@ -71,7 +71,7 @@ def test_two_costs_have_a_mistake_each():
 def test_who_receives_from_where_it_sends_is_told_so():
     text, _ = spoken(judged("25", ("right, left = (r + 1) % p, (r - 1) % p", "right = left = (r + 1) % p")))
     assert "Each rank receives from the rank that it sends to" in text
-    assert "Every rank sends first" not in text
+    assert "Every rank waits in a send" not in text
 
 
 def test_who_waits_for_a_rank_that_has_returned_is_told_so():

@@ -52,7 +52,7 @@ HOSTILE = {
 # exercise, a text of its solution, what stands in its place, what is said of it.
 WRONG = {
     "sends first": ("25", RING, "ring.send(right, chunks[out])\n        chunks[into] += ring.recv(left)",
-        "Every rank sends first"),
+        "Every rank waits in a send"),
     "one stays away": ("20", "tp.all_reduce(part_TD)", "tp.all_reduce(part_TD) if tp.rank else part_TD",
         "rank 0 returned without"),
     "bias": ("20", "(x_Tf @ W_fD)\n    return y_TD + b_D", "(x_Tf @ W_fD + b_D)\n    return y_TD", "3 x bias"),
