@@ -49,7 +49,7 @@ class Report:
 def judged(examiner: Examiner, source: str, seed: int, over: bool = False) -> list[Judged]:
     """The verdict on a source, on simulated ranks."""
     chosen = cases(examiner.exercise.parts, seed)
-    return examiner.judge(chosen, [examiner.simulated(c, source, over) for c in chosen], source)
+    return examiner.judge(chosen, examiner.anew(chosen, source, over), source)
 
 
 def told(examiner: Examiner, source: str, seed: int, over: bool = False) -> list[Judged]:
@@ -58,7 +58,7 @@ def told(examiner: Examiner, source: str, seed: int, over: bool = False) -> list
     chosen = [c for c in cases(examiner.exercise.parts, seed) if not c.moved]
     for part in examiner.exercise.parts:
         own = [c for c in chosen if c.part == part.name]
-        outcomes = [examiner.simulated(c, source, over) for c in own]
+        outcomes = examiner.anew(own, source, over)
         verdict += [j for j in examiner.judge(own, outcomes, source) if j.part == part.name]
         if verdict[-1].status == "wrong":
             break

@@ -17,6 +17,8 @@ def line_of(source: str, line: int) -> str:
 class Noted:
     """A log of NumPy's floating-point errors: what happened in which function, and at which line of the learner's file."""
 
+    hushed = False
+
     def __init__(self, file: str, source: str) -> None:
         self.file, self.source, self.events, self.silenced = file, source, [], []
 
@@ -27,13 +29,15 @@ class Noted:
         while frame and frame.f_code.co_filename != self.file:
             frame = frame.f_back
         line = frame.f_lineno if frame else 0
-        event = {"what": what, "in": function, "line": line, "text": line_of(self.source, line)}
+        event = {"what": what, "in": function, "line": line, "text": line_of(self.source, line), "hushed": self.hushed}
         if line and event not in self.events and len(self.events) < 20:
             self.events.append(event)
 
 
 class Silenced(Noted):
-    """The same of what the learner's own np.errstate passes over in silence: they come after the others."""
+    """The same of what the learner's own np.errstate passes over in silence: they are told where nothing else explains it."""
+
+    hushed = True
 
     def __init__(self, noted: Noted) -> None:
         super().__init__(noted.file, noted.source)

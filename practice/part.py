@@ -168,6 +168,7 @@ class Outcome:
     noted: list[dict[str, Any]] = field(default_factory=list)  # floating-point errors: what, in, line, text
     sent: dict[int, int] = field(default_factory=dict)  # by line of the learner's file: how many numbers it sends
     returned: dict[str, tuple[int, str]] = field(default_factory=dict)  # by function: how many values, and what in words
+    origins: dict[str, dict[str, Any]] = field(default_factory=dict)  # by result: the line that made it float64
 
 
 def float64(a: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,10 @@ import re
 import sys
 import time
 import traceback
-import tracemalloc
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from functools import wraps
 from types import FrameType
@@ -21,7 +20,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from practice.axis import Axis, Place
+from practice.memory import Memory
 from practice.noted import Noted, line_of, watched
+from practice.origin import Origins
 from practice.part import Case, Outcome, Part
 from practice.weight import counted
 
@@ -73,6 +74,8 @@ class Code:
         self.returned: dict[str, tuple[int, str]] = {}
         # Whether another forward comes between a forward and its backward.
         self.between = False
+        # What traces memory, if it is counted.
+        self.memory: Memory | None = None
         self._forwards: dict[str, tuple[Callable, tuple, dict] | None] = {}
         # What the learner's functions have returned is the learner's: handed back, it may be changed. It is not kept for that.
         self._theirs: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
@@ -139,13 +142,12 @@ class Code:
                     counter.clear()
                     counter.update(old)
             return
-        tracemalloc.reset_peak()
-        held = tracemalloc.get_traced_memory()[0]
+        held = self.memory.begin() if self.memory else 0
         try:
             yield
         finally:
-            if tracemalloc.is_tracing():
-                self.counts["peak bytes"] = max(self.counts["peak bytes"], tracemalloc.get_traced_memory()[1] - held)
+            if self.memory:
+                self.counts["peak bytes"] = max(self.counts["peak bytes"], self.memory.peak() - held)
 
     @contextmanager
     def watching(self, see: Callable[[list[np.ndarray]], None]) -> Iterator[None]:
@@ -263,9 +265,18 @@ def _returned(result: Any) -> tuple[int, str]:
 
 
 def perform(
-    part: Part, case: Case, space: dict[str, Any], axis: Axis | Place, file: str, given: dict[str, Any] | None = None
+    part: Part,
+    case: Case,
+    space: dict[str, Any],
+    axis: Axis | Place,
+    file: str,
+    given: dict[str, Any] | None = None,
+    origins: bool = False,
 ) -> Outcome:
-    """Run `part` on the functions in `space`, which were made from `file`. given: inputs in place of the case's."""
+    """Run `part` on the functions in `space`, which were made from `file`. given: inputs in place of the case's.
+
+    origins: look, in float32, for the lines that make float64.
+    """
     a = {name: frozen(x) for name, x in (given or case.arrays(part)).items()}
     code, noted = Code(space, part.name, axis, file), Noted(file, space.get("__source__", ""))
     code.watched = not case.jitter and not case.moved and case.size[0] == part.sizes[0][0]
@@ -277,24 +288,30 @@ def perform(
         axis.counts.clear()
         axis.sent.clear()
         axis.talk.clear()
+    tracing, made = ExitStack(), None
     if part.count_memory:
-        tracemalloc.start()
+        code.memory = tracing.enter_context(Memory())
+    elif origins and case.dtype == "float32" and not case.moved:
+        made = tracing.enter_context(Origins(file, noted.source))
     try:
         with warnings.catch_warnings(), np.errstate(all="log", under="ignore", call=noted):
             warnings.simplefilter("ignore")
             with watched():
                 results = part.call(code, a, axis)
         outcome = Outcome("ok", {name: _kept(x) for name, x in results.items()})
+        if made:
+            outcome.origins = {n: made.of(x) for n, x in results.items() if getattr(x, "dtype", None) == np.float64}
         if _changed(space.get(BEFORE, ())):
             raise Changed("what it returned before has changed with this call: it returns an array that it writes to again")
         space[BEFORE] = [(x, outcome.results[n]) for n, x in results.items() if isinstance(x, np.ndarray)]
     except (Stop, KeyboardInterrupt):
+        tracing.close()
         raise
     except BaseException as error:
         outcome = Outcome("error", error=described(error, code, file))
-    if part.count_memory:
-        code.counts.setdefault("peak bytes", tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+    if code.memory:
+        code.counts.setdefault("peak bytes", code.memory.peak())
+    tracing.close()
     outcome.counts = dict(code.counts + (axis.counts if isinstance(axis, Axis) else Counter()))
     outcome.sent = dict(axis.sent) if isinstance(axis, Axis) else {}
     outcome.noted, outcome.returned = noted.events + noted.silenced, code.returned

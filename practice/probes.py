@@ -86,6 +86,14 @@ def factor(
     return c, names, int((np.abs(want) > 8 * allowed).sum())
 
 
+def digits(got: np.ndarray, want: np.ndarray) -> int:
+    """To how many digits an array is right, seen from its largest entry; 0 where something is not finite."""
+    if not (np.isfinite(got).all() and np.isfinite(want).all()):
+        return 0
+    off, size = float(np.abs(got - want).max(initial=0.0)), float(np.abs(want).max(initial=0.0))
+    return int(-np.log10(off / size)) if 0 < off < size else 0
+
+
 def factor_said(name: str, found: list[tuple[float, set[str], int]]) -> str:
     """`dW1 is exactly 1/T times what is right`. A name only if it alone fits every case; nothing of an entry or two."""
     if not found or sum(entries for _, _, entries in found) < MANY or max(entries for *_, entries in found) < 2:
@@ -141,8 +149,26 @@ def parts(name: str, got: np.ndarray, rank: int, right: list[tuple[np.ndarray, n
             if got.shape == whole.shape and not wrong_entries(got, whole, limit).any():
                 return f"{name} is that of all ranks, one part after another along dim {dim}: this rank's alone is asked for"
         own = np.array_split(want, len(wants), axis=dim)[rank]
-        if got.size and got.shape == own.shape and not wrong_entries(got, own, limit).any():
+        # Only what is the same on every rank is whole on each.
+        alike = all(w.shape == want.shape and not wrong_entries(w, want, limit).any() for w in wants)
+        if alike and got.size and got.shape == own.shape and not wrong_entries(got, own, limit).any():
             return f"{name} is this rank's part along dim {dim} only: the whole is asked for, on every rank"
+    return ""
+
+
+def elsewhere(name: str, gots: list[np.ndarray], right: list[tuple[np.ndarray, np.ndarray | float]]) -> str:
+    """Whether the ranks' parts are together what is right, but cut at other places. gots, right: by rank."""
+    wants, limit = [w for w, _ in right], max(float(np.max(a, initial=0.0)) for _, a in right)
+    if len(wants) < 2 or any(g.ndim != wants[0].ndim for g in gots):
+        return ""
+    for dim in range(wants[0].ndim):
+        lengths, due = ([x.shape[dim] for x in some] for some in (gots, wants))
+        if len({_without(x, dim) for x in (*gots, *wants)}) > 1 or lengths == due or sum(lengths) != sum(due):
+            continue
+        if not wrong_entries(np.concatenate(gots, axis=dim), np.concatenate(wants, axis=dim), limit).any():
+            ours, theirs = (", ".join(map(str, some)) for some in (lengths, due))
+            cut = f"{name} is right, but cut at other places along dim {dim}"
+            return f"{cut}: the ranks have {ours} of it, and should have {theirs}"
     return ""
 
 

@@ -29,7 +29,7 @@ def _looping(source: str) -> dict[str, tuple[int, str]]:
     found: dict[str, tuple[int, str]] = {}
     for function in (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)):
         arrays = [a.arg for a in function.args.args if TOKENS.fullmatch(a.arg)]
-        counts = {"T", "t", "N"} | {t.id for t in _counted(function, arrays)}
+        counts = {"T", "t"} | {t.id for t in _counted(function, arrays)}
         for loop in (n for n in ast.walk(function) if isinstance(n, (ast.For, ast.ListComp, ast.GeneratorExp))):
             iterables = [loop.iter] if isinstance(loop, ast.For) else [g.iter for g in loop.generators]
             product = next((p for p in ast.walk(loop) if _product(p) and not _square(p)), None)
@@ -39,12 +39,13 @@ def _looping(source: str) -> dict[str, tuple[int, str]]:
 
 
 def _counted(function: ast.FunctionDef, arrays: list[str]) -> list[ast.Name]:
-    """Names that are given len(x) of an array of tokens."""
-    return [
-        n.targets[0]
-        for n in ast.walk(function)
-        if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) and _length(n.value, arrays, set())
-    ]
+    """Names that are given len(x) of an array of tokens, alone or with others."""
+    found = []
+    for n in (n for n in ast.walk(function) if isinstance(n, ast.Assign)):
+        several = isinstance(n.targets[0], ast.Tuple) and isinstance(n.value, ast.Tuple)
+        pairs = zip(n.targets[0].elts, n.value.elts, strict=False) if several else [(n.targets[0], n.value)]
+        found += [target for target, value in pairs if isinstance(target, ast.Name) and _length(value, arrays, set())]
+    return found
 
 
 def _length(node: ast.AST, arrays: list[str], counts: set[str]) -> bool:

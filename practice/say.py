@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from practice import answer, probes, slips, translate, twists
+from practice import answer, origin, probes, slips, translate, twists
 from practice.compare import wrong_entries
 from practice.known import Shown, compared, earlier, kept, known, partly
 from practice.part import Case, Outcome, Part, float64
@@ -14,15 +14,15 @@ from practice.truth import Truth
 
 URGENT = ("error", "silent", "hang")
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+# From so many right digits on, digits are lost and nothing else is wrong: mistakes are larger.
+DIGITS = 6
 STATE = "The same inputs gave the right answer at first, and now they do not: something is kept from one call to the next"
 KEPT = (
     "as a global, a default argument that is changed, an attribute of a class, or an np.empty that is read before it is written"
 )
+NAN = "NaN comes of inf - inf, 0 x inf or 0/0, or of reading what was never written."
+INFINITE = "An infinity comes of an exp of more than 709 (float32: 88), of a division by 0 or of the logarithm of 0."
 NAIVE = "This is the naive softmax, exp over its sum"
-PROMOTED = (
-    ": np.zeros, np.ones, np.eye and np.arange make float64 unless dtype= says otherwise, and np.sqrt of a number and other"
-    " np.float64 values promote; math.sqrt and Python numbers do not"
-)
 
 
 @dataclass
@@ -58,7 +58,7 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
         return judged
     outputs = _outputs(truth, failing)
     judged.lines += [*_seen(truth, part, case, by_rank, wrong, rank), *([outputs] if outputs else [])]
-    floats = _floats(truth, rank, failing) if _breaks(truth, case, rank, by_rank[rank], name) else []
+    floats = _floats(truth, rank, name, failing) if _breaks(truth, case, rank, by_rank[rank], name) else []
     judged.lines += floats
     equation = _equation(truth, part, case, rank, by_rank[rank], name) if kind == "value" else ""
     judged.lines += [equation] if equation else []
@@ -91,6 +91,9 @@ def _unlisted(
         judged.mistakes = [slip.name]
         judged.lines.append(slip.sentence)
         return
+    if lost := _digits(truth, failing):
+        judged.lines.append(lost)
+        return
     if twist := twists.found(truth, _all(shown, ran)):
         judged.mistakes = [f"twist: {twist.sentence}"]
         judged.lines += [twist.sentence, *twist.named(truth.exercise.scaffold, truth.answer)]
@@ -121,10 +124,12 @@ def _unread(truth: Truth) -> list[str]:
     return [f"{' and '.join(some)} must go by the argument {name}, and does not read it." for name, some in functions.items()]
 
 
-def _wide(source: str, function: str) -> list[str]:
-    """Which lines of the function, or else of the file, make float64 of float32; what may, where none says so."""
+def _wide(source: str, function: str, first: dict | None) -> list[str]:
+    """Which line makes float64 of float32, or which of the function or of the file may; first: the one that was seen to."""
     found = (answer.wide(source, function) or answer.wide(source))[:3]
-    return [": float64 is made in", *map(str, found)] if found else [PROMOTED]
+    if first or not found:
+        return [origin.said(first or {})]
+    return [": float64 is made in", *map(str, found)]
 
 
 def _all(shown: Shown, ran: list) -> Shown:
@@ -159,11 +164,21 @@ def _breaks(truth: Truth, case: Case, rank: int, outcome: Outcome, name: str) ->
     return bool(arrays and got.shape == want.shape and (np.isfinite(want) & ~np.isfinite(got)).any())
 
 
-def _floats(truth: Truth, rank: int, failing: list) -> list[str]:
+def _floats(truth: Truth, rank: int, name: str, failing: list) -> list[str]:
     """Where in the learner's file numbers break: what NumPy noted that it does not note of the solution."""
     solved = [o for case, _, _ in failing for o in truth.simulated(case, truth.exercise.solution)]
     usual = {(e["what"], e["in"]) for o in solved for e in o.noted}
     events = [e for _, by_rank, _ in failing for e in by_rank[rank].noted if (e["what"], e["in"]) not in usual]
+    # What the code asks NumPy to ignore does no harm where something else explains it; inf/inf may well come of it.
+    heard = [e for e in events if not e["hushed"]]
+    ratio = any((e["what"], e["in"]) == ("invalid value", "divide") for e in heard)
+    lines = (not ratio and _broken(truth, heard)) or _broken(truth, events)
+    case, by_rank, _ = failing[0]
+    nan = np.isnan(by_rank[rank].results[name]) & ~np.isnan(truth.right(case)[rank].results[name])
+    return lines or [NAN if nan.any() else INFINITE]
+
+
+def _broken(truth: Truth, events: list[dict]) -> list[str]:
     exp = next((e for e in events if (e["what"], e["in"]) == ("overflow", "exp")), None)
     ratio = next((e for e in events if (e["what"], e["in"]) == ("invalid value", "divide")), None)
     # Where something is subtracted already, it is not the largest.
@@ -180,7 +195,10 @@ def _floats(truth: Truth, rank: int, failing: list) -> list[str]:
     lines = [
         f"{meant} in line {e['line']}, {e['text']}" for e in events if (meant := translate.FLOATS.get((e["what"], e["in"])))
     ]
-    return list(dict.fromkeys(lines))[:2] or ["NaN comes of inf - inf, 0 x inf or 0/0, or of reading what was never written."]
+    # A sigmoid or a softmax that is too small for a float is 0.
+    if "logaddexp" in truth.exercise.solution and any((e["what"], e["in"]) == ("divide by zero", "log") for e in events):
+        lines.insert(1, "An exp far below 0 is 0, and so is a sigmoid: -log(sigmoid(m)) is logaddexp(0, -m) for every m.")
+    return list(dict.fromkeys(lines))[:2]
 
 
 def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: dict, rank: int) -> list[str]:
@@ -202,7 +220,8 @@ def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: d
         return [f"{name}{on} has shape {np.shape(got)}, should have {want.shape}"]
     if kind == "dtype":
         got = np.asarray(got)
-        first, *more = _wide(truth.answer, part.name) if case.dtype == "float32" and got.dtype == np.float64 else [""]
+        wide = case.dtype == "float32" and got.dtype == np.float64
+        first, *more = _wide(truth.answer, part.name, outcome.origins.get(name)) if wide else [""]
         expected = case.dtype if want.dtype.kind == "f" else want.dtype
         return [f"{name}{on} is {got.dtype}, should be {expected}{first}", *more]
     if not isinstance(want, np.ndarray):
@@ -247,6 +266,25 @@ def _equation(truth: Truth, part: Part, case: Case, rank: int, outcome: Outcome,
     return equation or (probes.patches(name, got, parts) if name in part.exact else "")
 
 
+def _digits(truth: Truth, failing: list) -> str:
+    """Whether all that is wrong in float64 is right but for its last digits."""
+    kept = []
+    for case, by_rank, wrong in failing:
+        for rank in wrong if case.dtype == "float64" else ():
+            right = truth.right(case)[rank].results
+            for name in (n for n in right if truth.wrong(case, rank, by_rank[rank], n)):
+                got, want = by_rank[rank].results.get(name), right[name]
+                if not all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in (got, want)) or got.shape != want.shape:
+                    return ""
+                kept.append(probes.digits(got, want))
+    if not kept or min(kept) < DIGITS:
+        return ""
+    return (
+        f"All of it is right to {min(kept)} digits, and not further: digits are lost on the way, by float32 in between, or by a"
+        " difference of large numbers that are nearly equal, as mean(x^2) - mean(x)^2."
+    )
+
+
 def _probe(truth: Truth, part: Part, failing: list, rank: int, name: str, ran: list) -> str:
     case, by_rank, _ = failing[0]
     got, right = by_rank[rank].results[name], truth.right(case)[rank]
@@ -267,7 +305,11 @@ def _parts(truth: Truth, failing: list, rank: int, name: str) -> str:
     got = by_rank[rank].results.get(name)
     if not all(isinstance(x, np.ndarray) and x.dtype.kind in "fiu" for x in (got, *(w for w, _ in right))):
         return ""
-    return probes.parts(name, got, rank, right) if got.shape != right[rank][0].shape else ""
+    if got.shape == right[rank][0].shape:
+        return ""
+    all_got = [o.results.get(name) for o in by_rank]
+    cut = probes.elsewhere(name, all_got, right) if all(isinstance(x, np.ndarray) for x in all_got) else ""
+    return cut or probes.parts(name, got, rank, right)
 
 
 def _factor(truth: Truth, part: Part, failing: list, rank: int, name: str) -> str:

@@ -52,6 +52,11 @@ class Truth:
         part = self.parts[case.part]
         return simulate(part, case, self.spaces(source, over), self.exercise.facts["allow"], FILE)
 
+    def anew(self, cases: Sequence[Case], source: str, over: bool = False) -> list[list[Outcome]]:
+        """The outcomes of these cases in turn, from a new start: what a source has run before it may have kept."""
+        spaces, allow = self.made(source, over), self.exercise.facts["allow"]
+        return [simulate(self.parts[c.part], c, spaces, allow, FILE) for c in cases]
+
     def _right(self, case: Case) -> list[Right]:
         part = self.parts[case.part]
         a = float64(case.arrays(part))
@@ -169,8 +174,7 @@ class Truth:
         """Whether this source, from a new start, has the outcomes of these cases in turn, and so keeps between calls what the
         learner's keeps."""
         spaces, allow = self.made(source), self.exercise.facts["allow"]
-        turns = ((c, simulate(self.parts[c.part], c, spaces, allow, FILE), by_rank) for c, by_rank in ran)
-        return all(self.alike(c, ours, by_rank) for c, ours, by_rank in turns)
+        return all(self.alike(c, simulate(self.parts[c.part], c, spaces, allow, FILE), by_rank) for c, by_rank in ran)
 
     def _off(self, case: Case, rank: int, outcome: Outcome) -> bool:
         """Whether an outcome has numbers, not NaN or infinite, that are wrong."""

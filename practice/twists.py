@@ -34,6 +34,9 @@ IFS = {"if: negated": "turned round", "if: always": "taken as true always", "if:
 # What people do most: these come before all others, in each right answer.
 OFTEN = ("augmented to plain assignment", "sum to mean", "mean to sum")
 LONGEST = 70
+# Numbers, and what stands round them without a meaning of its own.
+BARE = (ast.Constant, ast.UnaryOp, ast.Tuple, ast.Slice, ast.keyword)
+ROUND = (ast.expr, ast.keyword, ast.Assign, ast.AugAssign)
 GIVEN = {*dir(builtins), "np", "math"}
 
 
@@ -103,6 +106,7 @@ def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twi
     nodes = list(ast.walk(tree))
     # Of the statements that hold a node, ast.walk meets the innermost last.
     statements = {n: s for s in nodes if isinstance(s, ast.stmt) for n in ast.walk(s)}
+    parents = {child: n for n in nodes for child in ast.iter_child_nodes(n)}
     functions = {n: f for f in nodes if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     spliced = _Spliced(source)
     for node in nodes:
@@ -119,7 +123,7 @@ def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twi
                 text = spliced.text(node, new)
             except (TypeError, ValueError, AttributeError):
                 continue
-            yield Twist(rank, sentence or _instead(node, new, place), text, (node, new))
+            yield Twist(rank, sentence or _instead(*_wider(node, new, parents), place), text, (node, new))
 
 
 class _Spliced:
@@ -230,6 +234,26 @@ def _said(what: str, node: ast.AST, place: str) -> str:
     if what.startswith("if: "):
         return f"The condition {_plain(node.test)} is {IFS[what]}."
     return ""
+
+
+def _wider(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> tuple[ast.AST, ast.AST]:
+    """Both within the expression round them, where what is changed is a bare number: alone it says nothing."""
+    outer = old
+    while isinstance(outer, BARE) and isinstance(parents.get(outer), ROUND):
+        outer = parents[outer]
+    if outer is old or isinstance(outer, BARE) or len(_plain(outer)) > LONGEST:
+        return old, new
+    number = next(n for n, x in enumerate(ast.walk(outer)) if x is old)
+    twin = copy.deepcopy(outer)
+    return outer, _Exchanged(list(ast.walk(twin))[number], new).visit(twin)
+
+
+class _Exchanged(ast.NodeTransformer):
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return self.new if node is self.old else self.generic_visit(node)
 
 
 def _instead(old: ast.AST, new: ast.AST, place: str) -> str:

@@ -201,7 +201,7 @@ def main(job: str, comm: Any = None) -> None:
         if comm:
             axis.case = number
         state.write("busy", number)
-        outcome = failed or perform(parts[case.part], case, space, axis, file)
+        outcome = failed or perform(parts[case.part], case, space, axis, file, origins=True)
         if rules.attempted and outcome.kind == "ok":
             outcome = Outcome(
                 "error", error=described(PermissionError(rules.attempted[0]), Code(space), file) | {"after": False}
