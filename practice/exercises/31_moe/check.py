@@ -66,8 +66,6 @@ def forward(code, a, at):
 def backward(code, a, at):
     x_TD = a["x_TD"].copy()
     _, saved = code.moe_forward(x_TD, *(a[n] for n in WEIGHTS), a["k"])
-    # The next layer's forward comes before this one's backward.
-    code.moe_forward(a["x_TD"][::-1] + 1, *(a[n] for n in WEIGHTS), a["k"])
     found = code.moe_backward(a["dy_TD"], saved, a["Wr_DN"], *(code.counted(a[n]) for n in WEIGHTS[1:]))
     return dict(zip(("dx", "dWr", "dW1", "dW2"), found, strict=True))
 

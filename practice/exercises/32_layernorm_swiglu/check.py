@@ -6,11 +6,18 @@ from practice.part import Part, mistake
 
 
 def norm_inputs(draw, T, D):
-    """Rows of many sizes, not around 0: of those near 1e-3, eps is much of what is under the root. No row is nearly constant."""
+    """Rows of many sizes, not around 0: of those near 1e-3, eps is much of what is under the root. No row is nearly constant.
+
+    The last of several has a mean of 1e4 times its spread: what is squared before the mean is taken away has lost its digits.
+    """
     x_TD = draw(T, D) + draw.rng.permutation(np.arange(D) % 3 - 0.5).astype(draw.dtype) * 2
     x_TD[::2] *= draw.cast(2e-3)
     if T > 2:
         x_TD[1] *= 30
+    if T > 1:
+        spread, mean = draw.rng.uniform(0.7, 1.4), draw.rng.choice([-1e4, 1e4]) * draw.rng.uniform(0.8, 1.2)
+        off_D = x_TD[-1].astype(np.float64) - x_TD[-1].mean(dtype=np.float64)
+        x_TD[-1] = draw.cast(off_D / off_D.std() * spread + mean)
     a = {"x_TD": x_TD, "g_D": draw(D) + draw.cast(0.5), "b_D": draw(D), "eps": float(draw.rng.choice([1e-5, 1e-6]))}
     return a | {"dy_TD": draw(T, D)}
 
@@ -22,7 +29,6 @@ def norm_forward(code, a, at):
 
 def norm_backward(code, a, at):
     _, saved = code.layernorm(a["x_TD"], a["g_D"], a["b_D"], a["eps"])
-    code.layernorm(a["x_TD"][::-1] * 2 + 1, a["g_D"], a["b_D"], a["eps"])
     dx, dg, db = code.layernorm_backward(a["dy_TD"], saved, a["g_D"])
     return {"dx": dx, "dg": dg, "db": db}
 
@@ -72,7 +78,6 @@ def glu_forward(code, a, at):
 def glu_backward(code, a, at):
     weights = [a[n] for n in WEIGHTS]
     _, saved = code.swiglu(a["x_TD"], *weights)
-    code.swiglu(a["x_TD"][::-1] * 2 + 1, *weights)
     found = code.swiglu_backward(a["dy_TD"], saved, *weights)
     return dict(zip(("dx", "dWg", "dWu", "dWd"), found, strict=True))
 
@@ -134,6 +139,8 @@ MISTAKES = (
     mistake("mean_kept", "The variance is right, but x itself is divided by its root: x - m is.", ("n_TD = c_TD * r_T1", "n_TD = x_TD * r_T1")),
     mistake("raw_squares", "The mean of x^2 stands for the variance: the mean is taken away from x, and not before squaring.",
             (V, "(x_TD**2).mean(axis=1, keepdims=True)"), ("c_TD * r_T1", "c_TD * r_T1")),
+    mistake("squares_first", "The variance is made as mean(x^2) - mean(x)^2: where the mean is large, both are, and their difference has lost its"
+            " digits. Take the mean away from x first, then square.", (V, "(x_TD**2).mean(axis=1, keepdims=True) - x_TD.mean(axis=1, keepdims=True) ** 2")),
     mistake("eps_outside", "eps is added to the root: it belongs inside, to the variance.", (ROOT, "1 / (np.sqrt(v_T1) + eps)")),
     mistake("no_eps", "eps is left out.", ("np.sqrt(v_T1 + eps)", "np.sqrt(v_T1)")),
     mistake("over_tokens", "Mean and variance are over tokens: that is BatchNorm. Each token is normalised by itself, over its D numbers.",

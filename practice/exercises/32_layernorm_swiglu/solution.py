@@ -4,6 +4,7 @@
     SwiGLU      y = h Wd,  h = silu(x Wg) * (x Wu),  silu(a) = a sigmoid(a)
 
 Backward: given dy = d loss / d y, return the gradients of the loss; sums over tokens are sums, not means.
+A token may lie far from 0, its mean 1e4 times its spread: the variance must not lose its digits to it.
 T tokens (there may be none), D model width, F hidden width; weights are stored (in, out). eps stands inside the root.
 `saved` is yours: a backward gets what your forward returned, and other forwards may come between.
 Keep the inputs' dtype, float32 or float64, and leave the arguments as they are.

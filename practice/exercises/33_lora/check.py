@@ -23,7 +23,6 @@ def forward(code, a, at):
 
 def backward(code, a, at):
     _, saved = code.lora_forward(a["x_TD"], *weights(a))
-    code.lora_forward(a["x_TD"][::-1] * 2 + 1, *weights(a))
     dx, dA, dB = code.lora_backward(a["dy_TF"], saved, *weights(a))
     return {"dx": dx, "dA": dA, "dB": dB}
 

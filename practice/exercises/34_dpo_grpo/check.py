@@ -33,7 +33,7 @@ def want_dpo(a, ref, at):
 
 
 def group(draw, G, longest, same):
-    """Ratios on both sides of both limits, none near one. `same`: all rewards are equal."""
+    """Ratios on both sides of both limits, none near one. `same`: all rewards are equal. Those of three answers are far from 0."""
     lengths = draw.rng.integers(1, longest + 1, G)
     lengths[0] = longest
     if G > 2:
@@ -41,7 +41,7 @@ def group(draw, G, longest, same):
     eps, T = float(draw.rng.choice([0.1, 0.2, 0.3])), int(lengths.sum())
     far = draw.rng.choice([0.1, 0.4, 0.75, 1.3, 1.7, 2.2], T) * draw.rng.choice([-1, 1], T) * draw.rng.uniform(0.95, 1.05, T)
     logp_T = -draw.rng.uniform(0.3, 4, T)
-    reward_G = draw.rng.permutation(np.arange(G) ** 2 / 2) if not same else np.full(G, 1.5)
+    reward_G = draw.rng.permutation(np.arange(G) ** 2 / 2) + (1e4 if G == 3 else 0) if not same else np.full(G, 1.5)
     return {
         "logp_T": draw.cast(logp_T),
         "old_T": draw.cast(logp_T - np.log1p(eps * far)),
@@ -123,6 +123,8 @@ MISTAKES = (
             (LOSS, "np.logaddexp(0, -m_N.mean())")),
     mistake("ipo", "This is IPO's squared loss: DPO's is -log sigmoid(m).", (LOSS, "((m_N / beta - 1 / (2 * beta)) ** 2).mean()")),
     mistake("no_log", "The loss is 1 - sigmoid(m): it is -log sigmoid(m).", (LOSS, "np.exp(-np.logaddexp(0, m_N)).mean()")),
+    mistake("squares_first", "The deviation is made of mean(r^2) - mean(r)^2: where rewards are far from 0, both are large, and their difference has"
+            " lost its digits. Take the mean away first, then square.", ("reward_G.std()", "np.sqrt(np.maximum((reward_G**2).mean() - reward_G.mean() ** 2, 0))")),
     mistake("sample_std", "The rewards' deviation is divided by G - 1: here it is by G.", ("reward_G.std()", "reward_G.std(ddof=1)")),
     mistake("variance", "The rewards are divided by their variance: it is the standard deviation.", ("reward_G.std()", "reward_G.var()")),
     mistake("not_divided", "The rewards are not divided by their deviation (that is Dr. GRPO's way).", ("/ (std + 1e-4)", "")),

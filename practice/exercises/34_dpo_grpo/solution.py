@@ -7,7 +7,8 @@ GRPO, one group of G answers to one question, tokens one after another, lengths[
     ratio = exp(logp - old)                 gain = min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)
     kl = exp(ref - logp) - (ref - logp) - 1
     loss = - mean over the G answers of the mean over its tokens of (gain - beta kl)            an empty answer's mean is 0
-Only w, l and logp have gradients. Keep the dtype of the arrays, float32 or float64, in the gradients; leave the arguments alone.
+Rewards may all be near 1e4. Only w, l and logp have gradients. Keep the dtype of the arrays, float32 or float64, in the gradients;
+leave the arguments alone.
 """
 
 import numpy as np

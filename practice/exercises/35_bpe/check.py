@@ -51,6 +51,8 @@ def corpus(draw, words, n):
     """Words, and a list of merges no two of which make the same text: ids and texts are then one and the same."""
     while True:
         some = {word(draw, 7): int(draw.rng.integers(1, 5)) for _ in range(words)}
+        # Where all is merged, the last pairs occur once.
+        some |= {"cad": 1} if n > 9 else {}
         merges = learned(some, n)
         if len({a + b for a, b in merges}) == len(merges):
             return some, merges
@@ -138,6 +140,11 @@ SCAN = "if merged and not merged[-1][1] and (merged[-1][0], symbol) == tuple(pai
 MERGED = "merged[-1] = (pair[0] + pair[1], True)"
 NEXT = "symbols = merge(symbols, min(known, key=rank.get))"
 COUNT = "counts[pair] = counts.get(pair, 0) + words[word]"
+ACROSS = "Pairs across two words are counted: nothing is merged over a word's end."
+ENDS = (
+    "        for (first, one), (second, other) in pairwise(split.items()):\n            pair = one[-1], other[0]\n"
+    "            counts[pair] = counts.get(pair, 0) + {}\n        if not counts:"
+)
 MISTAKES = (
     mistake("overlapping", "A symbol is used twice: of a a a the pair (a, a) makes aa a, and not aa aa. After a merge go on behind both.",
             ("    merged = []\n    for symbol in symbols:\n", "    merged = []\n    if 1:\n        return [a + b if (a, b) == tuple(pair) else a for a, b in"
@@ -165,9 +172,12 @@ MISTAKES = (
     mistake("words_once", "Each word counts once: it counts as often as it occurs.", (COUNT, "counts[pair] = counts.get(pair, 0) + 1")),
     mistake("once_a_word", "A pair counts once a word: every place in it counts.", ("for pair in pairwise(symbols):\n                counts",
             "for pair in dict.fromkeys(pairwise(symbols)):\n                counts")),
-    mistake("across_words", "Pairs across two words are counted: nothing is merged over a word's end.",
-            ("        if not counts:", "        ends = list(split.values())\n        for one, other in zip(ends, ends[1:]):\n            counts[one[-1], other[0]] ="
-             " counts.get((one[-1], other[0]), 0) + 1\n        if not counts:")),
+    mistake("across_words", ACROSS, ("        if not counts:", ENDS.format("words[second]"))),
+    mistake("across_words_by_first", ACROSS, ("        if not counts:", ENDS.format("words[first]"))),
+    mistake("across_words_once", ACROSS, ("        if not counts:", ENDS.format("1"))),
+    mistake("counted_apart", "Places that overlap are counted once: all places count, and a a a has (a, a) twice. Only merging takes those apart.",
+            ("            for pair in pairwise(symbols):\n", "            last = None\n            for pair in pairwise(symbols):\n                last = pair if pair != last"
+             " else None\n                if last is None:\n                    continue\n")),
     mistake("not_recounted", "The counts are those of the characters, from before the first merge: each merge changes them, so count again.",
             ("        counts = {}\n", "        counts = {} if not merges else {p: c for p, c in counts.items() if p not in merges}\n"),
             ("        for word, symbols in split.items():\n", "        for word, symbols in (split.items() if not merges else ()):\n")),

@@ -141,6 +141,7 @@ MISTAKES = (
     mistake("no_sinks", "The sinks are not seen once they are out of the window.", (SEEN, "(j_1T <= i_T1) & near_TT"), (ROWS, "[*range(first, i + 1)]")),
     mistake("sinks_twice", "A sink that is still in the window counts twice: once is right.", (ROWS, "[*range(min(sinks, i + 1)), *range(first, i + 1)]")),
     mistake("no_scale", "The scores are not divided by sqrt(E).", ("* scale\n", "\n"), (" / math.sqrt(q_HE.shape[1])", "")),
+    mistake("by_heads", "The scores are divided by sqrt(H): of q (T, H, E) the width E is the last.", ("q_THE.shape[2]", "q_THE.shape[1]")),
     mistake("all_scores", "This is right, but all T x T scores are made: a query needs those of its window and sinks alone.",
             ("    for i, q_HE in enumerate(q_THE):", "    every_HTT = np.einsum('ihe,jhe->hij', q_THE, k_THE)\n    for i, q_HE in enumerate(q_THE):")),
     mistake("sinks_rolled", "The slots roll over the sinks too: these are never replaced.", ("        if n < self.sinks:\n            return n\n", ""),

@@ -15,7 +15,8 @@ def chains(draw, blocks, block):
     joined = [[1, 23, *ids[0]], [12, 3, *ids[0]]]
     return {
         "chains": [ids, other, moved, [ids[0], *ids], [ids[1], *ids[1:]], last, ids, *([j] for j in joined)],
-        "long": ids * 12,
+        # Long enough for any text of all tokens to be longer than a key may be, in few enough blocks for keys within keys.
+        "long": ids * -(-400 // (blocks * block)),
     }
 
 
@@ -251,6 +252,12 @@ MISTAKES = (
     mistake("half_admitted", "The MemoryError comes when some blocks are taken already: look before you take.",
             (f"        if {CHECK}:\n" '            raise MemoryError(f"{more} blocks are needed, {len(self.free) - len(woken)} are free")\n', ""),
             ("id = self.free.pop(0)\n", "if not self.free:\n            raise MemoryError\n        id = self.free.pop(0)\n")),
+    mistake("shared_before_looking", "The MemoryError comes when the blocks that are found are out of the queue and counted, and some are taken:"
+            " count how many are free before you change anything.",
+            (f"        if {CHECK}:\n" '            raise MemoryError(f"{more} blocks are needed, {len(self.free) - len(woken)} are free")\n', ""),
+            ("            table.append(self.take())\n        for n in range(shared, len(tokens) // self.block):\n            self.fill(table, n, tokens)\n",
+             "            if not self.free:\n                raise MemoryError\n            table.append(self.take())\n            if len(table) * self.block <= len(tokens):\n"
+             "                self.fill(table, len(table) - 1, tokens)\n")),
     mistake("all_needed", "As many free blocks are asked for as the whole prompt has: those that are found and held need none.",
             (CHECK, "more + shared > len(self.free)")),
     mistake("one_too_many", "A prompt that ends with a block takes another: it comes with the next token.",

@@ -70,9 +70,6 @@ def backward(code, a, ep):
     (x_tD, id_tk, gate_tk), weights = given(code, a, ep)
     N = len(a["W1_NDF"])
     _, saved = code.moe_forward(x_tD, id_tk, gate_tk, *weights, N, ep)
-    if len(a["x_TD"]) < 6:
-        # The next micro-batch's forward comes before this one's backward.
-        code.moe_forward(x_tD[::-1] + 1, (id_tk + 1) % N, -gate_tk, *weights, N, ep)
     found = code.moe_backward(a["dy_TD"][own(a, ep)[0]], saved, *weights, ep)
     return dict(zip(("dx", "dgate", "dW1", "dW2"), found, strict=True))
 
@@ -217,6 +214,10 @@ MISTAKES = (
             ("gate_tk.ravel()[order][:, None]", "gate_tk.ravel()[:, None]")),
     mistake("last_choice", "Of a token's choices one is left: an index that occurs twice in `y[token] += ...` is added once. Use np.add.at, or a loop.",
             (ADD, "y_tD[token] += gate_c1 * o_cD")),
+    mistake("order_not_turned", "What comes back is put in order with `order` itself: it is to be turned round. Row i goes to the choice order[i], f[order] = rows.",
+            (ADD, "y_tD += (gate_tk[..., None] * o_cD[order].reshape(*gate_tk.shape, x_tD.shape[1])).sum(axis=1)")),
+    mistake("gates_divided", "The gates are divided by their sum: they are used as they are.",
+            ("gate_tk.ravel()[order][:, None]", "(gate_tk / gate_tk.sum(axis=1, keepdims=True)).ravel()[order][:, None]")),
     mistake("no_gate", "What comes back is added without its gate.", (ADD, "np.add.at(y_tD, token, o_cD)")),
     mistake("gate_in_front", "The gate multiplies what goes into the expert, which is not linear: it weights what comes out.",
             ("cut(x_tD[token], sent)", "cut(gate_c1 * x_tD[token], sent)"), (ADD, "np.add.at(y_tD, token, o_cD)")),
@@ -231,6 +232,8 @@ MISTAKES = (
     mistake("gated_dgate", "The gate's gradient has the gate in it: it is sum dy f(x).", ("(dy_tD[token] * o_cD)", "(gate_c1 * dy_tD[token] * o_cD)")),
     mistake("dgate_in_order", "dgate stands in order of experts: each belongs to its token and choice.", ("dgate_tk.ravel()[order] =", "dgate_tk.ravel()[:] =")),
     mistake("dx_last_choice", "dx has one choice of each token: an index that occurs twice in `dx[token] += ...` is added once.", (ADD_BACK, "dx_tD[token] += dx_cD")),
+    mistake("dx_order_not_turned", "dx is put in order with `order` itself: it is to be turned round. Row i belongs to the choice order[i].",
+            (ADD_BACK, "dx_tD += dx_cD[order].reshape(*gate_tk.shape, dx_tD.shape[1]).sum(axis=1)")),
     mistake("dx_not_sorted_back", "dx is added to tokens in their own order: what comes back is in order of experts.", (ADD_BACK, "np.add.at(dx_tD, np.sort(token), dx_cD)")),
     mistake("own_tokens_only", "dW has this rank's own tokens alone: all rows that came to the expert count.",
             (LOOP, "    mine = np.repeat(np.arange(ep.size), came) == ep.rank\n" + LOOP),
@@ -244,6 +247,9 @@ MISTAKES = (
     mistake("slope_of_sigmoid", "The derivative is that of the sigmoid: silu has s + a s (1 - s).", (SLOPE, "(s * (1 - s))")),
     mistake("counts_again", "This is right, but backward sends counts again: they are forward's.",
             ("    do_gD = np.concatenate(", "    exchange([np.array([n]) for n in sent], ep)\n    do_gD = np.vstack(")),
+    mistake("counts_of_experts_again", "This is right, but backward sends for each expert how many rows go to it, as forward did: keep what came then.",
+            ("gate_c1, sent, came, x_gD, o_cD, kept)", "gate_c1, (sent, out), came, x_gD, o_cD, kept)"), ("sent, came, x_gD, o_cD, kept = saved", "(sent, out), came, x_gD, o_cD, kept = saved"),
+            ("    do_gD = np.conc", "    exchange(out, ep)\n    do_gD = np.conc")),
     mistake("rows_again", "This is right, but backward sends x to the experts again: they had it in forward, and keep it.",
             ("gate_c1, sent, came, x_gD, o_cD, kept)", "gate_c1, sent, came, x_tD, o_cD, kept)"), ("sent, came, x_gD, o_cD, kept = saved", "sent, came, x_tD, o_cD, kept = saved"),
             ("    do_gD = np.conc", "    x_gD = np.concatenate(exchange(cut(x_tD[token], sent), ep))\n    do_gD = np.conc")),

@@ -169,7 +169,8 @@ def forward(code, a, dp):
 def backward(code, a, dp):
     x, parts, units, watched, _ = begun(code, a, dp)
     _, kept = code.forward(x, parts, units, watched)
-    code.forward(x[::-1] * 0.5, parts[:1], units[:1], watched)
+    if code.between:
+        code.forward(x[::-1] * 0.5, parts[:1], units[:1], watched)
     dx, dws = code.backward(a["dy_TD"][dp.cut(len(a["dy_TD"]))], kept, parts, units, watched)
     return {"dx": dx} | by_unit(list(dws))
 

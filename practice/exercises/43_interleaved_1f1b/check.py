@@ -123,7 +123,8 @@ def plans(draw, ranks, chunks, m, order):
 
 
 def makespan(code, a, at):
-    return {"when all is done": code.makespan([list(plan) for plan in a["plans"]], a["chunks"])}
+    plans = [list(plan) for plan in a["plans"]]
+    return {"when all is done": code.makespan(plans, a["chunks"]), "plans left alone": plans == a["plans"]}
 
 
 def want_makespan(a, ref, at):
@@ -137,9 +138,9 @@ def want_makespan(a, ref, at):
         for op, inputs in behind.items():
             end = max([0, *(ends[b] for b in inputs)]) + COST[op[0]]
             if end > most:
-                return {"when all is done": None}
+                return {"when all is done": None, "plans left alone": True}
             raised, ends[op] = raised or end > ends[op], end
-    return {"when all is done": max(ends.values())}
+    return {"when all is done": max(ends.values()), "plans left alone": True}
 
 
 def random_numbers(rng):
@@ -217,5 +218,7 @@ MISTAKES = (
     mistake("never_idle", "An operation begins as its rank is free although its input is not there yet: the times are those of work without waiting.",
             ("begin = max(free[rank], ends.get(need, 0))", "begin = free[rank]")),
     mistake("last_rank", "The time is that of the last rank's last operation: the latest of all ranks is asked for.", ("return max(free)", "return free[-1]")),
+    mistake("plans_emptied", "The plans that were given are emptied: leave them as they are, and count how far each rank has come.",
+            ("                at[rank] += 1\n", "                plan.pop(0)\n")),
     mistake("no_none", "Where ranks wait for each other for ever, a time is returned: None is asked for.", ("        return None\n", "        return max(free)\n")),
 )  # fmt: skip

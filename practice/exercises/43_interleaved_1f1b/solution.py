@@ -9,7 +9,7 @@ the next multiple, without the micro-batches that are not there: planned otherwi
 
 makespan: an operation begins as soon as its rank has done the one before it in the plan, and its input has been made: the forward of
 the stage before, for a backward that of the stage behind it, at the last stage its own forward. A forward takes 1, a backward 2,
-a message no time. None if ranks wait for each other, so that not all is done.
+a message no time. None if ranks wait for each other, so that not all is done. Leave the plans as they are.
 """
 
 
