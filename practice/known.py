@@ -32,14 +32,17 @@ def known(truth: Truth, shown: Shown) -> list[Mistake]:
     bad = [case for case, by_rank in shown if any(truth.problem(case, r, o) for r, o in enumerate(by_rank))]
     mistakes = truth.exercise.mistakes
     # The solution's own first: a mistake of two edits, of which another right answer takes one alone, is another mistake there.
-    for some in (slice(1), slice(1, None)):
-        for m in mistakes:
-            if any(truth.explains(source, shown) for source in truth.variants((m,))[some]):
+    # Where a mistake leaves rows without a number, as a query that sees no key, answers put there what they like: loose.
+    for some, loose in ((slice(1), False), (slice(1, None), False), (slice(None), True)):
+        fitting = (m for m in mistakes if any(truth.explains(s, shown, loose) for s in truth.variants((m,))[some]))
+        spoiling = []
+        for m in fitting:
+            # Of several, as where all that is seen is one error, it is one that leaves the earlier parts right, as the learner's.
+            if not earlier(truth, m, bad[0]):
                 return [m]
-    # Where a mistake leaves rows without a number, as a query that sees no key, answers put there what they like.
-    for m in mistakes:
-        if any(truth.explains(source, shown, loose=True) for source in truth.variants((m,))):
-            return [m]
+            spoiling.append(m)
+        if spoiling:
+            return spoiling[:1]
     # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.
     touching = [m for m in mistakes if any(truth.touches(m, case) for case in bad)]
     likely = [m for m in touching if not earlier(truth, m, bad[0])]

@@ -89,6 +89,15 @@ MISTAKES = (
             ("np.where(seen_TS, score_HTS, -np.inf)", "np.where(seen_TS, score_HTS, 0)")),
     mistake("merged", "Heads are merged without the transpose: (H, T, E) is read as if it were (T, H, E).",
             ("o_THE = o_HTE.transpose(1, 0, 2)", "o_THE = o_HTE.reshape(T, H, E)")),
+    mistake("merged_by_sequence", "A sequence's heads are merged without the transpose: (H, n, E) is read as if it were (n, H, E), which mixes"
+            " tokens and heads.",
+            ("= p_HTS @ v_HTE[:, s]", "= (p_HTS @ v_HTE[:, s]).reshape(n, H, E).transpose(1, 0, 2)")),
+    mistake("start_by_own_length", "Sequence i is taken to begin at i times its own length: it begins where those before it end, at the sum of"
+            " their lengths.",
+            ("    for n in lengths:\n", "    for i, n in enumerate(lengths):\n        start = i * n\n        n = len(x_TD[start : start + n])\n"
+             "        if n == 0:\n            continue\n")),
+    mistake("keys_from_front", "Keys and values are cut from the front, [:n], for each sequence: they begin where the sequence does.",
+            ("k_HTE[:, s]", "k_HTE[:, :n]"), ("v_HTE[:, s]", "v_HTE[:, :n]")),
     mistake("one_sequence", "Sequences see each other: the tokens are taken as one long sequence.", ("in lengths", "in [T]")),
     mistake("no_maximum", "exp overflows: subtract each row's maximum first.",
             ("score_HTS - score_HTS.max(axis=2, keepdims=True)", "score_HTS")),
