@@ -37,7 +37,7 @@ def known(truth: Truth, shown: Shown) -> list[Mistake]:
         fitting = (m for m in mistakes if any(truth.explains(s, shown, loose) for s in truth.variants((m,))[some]))
         spoiling = []
         for m in fitting:
-            # Of several, as where all that is seen is one error, it is one that leaves the earlier parts right, as the learner's.
+            # Of several, as where all that is seen is one error, one that leaves the earlier parts right, as the learner's.
             if not earlier(truth, m, bad[0]):
                 return [m]
             spoiling.append(m)

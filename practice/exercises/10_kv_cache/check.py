@@ -68,7 +68,8 @@ class Moved:
 def inputs(draw, T, D, E):
     """Weights such that scores are about +-6, or +-900."""
     wide = 2 / D**0.5
-    x_TD, W = draw(T, D), {"Wq": draw(D, H, E, scale=wide), "Wk": draw(D, K, E, scale=wide), "Wv": draw(D, K, E), "Wo": draw(H, E, D)}
+    x_TD = draw(T, D)
+    W = {"Wq": draw(D, H, E, scale=wide), "Wk": draw(D, K, E, scale=wide), "Wv": draw(D, K, E), "Wo": draw(H, E, D)}
     if D == 3:
         # Scores of many hundred, most of which is common to a query's keys: above 0 for one head, below for the next. It lies
         # in the pair that turns least.
