@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import itertools
 import time
 from dataclasses import replace
@@ -11,6 +13,8 @@ from practice.truth import Truth
 
 # How long pairs of mistakes may be looked for, in seconds of the examiner's own computing.
 PAIRS = 1.0
+# And arguments that are kept.
+STALE = 0.5
 
 
 Shown = list[tuple[Case, list[Outcome]]]
@@ -61,6 +65,33 @@ def kept(truth: Truth, ran: Shown) -> list[Mistake]:
         if any(truth.in_turn(source, ran) for source in truth.variants((m,))):
             return [m]
     return []
+
+
+def stale(truth: Truth, ran: Shown) -> str:
+    """What is said where an argument is that of an earlier call: a table that is kept for some widths or lengths alone, though
+    more went into it. '' where nothing of that kind has the learner's outcomes in turn."""
+    ran = [(case, by_rank) for case, by_rank in ran if not case.moved]
+    if any(truth.problem(ran[0][0], r, o) for r, o in enumerate(ran[0][1])):
+        return ""
+    begun = time.process_time()
+    tree = ast.parse(truth.exercise.solution)
+    for function in (n for n in tree.body if isinstance(n, ast.FunctionDef)):
+        names = [a.arg for a in function.args.args]
+        for name in names:
+            # As if found again by nothing, by the width, the length, or all of the shape of an argument.
+            keys = ["0", *(f"np.shape({names[0]}){part}" for part in ("[-1:]", "[:1]", ""))]
+            for key in keys:
+                twin = copy.deepcopy(tree)
+                body = next(n for n in twin.body if isinstance(n, ast.FunctionDef) and n.name == function.name).body
+                body.insert(0, ast.parse(f"{name} = globals().setdefault('_{name}', {{}}).setdefault({key}, {name})").body[0])
+                if truth.in_turn(ast.unparse(ast.fix_missing_locations(twin)), ran):
+                    return (
+                        f"{name} is that of an earlier call: something made of it is kept from one call to the next, and found"
+                        f" again whatever {name} is now."
+                    )
+                if time.process_time() - begun > STALE:
+                    return ""
+    return ""
 
 
 def earlier(truth: Truth, mistake: Mistake, case: Case) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 
 from practice.axis import Axis, Place
 from practice.part import Case, Outcome, Part
+from practice.translate import written
 from practice.weight import counted
 
 # Seconds of looking at a case that are allowed in any case.
@@ -301,7 +302,7 @@ def perform(
             results = part.call(code, a, axis)
         outcome = Outcome("ok", {name: _kept(x) for name, x in results.items()})
         if _changed(space.get(BEFORE, ())):
-            raise Changed("what it returned before has changed with this call: it returns an array that it writes to again")
+            raise Changed("what was returned before has changed: the same memory is written to again")
         space[BEFORE] = [(x, outcome.results[n]) for n, x in results.items() if isinstance(x, np.ndarray)]
     except (Stop, KeyboardInterrupt):
         raise
@@ -369,7 +370,7 @@ def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
         }
         if "read-only" in results["message"] and named:
             for number, (name, value) in enumerate(code.given().items()):
-                if (place := _within(np.asarray(arrays[named[0]]), value)) is not None:
+                if (place := _within(np.asarray(arrays[written(text, named)]), value)) is not None:
                     # By number too: other answers have other names.
                     results |= {"argument": f"{name}{place}", "argument number": f"{number}{place}"}
                     break

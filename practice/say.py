@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from practice import probes, slips, translate, twists
-from practice.compare import wrong_entries
-from practice.known import Shown, compared, earlier, kept, known
+from practice.compare import same, wrong_entries
+from practice.known import Shown, compared, earlier, kept, known, stale
 from practice.part import Case, Outcome, Part, float64
 from practice.truth import Truth
 
@@ -20,8 +20,14 @@ STATE = (
 )
 NAIVE = "This is the naive softmax, exp over its sum"
 PROMOTED = (
-    ": np.zeros, np.ones, np.eye and np.arange make float64 unless dtype= says otherwise, and np.sqrt of a number and other"
-    " np.float64 values promote; math.sqrt and Python numbers do not"
+    ": float64 comes of np.zeros, np.ones, np.full, np.eye and np.arange without dtype=, of a dtype or cast that says float64"
+    " whatever the inputs are, and of np.sqrt of a number and other np.float64 values, which promote; math.sqrt and Python"
+    " numbers do not"
+)
+FORCED = ": something on the way is made or cast as {} whatever the inputs are"
+SINGLE = (
+    "The error is as large as float32's rounding, and float32 inputs give what is right: an array on the way is float32"
+    " whatever the inputs are, as np.zeros(..., np.float32) or .astype(np.float32) makes it."
 )
 
 
@@ -45,6 +51,10 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     kind, name = wrong[rank]
     shown, state = compared(failing, ran), _state(failing, ran)
     found = ([] if state else known(truth, shown)) or kept(truth, ran)
+    if not found and (said := stale(truth, ran)):
+        judged.lines = [*_seen(truth, part, case, by_rank, wrong, rank), said]
+        judged.mistakes = ["state"]
+        return judged
     if state and not found:
         judged.lines = [*_seen(truth, part, case, by_rank, wrong, rank), STATE]
         judged.mistakes = ["state"]
@@ -87,13 +97,27 @@ def _unlisted(
     if said := _parts(truth, failing, rank, name):
         judged.lines.append(said)
         return
-    if slip := slips.found(truth, shown):
+    if said := _shape(truth, failing, rank, name):
+        judged.mistakes = ["shape"]
+        judged.lines.append(said)
+        return
+    slip = slips.found(truth, shown)
+    if slip and slip.likely:
         judged.mistakes = [slip.name]
         judged.lines.append(slip.sentence)
         return
+    if _single(truth, failing, ran):
+        judged.mistakes = ["float32"]
+        judged.lines.append(SINGLE)
+        return
+    # A number that nobody would write may stand for another thing: a bracket that is not there, a factor too many.
     if twist := twists.found(truth, _all(shown, ran)):
         judged.mistakes = [f"twist: {twist.sentence}"]
         judged.lines.append(twist.sentence)
+        return
+    if slip:
+        judged.mistakes = [slip.name]
+        judged.lines.append(slip.sentence)
         return
     said = _probe(truth, part, failing, rank, name, ran)
     if said or not explained:
@@ -175,8 +199,9 @@ def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: d
         return [f"{name}{on} has shape {np.shape(got)}, should have {want.shape}"]
     if kind == "dtype":
         got = np.asarray(got)
-        more = PROMOTED if case.dtype == "float32" and got.dtype == np.float64 else ""
         expected = case.dtype if want.dtype.kind == "f" else want.dtype
+        more = FORCED.format(got.dtype) if want.dtype.kind == "f" and got.dtype.kind == "f" else ""
+        more = PROMOTED if more and got.dtype == np.float64 else more
         return [f"{name}{on} is {got.dtype}, should be {expected}{more}"]
     if not isinstance(want, np.ndarray):
         # All lines of a name but the last describe the case.
@@ -241,6 +266,34 @@ def _parts(truth: Truth, failing: list, rank: int, name: str) -> str:
     if not all(isinstance(x, np.ndarray) and x.dtype.kind in "fiu" for x in (got, *(w for w, _ in right))):
         return ""
     return probes.parts(name, got, rank, right) if got.shape != right[rank][0].shape else ""
+
+
+def _shape(truth: Truth, failing: list, rank: int, name: str) -> str:
+    """What a wrong shape comes of, if the numbers are right."""
+    case, by_rank, _ = failing[0]
+    got, right = by_rank[rank].results.get(name), truth.right(case)[rank]
+    want, allowed = right.results.get(name), right.allowed.get(name, 0.0)
+    if not all(isinstance(x, np.ndarray) and x.dtype.kind in "fiu" for x in (got, want)) or got.shape == want.shape:
+        return ""
+    return probes.shape(name, got, want, float(np.max(allowed, initial=0.0)))
+
+
+def _single(truth: Truth, failing: list, ran: list) -> bool:
+    """Whether all float64 cases are wrong, by no more than float32 rounds, and all float32 ones right."""
+    wrong = {id(by_rank) for _, by_rank, _ in failing}
+    cases = [(case, by_rank) for case, by_rank in ran if not case.moved and 0 not in case.size]
+    if {c.dtype for c, _ in cases} != {"float32", "float64"}:
+        return False
+    if any((case.dtype == "float64") != (id(by_rank) in wrong) for case, by_rank in cases):
+        return False
+    ratio = float(np.finfo(np.float32).eps / np.finfo(np.float64).eps)
+    for case, by_rank, _ in failing:
+        for outcome, right in zip(by_rank, truth.right(case), strict=True):
+            for name, want in right.results.items():
+                got, allowed = outcome.results.get(name), right.allowed.get(name, 0.0)
+                if np.shape(got) != np.shape(want) or not same(got, want, ratio * np.asarray(allowed)):
+                    return False
+    return True
 
 
 def _factor(truth: Truth, part: Part, failing: list, rank: int, name: str) -> str:

@@ -17,7 +17,7 @@ SENTENCES = (
     ("ValueError", r"operands could not be broadcast together with shapes (.*)", r"The shapes \1 do not fit each other."),
     ("ValueError", r"could not broadcast input array from shape (.*) into shape (.*)",
      r"An array of shape \1 is put into a place of shape \2."),
-    ("Changed", r"(.*)", r"\1, or a view of one. Return a new array each time."),
+    ("Changed", r"(.*)", r"\1. Each call needs memory of its own for what it returns, and so does each object that is made."),
     ("ValueError", r"read-only", f"This line changes {ARGUMENT} in place: make a new array instead."),
     ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
     ("PermissionError", r"(.*)", r"\1."),
@@ -44,6 +44,16 @@ FLOATS = {
     ("divide by zero", "divide"): "a division by 0",
     ("divide by zero", "log"): "the logarithm of 0",
 }
+
+
+def written(text: str, names: Sequence[str]) -> str:
+    """Which of the arrays `names` a line writes to: what is assigned to or added to, out=, whose method is called; else the
+    first that it names."""
+    targets = re.findall(r"\bout\s*=\s*\(?(\w+)", text)
+    targets += re.findall(r"^\(?(\w+)(?:\[.*\])?\s*(?:[-+*/@%&|^]|//|\*\*|<<|>>)?=(?!=)", text)
+    targets += re.findall(r"\b(?:np\.(?:\w+\.at|copyto|fill_diagonal|put|place|putmask)|rng\.shuffle)\((\w+)", text)
+    targets += re.findall(r"\b(\w+)\.(?:sort|fill|put|itemset|resize|partition|setflags)\(", text)
+    return next((t for t in targets if t in names), names[0])
 
 
 def sentence(error: dict[str, Any]) -> list[str]:
