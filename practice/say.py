@@ -172,7 +172,7 @@ def _floats(truth: Truth, rank: int, failing: list) -> list[str]:
         ]
     if exp:
         far = "a softmax takes a row's maximum away first; log(1 + exp(x)) is logaddexp(0, x)"
-        remedy = "what is subtracted there is not the largest" if short else far
+        remedy = "what is subtracted there is not the largest, or what is not seen is not masked yet" if short else far
         return [f"exp overflows in line {exp['line']}, {exp['text']}: {remedy}."]
     lines = [
         f"{meant} in line {e['line']}, {e['text']}" for e in events if (meant := translate.FLOATS.get((e["what"], e["in"])))

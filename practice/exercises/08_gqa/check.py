@@ -11,8 +11,10 @@ def inputs(draw, T, H, K, E):
         lengths.append(int(draw.rng.integers(1, min(T - sum(lengths), max(2, min(T // 2, 5))) + 1)))
     q_THE, k_TKE = draw(T, H, E, scale=3), draw(T, K, E, scale=1.5)
     if E == 2:
-        # Scores of some hundred, most of which is common to a query's keys: above 0 for one query head, below for the next.
-        q_THE[:, ::2, 0], q_THE[:, 1::2, 0], k_TKE[:, :, 0] = 50, -50, 25
+        # Scores of some hundred, most of which is common to a query's keys: above 0 for one query head, below for the next. The
+        # last key is far from the others.
+        lengths = [T]
+        q_THE[:, ::2, 0], q_THE[:, 1::2, 0], k_TKE[:-1, :, 0], k_TKE[-1, :, 0] = 50, -50, 25, 50
     return {"q_THE": q_THE, "k_TKE": k_TKE, "v_TKE": draw(T, K, E), "lengths": lengths}
 
 
@@ -128,6 +130,11 @@ MISTAKES = (
             ("np.tri(n, dtype=bool)", "np.ones((n, n), bool)")),
     mistake("no_maximum", "exp overflows: subtract each row's maximum first.",
             ("score_KGTS - score_KGTS.max(axis=3, keepdims=True)", "score_KGTS")),
+    mistake("maximum_of_all", "The maximum is taken of later keys too: one far above those that are seen makes the weights of all of"
+            " them 0, and 0/0 is NaN. Mask first.",
+            ("        score_KGTS = np.where(np.tri(n, dtype=bool), score_KGTS, -np.inf)\n", ""),
+            ("np.exp(score_KGTS - score_KGTS.max(axis=3, keepdims=True))",
+             "np.exp(score_KGTS - score_KGTS.max(axis=3, keepdims=True)) * np.tri(n, dtype=bool)")),
     mistake("keys_from_front", "Keys and values are cut from the front, [:n], for each sequence: they begin where the sequence does.",
             ("k_TKE[s]", "k_TKE[:n]"), ("v_TKE[s]", "v_TKE[:n]")),
     mistake("start_by_own_length", "Sequence i is taken to begin at i times its own length: it begins where those before it end, at the sum of"

@@ -72,8 +72,8 @@ def inputs(draw, T, D, E):
     W = {"Wq": draw(D, H, E, scale=wide), "Wk": draw(D, K, E, scale=wide), "Wv": draw(D, K, E), "Wo": draw(H, E, D)}
     if D == 3:
         # Scores of many hundred, most of which is common to a query's keys: above 0 for one head, below for the next. It lies
-        # in the pair that turns least.
-        x_TD[:, 0], slow = 10, E // 2 - 1
+        # in the pair that turns least. The last key is far from the others.
+        x_TD[:-1, 0], x_TD[-1, 0], slow = 10, 20, E // 2 - 1
         for name in ("Wq", "Wk", "Wv"):
             W[name][0] *= 0.1
         for name in ("Wq", "Wk"):
@@ -156,6 +156,10 @@ MISTAKES = (
     mistake("no_scale", "The scores are not divided by sqrt(E).", (" / math.sqrt(E)", "")),
     mistake("no_maximum", "exp overflows: subtract each row's maximum first.",
             ("s_KGNS - s_KGNS.max(axis=-1, keepdims=True)", "s_KGNS")),
+    mistake("maximum_of_all", "The maximum is taken of later keys too: one far above those that are seen makes the weights of all of"
+            " them 0, and 0/0 is NaN. Mask first.",
+            ("    s_KGNS = np.where(seen_NS, s_KGNS, -np.inf)\n", ""),
+            ("np.exp(s_KGNS - s_KGNS.max(axis=-1, keepdims=True))", "np.exp(s_KGNS - s_KGNS.max(axis=-1, keepdims=True)) * seen_NS")),
     mistake("from_zero", "Positions begin at 0 in every step: the first new token stands at position cache.length.",
             (POSITIONS, "np.arange(N)"), seen="Blaizzy/mlx-vlm #1983"),
     mistake("offset_twice", "The offset is counted twice: cache.length is the new tokens' first position already.",
