@@ -17,7 +17,7 @@ SENTENCES = (
     ("ValueError", r"operands could not be broadcast together with shapes (.*)", r"The shapes \1 do not fit each other."),
     ("ValueError", r"could not broadcast input array from shape (.*) into shape (.*)",
      r"An array of shape \1 is put into a place of shape \2."),
-    ("Changed", r"(.*)", r"\1. Each call needs memory of its own for what it returns, and so does each object that is made."),
+    ("Changed", r"(.*)", r"\1, by another call or another object. Each needs memory of its own."),
     ("ValueError", r"read-only", f"This line changes {ARGUMENT} in place: make a new array instead."),
     ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
     ("PermissionError", r"(.*)", r"\1."),
