@@ -29,6 +29,8 @@ MATHS = {"math": math, "np": np}
 USUAL = (1e-5, 1e-6, 1e-8, 1e-12, 1e4, 5e5, 1e6)
 
 
+# Where the number is one that nobody would write.
+HIDDEN = ". If yours has the right one, look at what it multiplies, and at the brackets around that."
 # What is put for -inf.
 LARGE = tuple(-(10.0**n) for n in (4, 5, 6, 7, 8, 9, 10, 12, 15, 18, 20, 30, 37, 38, 300)) + tuple(
     float(np.finfo(t).min) for t in (np.float32, np.float64)
@@ -66,7 +68,9 @@ def _slips(truth: Truth, failed: tuple[Case, list[Outcome]]) -> Iterator[Slip]:
     given = case.arrays(truth.parts[case.part])
     for open_source, right, say in (*constants(tree), *arguments(tree, given)):
         for value in _fitted(truth, case, open_source, right, target):
-            yield Slip("constant", say(value), open_source.replace(SLIP, f"({value!r})"), _meant(value, right))
+            likely = _meant(value, right)
+            sentence = say(value) if likely else say(value).rstrip(".") + HIDDEN
+            yield Slip("constant", sentence, open_source.replace(SLIP, f"({value!r})"), likely)
 
 
 # --- axes

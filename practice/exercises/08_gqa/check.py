@@ -141,6 +141,9 @@ MISTAKES = (
             " their lengths.",
             ("    for n in lengths:\n", "    for i, n in enumerate(lengths):\n        start = i * n\n        n = len(q_THE[start : start + n])\n"
              "        if n == 0:\n            continue\n")),
+    mistake("mask_turned", "The mask is transposed: tokens see themselves and what comes after them.",
+            ("np.tri(n, dtype=bool)", "np.tri(n, dtype=bool).T")),
+    mistake("future", "The mask is off by one: a token sees the token after it.", ("np.tri(n, dtype=bool)", "np.tri(n, k=1, dtype=bool)")),
     mistake("one_sequence", "Sequences see each other: the tokens are taken as one long sequence.", ("in lengths", "in [T]")),
     mistake("over_the_group", "The softmax runs over the heads of a group: it is over keys.",
             ("axis=3", "axis=1")),

@@ -303,6 +303,8 @@ MISTAKES = (
             ('needs = -(-r["tokens"] // block)', 'needs = r["tokens"] // block')),
     mistake("one_block_early", "A decode takes a block before its last one is full.",
             ('needs = r["blocks"] * block == r["computed"]', 'needs = r["blocks"] * block <= r["computed"] + 1')),
+    mistake("one_block_early_commit", "A decode takes a block before its last one is full.",
+            ('        if r["blocks"] * block == r["computed"]:', '        if r["blocks"] * block <= r["computed"] + 1:')),
     mistake("under_way_forgotten", "A prompt of which a part is computed never goes on: who runs and does not decode needs prefill.",
             ('if r["id"] not in decode and n > 0:', "if False:")),
     mistake("no_slots", "More run than there are slots.", ("preempt or seats == 0 or", "preempt or")),
