@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+import warnings
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -39,7 +40,10 @@ def load(text: str, name: str, before: dict[str, Any] | None = None) -> dict[str
 @lru_cache(maxsize=64)
 def _compiled(text: str, name: str) -> CodeType:
     """The same for all ranks. Of a solution, which may be a changed one, no loop is endless."""
-    return compile(_Bounded().visit(ast.parse(text)) if name == SOLUTION else text, name, "exec", dont_inherit=True)
+    with warnings.catch_warnings():
+        # What Python warns of in a changed solution is nobody's mistake, and no learner's to read.
+        warnings.simplefilter("ignore")
+        return compile(_Bounded().visit(ast.parse(text)) if name == SOLUTION else text, name, "exec", dont_inherit=True)
 
 
 class _Bounded(ast.NodeTransformer):

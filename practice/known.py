@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import itertools
+import re
 import time
 from collections.abc import Iterable
 
+from practice.axis import VERBS
 from practice.guarded import apart
 from practice.part import Case, Mistake, Outcome
 from practice.truth import Truth
 
 # How long pairs of mistakes may be looked for, in seconds of the examiner's own computing.
 PAIRS = 1.0
+# And arguments that are kept.
+STALE = 0.5
 
 
 Shown = list[tuple[Case, list[Outcome]]]
@@ -36,19 +42,18 @@ def known(truth: Truth, shown: Shown, every: Shown) -> list[Mistake]:
     bad = [case for case, by_rank in shown if any(truth.problem(case, r, o) for r, o in enumerate(by_rank))]
     mistakes = truth.exercise.mistakes
     # The solution's own first: a mistake of two edits, of which another right answer takes one alone, is another mistake there.
-    for some in (slice(1), slice(1, None)):
+    # Where a mistake leaves rows without a number, as a query that sees no key, answers put there what they like: loose.
+    for some, loose in ((slice(1), False), (slice(1, None), False), (slice(None), True)):
         found = []
         for m in mistakes:
-            if sources := [source for source in truth.variants((m,))[some] if truth.explains(source, shown)]:
-                if any(truth.explains(source, every) for source in sources):
+            if sources := [s for s in truth.variants((m,))[some] if truth.explains(s, shown, loose)]:
+                # Of several, as where all that is seen is one error, one that leaves the earlier parts right, as the learner's.
+                spoils = earlier(truth, m, bad[0])
+                if not spoils and (loose or any(truth.explains(s, every) for s in sources)):
                     return [m]
-                found.append(m)
+                found.append((spoils, m))
         if found:
-            return found[:1]
-    # Where a mistake leaves rows without a number, as a query that sees no key, answers put there what they like.
-    for m in mistakes:
-        if any(truth.explains(source, shown, loose=True) for source in truth.variants((m,))):
-            return [m]
+            return [min(found, key=lambda f: f[0])[1]]
     # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.
     touching = [m for m in mistakes if any(truth.touches(m, case) for case in bad)]
     likely = [m for m in touching if not earlier(truth, m, bad[0])]
@@ -85,6 +90,36 @@ def partly(truth: Truth, failing: list) -> list[Mistake]:
         if any(truth.explains(source, cases) for source in truth.variants((m,))):
             return [m]
     return []
+
+
+def stale(truth: Truth, ran: Shown) -> str:
+    """What is said where an argument is that of an earlier call: a table that is kept for some widths or lengths alone, though
+    more went into it. '' where nothing of that kind has the learner's outcomes in turn."""
+    ran = [(case, by_rank) for case, by_rank in ran if not case.moved]
+    if any(truth.problem(ran[0][0], r, o) for r, o in enumerate(ran[0][1])):
+        return ""
+    begun = time.process_time()
+    tree = ast.parse(truth.exercise.solution)
+    for function in (n for n in tree.body if isinstance(n, ast.FunctionDef)):
+        names = [a.arg for a in function.args.args]
+        # Not an axis: that of an earlier run would be waited in for ever.
+        for name in (
+            n for n in names if not re.search(rf"\b{n}\.({'|'.join(VERBS)}|cut|rank|size)\b", truth.exercise.solution)
+        ):
+            # As if found again by nothing, by the width, the length, or all of the shape of an argument.
+            keys = ["0", *(f"np.shape({names[0]}){part}" for part in ("[-1:]", "[:1]", ""))]
+            for key in keys:
+                twin = copy.deepcopy(tree)
+                body = next(n for n in twin.body if isinstance(n, ast.FunctionDef) and n.name == function.name).body
+                body.insert(0, ast.parse(f"{name} = globals().setdefault('_{name}', {{}}).setdefault({key}, {name})").body[0])
+                if truth.in_turn(ast.unparse(ast.fix_missing_locations(twin)), ran):
+                    return (
+                        f"{name} is that of an earlier call: something made of it is kept from one call to the next, and found"
+                        f" again whatever {name} is now."
+                    )
+                if time.process_time() - begun > STALE:
+                    return ""
+    return ""
 
 
 def earlier(truth: Truth, mistake: Mistake, case: Case) -> bool:

@@ -24,6 +24,7 @@ from practice.memory import Memory
 from practice.noted import Noted, line_of, watched
 from practice.origin import Origins
 from practice.part import Case, Outcome, Part
+from practice.translate import written
 from practice.weight import counted
 
 # Seconds of looking at a case that are allowed in any case.
@@ -302,7 +303,7 @@ def perform(
         if made:
             outcome.origins = {n: made.of(x) for n, x in results.items() if getattr(x, "dtype", None) == np.float64}
         if _changed(space.get(BEFORE, ())):
-            raise Changed("what it returned before has changed with this call: it returns an array that it writes to again")
+            raise Changed("what was returned before has changed: the same memory is written to again")
         space[BEFORE] = [(x, outcome.results[n]) for n, x in results.items() if isinstance(x, np.ndarray)]
     except (Stop, KeyboardInterrupt):
         tracing.close()
@@ -372,7 +373,7 @@ def described(error: BaseException, code: Code, file: str) -> dict[str, Any]:
         }
         if "read-only" in results["message"] and named:
             for number, (name, value) in enumerate(code.given().items()):
-                if (place := _within(np.asarray(arrays[named[0]]), value)) is not None:
+                if (place := _within(np.asarray(arrays[written(text, named)]), value)) is not None:
                     # By number too: other answers have other names.
                     results |= {"argument": f"{name}{place}", "argument number": f"{number}{place}"}
                     break

@@ -139,6 +139,29 @@ def order(name: str, got: np.ndarray, want: np.ndarray, allowed: np.ndarray) -> 
     return ""
 
 
+def shape(name: str, got: np.ndarray, want: np.ndarray, limit: float) -> str:
+    """What a wrong shape comes of: a dim of 1 too many or too few, an empty list, dims in another order, no last reshape."""
+    if got.shape == (0,) and want.ndim > 1 and not want.size:
+        return f"An array made of an empty list has shape (0,): with nothing to put into it, make {name} of shape {want.shape}."
+    if got.size != want.size or not got.size:
+        return ""
+    if [n for n in got.shape if n != 1] == [n for n in want.shape if n != 1] and not _off(got.reshape(want.shape), want, limit):
+        if got.ndim < want.ndim:
+            return f"The numbers of {name} are right, but a dim of 1 is missing."
+        return f"The numbers of {name} are right, but a dim of 1 is left, as keepdims=True or a slice of one leaves it."
+    for dims in itertools.permutations(range(got.ndim)) if got.ndim == want.ndim and got.ndim < 6 else ():
+        turned = got.transpose(dims)
+        if got.ndim > 2 and turned.shape == want.shape and not _off(turned, want, limit):
+            return f"{name} is right but for the order of its dims: transpose it by {dims}."
+    if not _off(got.reshape(want.shape), want, limit):
+        return f"The numbers of {name} are right, and in the right order: reshape it."
+    return ""
+
+
+def _off(got: np.ndarray, want: np.ndarray, limit: float) -> bool:
+    return bool(wrong_entries(got, want, limit).any())
+
+
 def parts(name: str, got: np.ndarray, rank: int, right: list[tuple[np.ndarray, np.ndarray | float]]) -> str:
     """Whether all ranks' parts stand where this rank's should, or its part where the whole should. right: by rank."""
     wants, limit = [w for w, _ in right], max(float(np.max(a, initial=0.0)) for _, a in right)
@@ -206,7 +229,8 @@ def located(name: str, on: str, wrong: np.ndarray, got: np.ndarray, want: np.nda
     if wrong.ndim and len(wrong) > 1:
         rows = wrong.reshape(len(wrong), -1).any(axis=1)
         if not rows.all():
-            lines.append(f"of {name}, rows {_ranges(np.flatnonzero(rows))} are wrong, {_ranges(np.flatnonzero(~rows))} right")
+            what = "entries" if wrong.ndim == 1 else "rows"
+            lines.append(f"of {name}, {what} {_ranges(np.flatnonzero(rows))} are wrong, {_ranges(np.flatnonzero(~rows))} right")
         elif wrong.ndim > 1:
             columns = np.moveaxis(wrong, -1, 0).reshape(wrong.shape[-1], -1).any(axis=1)
             if not columns.all():

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from practice import answer, origin, probes, slips, translate, twists
-from practice.compare import wrong_entries
-from practice.known import Shown, compared, earlier, kept, known, partly
+from practice.compare import same, wrong_entries
+from practice.known import Shown, compared, earlier, kept, known, partly, stale
 from practice.part import Case, Outcome, Part, float64
 from practice.truth import Truth
 
@@ -20,9 +20,11 @@ STATE = "The same inputs gave the right answer at first, and now they do not: so
 KEPT = (
     "as a global, a default argument that is changed, an attribute of a class, or an np.empty that is read before it is written"
 )
-NAN = "NaN comes of inf - inf, 0 x inf or 0/0, or of reading what was never written."
-INFINITE = "An infinity comes of an exp of more than 709 (float32: 88), of a division by 0 or of the logarithm of 0."
-NAIVE = "This is the naive softmax, exp over its sum"
+FORCED = ": something on the way is made or cast as {} whatever the inputs are"
+SINGLE = (
+    "The error is as large as float32's rounding, and float32 inputs give what is right: an array on the way is float32"
+    " whatever the inputs are, as np.zeros(..., np.float32) or .astype(np.float32) makes it."
+)
 
 
 @dataclass
@@ -45,6 +47,10 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     kind, name = wrong[rank]
     shown, state = compared(failing, ran), _state(failing, ran)
     found = ([] if state else known(truth, shown, _all(shown, ran))) or kept(truth, ran)
+    if not found and (said := stale(truth, ran)):
+        judged.lines = [*_seen(truth, part, case, by_rank, wrong, rank), said]
+        judged.mistakes = ["state"]
+        return judged
     if state and not found:
         judged.lines = [*_seen(truth, part, case, by_rank, wrong, rank), *_kept(truth.answer), *_unread(truth)]
         judged.mistakes = ["state"]
@@ -65,7 +71,7 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     judged.mistakes = [m.name for m in found]
     for m in found:
         judged.lines += ["", m.sentence, *([f"Seen in the wild: {m.seen}."] if m.seen else [])]
-    if not found and floats and floats[0].startswith(NAIVE):
+    if not found and floats and floats[0].startswith(translate.NAIVE):
         judged.mistakes = ["naive_softmax"]
     elif not found and kind in ("value", "shape", "nan"):
         _unlisted(truth, judged, failing, ran, shown, rank, name, bool(floats or equation))
@@ -87,13 +93,23 @@ def _unlisted(
     if said := _parts(truth, failing, rank, name):
         judged.lines.append(said)
         return
-    if slip := slips.found(truth, shown):
+    if said := _shape(truth, failing, rank, name):
+        judged.mistakes = ["shape"]
+        judged.lines.append(said)
+        return
+    slip = slips.found(truth, shown)
+    if slip and slip.likely:
         judged.mistakes = [slip.name]
         judged.lines.append(slip.sentence)
+        return
+    if _single(truth, failing, ran):
+        judged.mistakes = ["float32"]
+        judged.lines.append(SINGLE)
         return
     if lost := _digits(truth, failing):
         judged.lines.append(lost)
         return
+    # A number that nobody would write may stand for another thing: a bracket that is not there, a factor too many.
     if twist := twists.found(truth, _all(shown, ran)):
         judged.mistakes = [f"twist: {twist.sentence}"]
         judged.lines += [twist.sentence, *twist.named(truth.exercise.scaffold, truth.answer)]
@@ -101,6 +117,10 @@ def _unlisted(
     if some := partly(truth, failing):
         judged.mistakes = [m.name for m in some]
         judged.lines += ["", *(m.sentence for m in some)]
+        return
+    if slip:
+        judged.mistakes = [slip.name]
+        judged.lines.append(slip.sentence)
         return
     said = _probe(truth, part, failing, rank, name, ran)
     if said or not explained:
@@ -170,35 +190,12 @@ def _floats(truth: Truth, rank: int, name: str, failing: list) -> list[str]:
     usual = {(e["what"], e["in"]) for o in solved for e in o.noted}
     events = [e for _, by_rank, _ in failing for e in by_rank[rank].noted if (e["what"], e["in"]) not in usual]
     # What the code asks NumPy to ignore does no harm where something else explains it; inf/inf may well come of it.
-    heard = [e for e in events if not e["hushed"]]
+    solution, heard = truth.exercise.solution, [e for e in events if not e["hushed"]]
     ratio = any((e["what"], e["in"]) == ("invalid value", "divide") for e in heard)
-    lines = (not ratio and _broken(truth, heard)) or _broken(truth, events)
+    lines = (not ratio and translate.broken(heard, solution)) or translate.broken(events, solution)
     case, by_rank, _ = failing[0]
     nan = np.isnan(by_rank[rank].results[name]) & ~np.isnan(truth.right(case)[rank].results[name])
-    return lines or [NAN if nan.any() else INFINITE]
-
-
-def _broken(truth: Truth, events: list[dict]) -> list[str]:
-    exp = next((e for e in events if (e["what"], e["in"]) == ("overflow", "exp")), None)
-    ratio = next((e for e in events if (e["what"], e["in"]) == ("invalid value", "divide")), None)
-    # Where something is subtracted already, it is not the largest.
-    short = exp and " - " in exp["text"].partition("exp(")[2]
-    if exp and ratio and not short:
-        return [
-            f"{NAIVE}: exp overflows in line {exp['line']}, {exp['text']}",
-            f"inf/inf (or 0/0 where all are far below 0) in line {ratio['line']} is NaN. Subtract each row's maximum first.",
-        ]
-    if exp:
-        far = "a softmax takes a row's maximum away first; log(1 + exp(x)) is logaddexp(0, x)"
-        remedy = "what is subtracted there is not the largest" if short else far
-        return [f"exp overflows in line {exp['line']}, {exp['text']}: {remedy}."]
-    lines = [
-        f"{meant} in line {e['line']}, {e['text']}" for e in events if (meant := translate.FLOATS.get((e["what"], e["in"])))
-    ]
-    # A sigmoid or a softmax that is too small for a float is 0.
-    if "logaddexp" in truth.exercise.solution and any((e["what"], e["in"]) == ("divide by zero", "log") for e in events):
-        lines.insert(1, "An exp far below 0 is 0, and so is a sigmoid: -log(sigmoid(m)) is logaddexp(0, -m) for every m.")
-    return list(dict.fromkeys(lines))[:2]
+    return lines or [translate.NAN if nan.any() else translate.INFINITE]
 
 
 def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: dict, rank: int) -> list[str]:
@@ -220,9 +217,10 @@ def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: d
         return [f"{name}{on} has shape {np.shape(got)}, should have {want.shape}"]
     if kind == "dtype":
         got = np.asarray(got)
-        wide = case.dtype == "float32" and got.dtype == np.float64
-        first, *more = _wide(truth.answer, part.name, outcome.origins.get(name)) if wide else [""]
         expected = case.dtype if want.dtype.kind == "f" else want.dtype
+        first, *more = [FORCED.format(got.dtype) if want.dtype.kind == "f" and got.dtype.kind == "f" else ""]
+        if case.dtype == "float32" and got.dtype == np.float64:
+            first, *more = _wide(truth.answer, part.name, outcome.origins.get(name))
         return [f"{name}{on} is {got.dtype}, should be {expected}{first}", *more]
     if not isinstance(want, np.ndarray):
         # All lines of a name but the last describe the case.
@@ -310,6 +308,34 @@ def _parts(truth: Truth, failing: list, rank: int, name: str) -> str:
     all_got = [o.results.get(name) for o in by_rank]
     cut = probes.elsewhere(name, all_got, right) if all(isinstance(x, np.ndarray) for x in all_got) else ""
     return cut or probes.parts(name, got, rank, right)
+
+
+def _shape(truth: Truth, failing: list, rank: int, name: str) -> str:
+    """What a wrong shape comes of, if the numbers are right."""
+    case, by_rank, _ = failing[0]
+    got, right = by_rank[rank].results.get(name), truth.right(case)[rank]
+    want, allowed = right.results.get(name), right.allowed.get(name, 0.0)
+    if not all(isinstance(x, np.ndarray) and x.dtype.kind in "fiu" for x in (got, want)) or got.shape == want.shape:
+        return ""
+    return probes.shape(name, got, want, float(np.max(allowed, initial=0.0)))
+
+
+def _single(truth: Truth, failing: list, ran: list) -> bool:
+    """Whether all float64 cases are wrong, by no more than float32 rounds, and all float32 ones right."""
+    wrong = {id(by_rank) for _, by_rank, _ in failing}
+    cases = [(case, by_rank) for case, by_rank in ran if not case.moved and 0 not in case.size]
+    if {c.dtype for c, _ in cases} != {"float32", "float64"}:
+        return False
+    if any((case.dtype == "float64") != (id(by_rank) in wrong) for case, by_rank in cases):
+        return False
+    ratio = float(np.finfo(np.float32).eps / np.finfo(np.float64).eps)
+    for case, by_rank, _ in failing:
+        for outcome, right in zip(by_rank, truth.right(case), strict=True):
+            for name, want in right.results.items():
+                got, allowed = outcome.results.get(name), right.allowed.get(name, 0.0)
+                if np.shape(got) != np.shape(want) or not same(got, want, ratio * np.asarray(allowed)):
+                    return False
+    return True
 
 
 def _factor(truth: Truth, part: Part, failing: list, rank: int, name: str) -> str:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -33,11 +34,21 @@ MATHS = {"math": math, "np": np}
 USUAL = (1e-5, 1e-6, 1e-8, 1e-12, 1e4, 5e5, 1e6)
 
 
+# Where the number is one that nobody would write.
+HIDDEN = ". If yours has the right one, look at what it multiplies, and at the brackets around that."
+# What is put for -inf.
+LARGE = tuple(-(10.0**n) for n in (4, 5, 6, 7, 8, 9, 10, 12, 15, 18, 20, 30, 37, 38, 300)) + tuple(
+    float(np.finfo(t).min) for t in (np.float32, np.float64)
+)
+
+
 @dataclass(frozen=True)
 class Slip:
     name: str
     sentence: str
     source: str
+    # Whether somebody may have meant this number: it has few digits, or is the right one times a plain factor.
+    likely: bool = True
 
 
 def found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Slip | None:
@@ -60,13 +71,16 @@ def _slips(truth: Truth, failed: tuple[Case, list[Outcome]]) -> Iterator[Slip]:
     tree = ast.parse(truth.exercise.solution)
     yield from axes(tree)
     yield from smalls(truth)
+    yield from masks(tree)
     target = _vector(outcomes)
     if target is None or not np.isfinite(target).all():
         return
     given = case.arrays(truth.parts[case.part])
     for open_source, right, say in (*constants(tree), *arguments(tree, given)):
         for value in _fitted(truth, case, open_source, right, target):
-            yield Slip("constant", say(value), open_source.replace(SLIP, f"({value!r})"))
+            likely = _meant(value, right)
+            sentence = say(value) if likely else say(value).rstrip(".") + HIDDEN
+            yield Slip("constant", sentence, open_source.replace(SLIP, f"({value!r})"), likely)
 
 
 # --- axes
@@ -143,6 +157,23 @@ def smalls(truth: Truth) -> Iterator[Slip]:
                 yield Slip("small", SMALL_SAID.format(small, math.log(small)), ast.unparse(ast.fix_missing_locations(twin)))
 
 
+# --- masks
+
+
+def masks(tree: ast.Module) -> Iterator[Slip]:
+    """Each -inf of a mask, np.where(seen, x, -np.inf), as a large negative number."""
+    nodes = list(ast.walk(tree))
+    calls = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "where"]
+    for number in (nodes.index(x) for call in calls for x in call.args if ast.unparse(x) in ("-np.inf", "-math.inf")):
+        opened = _opened(tree, [number])
+        for value in LARGE:
+            sentence = (
+                f"What is not seen gets the score {value:g}, a number, and not -inf: where nothing at all is seen, that leaves"
+                " the mean of all values."
+            )
+            yield Slip("mask", sentence, opened.replace(SLIP, f"({value!r})"))
+
+
 # --- constants
 
 # (the source with SLIP for a number, the right number, what is said of a number in its place)
@@ -180,6 +211,12 @@ def _value(node: ast.AST) -> int | float | None:
     if isinstance(value, np.floating):
         value = float(value)
     return value if type(value) in (int, float) and math.isfinite(value) else None
+
+
+def _meant(value: float, right: float) -> bool:
+    few = float(f"{value:.8g}") == value
+    square = (value / right) ** 2 if right else 0.0
+    return few or abs(float(Fraction(square).limit_denominator(100)) - square) <= 1e-9 * square
 
 
 def _opened(tree: ast.Module, numbers: Sequence[int]) -> str:

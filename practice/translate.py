@@ -17,7 +17,7 @@ SENTENCES = (
     ("ValueError", r"operands could not be broadcast together with shapes (.*)", r"The shapes \1 do not fit each other."),
     ("ValueError", r"could not broadcast input array from shape (.*) into shape (.*)",
      r"An array of shape \1 is put into a place of shape \2."),
-    ("Changed", r"(.*)", r"\1, or a view of one. Return a new array each time."),
+    ("Changed", r"(.*)", r"\1, by another call or another object. Each needs memory of its own."),
     ("ValueError", r"read-only", f"This line changes {ARGUMENT} in place: make a new array instead."),
     ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
     ("PermissionError", r"(.*)", r"\1."),
@@ -44,6 +44,43 @@ FLOATS = {
     ("divide by zero", "divide"): "a division by 0",
     ("divide by zero", "log"): "the logarithm of 0",
 }
+
+
+def written(text: str, names: Sequence[str]) -> str:
+    """Which of the arrays `names` a line writes to: what is assigned to or added to, out=, whose method is called; else the
+    first that it names."""
+    targets = re.findall(r"\bout\s*=\s*\(?(\w+)", text)
+    targets += re.findall(r"^\(?(\w+)(?:\[.*\])?\s*(?:[-+*/@%&|^]|//|\*\*|<<|>>)?=(?!=)", text)
+    targets += re.findall(r"\b(?:np\.(?:\w+\.at|copyto|fill_diagonal|put|place|putmask)|rng\.shuffle)\((\w+)", text)
+    targets += re.findall(r"\b(\w+)\.(?:sort|fill|put|itemset|resize|partition|setflags)\(", text)
+    return next((t for t in targets if t in names), names[0])
+
+
+NAN = "NaN comes of inf - inf, 0 x inf or 0/0, or of reading what was never written."
+INFINITE = "An infinity comes of an exp of more than 709 (float32: 88), of a division by 0 or of the logarithm of 0."
+NAIVE = "This is the naive softmax, exp over its sum"
+
+
+def broken(events: Sequence[dict[str, Any]], solution: str) -> list[str]:
+    """Where numbers break, by what NumPy noted, in a line or two; [] where that tells nothing."""
+    exp = next((e for e in events if (e["what"], e["in"]) == ("overflow", "exp")), None)
+    ratio = next((e for e in events if (e["what"], e["in"]) == ("invalid value", "divide")), None)
+    # Where something is subtracted already, it is not the largest.
+    short = exp and " - " in exp["text"].partition("exp(")[2]
+    if exp and ratio and not short:
+        return [
+            f"{NAIVE}: exp overflows in line {exp['line']}, {exp['text']}",
+            f"inf/inf (or 0/0 where all are far below 0) in line {ratio['line']} is NaN. Subtract each row's maximum first.",
+        ]
+    if exp:
+        far = "a softmax takes a row's maximum away first; log(1 + exp(x)) is logaddexp(0, x)"
+        remedy = "what is subtracted there is not the largest, or what is not seen is not masked yet" if short else far
+        return [f"exp overflows in line {exp['line']}, {exp['text']}: {remedy}."]
+    lines = [f"{meant} in line {e['line']}, {e['text']}" for e in events if (meant := FLOATS.get((e["what"], e["in"])))]
+    # A sigmoid or a softmax that is too small for a float is 0.
+    if "logaddexp" in solution and any((e["what"], e["in"]) == ("divide by zero", "log") for e in events):
+        lines.insert(1, "An exp far below 0 is 0, and so is a sigmoid: -log(sigmoid(m)) is logaddexp(0, -m) for every m.")
+    return list(dict.fromkeys(lines))[:2]
 
 
 def sentence(error: dict[str, Any]) -> list[str]:

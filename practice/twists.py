@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import copy
+import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from practice.guarded import apart
 from practice.mutants import changes
 from practice.part import Case, Outcome
 from practice.simulate import simulate
+from practice.slips import SUMS
 from practice.truth import FILE, Truth
 
 # How long twists may be looked for, in seconds of the examiner's own computing.
@@ -36,7 +38,9 @@ OFTEN = ("augmented to plain assignment", "sum to mean", "mean to sum")
 LONGEST = 70
 # Numbers, and what stands round them without a meaning of its own.
 BARE = (ast.Constant, ast.UnaryOp, ast.Tuple, ast.Slice, ast.keyword)
-ROUND = (ast.expr, ast.keyword, ast.Assign, ast.AugAssign)
+ROUND = (ast.expr, ast.keyword, ast.arguments, ast.Assign, ast.AugAssign, ast.For)
+# Of a long text, so many characters before what is changed, and in all.
+BEFORE, WIDTH = 20, 50
 GIVEN = {*dir(builtins), "np", "math"}
 
 
@@ -86,11 +90,19 @@ def _found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Twist |
 def twists(exercise: Exercise, answer: str = "") -> list[Twist]:
     """All of an exercise's, those of the solution first, the likelier kinds before others. answer: whose names may be used."""
     made: dict[str, Twist] = {}
-    told = _known(exercise.scaffold) | _known(answer)
+    told = symbols(exercise.scaffold) | symbols(answer)
     for number, (source, lines) in enumerate(bases(exercise)):
         for twist in sorted(_twists(source, lines, told), key=lambda t: t.rank):
             made.setdefault(twist.source, replace(twist, rank=10 * number + twist.rank))
     return sorted(made.values(), key=lambda t: t.rank)
+
+
+def symbols(scaffold: str) -> set[str]:
+    """The names that a task has for what is computed: its arguments, and what its formulas and shapes stand behind."""
+    names = re.findall(r"\b([A-Za-z]\w*)(?=\s*[=\[]|\s*\([A-Z0-9])", scaffold)
+    names += [a.arg for f in ast.walk(ast.parse(scaffold)) if isinstance(f, ast.FunctionDef) for a in f.args.args]
+    # A word of the text that is a function's name, as sum, is no name of a result.
+    return {n for name in names for n in (name, _short(name))} - set(dir(builtins))
 
 
 def bases(exercise: Exercise) -> Iterator[tuple[str, list[range]]]:
@@ -114,7 +126,7 @@ def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twi
             continue
         place = _place(statements.get(node), told)
         ways = (
-            *_swapped(node, functions[node]), *_loops(node),
+            *_swapped(node, functions[node]), *_loops(node), *_brackets(node, place), *_reshaped(node, place),
             *((_rank(what), _said(what, node, place), change) for what, change in changes(node)),
         )  # fmt: skip
         for rank, sentence, change in ways:
@@ -204,6 +216,69 @@ def _stopped(node: ast.Call, by: int) -> ast.Call:
     return node
 
 
+def _brackets(node: ast.AST, place: str) -> Iterator[tuple[int, str, object]]:
+    """c (a + b) as c a + b, and (a + b) / c as a + b / c or a / c + b."""
+    if not (isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div, ast.MatMult))):
+        return
+    for side in ("left", "right") if not isinstance(node.op, ast.Div) else ("left",):
+        whole = getattr(node, side)
+        if isinstance(whole, ast.BinOp) and isinstance(whole.op, (ast.Add, ast.Sub)):
+            other = node.right if side == "left" else node.left
+            what = "division by" if isinstance(node.op, ast.Div) else "factor"
+            for alone in ("left", "right"):
+
+                def change(n: ast.BinOp, side: str = side, alone: str = alone) -> ast.BinOp:
+                    total = getattr(n, side)
+                    setattr(n, side, getattr(total, alone))
+                    setattr(total, alone, n)
+                    return total
+
+                one, all_of = _plain(getattr(whole, alone)), _plain(whole)
+                sentence = f"{place}the {what} {_plain(other)} is of {one} alone: it is of all of {all_of}."
+                yield 1, _sentence(sentence), change
+
+
+def _reshaped(node: ast.AST, place: str) -> Iterator[tuple[int, str, object]]:
+    """What is transposed, by a method or within einsum, reshaped to the same shape: the numbers stay in their order."""
+    said = "{} is reshaped where it must be transposed: reshape changes the shape, and leaves the numbers in their order."
+    if isinstance(node, ast.Attribute) and node.attr == "T":
+        yield (
+            1,
+            place + said.format(_plain(node.value)),
+            lambda n: _call(n.value, "reshape", _shape(n)),
+        )
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return
+    if node.func.attr in ("transpose", "swapaxes", "moveaxis"):
+        of_numpy = isinstance(node.func.value, ast.Name) and node.func.value.id == "np"
+        x = node.args[0] if of_numpy else node.func.value
+        yield (
+            1, place + said.format(_plain(x)),
+            lambda n: _call(n.args[0] if of_numpy else n.func.value, "reshape", _shape(n)),
+        )  # fmt: skip
+    elif node.func.attr == "einsum" and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
+        for number, letters in enumerate(node.args[0].value.partition("->")[0].split(","), 1):
+            for i, j in itertools.combinations(range(len(letters)), 2):
+                dims = list(range(len(letters)))
+                dims[i], dims[j] = j, i
+
+                def change(n: ast.Call, number: int = number, dims: list[int] = dims) -> ast.Call:
+                    x = n.args[number]
+                    shape = ast.parse(f"[({ast.unparse(x)}).shape[i] for i in {dims}]", mode="eval").body
+                    n.args[number] = _call(_call(x, "reshape", shape), "transpose", ast.parse(str(dims), mode="eval").body)
+                    return n
+
+                yield 2, place + said.format(_plain(node.args[number])), change
+
+
+def _shape(x: ast.AST) -> ast.AST:
+    return ast.Attribute(x, "shape", ast.Load())
+
+
+def _call(x: ast.AST, method: str, argument: ast.AST) -> ast.Call:
+    return ast.Call(ast.Attribute(x, method, ast.Load()), [argument], [])
+
+
 def _rank(what: str) -> int:
     if what in OFTEN:
         return -100
@@ -231,6 +306,10 @@ def _said(what: str, node: ast.AST, place: str) -> str:
         return f"{place}{what.removesuffix(' doubled')} is called once too often."
     if isinstance(node, ast.Call) and what.removesuffix(" dropped") in VERBS:
         return f"{place}{what.removesuffix(' dropped')} is left out{of_what}."
+    if what == "axis= dropped" and isinstance(node.func, ast.Attribute) and node.func.attr in SUMS:
+        x = node.args[0] if node.args else node.func.value
+        word = SUMS[node.func.attr]
+        return f"The {word} of {_plain(x)} is taken over all axes at once: it goes over one, and the others stay apart."
     if what.startswith("if: "):
         return f"The condition {_plain(node.test)} is {IFS[what]}."
     return ""
@@ -241,7 +320,7 @@ def _wider(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> tuple
     outer = old
     while isinstance(outer, BARE) and isinstance(parents.get(outer), ROUND):
         outer = parents[outer]
-    if outer is old or isinstance(outer, BARE) or len(_plain(outer)) > LONGEST:
+    if outer is old:
         return old, new
     number = next(n for n, x in enumerate(ast.walk(outer)) if x is old)
     twin = copy.deepcopy(outer)
@@ -257,8 +336,20 @@ class _Exchanged(ast.NodeTransformer):
 
 
 def _instead(old: ast.AST, new: ast.AST, place: str) -> str:
-    before, after = _plain(old), _plain(new)
+    before, after = _cut(_plain(old), _plain(new))
     return f"{place}{after} stands where {before} belongs."
+
+
+def _cut(a: str, b: str) -> tuple[str, str]:
+    """Two texts; long ones, which begin alike, from shortly before they differ."""
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    start = max(0, same - BEFORE) if max(len(a), len(b)) > LONGEST and same else 0
+
+    def short(text: str) -> str:
+        shown = text[start : start + WIDTH] if start else text
+        return f"{'... ' if start else ''}{shown}{' ...' if start and len(text) > start + WIDTH else ''}"
+
+    return short(a), short(b)
 
 
 def _sentence(text: str) -> str:

@@ -2,11 +2,12 @@
 
 import json
 import re
+import warnings
 
 import pytest
 
-from practice import blind, dev
-from practice.exercise import every
+from practice import blind, dev, translate, twists
+from practice.exercise import SOLUTION, every, find, load
 from tests.practice.test_named import judged, spoken
 
 
@@ -95,3 +96,114 @@ def test_the_figures_are_whole():
     for f in figures.values():
         assert sum(f[k] for k in ("accepted", "cause", "ingredients", "numbers", "misleading")) == f["wrong"] == 10
         assert 0 <= f["refused"] <= f["right"] == 3
+
+
+SEEN_ONLY = "np.where(np.tri(n, dtype=bool), s_TS, -np.inf)"
+LARGE = {
+    "masked after exp": ("05", ("s_TS = " + SEEN_ONLY, "mask_TS = np.tri(n, dtype=q_TE.dtype)"),
+                         ("lse_TH[t, h, None])\n", "lse_TH[t, h, None]) * mask_TS\n"), "mask_after"),
+    "keys": ("08", ("score_KGTS - score_KGTS.max(axis=3, keepdims=True)", "score_KGTS - 0"), "no_maximum"),
+    "a latent": ("09", ("score_HS - score_HS.max(axis=1, keepdims=True)", "score_HS - 0"), "no_maximum"),
+    "a cache": ("10", ("s_KGNS - s_KGNS.max(axis=-1, keepdims=True)", "s_KGNS - 0"), "no_maximum"),
+    "later keys": ("08", ("score_KGTS.max(axis=3, keepdims=True))", "top)"),
+                   ("score_KGTS = np.where(", "top = score_KGTS.max(axis=3, keepdims=True)\n        score_KGTS = np.where("),
+                   "maximum_of_all"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_scores_are_so_large_that_exp_overflows(what):
+    name, *edits, mistake = LARGE[what]
+    _, mistakes = spoken(judged(name, *edits))
+    assert mistakes == [mistake]
+
+
+def test_the_argument_that_a_line_writes_to_is_named():
+    text, mistakes = spoken(judged("02", ("dh_TF = dy_TD @ W2_FD.T", "dh_TF = np.matmul(dy_TD, W2_FD.T, out=a_TF)")))
+    assert "This line changes the argument saved[1] in place" in text
+    assert mistakes == []
+    names = ["dy", "h", "a"]
+    lines = ("np.matmul(dy, W, out=h)", "h[dy > 0] += 1", "h -= dy", "np.add.at(h, dy, 1)", "h.sort()", "h[0] = dy")
+    assert {translate.written(line, names) for line in lines} == {"h"}
+    assert translate.written("y = f(dy == h)", names) == "dy"
+
+
+SHAPES = {
+    "a dim left": ("02", ("dy_TD.sum(axis=0)", "dy_TD.sum(axis=0, keepdims=True)"), "db2 are right, but a dim of 1 is left"),
+    "an empty list": ("01", ("    return y_TD, (", "    y_TD = np.array([y for y in y_TD], x_TD.dtype)\n    return y_TD, ("),
+                      "An array made of an empty list has shape (0,)"),
+    "dims in another order": ("08", ("return o_TKGE.reshape(T, H, E)", "return o_TKGE.reshape(T, H, E).transpose(1, 0, 2)"),
+                              "o is right but for the order of its dims: transpose it by (1, 0, 2)."),
+    "no last reshape": ("16", ("return dz_TV / count", "return (dz_TV / count).reshape(-1)"),
+                        "are right, and in the right order: reshape it."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SHAPES)
+def test_a_shape_is_told_with_what_it_comes_of(what):
+    name, edit, said = SHAPES[what]
+    text, _ = spoken(judged(name, edit))
+    assert said in text
+
+
+def test_what_is_float32_on_the_way_is_told_from_its_error():
+    edit = (
+        "h_TF = 0.5 * a_TF * (1 + np.tanh(u_TF))",
+        "h_TF = (0.5 * a_TF * (1 + np.tanh(u_TF))).astype(np.float32).astype(a_TF.dtype)",
+    )
+    text, mistakes = spoken(judged("01", edit))
+    assert mistakes == ["float32"]
+    assert "as large as float32's rounding" in text
+
+
+def test_a_reshape_for_a_transpose_is_named_also_within_einsum():
+    text, _ = spoken(judged("02", ("da_TF @ W1_DF.T", "da_TF @ W1_DF.reshape(W1_DF.shape[::-1])")))
+    assert "W1 is reshaped where it must be transposed" in text
+    edit = ('"he,che->hc", qn_HE, Wuk_CHE', '"he,hce->hc", qn_HE, Wuk_CHE.reshape(len(qn_HE), -1, E)')
+    text, _ = spoken(judged("09", edit))
+    assert "Wuk is reshaped where it must be transposed" in text
+
+
+def test_a_bracket_that_is_lost_is_named_and_no_constant():
+    said = "The factor sqrt(2 / pi) is of a alone: it is of all of a + 0.044715 * a ** 3."
+    assert said in {t.sentence for t in twists.twists(find("01"))}
+    # Of what is given no twists are made: the number is told, and that it may be another thing.
+    text, _ = spoken(judged("21", ("C * (a + 0.044715 * a**3)", "C * a + 0.044715 * a**3")))
+    assert "If yours has the right one, look at what it multiplies, and at the brackets around that." in text
+
+
+def test_a_mask_of_a_large_number_is_told_with_the_number():
+    text, _ = spoken(judged("03", ("np.where(seen_TS, x_TS, -np.inf)", "np.where(seen_TS, x_TS, -1e20)")))
+    assert "What is not seen gets the score -1e+20, a number, and not -inf" in text
+
+
+def test_a_table_that_is_kept_by_too_little_is_no_other_base():
+    edit = ("    frequency_P = float(base) ** (-2 * i_P / E)\n",
+            "    frequency_P = globals().setdefault('kept', {}).setdefault(E, float(base) ** (-2 * i_P / E))\n")  # fmt: skip
+    text, mistakes = spoken(judged("07", edit))
+    assert mistakes == ["state"]
+    assert "base is that of an earlier call" in text
+
+
+def test_of_mistakes_with_one_error_one_that_leaves_earlier_parts_right_is_named():
+    edit = ("            table[place] = copy\n", "            table = [*table]\n            table[place] = copy\n")
+    _, mistakes = spoken(judged("11", edit))
+    assert mistakes == ["table_replaced"]
+
+
+def test_a_word_of_the_text_is_no_name_of_a_result():
+    assert "sum" not in twists.symbols(find("09").scaffold)
+    assert {"k", "qn", "qn_HE", "o", "p"} <= twists.symbols(find("09").scaffold)
+
+
+def test_a_sum_over_all_axes_is_told_in_words():
+    said = "The sum of p * dp is taken over all axes at once: it goes over one, and the others stay apart."
+    assert said in {t.sentence for t in twists.twists(find("05"))}
+
+
+def test_entries_of_a_row_are_no_rows_and_nothing_warns():
+    text, _ = spoken(judged("12", ("sorted_V[before_V >= top_p] = 0", "sorted_V[before_V > top_p + 0.2] = 0")))
+    assert "of p, rows" not in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load("x = [0][1, 2] if 0 else 1\n", SOLUTION)

@@ -107,7 +107,7 @@ def test_a_buffer_that_is_returned_and_written_to_again_is_named():
         "    out[...] = y_TD\n    return out,",
     )  # fmt: skip
     text, _ = spoken(judged("01", "kept = {}\n" + source.replace("import math", "import math\nkept = {}")))
-    assert "what it returned before has changed" in text
+    assert "what was returned before has changed" in text
 
 
 # --- nothing misleading

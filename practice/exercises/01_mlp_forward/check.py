@@ -58,6 +58,8 @@ MISTAKES = (
     mistake("relu", "This is the answer with ReLU: the task wants GELU.", (GELU, "np.maximum(a_TF, 0)")),
     mistake("sigmoid", "This is the answer with GELU's short form a sigmoid(1.702 a): the task wants the tanh form.",
             (GELU, "a_TF / (1 + np.exp(-1.702 * a_TF))")),
+    mistake("bracket_lost", "sqrt(2/pi) multiplies a alone: it multiplies the whole bracket, 0.044715 a^3 too.",
+            ("* (a_TF + 0.044715 * a_TF**3)", "* a_TF + 0.044715 * a_TF**3")),
     mistake("erf", "This is the exact GELU, by erf: the task wants the tanh form, which differs by up to 5e-4.",
             (GELU, "0.5 * a_TF * (1 + np.vectorize(math.erf, otypes=[float])(a_TF / math.sqrt(2))).astype(a_TF.dtype)")),
     mistake("twice", "The GELU is applied to the output too.",

@@ -47,6 +47,8 @@ MISTAKES = (
             (" * c * (1 + 3 * 0.044715 * a_TF**2)", "")),
     mistake("no_three", "The slope of the GELU lacks a factor 3: the derivative of 0.044715 a^3 is 3 x 0.044715 a^2.",
             ("3 * 0.044715", "0.044715")),
+    mistake("bracket_lost", "c multiplies a alone in the tanh: it multiplies the whole bracket, 0.044715 a^3 too.",
+            ("c * (a_TF + 0.044715 * a_TF**3)", "c * a_TF + 0.044715 * a_TF**3")),
     mistake("mean", "Every weight gradient is 1/T of what is right: sum over tokens; the loss divides, if anyone does.",
             ("x_TD.T @ da_TF", "x_TD.T @ da_TF / len(x_TD)"), ("h_TF.T @ dy_TD", "h_TF.T @ dy_TD / len(x_TD)"),
             (".sum(axis=0)", ".mean(axis=0)")),

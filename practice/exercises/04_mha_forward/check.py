@@ -1,5 +1,7 @@
 """What is right in exercise 04 (the reference: query by query, without a mask), and what is often wrong."""
 
+import numpy as np
+
 from practice.part import Part, mistake
 
 
@@ -12,8 +14,11 @@ def inputs(draw, T, D, H, E):
     x_TD, Wv_DHE = draw(T, D), draw(D, H, E)
     Wq_DHE, Wk_DHE = draw(D, H, E, scale=1.3), draw(D, H, E, scale=1.3)
     if E == 2:
-        # Scores of some hundred, of which most is common to a query's keys: exp must not overflow in float32.
+        # Scores of some hundred, of which most is common to a query's keys: exp must not overflow in float32. The last key is
+        # far from the others, and not alone in its sequence.
+        lengths[-2:] = [sum(lengths[-2:])]
         x_TD[:, 0] = 40
+        x_TD[-1, 0] = 300
         Wq_DHE *= 0.4
         Wk_DHE *= 0.4
         Wq_DHE[0] *= 0.05
@@ -42,6 +47,13 @@ def want(a, ref, at):
     return {"y": ref.attention.attention(weights(a), ref.attention.Options(a["lengths"]))}
 
 
+def sound(a, ref, at):
+    """p = exp(s - lse) rounds numbers as large as the scores, and scales a head's values with them."""
+    q, k, v = (np.abs(np.tensordot(a["x_TD"], a[W], 1)) for W in ("Wq_DHE", "Wk_DHE", "Wv_DHE"))
+    score_TH = (q * k.max(axis=0)).sum(axis=2) / q.shape[2] ** 0.5
+    return {"y": np.einsum("th,hd->td", score_TH * v.max(), np.abs(a["Wo_HED"]).sum(axis=1))}
+
+
 def by_head(a, ref, at):
     o = ref.attention.Options(a["lengths"])
     return {"y": {f"head {h}": ref.attention.attention(weights(a), o, heads=[h]) for h in range(len(a["Wo_HED"]))}}
@@ -61,6 +73,7 @@ PARTS = (
         by_head,
         random_size=random_size,
         influence=(("x_TD", "y"),),
+        sound=sound,
     ),
 )
 
@@ -89,9 +102,22 @@ MISTAKES = (
             ("np.where(seen_TS, score_HTS, -np.inf)", "np.where(seen_TS, score_HTS, 0)")),
     mistake("merged", "Heads are merged without the transpose: (H, T, E) is read as if it were (T, H, E).",
             ("o_THE = o_HTE.transpose(1, 0, 2)", "o_THE = o_HTE.reshape(T, H, E)")),
+    mistake("merged_by_sequence", "A sequence's heads are merged without the transpose: (H, n, E) is read as if it were (n, H, E), which mixes"
+            " tokens and heads.",
+            ("= p_HTS @ v_HTE[:, s]", "= (p_HTS @ v_HTE[:, s]).reshape(n, H, E).transpose(1, 0, 2)")),
+    mistake("start_by_own_length", "Sequence i is taken to begin at i times its own length: it begins where those before it end, at the sum of"
+            " their lengths.",
+            ("    for n in lengths:\n", "    for i, n in enumerate(lengths):\n        start = i * n\n        n = len(x_TD[start : start + n])\n"
+             "        if n == 0:\n            continue\n")),
+    mistake("keys_from_front", "Keys and values are cut from the front, [:n], for each sequence: they begin where the sequence does.",
+            ("k_HTE[:, s]", "k_HTE[:, :n]"), ("v_HTE[:, s]", "v_HTE[:, :n]")),
     mistake("one_sequence", "Sequences see each other: the tokens are taken as one long sequence.", ("in lengths", "in [T]")),
     mistake("no_maximum", "exp overflows: subtract each row's maximum first.",
             ("score_HTS - score_HTS.max(axis=2, keepdims=True)", "score_HTS")),
+    mistake("maximum_of_all", "The maximum is taken of later keys too: one far above those that are seen makes the weights of all of"
+            " them 0, and 0/0 is NaN. Mask first.",
+            ("        score_HTS = np.where(seen_TS, score_HTS, -np.inf)\n", ""),
+            ("np.exp(score_HTS - score_HTS.max(axis=2, keepdims=True))", "np.exp(score_HTS - score_HTS.max(axis=2, keepdims=True)) * seen_TS")),
     mistake("values", "The weights are applied to the keys: it is the values that are averaged.",
             ("p_HTS @ v_HTE[:, s]", "p_HTS @ k_HTE[:, s]")),
     mistake("queries_for_keys", "Queries and keys are exchanged: the scores are transposed.",

@@ -12,6 +12,11 @@ def inputs(draw, T, H, E, longest):
     while sum(lengths) < T:
         lengths.append(int(draw.rng.integers(1, min(longest, T - sum(lengths)) + 1)))
     a = {"do": draw(T, H, E), "q": draw(T, H, E, scale=2), "k": draw(T, H, E, scale=1.2), "v": draw(T, H, E)}
+    if E == 2:
+        # One sequence, and a last key that the first query would give a score of 800, if it saw it; its own query gives it 0.
+        lengths = [T]
+        a["k"][-1] = draw.cast(800 * E**0.5) * a["q"][0] / (a["q"][0] ** 2).sum(axis=1, keepdims=True)
+        a["q"][-1] = 0
     # Rounded once: the truth computes them anew from q, k and v.
     q, k, v = (a[n].astype(np.float64) for n in "qkv")
     o, lse = np.zeros((T, H, E)), np.zeros((T, H))
@@ -44,6 +49,18 @@ def want(a, ref, at):
     return {f"d{n}": ref.gradient.at_entries(loss, arrays, n) for n in arrays}
 
 
+def sound(a, ref, at):
+    """p = exp(s - lse) rounds numbers as large as the scores; the row term may be summed of p dp, which rounds them again."""
+    largest, start = 0.0, 0
+    for n in a["lengths"]:
+        q, k = (np.abs(a[name][start : start + n]) for name in "qk")
+        s_HTS = np.einsum("the,she->hts", q, k) * np.tri(n)
+        largest, start = max(largest, float(s_HTS.max())), start + n
+    E = a["q"].shape[2]
+    dp = largest / E * np.abs(a["do"]).sum(axis=2).max() * np.abs(a["v"]).max()
+    return {"dq": dp * np.abs(a["k"]).max(), "dk": dp * np.abs(a["q"]).max()}
+
+
 def less_than_a_matrix(a, at):
     """One T x T array; what Python itself and the pieces of many sequences need counts where that is small."""
     T = len(a["q"])
@@ -70,6 +87,7 @@ PARTS = (
         influence=(("do", "dq"), ("do", "dv")),
         factors=root_of_width,
         count_memory=True,
+        sound=sound,
     ),
 )
 
@@ -92,6 +110,8 @@ MISTAKES = (
             ("(dp_TS - row_TH[t, h, None])", "(dp_TS - dp_TS.mean(axis=1, keepdims=True))")),
     mistake("row_of_v", "The row term is made of do and v: it is the sum of do o, the output that these weights gave.",
             ("(do_THE * o_THE)", "(do_THE * v_THE)")),
+    mistake("row_over_heads", "The row term is summed over the heads too: each head has its own, the sum of do o over that head's E.",
+            ("row_TH = (do_THE * o_THE).sum(axis=2)", "row_TH = (do_THE * o_THE).sum(axis=(1, 2))[:, None] + np.zeros_like(lse_TH)")),
     mistake("diagonal", "ds is p (1 - p) dp: that is the softmax's diagonal only; raising one score lowers all other weights"
             " of the row.",
             ("p_TS * (dp_TS - row_TH[t, h, None])", "p_TS * (1 - p_TS) * dp_TS")),
@@ -119,6 +139,13 @@ MISTAKES = (
             ("np.where(np.tri(n, dtype=bool), s_TS, -np.inf)", "s_TS")),
     mistake("mask_off_by_one", "The mask is off by one when p is made anew: a token sees itself.",
             ("np.tri(n, dtype=bool)", "np.tri(n, k=-1, dtype=bool)")),
+    mistake("mask_after", "The mask is multiplied in after exp: exp(s - lse) of a later key can be infinite, and 0 x inf is NaN. Mask the"
+            " scores, before exp.",
+            ("            s_TS = np.where(np.tri(n, dtype=bool), s_TS, -np.inf)\n", ""),
+            ("np.exp(s_TS - lse_TH[t, h, None])", "np.exp(s_TS - lse_TH[t, h, None]) * np.tri(n, dtype=s_TS.dtype)")),
+    mistake("start_by_own_length", "Sequence i is taken to begin at i times its own length: it begins where those before it end, at the sum of"
+            " their lengths.",
+            ("    for n in lengths:\n", "    for i, n in enumerate(lengths):\n        start = i * n\n        n = len(q_THE[start : start + n])\n")),
     mistake("one_sequence", "Sequences see each other: the tokens are taken as one long sequence.",
             ("    for n in lengths:", "    for n in [len(q_THE)]:")),
     mistake("exchanged", "dq and dk are returned in each other's place.", ("return dq_THE, dk_THE", "return dk_THE, dq_THE")),

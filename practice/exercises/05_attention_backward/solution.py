@@ -5,7 +5,7 @@
 
 Given do = d loss / d o, return the gradients of q, k and v.
 lengths: tokens of each sequence; they add to T. T tokens, H heads, E head width.
-Scores may be held for one sequence at a time; nothing of T x T numbers.
+Scores may be in the hundreds, those of later keys too. They may be held for one sequence at a time; nothing of T x T numbers.
 Keep the inputs' dtype, float32 or float64, and leave the arguments as they are.
 """
 

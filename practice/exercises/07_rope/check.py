@@ -8,10 +8,10 @@ from practice.part import Part, mistake
 
 
 def inputs(draw, T, H, E):
-    """Positions in any order, none of them 0, one below it."""
+    """Positions in any order, none of them 0, one below it; a base of its own, never 10000, for each case."""
     positions_T = 3 + draw.rng.permutation(97)[:T]
     positions_T[1:2] *= -1
-    return {"x_THE": draw(T, H, E), "positions_T": positions_T, "base": float(draw.rng.choice([10000.0, 500000.0]))}
+    return {"x_THE": draw(T, H, E), "positions_T": positions_T, "base": float(draw.rng.integers(20, 1000)) * 1000}
 
 
 def far(draw, T, H, E):
@@ -89,6 +89,16 @@ MISTAKES = (
              "    if pairing != 'half':\n        y_THE = np.concatenate([y_THE[:, :, first_P], y_THE[:, :, second_P]], axis=2)\n"
              "    return y_THE"),
             seen="vllm-project/vllm-metal #44"),
+    mistake("tiled_for_interleaved", "For \"interleaved\" the angles are laid out as two halves (tiled): each stands twice in a row there, for"
+            " its two neighbours (repeated).",
+            ("a_THP * cos_T1P - b_THP * sin_T1P", "a_THP * cos_T1P[:, :, first_P % (E // 2)] - b_THP * sin_T1P[:, :, first_P % (E // 2)]"),
+            ("a_THP * sin_T1P + b_THP * cos_T1P", "a_THP * sin_T1P[:, :, second_P % (E // 2)] + b_THP * cos_T1P[:, :, second_P % (E // 2)]")),
+    mistake("repeated_for_half", "For \"half\" each angle stands twice in a row (repeated): its two entries are E/2 apart, so the angles come as"
+            " two halves (tiled).",
+            ("a_THP * cos_T1P - b_THP * sin_T1P",
+             "a_THP * cos_T1P[:, :, (first_P if pairing == 'half' else 2 * i_P) // 2] - b_THP * sin_T1P[:, :, (first_P if pairing == 'half' else 2 * i_P) // 2]"),
+            ("a_THP * sin_T1P + b_THP * cos_T1P",
+             "a_THP * sin_T1P[:, :, (second_P if pairing == 'half' else 2 * i_P) // 2] + b_THP * cos_T1P[:, :, (second_P if pairing == 'half' else 2 * i_P) // 2]")),
     mistake("backwards", "The angle has the wrong sign: products still depend on the distance only, but the rotation goes"
             " backwards.",
             ("a_THP * cos_T1P - b_THP * sin_T1P", "a_THP * cos_T1P + b_THP * sin_T1P"),

@@ -9,7 +9,13 @@ def inputs(draw, T, H, K, E):
     lengths = []
     while sum(lengths) < T:
         lengths.append(int(draw.rng.integers(1, min(T - sum(lengths), max(2, min(T // 2, 5))) + 1)))
-    return {"q_THE": draw(T, H, E, scale=3), "k_TKE": draw(T, K, E, scale=1.5), "v_TKE": draw(T, K, E), "lengths": lengths}
+    q_THE, k_TKE = draw(T, H, E, scale=3), draw(T, K, E, scale=1.5)
+    if E == 2:
+        # Scores of some hundred, most of which is common to a query's keys: above 0 for one query head, below for the next. The
+        # last key is far from the others.
+        lengths = [T]
+        q_THE[:, ::2, 0], q_THE[:, 1::2, 0], k_TKE[:-1, :, 0], k_TKE[-1, :, 0] = 50, -50, 25, 50
+    return {"q_THE": q_THE, "k_TKE": k_TKE, "v_TKE": draw(T, K, E), "lengths": lengths}
 
 
 def forward(code, a, at):
@@ -26,6 +32,14 @@ def want_forward(a, ref, at):
             k_SE, v_SE = (a[name][t, h // group] for name in ("k_TKE", "v_TKE"))
             o_THE[t, h] = ref.attention.head(a["q_THE"][t, h], k_SE, v_SE, E**-0.5, causal=True)
     return {"o": o_THE}
+
+
+def sound(a, ref, at):
+    """p = exp(s - lse) rounds numbers as large as the scores, and scales the values with them."""
+    q_THE, k_TKE = a["q_THE"], a["k_TKE"]
+    k_THE = np.repeat(k_TKE, q_THE.shape[1] // k_TKE.shape[1], axis=1)
+    s_TH = np.abs(np.einsum("the,she->ths", q_THE, k_THE)).max(axis=2) / q_THE.shape[2] ** 0.5
+    return {"o": s_TH[:, :, None] * np.abs(a["v_TKE"]).max()}
 
 
 def no_copies(a, at):
@@ -73,6 +87,7 @@ PARTS = (
         random_size=random_size,
         influence=(("k_TKE", "o"),),
         count_memory=True,
+        sound=sound,
     ),
     Part(
         "kv_grad",
@@ -113,6 +128,22 @@ MISTAKES = (
     mistake("no_scale", "The scores are not divided by sqrt(E).", (" / math.sqrt(E)", "")),
     mistake("no_mask", "There is no causal mask: tokens see the whole of their sequence.",
             ("np.tri(n, dtype=bool)", "np.ones((n, n), bool)")),
+    mistake("no_maximum", "exp overflows: subtract each row's maximum first.",
+            ("score_KGTS - score_KGTS.max(axis=3, keepdims=True)", "score_KGTS")),
+    mistake("maximum_of_all", "The maximum is taken of later keys too: one far above those that are seen makes the weights of all of"
+            " them 0, and 0/0 is NaN. Mask first.",
+            ("        score_KGTS = np.where(np.tri(n, dtype=bool), score_KGTS, -np.inf)\n", ""),
+            ("np.exp(score_KGTS - score_KGTS.max(axis=3, keepdims=True))",
+             "np.exp(score_KGTS - score_KGTS.max(axis=3, keepdims=True)) * np.tri(n, dtype=bool)")),
+    mistake("keys_from_front", "Keys and values are cut from the front, [:n], for each sequence: they begin where the sequence does.",
+            ("k_TKE[s]", "k_TKE[:n]"), ("v_TKE[s]", "v_TKE[:n]")),
+    mistake("start_by_own_length", "Sequence i is taken to begin at i times its own length: it begins where those before it end, at the sum of"
+            " their lengths.",
+            ("    for n in lengths:\n", "    for i, n in enumerate(lengths):\n        start = i * n\n        n = len(q_THE[start : start + n])\n"
+             "        if n == 0:\n            continue\n")),
+    mistake("mask_turned", "The mask is transposed: tokens see themselves and what comes after them.",
+            ("np.tri(n, dtype=bool)", "np.tri(n, dtype=bool).T")),
+    mistake("future", "The mask is off by one: a token sees the token after it.", ("np.tri(n, dtype=bool)", "np.tri(n, k=1, dtype=bool)")),
     mistake("one_sequence", "Sequences see each other: the tokens are taken as one long sequence.", ("in lengths", "in [T]")),
     mistake("over_the_group", "The softmax runs over the heads of a group: it is over keys.",
             ("axis=3", "axis=1")),

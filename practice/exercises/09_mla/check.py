@@ -6,11 +6,15 @@ from practice.part import Part, mistake
 
 
 def inputs(draw, S, H, E, R, C):
+    qr_HR, kr_SR = draw(H, R, scale=2.5), draw(S, R, scale=1.5)
+    if R == 2:
+        # Scores of many hundred, most of which is common to a query's keys: above 0 for one head, below for the next.
+        qr_HR[::2, 0], qr_HR[1::2, 0], kr_SR[:, 0] = 60, -60, 60
     return {
         "qn_HE": draw(H, E, scale=2.5),
-        "qr_HR": draw(H, R, scale=2.5),
+        "qr_HR": qr_HR,
         "c_SC": draw(S, C),
-        "kr_SR": draw(S, R, scale=1.5),
+        "kr_SR": kr_SR,
         "Wuk_CHE": draw(C, H, E, scale=1.5 / C**0.5),
         "Wuv_CHE": draw(C, H, E),
     }
@@ -33,6 +37,14 @@ def want(a, ref, at):
     return {"o": np.stack(rows)}
 
 
+def sound(a, ref, at):
+    """p = exp(s - lse) rounds numbers as large as the scores, and scales a head's values with them."""
+    k_SHE, v_SHE = (np.einsum("sc,che->she", a["c_SC"], a[W]) for W in ("Wuk_CHE", "Wuv_CHE"))
+    s_HS = np.einsum("he,she->hs", a["qn_HE"], k_SHE) + a["qr_HR"] @ a["kr_SR"].T
+    s_H = np.abs(s_HS).max(axis=1) / (a["qn_HE"].shape[1] + a["qr_HR"].shape[1]) ** 0.5
+    return {"o": s_H[:, None] * np.abs(v_SHE).max()}
+
+
 def half_of_the_keys(a, at):
     """Half of the expanded keys; what Python itself needs counts where those are few."""
     return {"peak bytes": max(30_000, len(a["c_SC"]) * a["qn_HE"].nbytes // 2)}
@@ -45,7 +57,7 @@ def random_size(rng):
 SIZES = ((7, 2, 3, 4, 5), (5, 3, 4, 2, 7), (1, 2, 5, 4, 3))
 LONG = (199, 6, 25, 4, 11)
 PARTS = (
-    Part("mla_expanded", SIZES, inputs, expanded, want, random_size=random_size, influence=(("qr_HR", "o"),)),
+    Part("mla_expanded", SIZES, inputs, expanded, want, random_size=random_size, influence=(("qr_HR", "o"),), sound=sound),
     Part(
         "mla_absorbed",
         (SIZES[0], LONG, *SIZES[1:]),
@@ -56,19 +68,30 @@ PARTS = (
         random_size=random_size,
         influence=(("qr_HR", "o"),),
         count_memory=True,
+        sound=sound,
     ),
 )
 
 EXPANDED_SCORE, ABSORBED_SCORE = "(content_HS + rotary_HS) / math.sqrt(E + R)", "(latent_HS + rotated_HS) / math.sqrt(E + R)"
 
 
-def scores(expanded, absorbed):
-    return (EXPANDED_SCORE, expanded), (ABSORBED_SCORE, absorbed)
+def scores(name, sentence, expanded, absorbed):
+    """A mistake in both functions, and the same in the second alone."""
+    edits = (EXPANDED_SCORE, expanded), (ABSORBED_SCORE, absorbed)
+    return mistake(name, sentence, *edits), mistake(f"{name}_absorbed", sentence, edits[1])
+
+
+def crosswise(query, key):
+    """The scores of these parts joined, each as if it were in the other's order."""
+    return (
+        "np.einsum('hx,shx->hs', np.concatenate(" + query + ", axis=1), np.concatenate("
+        + key.replace("kr_SHR", "np.repeat(kr_SR[:, None], len(qn_HE), axis=1)") + ", axis=2)) / math.sqrt(E + R)"
+    )  # fmt: skip
 
 
 MISTAKES = (
-    mistake("scale_of_E", "The scores are divided by sqrt(E): a query has E + R entries, the rotary ones too.",
-            *scores("(content_HS + rotary_HS) / math.sqrt(E)", "(latent_HS + rotated_HS) / math.sqrt(E)")),
+    *scores("scale_of_E", "The scores are divided by sqrt(E): a query has E + R entries, the rotary ones too.",
+            "(content_HS + rotary_HS) / math.sqrt(E)", "(latent_HS + rotated_HS) / math.sqrt(E)"),
     mistake("scale_of_model", "The scores are divided by the root of the model's width over heads or the like (here H E): they"
             " are sums of E + R terms.",
             (EXPANDED_SCORE, "(content_HS + rotary_HS) / math.sqrt(len(qn_HE) * E)"), seen="NVIDIA/Megatron-LM #1501"),
@@ -77,15 +100,19 @@ MISTAKES = (
             (ABSORBED_SCORE, "(latent_HS + rotated_HS) / math.sqrt(c_SC.shape[1] + R)"), seen="ollama/ollama #13893"),
     mistake("scale_of_C", "The absorbed scores are divided by sqrt(C): absorbing changes no number, so it stays sqrt(E + R).",
             (ABSORBED_SCORE, "(latent_HS + rotated_HS) / math.sqrt(c_SC.shape[1])")),
-    mistake("no_scale", "The scores are not divided by sqrt(E + R).",
-            *scores("content_HS + rotary_HS", "latent_HS + rotated_HS")),
-    mistake("content_scaled", "Only the content part is divided by sqrt(E + R): the rotary part is part of the same product.",
-            *scores("content_HS / math.sqrt(E + R) + rotary_HS", "latent_HS / math.sqrt(E + R) + rotated_HS")),
-    mistake("each_scaled", "The two parts have a scale each, sqrt(E) and sqrt(R): they are one product of width E + R.",
-            *scores("content_HS / math.sqrt(E) + rotary_HS / math.sqrt(R)",
-                    "latent_HS / math.sqrt(E) + rotated_HS / math.sqrt(R)")),
-    mistake("no_rotary", "The rotary part is missing: the scores know no positions.",
-            *scores("content_HS / math.sqrt(E + R)", "latent_HS / math.sqrt(E + R)")),
+    *scores("no_scale", "The scores are not divided by sqrt(E + R).", "content_HS + rotary_HS", "latent_HS + rotated_HS"),
+    *scores("content_scaled", "Only the content part is divided by sqrt(E + R): the rotary part is part of the same product.",
+            "content_HS / math.sqrt(E + R) + rotary_HS", "latent_HS / math.sqrt(E + R) + rotated_HS"),
+    *scores("each_scaled", "The two parts have a scale each, sqrt(E) and sqrt(R): they are one product of width E + R.",
+            "content_HS / math.sqrt(E) + rotary_HS / math.sqrt(R)", "latent_HS / math.sqrt(E) + rotated_HS / math.sqrt(R)"),
+    *scores("no_rotary", "The rotary part is missing: the scores know no positions.",
+            "content_HS / math.sqrt(E + R)", "latent_HS / math.sqrt(E + R)"),
+    mistake("crosswise", "The parts are multiplied crosswise: the rotary part comes first in the query and last in the key.",
+            (EXPANDED_SCORE, crosswise("[qr_HR, qn_HE]", "[k_SHE, kr_SHR]"))),
+    mistake("crosswise_keys", "The parts are multiplied crosswise: the rotary part comes last in the query and first in the key.",
+            (EXPANDED_SCORE, crosswise("[qn_HE, qr_HR]", "[kr_SHR, k_SHE]"))),
+    mistake("no_maximum", "exp overflows: subtract each row's maximum first.",
+            ("score_HS - score_HS.max(axis=1, keepdims=True)", "score_HS"), ("sum_HS - sum_HS.max(axis=1, keepdims=True)", "sum_HS")),
     mistake("one_rotary_query", "All heads use head 0's rotary query: it is the rotary key that they share.",
             ("qr_HR @ kr_SR.T", "qr_HR[[0] * len(qr_HR)] @ kr_SR.T")),
     mistake("rotary_key_per_head", "The rotary key is indexed by head: there is one, of R numbers a token, that all heads"
@@ -112,6 +139,10 @@ MISTAKES = (
              "    p_HS = 0\n    for part_HS in (content_HS / math.sqrt(E + R), rotary_HS / math.sqrt(E + R)):\n"
              "        w_HS = np.exp(part_HS - part_HS.max(axis=1, keepdims=True))\n"
              "        p_HS = p_HS + w_HS / w_HS.sum(axis=1, keepdims=True) / 2")),
+    mistake("half_inside", "This is right, but the keys or the values of all heads are made, S x H x E numbers: the query meets the latent, and"
+            " the weighted latent goes through Wuv.",
+            ("    latent_HS = qc_HC @ c_SC.T",
+             "    k_SHE = np.einsum('sc,che->she', c_SC, Wuk_CHE)\n    latent_HS = np.einsum('he,she->hs', qn_HE, k_SHE)")),
     mistake("expanded_inside", "This is right, but keys and values of all heads are made: the latent is to be met by the"
             " query, not blown up.",
             ("    latent_HS = qc_HC @ c_SC.T",

@@ -5,7 +5,8 @@
 
 expanded: make the keys and values, then attend.   absorbed: the same o, but nothing of S x H x E numbers is made.
 S cached tokens, H heads, E head width (of qn and of o), R rotary width, C latent width. qr and kr are rotated already.
-The new token sees the whole cache. Keep the inputs' dtype, float32 or float64, and leave the arguments as they are.
+The new token sees the whole cache. Scores may be in the hundreds: exp must not overflow.
+Keep the inputs' dtype, float32 or float64, and leave the arguments as they are.
 """
 
 import math

@@ -66,10 +66,20 @@ class Moved:
 
 
 def inputs(draw, T, D, E):
-    """Weights such that scores are about +-6."""
+    """Weights such that scores are about +-6, or +-900."""
     wide = 2 / D**0.5
+    x_TD = draw(T, D)
     W = {"Wq": draw(D, H, E, scale=wide), "Wk": draw(D, K, E, scale=wide), "Wv": draw(D, K, E), "Wo": draw(H, E, D)}
-    return {"x_TD": draw(T, D)} | W
+    if D == 3:
+        # Scores of many hundred, most of which is common to a query's keys: above 0 for one head, below for the next. It lies
+        # in the pair that turns least. The last key is far from the others.
+        x_TD[:-1, 0], x_TD[-1, 0], slow = 10, 20, E // 2 - 1
+        for name in ("Wq", "Wk", "Wv"):
+            W[name][0] *= 0.1
+        for name in ("Wq", "Wk"):
+            W[name][1:, :, slow] *= 0.05
+        W["Wq"][0, ::2, slow], W["Wq"][0, 1::2, slow], W["Wk"][0, :, slow] = 5, -5, 5
+    return {"x_TD": x_TD} | W
 
 
 def run(code, a, chunks):
@@ -103,6 +113,13 @@ def want(a, ref, at):
     return {"y": ref.attention.attention({"x": a["x_TD"]} | {n: a[n] for n in NAMES}, o), "length": len(a["x_TD"])}
 
 
+def sound(a, ref, at):
+    """p = exp(s - lse) rounds numbers as large as the scores, and scales a head's values with them."""
+    q, k, v = (np.abs(np.tensordot(a["x_TD"], a[W], 1)) for W in ("Wq", "Wk", "Wv"))
+    score = (q.max(axis=(0, 1)) * k.max(axis=(0, 1))).sum() / q.shape[2] ** 0.5
+    return {"y": score * v.max() * np.abs(a["Wo"]).sum(axis=(0, 1))}
+
+
 def nothing_moves(a, at):
     return {"numbers copied that were there": 0}
 
@@ -117,7 +134,8 @@ def random_size(rng):
 
 
 def part(name, call, sizes):
-    return Part(name, sizes, inputs, call, want, limits=no_prefix, random_size=random_size, influence=(("x_TD", "y"),))
+    return Part(name, sizes, inputs, call, want, limits=no_prefix, random_size=random_size, influence=(("x_TD", "y"),),
+                sound=sound)  # fmt: skip
 
 
 PARTS = (
@@ -136,6 +154,12 @@ MISTAKES = (
     mistake("rotated_as_query", "Keys are rotated when they are read, all by the newest token's position: a key keeps its own position.",
             (ROTATED, ""), ("q_NKGE, cache.k)", "q_NKGE, rope(cache.k.swapaxes(0, 1), np.full(cache.length, positions_N[-1])).swapaxes(0, 1))")),
     mistake("no_scale", "The scores are not divided by sqrt(E).", (" / math.sqrt(E)", "")),
+    mistake("no_maximum", "exp overflows: subtract each row's maximum first.",
+            ("s_KGNS - s_KGNS.max(axis=-1, keepdims=True)", "s_KGNS")),
+    mistake("maximum_of_all", "The maximum is taken of later keys too: one far above those that are seen makes the weights of all of"
+            " them 0, and 0/0 is NaN. Mask first.",
+            ("    s_KGNS = np.where(seen_NS, s_KGNS, -np.inf)\n", ""),
+            ("np.exp(s_KGNS - s_KGNS.max(axis=-1, keepdims=True))", "np.exp(s_KGNS - s_KGNS.max(axis=-1, keepdims=True)) * seen_NS")),
     mistake("from_zero", "Positions begin at 0 in every step: the first new token stands at position cache.length.",
             (POSITIONS, "np.arange(N)"), seen="Blaizzy/mlx-vlm #1983"),
     mistake("offset_twice", "The offset is counted twice: cache.length is the new tokens' first position already.",

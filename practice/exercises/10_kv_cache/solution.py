@@ -2,7 +2,7 @@
 
 One sequence of T tokens comes in any pieces of N: all at once, chunk by chunk, or one by one; y must always be the same, that of
 causal attention over the whole. H query heads share K key/value heads (h reads key head h // (H/K)); queries and keys are
-rotated by their absolute positions, from 0; scores are divided by sqrt(E).
+rotated by their absolute positions, from 0; scores are divided by sqrt(E), and may be in the hundreds.
 The cache's arrays are made once, (K, capacity, E) in `dtype`; append moves nothing that is there, k and v are views. Nothing of
 the prefix is projected again. Keep the dtype; leave the arguments (but for the cache) as they are.
 """

@@ -206,6 +206,9 @@ MISTAKES = (
             ('        if self.users[id] == 0:\n            raise ValueError(f"block {id} is free: it cannot be shared")\n', "")),
     mistake("shared_written", "A shared block is written: what one sequence appends changes the other. Copy it first.",
             ("if self.users[table[place]] > 1:", "if False:")),
+    mistake("copied_at_the_end", "A shared block is copied only if it is the table's last: writing again at an earlier position writes into a"
+            " block that other tables hold.",
+            ("if self.users[table[place]] > 1:", "if self.users[table[place]] > 1 and place == len(table) - 1:")),
     mistake("k_only", "Of a shared block only k is copied: v of the tokens before is missing.", (COPY_V, "")),
     mistake("v_only", "Of a shared block only v is copied: k of the tokens before is missing.", (COPY_K, "")),
     mistake("old_kept", "The shared block that was copied still counts the writer's table: it will never be free.", (DROP, "")),

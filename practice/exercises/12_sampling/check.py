@@ -36,9 +36,9 @@ def sound(a, ref, at):
     return {"p": np.abs(a["z_V"]).max() / a["temperature"]}
 
 
-def equal_logits(draw, V, k, percent):
-    """V equal logits among lower ones, where all sums are exact: half and quarter masses, edges hit exactly."""
-    z = [3.0] * V + [-1e4] * (V + 1)
+def equal_logits(draw, equal, k, percent):
+    """Some equal logits among lower ones, where all sums are exact: half and quarter masses, edges hit exactly."""
+    z = [3.0] * equal + [-1e4] * (equal + 1)
     return {"z": draw.rng.permutation(z).tolist(), "temperature": 0.5, "top_k": k, "top_p": percent / 100, "zero": draw(1) * 0}
 
 
@@ -56,8 +56,9 @@ def want_equal(a, ref, at):
     return {"p": np.array([1 / len(kept) if i in kept else 0.0 for i in range(len(z))])}
 
 
-def greedy(draw, V):
-    return {"z_V": draw.rng.permutation(np.repeat(draw(V), 2))}
+def greedy(draw, pairs):
+    """Each logit stands twice."""
+    return {"z_V": draw.rng.permutation(np.repeat(draw(pairs), 2))}
 
 
 def call_greedy(code, a, at):

@@ -9,10 +9,10 @@ from practice.part import Part, mistake
 
 
 def law(draw, *shape):
-    """Distributions along the last dim, peaked, a fifth of the entries 0."""
+    """Distributions along the last dim, peaked, about a fifth of the entries 0, two at least not."""
     p = draw.rng.dirichlet(np.full(shape[-1], 0.8), shape[:-1]) + 0.02
-    p[draw.rng.uniform(size=shape) < 0.2] = 0
-    p[..., 0] += p.sum(axis=-1) == 0
+    out = draw.rng.uniform(size=shape) < 0.2
+    p[out & ((~out).sum(axis=-1, keepdims=True) > 1)] = 0
     return p / p.sum(axis=-1, keepdims=True)
 
 
@@ -154,6 +154,11 @@ MISTAKES = (
             ("draw(rest_V, u_next)", "draw(rest_V, u_G[n])")),
     mistake("goes_on", "It goes on after a rejection: later drafts continue a token that is not there any more.",
             ("        ids.append(draw(rest_V, u_next))\n        return ids\n", "        ids.append(draw(rest_V, u_next))\n")),
+    mistake("goes_on_accepting", "It goes on after the first rejection: later drafts are kept, though they continue a token that is not there"
+            " any more. The replacement is the last token.",
+            ("    ids = []\n", "    ids, replaced = [], False\n"),
+            ("        rest_V = np.maximum", "        if replaced:\n            continue\n        replaced = True\n        rest_V = np.maximum"),
+            ("        ids.append(draw(rest_V, u_next))\n        return ids\n", "        ids.append(draw(rest_V, u_next))\n    if replaced:\n        return ids\n")),
     mistake("no_replacement", "A rejected draft is dropped and nothing comes in its place: a run gives one token at least.",
             ("        ids.append(draw(rest_V, u_next))\n", "")),
     mistake("kept_too", "The rejected draft stays, with the replacement after it.",

@@ -277,6 +277,18 @@ MISTAKES = (
     mistake("blocks_kept", "The blocks of a preempted request are not counted as free in this step.", ("            free += last[\"blocks\"]\n", "            free += 1\n")),
     mistake("self_spared", "A request that needs a block and is the last of the running itself must give way as well.",
             ("while needs and free == 0 and r in running:", "while needs and free == 0 and running[-1] is not r:")),
+    mistake("self_spared_waits", "A request that needs a block and is the last of the running itself must give way as well: it is preempted,"
+            " and does not wait as it is.",
+            ("while needs and free == 0 and r in running:", "while needs and free == 0 and running[-1] is not r:"),
+            ("        if r in running:\n", "        if free or not needs:\n"),
+            ("if r[\"id\"] not in decode and n > 0:", "if r[\"id\"] not in decode and n > 0 and r[\"computed\"] < r[\"tokens\"] - 1:")),
+    mistake("other_victim", "A request that needs a block is never its own victim here: if it is the last of the running it is preempted itself,"
+            " and no other that does not decode.",
+            ("            last = running.pop()\n",
+             "            others = [x for x in running if x is not r and x['id'] not in decode]\n"
+             "            if not others:\n                break\n            last = others[-1]\n            running.remove(last)\n"),
+            ("        if r in running:\n", "        if r in running and (free or not needs):\n"),
+            ("if r[\"id\"] not in decode and n > 0:", "if r[\"id\"] not in decode and n > 0 and r[\"computed\"] < r[\"tokens\"] - 1:")),
     mistake("enters_after_preemption", "Somebody enters in a step that preempts: they take each other's blocks without end.",
             (STOP, STOP.replace("preempt or ", "")), seen="vllm-project/vllm #25538"),
     mistake("seat_next_step", "The slots of those that finish are used only in the next step: admission is late by one.",
@@ -291,6 +303,8 @@ MISTAKES = (
             ('needs = -(-r["tokens"] // block)', 'needs = r["tokens"] // block')),
     mistake("one_block_early", "A decode takes a block before its last one is full.",
             ('needs = r["blocks"] * block == r["computed"]', 'needs = r["blocks"] * block <= r["computed"] + 1')),
+    mistake("one_block_early_commit", "A decode takes a block before its last one is full.",
+            ('        if r["blocks"] * block == r["computed"]:', '        if r["blocks"] * block <= r["computed"] + 1:')),
     mistake("under_way_forgotten", "A prompt of which a part is computed never goes on: who runs and does not decode needs prefill.",
             ('if r["id"] not in decode and n > 0:', "if False:")),
     mistake("no_slots", "More run than there are slots.", ("preempt or seats == 0 or", "preempt or")),
