@@ -122,7 +122,7 @@ LOST = {
 @pytest.mark.parametrize("name", LOST)
 def test_digits_that_are_lost_are_told(name):
     text, mistakes = spoken(judged(name, LOST[name]))
-    assert "digits are lost on the way" in text or mistakes == ["squares_first"]
+    assert "digits are lost on the way" in text or mistakes in (["squares_first"], ["float32"])
     assert "No known mistake" not in text
 
 
