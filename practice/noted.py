@@ -1,10 +1,13 @@
-"""NumPy's floating-point errors in a learner's file: what happened, in which function, at which line; silenced ones, too."""
+"""NumPy as a learner's file sees it: floating-point errors are noted with their line, silenced ones too, and memory that
+has not been written is NaN."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any
 
 import numpy as np
 
@@ -56,19 +59,41 @@ class Watched(np.errstate):
             np.seterr(**dict.fromkeys(ignored, "log"))
 
 
+_empty, _empty_like = np.empty, np.empty_like
+
+
+@wraps(_empty)
+def empty(*args: Any, **kwargs: Any) -> np.ndarray:
+    return _unwritten(_empty(*args, **kwargs))
+
+
+@wraps(_empty_like)
+def empty_like(*args: Any, **kwargs: Any) -> np.ndarray:
+    return _unwritten(_empty_like(*args, **kwargs))
+
+
+def _unwritten(x: np.ndarray) -> np.ndarray:
+    """New memory, of NaN: what it happens to hold may be right by luck, or be taken for an array that was let go."""
+    if x.dtype.kind in "fc":
+        x.fill(np.nan)
+    return x
+
+
+SEEN = {"errstate": Watched, "empty": empty, "empty_like": empty_like}
+USUAL = {name: getattr(np, name) for name in SEEN}
 # How many cases run: simulated ranks do at the same time.
 _running = 0
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Within, np.errstate is Watched."""
+    """Within, np has what SEEN has."""
     global _running
     _running += 1
-    np.errstate = Watched
+    vars(np).update(SEEN)
     try:
         yield
     finally:
         _running -= 1
         if not _running:
-            np.errstate = Watched.__base__
+            vars(np).update(USUAL)

@@ -4,9 +4,10 @@ import json
 import re
 import warnings
 
+import numpy as np
 import pytest
 
-from practice import blind, dev, translate, twists
+from practice import blind, dev, noted, translate, twists
 from practice.exercise import SOLUTION, every, find, load
 from tests.practice.test_named import judged, spoken
 
@@ -84,6 +85,16 @@ def test_who_waits_for_a_rank_that_has_returned_is_told_so():
     )
     text, _ = spoken(judged("26", (send, first)))
     assert re.search(r"Rank \d waits for a message of rank \d, which has returned: each receive needs a send", text)
+
+
+def test_memory_that_was_not_written_is_nan():
+    """It may hold what is right by luck, or a block that was let go, which counts as kept."""
+    text, _ = spoken(judged("24", ("np.zeros_like(g) for g in grads", "np.empty_like(g) for g in grads")))
+    assert "got nan" in text
+    with noted.watched():
+        assert np.isnan(np.empty((2, 3))).all()
+        assert np.isnan(np.empty_like(np.ones(3, np.float32))).all()
+    assert np.empty is noted.USUAL["empty"]
 
 
 def test_layers_that_are_kept_are_no_numbers_kept():
