@@ -190,8 +190,11 @@ class Planner:
             return first
         second = _ends(simulate(self.planned(s, more), costs))
         steady = (m - few) / (more - few)
-        begins = first[0]
-        return begins, [a + steady * (b - a) for a, b in zip(first[1], second[1], strict=True)]
+        # The busiest rank may still wait in the shorter plans, and less and less: from then on, its own work is the least.
+        work = [(m - more) * (F + B + hop * talking * s.blocks_on_messages)
+                for F, B, talking in zip(stages.F, stages.B, stages.talking, strict=True)]  # fmt: skip
+        ends = [max(a + steady * (b - a), b + w) for a, b, w in zip(first[1], second[1], work, strict=True)]
+        return first[0], ends
 
     def planned(self, s: Strategy, micro_batches: int) -> Plan:
         """The operations of each rank of pp."""
