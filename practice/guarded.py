@@ -21,7 +21,7 @@ from typing import TypeVar
 from parallel.remains import die_with_parent
 
 # Memory that a search may take beside what is there already.
-MEBIBYTES = 768
+MEBIBYTES = 256
 # Seconds of computing, and times its own limit by the clock, after which a search that has not ended by itself is ended.
 MORE, CLOCK = 1.0, 8.0
 
