@@ -39,6 +39,7 @@ class Origins:
         self._file, self._source = file, source
         self._made: dict[int, Made] = {}
         self._last: dict[FrameType, tuple[int, dict[str, Any]]] = {}
+        self._given: dict[str, Made] = {}
         self._spent = 0.0
 
     def __enter__(self) -> Origins:
@@ -55,32 +56,61 @@ class Origins:
             return None
         begun = time.perf_counter()
         line, names = self._last.get(frame, (0, {}))
-        now = {n: x for n, x in frame.f_locals.items() if isinstance(x, (np.ndarray, np.generic, tuple, list))}
+        now = _names(frame)
         if line:
             found = [*now.values(), value] if event == "return" else now.values()
             for x in found:
-                for y in x if isinstance(x, (tuple, list)) and len(x) < 9 else (x,):
-                    if isinstance(y, np.ndarray) and y.dtype == np.float64 and id(y) not in self._made:
+                for y in _arrays(x):
+                    if y.dtype == np.float64 and id(y) not in self._made:
                         self._made[id(y)] = Made(y, line, line_of(self._source, line), names)
-        self._last[frame] = frame.f_lineno, now
         if event == "return":
+            # What a function gives has no name where it is called: it goes by the function's.
+            if made := next((m for y in _arrays(value) if (m := self._made.get(id(y)))), None):
+                self._given[frame.f_code.co_name] = made
             del self._last[frame]
+        else:
+            self._last[frame] = frame.f_lineno, now
         self._spent += time.perf_counter() - begun
         return self._trace
 
     def of(self, x: Any) -> dict[str, Any]:
-        """Of a result: the line in which it, or what it was made of, first became float64; {} where that was not seen."""
-        made = self._made.get(id(x))
+        """Of a result: the line in which it, or what it was made of, first became float64; {} where that was not seen.
+
+        `meets`: the line where that comes together with float32, if it is another.
+        """
+        made, meets, passed = self._made.get(id(x)), {}, set()
         while made:
-            used = {n: made.names[n] for n in re.findall(r"\b[A-Za-z_]\w*", made.text) if n in made.names}
-            before = [self._made.get(id(y)) for y in used.values() if isinstance(y, np.ndarray) and y.dtype == np.float64]
-            earlier = next((m for m in before if m and m.line < made.line), None)
+            passed.add(id(made))
+            words = re.findall(r"\b[A-Za-z_]\w*(?:\.\w+)?", made.text)
+            words = dict.fromkeys([*words, *(w.partition(".")[0] for w in words)])
+            used = {n: made.names[n] for n in words if n in made.names}
+            single = any(y.dtype == np.float32 for v in used.values() for y in _arrays(v))
+            if single:
+                meets = {"line": made.line, "text": made.text}
+            before = [self._made.get(id(y)) for v in used.values() for y in _arrays(v) if y.dtype == np.float64]
+            before = [m for m in before if m and m.line < made.line]
+            before += [m for n in words if re.search(rf"\b{n}\(", made.text) and (m := self._given.get(n))]
+            earlier = next((m for m in before if id(m) not in passed), None)
             if earlier is None:
                 kinds = {n: str(y.dtype) for n, y in used.items() if isinstance(y, (np.ndarray, np.generic))}
                 numbers = [n for n, y in used.items() if isinstance(y, np.float64)]
-                return {"line": made.line, "text": made.text, "kinds": kinds, "numbers": numbers}
+                found = {"line": made.line, "text": made.text, "kinds": kinds, "numbers": numbers}
+                return found | ({"meets": meets} if meets and meets["line"] != made.line else {})
             made = earlier
         return {}
+
+
+def _arrays(x: Any) -> list[np.ndarray]:
+    """An array, or those of a short list or tuple."""
+    return [y for y in (x if isinstance(x, (tuple, list)) and len(x) < 9 else (x,)) if isinstance(y, np.ndarray)]
+
+
+def _names(frame: FrameType) -> dict[str, Any]:
+    """What may be an array, or holds arrays, by name: local variables, and attributes of self as `self.k`."""
+    kinds = (np.ndarray, np.generic, tuple, list)
+    now = {n: tuple(x) if type(x) is list else x for n, x in frame.f_locals.items() if isinstance(x, kinds)}
+    own = frame.f_locals.get("self")
+    return now | {f"self.{n}": x for n, x in getattr(own, "__dict__", {}).items() if isinstance(x, kinds)}
 
 
 def said(origin: dict[str, Any]) -> str:
@@ -89,6 +119,10 @@ def said(origin: dict[str, Any]) -> str:
         return f": {PROMOTED}"
     kinds, text = origin["kinds"], origin["text"]
     where = f": it becomes so in line {origin['line']}, {text}"
+    if meets := origin.get("meets"):
+        # Float64 may be right there, as of angles: what makes the result so is that float32 meets it.
+        made = f"which is made in line {origin['line']}, {text}"
+        where = f": in line {meets['line']}, {meets['text']}, float32 meets float64, {made}"
     whole = [n for n, kind in kinds.items() if re.match(r"u?int(32|64)$", kind)]
     if numbers := origin["numbers"]:
         return f"{where}; {numbers[0]} is a np.float64 number and promotes: float() of it, and math.sqrt, do not"
@@ -96,6 +130,8 @@ def said(origin: dict[str, Any]) -> str:
         other = next(n for n, kind in kinds.items() if kind == "float32")
         both = f"{whole[0]} is {kinds[whole[0]]} and {other} float32, which make float64"
         return f"{where}; {both}: give {whole[0]} the dtype of {other} first"
+    if whole and re.search(r"np\.(array|asarray)\(", text):
+        return f"{where}; {whole[0]} is {kinds[whole[0]]}, and of integers float64 is made"
     if made := re.search(MAKERS, text):
         return f"{where}; np.{made[1]} makes float64 unless dtype= says otherwise"
     if "float64" in text or re.search(r"\b(dtype=|astype\()float\b", text):

@@ -71,6 +71,8 @@ class Part:
     # Names of numbers that a result may be off by, beside the sizes and ranks: size names -> {text: value}.
     factors: Callable[..., dict[str, float]] | None = None
     count_memory: bool = False
+    # Arguments, as the scaffold names them, that the learner's functions are to change in place.
+    changes: tuple[str, ...] = ()
     # (a, ref, at) -> {result: array}: by how many roundings of what magnitude another sound formulation may be off, where the
     # solution's own numbers don't show it. In exp(z - lse) a z of 1e4 is rounded by 1e4 u, and where p is 1 no input moves it.
     sound: Callable[..., dict] | None = None

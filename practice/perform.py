@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from practice import kept
 from practice.axis import Axis, Place
 from practice.memory import Memory
 from practice.noted import Noted, line_of, watched
@@ -75,11 +76,15 @@ class Code:
         self.returned: dict[str, tuple[int, str]] = {}
         # Whether another forward comes between a forward and its backward.
         self.between = False
+        # The arguments that the task lets the learner's functions change.
+        self.changes: tuple[str, ...] = ()
         # What traces memory, if it is counted.
         self.memory: Memory | None = None
         self._forwards: dict[str, tuple[Callable, tuple, dict] | None] = {}
         # What the learner's functions have returned is the learner's: handed back, it may be changed. It is not kept for that.
         self._theirs: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
+        # Of lists and dicts, by id: one that is gone may lend its id to another, which is not looked at then.
+        self._own: set[int] = set()
         self._asked = asked if inspect.isfunction(space.get(asked)) else ""
         self._counters = [self.counts, *([axis.counts, axis.sent] if isinstance(axis, Axis) else [])]
 
@@ -99,9 +104,13 @@ class Code:
                 self._others()
             self.called, self._last = name, (made, args, kwargs)
             args = tuple(self._guarded(x) for x in args)
+            before = kept.before(made, args, self.changes, self._own)
             with self._counting(name):
                 result = made(*args, **kwargs)
+            if (changed := kept.first_changed(before, args)) is not None:
+                raise kept.Altered(kept.said(made, changed, self.space.get("__source__", "")))
             self.returned[name] = _returned(result)
+            self._own |= kept.containers(result)
             parts = result if isinstance(result, (tuple, list)) else (result,)
             self._theirs.update((id(x), x) for x in parts if isinstance(x, np.ndarray))
             if self.between and isinstance(result, tuple) and len(result) == 2:
@@ -280,6 +289,7 @@ def perform(
     """
     a = {name: frozen(x) for name, x in (given or case.arrays(part)).items()}
     code, noted = Code(space, part.name, axis, file), Noted(file, space.get("__source__", ""))
+    code.changes, held = part.changes, [kept.content(x) for x in a.values()]
     code.watched = not case.jitter and not case.moved and case.size[0] == part.sizes[0][0]
     # A case that comes again has another forward before its backward: so what a file keeps in its globals is found out.
     ran = space.setdefault(RAN, set())
@@ -299,6 +309,9 @@ def perform(
             warnings.simplefilter("ignore")
             with watched():
                 results = part.call(code, a, axis)
+        # Methods are not looked at one by one: what they change is seen here.
+        if [kept.content(x) for x in a.values()] != held:
+            raise kept.Altered("a list or dict that was handed over is changed in place: it must be left as it was")
         outcome = Outcome("ok", {name: _kept(x) for name, x in results.items()})
         if made:
             outcome.origins = {n: made.of(x) for n, x in results.items() if getattr(x, "dtype", None) == np.float64}

@@ -20,6 +20,7 @@ SENTENCES = (
     ("Changed", r"(.*)", r"\1, by another call or another object. Each needs memory of its own."),
     ("ValueError", r"read-only", f"This line changes {ARGUMENT} in place: make a new array instead."),
     ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
+    ("Altered", r"(.*)", r"\1."),
     ("PermissionError", r"(.*)", r"\1."),
     ("Refused", r"(.*)", r"\1."),
     ("Missing", r"(.*)", r"\1."),
@@ -94,7 +95,7 @@ def sentence(error: dict[str, Any]) -> list[str]:
             return [f"your {lacks[1]} has no {lacks[2]}: it must be named so."]
         return [f"What {error['called']} returns is not what the task asks for ({message})."]
     meant = next((re.search(p, message).expand(s) for k, p, s in SENTENCES if k == kind and re.search(p, message)), None)
-    if kind == "Missing":
+    if kind in ("Missing", "Altered"):
         return [meant]
     function = "" if error["function"] == "module" else f"{error['function']}, "
     where = f"{function}line {error['line']}: {error['text']}" if error["line"] else error["called"]

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from practice import blind, dev, noted, translate, twists
+from practice import blind, dev, kept, noted, translate, twists
 from practice.exercise import SOLUTION, every, find, load
 from tests.practice.test_named import judged, spoken
 
@@ -218,3 +218,46 @@ def test_entries_of_a_row_are_no_rows_and_nothing_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load("x = [0][1, 2] if 0 else 1\n", SOLUTION)
+
+
+def test_a_list_that_is_handed_over_may_not_be_changed():
+    loop = "    for n in lengths:\n", "    while lengths:\n        n = lengths.pop(0)\n"
+    text, _ = spoken(judged("04", loop))
+    assert "mha_forward changes the argument lengths in line" in text
+    assert "n = lengths.pop(0)" in text
+    own = "    lengths = list(lengths)\n    lengths.append(0)\n    for n in lengths[:-1]:\n"
+    assert [j.status for j in judged("04", (loop[0], own))] == ["ok"]
+
+
+def test_what_a_function_has_returned_is_its_own_and_a_table_may_be_written_to():
+    own, table = {}, [1]
+
+    def write(table, saved):
+        table.append(saved)
+
+    before = kept.before(write, (table, own), ("table",), {id(own)})
+    write(table, 3)
+    own["x"] = 1
+    assert kept.first_changed(before, (table, own)) is None
+    before = kept.before(write, (table, {}), (), set())
+    table[0] = np.float64(1)
+    assert kept.first_changed(before, (table, {})) == 0
+
+
+def test_a_mask_that_is_a_number_is_no_mask():
+    for name, put in {
+        "finite": "score_HTS - np.where(seen_TS, 0, 10000)",
+        "low": "np.where(seen_TS, score_HTS, -20000)",
+    }.items():
+        text, mistakes = spoken(judged("04", ("np.where(seen_TS, score_HTS, -np.inf)", put)))
+        assert text, (name, mistakes)
+
+
+def test_a_refused_append_has_taken_nothing():
+    check = "        if end > self.k_KCE.shape[1]:\n"
+    early = (
+        check
+        + "            self.length = max(self.length, self.k_KCE.shape[1] - 1 + (self.length == self.k_KCE.shape[1] - 1))\n"
+    )
+    text, _ = spoken(judged("10", (check, early)))
+    assert "length after these" in text

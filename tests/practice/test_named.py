@@ -167,7 +167,7 @@ MISSING = {
     "no function": ("03", ("def attend_online", "softmax = 3\ndef attend_online"),
                     "your file has no function softmax (softmax is 3 there)"),
     "one array": ("01", ("return y_TD, (x_TD, a_TF, h_TF)", "return y_TD"),
-                  "mlp_forward must return two values, y and saved; it returned one array of shape (1, 4)"),
+                  "mlp_forward must return two values, y and saved; it returned one array of shape (3, 1)"),
     "rows unpacked": ("20", ("return y_TD + b_D, x_Tf", "return y_TD + b_D"),
                       "row_forward must return two values, y and saved; it returned one array of shape (2, 3)"),
     "too few": ("02", ("return dx_TD, dW1_DF, db1_F, dW2_FD, db2_D", "return dx_TD, dW1_DF, dW2_FD"),

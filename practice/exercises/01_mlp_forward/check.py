@@ -39,7 +39,7 @@ def random_size(rng):
 PARTS = (
     Part(
         "mlp_forward",
-        ((5, 3, 7), (1, 4, 2), (0, 3, 5)),
+        ((5, 3, 7), (1, 4, 2), (0, 3, 5), (3, 1, 2), (2, 3, 1)),
         inputs,
         call,
         want,

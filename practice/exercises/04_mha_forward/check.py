@@ -14,15 +14,15 @@ def inputs(draw, T, D, H, E):
     x_TD, Wv_DHE = draw(T, D), draw(D, H, E)
     Wq_DHE, Wk_DHE = draw(D, H, E, scale=1.3), draw(D, H, E, scale=1.3)
     if E == 2:
-        # Scores of some hundred, of which most is common to a query's keys: exp must not overflow in float32. The last key is
-        # far from the others, and not alone in its sequence.
+        # Scores of some 30000, most of which is common to a query's keys: below 0 for one head, above for the next. So -10000
+        # is no mask: it may be far above all that is seen, and what it is added to too. The last key is far from the others,
+        # and not alone in its sequence.
         lengths[-2:] = [sum(lengths[-2:])]
         x_TD[:, 0] = 40
-        x_TD[-1, 0] = 300
+        x_TD[-1, 0] = 60
         Wq_DHE *= 0.4
         Wk_DHE *= 0.4
-        Wq_DHE[0] *= 0.05
-        Wk_DHE[0] *= 4
+        Wq_DHE[0, ::2], Wq_DHE[0, 1::2], Wk_DHE[0] = -0.1, 0.1, 125
         Wv_DHE[0] *= 0.02
     return {
         "x_TD": x_TD,
@@ -66,7 +66,7 @@ def random_size(rng):
 PARTS = (
     Part(
         "mha_forward",
-        ((7, 5, 2, 3), (11, 3, 5, 2), (1, 4, 3, 5)),
+        ((7, 5, 2, 3), (11, 3, 5, 2), (1, 4, 3, 5), (4, 3, 1, 5)),
         inputs,
         call,
         want,
@@ -98,6 +98,11 @@ MISTAKES = (
             " 1.",
             ("        score_HTS = np.where(seen_TS, score_HTS, -np.inf)\n", ""),
             ("w_HTS / w_HTS.sum(axis=2, keepdims=True)", "w_HTS / w_HTS.sum(axis=2, keepdims=True) * seen_TS")),
+    mistake("mask_finite", "10000 is taken from the scores of later keys: scores lie further apart than that, and some still weigh. A mask is"
+            " -inf.",
+            ("np.where(seen_TS, score_HTS, -np.inf)", "score_HTS - 10000 * (1 - np.tri(n, dtype=score_HTS.dtype))")),
+    mistake("mask_low", "The scores of later keys are set to -10000, and some that are seen are lower: a mask is -inf.",
+            ("np.where(seen_TS, score_HTS, -np.inf)", "np.where(seen_TS, score_HTS, -10000)")),
     mistake("mask_zero", "Keys that are not seen get the score 0 and so a weight: their score is -inf.",
             ("np.where(seen_TS, score_HTS, -np.inf)", "np.where(seen_TS, score_HTS, 0)")),
     mistake("merged", "Heads are merged without the transpose: (H, T, E) is read as if it were (T, H, E).",

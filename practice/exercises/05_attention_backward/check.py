@@ -78,7 +78,7 @@ def random_size(rng):
 PARTS = (
     Part(
         "attention_backward",
-        ((7, 2, 3, 5), (37, 2, 3, 3), (5, 3, 2, 5)),
+        ((7, 2, 3, 5), (37, 2, 3, 3), (5, 3, 2, 5), (4, 1, 3, 2), (1, 2, 3, 1)),
         inputs,
         call,
         want,
@@ -135,6 +135,8 @@ MISTAKES = (
             ("ds_TS.T @ q_TE", "ds_TS @ q_TE")),
     mistake("dv_unnormalised", "p is relative to the row's maximum and not normalised: exp(s - lse) adds to 1.",
             ("s_TS - lse_TH[t, h, None]", "s_TS - s_TS.max(axis=1, keepdims=True)")),
+    mistake("last_query", "The last query of each sequence is left out: a sequence of n tokens has n queries, the last of which sees all of it.",
+            ("            dv_THE[t, h] =", "            p_TS[-1] = 0\n            dv_THE[t, h] =")),
     mistake("mask_forgotten", "The mask is forgotten when p is made anew: exp(s - lse) of a later key is not 0.",
             ("np.where(np.tri(n, dtype=bool), s_TS, -np.inf)", "s_TS")),
     mistake("mask_off_by_one", "The mask is off by one when p is made anew: a token sees itself.",

@@ -12,7 +12,11 @@ def inputs(draw, T, D):
     x_TD[:: max(2, T // 2)] *= draw.cast(1e-4)
     if T > 2:
         x_TD[1] *= 100
-    return {"x_TD": x_TD, "g_D": draw(D), "eps": float(draw.rng.choice([1e-5, 1e-6])), "dy_TD": draw(T, D)}
+    g_D = draw(D)
+    if D > 2:
+        # What is multiplied by 0 does not come back by a division.
+        g_D[D // 2] = 0
+    return {"x_TD": x_TD, "g_D": g_D, "eps": float(draw.rng.choice([1e-5, 1e-6])), "dy_TD": draw(T, D)}
 
 
 def forward(code, a, at):
@@ -70,6 +74,8 @@ PARTS = (
 MEAN, ROOT = "(x_TD**2).mean(axis=1)", "1 / np.sqrt((x_TD**2).mean(axis=1) + eps)"
 DX = "r_T[:, None] * (dn_TD - n_TD * along_T[:, None])"
 MISTAKES = (
+    mistake("divided_by_g", "x r is got back as y / g, which is 0/0 where g is 0: save x r, or x.",
+            ("return y_TD, (n_TD, r_T)", "return y_TD, (y_TD, r_T)"), ("    n_TD, r_T = saved\n", "    n_TD, r_T = saved[0] / g_D, saved[1]\n")),
     mistake("sum_of_squares", "The squares are summed: the root is of their mean over D.", (MEAN, "(x_TD**2).sum(axis=1)")),
     mistake("eps_outside", "eps is added to the root: it belongs inside, to the mean of the squares. With x near 1e-4 this is"
             " not the same.",

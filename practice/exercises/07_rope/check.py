@@ -48,7 +48,7 @@ def random_size(rng):
 def part(pairing):
     return Part(
         f"pairing {pairing}",
-        ((5, 3, 8), (3, 2, 10), (1, 5, 6)),
+        ((5, 3, 8), (3, 2, 10), (1, 5, 6), (4, 1, 6)),
         inputs,
         turned(pairing),
         want(pairing),

@@ -54,7 +54,7 @@ def random_size(rng):
     return tuple(rng.choice([2, 3, 5, 7, 11], 5, replace=False).tolist())
 
 
-SIZES = ((7, 2, 3, 4, 5), (5, 3, 4, 2, 7), (1, 2, 5, 4, 3))
+SIZES = ((7, 2, 3, 4, 5), (5, 3, 4, 2, 7), (1, 2, 5, 4, 3), (5, 1, 3, 4, 2), (3, 2, 1, 4, 5), (4, 3, 2, 1, 5), (6, 3, 5, 2, 1))
 LONG = (199, 6, 25, 4, 11)
 PARTS = (
     Part("mla_expanded", SIZES, inputs, expanded, want, random_size=random_size, influence=(("qr_HR", "o"),), sound=sound),
@@ -90,6 +90,8 @@ def crosswise(query, key):
 
 
 MISTAKES = (
+    mistake("squeezed", "np.squeeze takes every dim of 1 away: with one head, or heads of width 1, o loses it. Take away the dim that you mean.",
+            ('return np.einsum("hc,che->he", oc_HC, Wuv_CHE)', 'return np.squeeze(np.einsum("hc,che->he", oc_HC, Wuv_CHE))')),
     *scores("scale_of_E", "The scores are divided by sqrt(E): a query has E + R entries, the rotary ones too.",
             "(content_HS + rotary_HS) / math.sqrt(E)", "(latent_HS + rotated_HS) / math.sqrt(E)"),
     mistake("scale_of_model", "The scores are divided by the root of the model's width over heads or the like (here H E): they"

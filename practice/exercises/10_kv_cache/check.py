@@ -30,12 +30,25 @@ def cache_call(code, a, at):
         shapes.append([list(np.shape(cache.k)), list(np.shape(cache.v))])
     views = all(np.shares_memory(getattr(cache, name), getattr(cache, name)) for name in ("k", "v"))
     found = {"k": cache.k, "v": cache.v, "length": lengths, "shapes of k and v": shapes, "k and v are views": views}
+    refused = refuses(cache, a, 1)
+    # Of several tokens none is taken where some would fit.
+    some = code.Cache(K, E, T, a["k_TKE"].dtype)
+    if T > 1:
+        some.append(a["k_TKE"][: T - 1], a["v_TKE"][: T - 1])
+    found |= {"one token too many raises ValueError": refused, "length after it": cache.length}
+    found |= {f"{T} tokens where 1 fits raise ValueError": T == 1 or refuses(some, a, T), "length after these": some.length}
+    # What stood there is there still, and the next comes after it.
+    if some.length == T - 1:
+        some.append(a["k_TKE"][-1:], a["v_TKE"][-1:])
+    return found | {"k after these and one that fits": some.k, "v after these and one that fits": some.v}
+
+
+def refuses(cache, a, n):
     try:
-        cache.append(a["k_TKE"][:1], a["v_TKE"][:1])
-        refused = False
+        cache.append(a["k_TKE"][:n], a["v_TKE"][:n])
     except ValueError:
-        refused = True
-    return found | {"one token too many raises ValueError": refused, "length after it": cache.length}
+        return True
+    return False
 
 
 def cache_want(a, ref, at):
@@ -45,7 +58,9 @@ def cache_want(a, ref, at):
     k, v = (np.stack([[token[j] for token in a[name]] for j in range(K)]) for name in ("k_TKE", "v_TKE"))
     shapes = [[[K, end, a["k_TKE"].shape[2]]] * 2 for end in ends[1:]]
     return {"k": k, "v": v, "length": ends, "shapes of k and v": shapes, "k and v are views": True,
-            "one token too many raises ValueError": True, "length after it": ends[-1]}  # fmt: skip
+            "one token too many raises ValueError": True, "length after it": ends[-1],
+            f"{ends[-1]} tokens where 1 fits raise ValueError": True, "length after these": ends[-1] - 1,
+            "k after these and one that fits": k, "v after these and one that fits": v}  # fmt: skip
 
 
 class Moved:
@@ -208,6 +223,12 @@ MISTAKES = (
             ("KCE[:, : self.length]", "KCE")),
     mistake("copies", "k and v are copies, made anew each time they are asked for: give a view, a slice of the array.",
             ("KCE[:, : self.length]", "KCE[:, : self.length].copy()")),
+    mistake("token_by_token", "The room is looked at token by token: of several the first are taken before the append is refused. Check for all of"
+            " them first, and change nothing if they do not fit.",
+            ("        end = self.length + len(k_NKE)\n        if end > self.k_KCE.shape[1]:\n",
+             "        end = self.length + len(k_NKE)\n        if end > self.k_KCE.shape[1]:\n            fit = self.k_KCE.shape[1] - self.length\n"
+             "            self.k_KCE[:, self.length :] = k_NKE[:fit].swapaxes(0, 1)\n"
+             "            self.v_KCE[:, self.length :] = v_NKE[:fit].swapaxes(0, 1)\n            self.length += fit\n")),
     mistake("length_first", "length has grown before the append is refused: check first, and change nothing if it does not fit.",
             ("        if end > self.k_KCE.shape[1]:\n", "        first, self.length = self.length, end\n        if end > self.k_KCE.shape[1]:\n"),
             ("KCE[:, self.length : end]", "KCE[:, first : end]")),

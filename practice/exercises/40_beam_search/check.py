@@ -252,7 +252,7 @@ def want_search(a, ref, at):
 
 SIZES = ((6, 9, 5, 2, 4), (5, 7, 3, 6, 3), (4, 5, 2, 5, 2), (1, 6, 4, 4, 3), (7, 4, 3, 1, 4), (3, 5, 1, 5, 2), (5, 3, 2, 7, 3))
 PARTS = (
-    Part("write, read, fork", ((3, 3, 30), (2, 4, 40), (4, 2, 25), (1, 3, 12)), acts, call_acts, want_acts, limits=limits_acts, dtypes=("float64",),
+    Part("write, read, fork", ((3, 3, 30), (2, 4, 40), (4, 2, 25), (1, 3, 12)), acts, call_acts, want_acts, limits=limits_acts, dtypes=("float64",), changes=("table",),
          random_size=lambda rng: (int(rng.choice([2, 3, 4])), 4, int(rng.integers(20, 50)))),
     Part("select", ((3, 7, 3), (1, 5, 3), (4, 6, 2), (2, 3, 4), (1, 4, 5)), candidates, call_select, want_select, dtypes=("float64",),
          random_size=lambda rng: (int(rng.integers(1, 6)), int(rng.integers(4, 9)), int(rng.integers(1, 4)))),
