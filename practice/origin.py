@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import time
@@ -16,6 +17,8 @@ from practice.noted import line_of
 # Seconds of looking: a file of many short steps is looked at no longer.
 LOOKING = 0.1
 MAKERS = r"np\.(zeros|ones|empty|eye|identity|tri|arange|linspace|full|array|asarray)\("
+# Those that make float64 whatever they are given, and how many arguments they take before dtype.
+ALWAYS = {"zeros": 1, "ones": 1, "empty": 1, "eye": 3, "identity": 1, "tri": 3}
 PROMOTED = (
     "np.zeros, np.ones, np.empty, np.eye and np.arange make float64 unless dtype= says otherwise, and np.sqrt of a number and"
     " other np.float64 values promote; math.sqrt and Python numbers do not"
@@ -123,11 +126,14 @@ def said(origin: dict[str, Any]) -> str:
         # Float64 may be right there, as of angles: what makes the result so is that float32 meets it.
         made = f"which is made in line {origin['line']}, {text}"
         where = f": in line {meets['line']}, {meets['text']}, float32 meets float64, {made}"
-    whole = [n for n, kind in kinds.items() if re.match(r"u?int(32|64)$", kind)]
+    maker, counted = _read(text)
+    if maker:
+        return f"{where}; np.{maker} makes float64 unless dtype= says otherwise"
+    whole = [n for n, kind in kinds.items() if re.match(r"u?int(32|64)$", kind) and n in counted]
     if numbers := origin["numbers"]:
         return f"{where}; {numbers[0]} is a np.float64 number and promotes: float() of it, and math.sqrt, do not"
-    if whole and "float32" in kinds.values():
-        other = next(n for n, kind in kinds.items() if kind == "float32")
+    if whole and any(kind == "float32" and n in counted for n, kind in kinds.items()):
+        other = next(n for n, kind in kinds.items() if kind == "float32" and n in counted)
         both = f"{whole[0]} is {kinds[whole[0]]} and {other} float32, which make float64"
         return f"{where}; {both}: give {whole[0]} the dtype of {other} first"
     if whole and re.search(r"np\.(array|asarray)\(", text):
@@ -137,3 +143,38 @@ def said(origin: dict[str, Any]) -> str:
     if "float64" in text or re.search(r"\b(dtype=|astype\()float\b", text):
         return f"{where}, and is not made float32 again"
     return f"{where}; {PROMOTED}"
+
+
+def _read(text: str) -> tuple[str, set[str]]:
+    """Of a line: what in it makes float64 whatever it is given, '' if nothing does, and the names that arithmetic is done with.
+
+    A name that is an index, a length or a shape promotes nothing: y = np.eye(n)[ids] is float64 because of np.eye.
+    """
+    try:
+        tree = ast.parse(text.strip().removesuffix(":"))
+    except SyntaxError:
+        # A line of several: all names may count.
+        return "", set(re.findall(r"[A-Za-z_]\w*", text))
+    nodes = list(ast.walk(tree))
+    cast = {n.func.value for n in nodes if _method(n) == "astype"}
+    maker = ""
+    for n in nodes:
+        made = _method(n) in ALWAYS and ast.unparse(n.func.value) in ("np", "numpy") and n not in cast
+        if made and len(n.args) <= ALWAYS[_method(n)] and not any(k.arg == "dtype" for k in n.keywords):
+            maker = maker or _method(n)
+    sides = [x for n in nodes if isinstance(n, ast.BinOp) for x in (n.left, n.right)]
+    sides += [x for n in nodes if isinstance(n, ast.AugAssign) for x in (n.target, n.value)]
+    # What functions are given counts: np.multiply(ids, x), np.where(seen, ids, x).
+    sides += [x for n in nodes if isinstance(n, ast.Call) and _method(n) not in ALWAYS for x in n.args]
+    return maker, {name for x in sides if (name := _base(x))}
+
+
+def _method(node: ast.AST) -> str:
+    return node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+
+
+def _base(node: ast.AST) -> str:
+    """The name whose numbers an operand has: x of x, x[ids], x.T and -x."""
+    while isinstance(node, (ast.Subscript, ast.UnaryOp)) or (isinstance(node, ast.Attribute) and node.attr == "T"):
+        node = node.operand if isinstance(node, ast.UnaryOp) else node.value
+    return node.id if isinstance(node, ast.Name) else ""

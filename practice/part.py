@@ -30,8 +30,13 @@ class Draw:
         return np.asarray(values).astype(self.dtype)
 
     def whole(self, low: int, high: int, *shape: int) -> np.ndarray:
-        """Small integers in [low, high), as floats of the case's dtype: sums of them are exact."""
-        return self.rng.integers(low, high, shape).astype(self.dtype)
+        """Integers in [low, high), as floats of the case's dtype: sums of them are exact, whatever their order.
+
+        In float64 each has a fraction beside it that float32 cannot hold, or it would not be seen where float32 is on the way.
+        All are multiples of 2^-30: so their sums stay exact.
+        """
+        whole, part = self.rng.integers(low, high, shape), self.rng.integers(1, 32, shape)
+        return whole.astype(self.dtype) + (2.0**-30 * part if self.dtype == np.float64 else 0)
 
     def ids(self, high: int, *shape: int) -> np.ndarray:
         """Integers in [0, high)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import copy
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ SMALL_SAID = (
     "{0:g} is added to what the logarithm is taken of: where that is smaller the answer ends at log({0:g}) = {1:.1f}. Add"
     " nothing: log(softmax) is z - maximum - log(sum of exp), which is never the logarithm of 0."
 )
+DIVISOR_SAID = "{0:g} is added to the divisor {1}: nothing belongs there. Where it may be 0, treat 0 apart."
 MATHS = {"math": math, "np": np}
 # Constants of this trade, by which one is often taken for another; the fit starts from the right one and may not reach them.
 USUAL = (1e-5, 1e-6, 1e-8, 1e-12, 1e4, 5e5, 1e6)
@@ -71,6 +73,7 @@ def _slips(truth: Truth, failed: tuple[Case, list[Outcome]]) -> Iterator[Slip]:
     tree = ast.parse(truth.exercise.solution)
     yield from axes(tree)
     yield from smalls(truth)
+    yield from divisors(tree)
     yield from masks(tree)
     target = _vector(outcomes)
     if target is None or not np.isfinite(target).all():
@@ -155,6 +158,20 @@ def smalls(truth: Truth) -> Iterator[Slip]:
                 log = list(ast.walk(twin))[number]
                 log.args[0] = ast.BinOp(log.args[0], ast.Add(), ast.Constant(small))
                 yield Slip("small", SMALL_SAID.format(small, math.log(small)), ast.unparse(ast.fix_missing_locations(twin)))
+
+
+def divisors(tree: ast.Module) -> Iterator[Slip]:
+    """A small number added to what is divided by, against x / 0."""
+    for number, node in enumerate(ast.walk(tree)):
+        if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)) or _value(node.right) is not None:
+            continue
+        for small in SMALL:
+            twin = copy.deepcopy(tree)
+            division = list(ast.walk(twin))[number]
+            division.right = ast.BinOp(division.right, ast.Add(), ast.Constant(small))
+            text = re.sub(r"\b([A-Za-z]\w*?)_[A-Za-z0-9]{1,4}\b(?!\()", r"\1", ast.unparse(node.right))
+            sentence = DIVISOR_SAID.format(small, re.sub(r"\b(np|math)\.", "", text))
+            yield Slip("small", sentence, ast.unparse(ast.fix_missing_locations(twin)))
 
 
 # --- masks

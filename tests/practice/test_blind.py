@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from practice import blind, dev, kept, noted, translate, twists
+from practice import blind, dev, kept, noted, origin, translate, twists
 from practice.exercise import SOLUTION, every, find, load
 from tests.practice.test_named import judged, spoken
 
@@ -261,3 +261,45 @@ def test_a_refused_append_has_taken_nothing():
     )
     text, _ = spoken(judged("10", (check, early)))
     assert "length after these" in text
+
+
+def test_float32_on_the_way_of_exact_sums_is_seen_and_named():
+    """Integers alone float32 holds too: beside each stands a fraction that it cannot hold."""
+    wire = 'return tp.all_reduce(x.astype("float32")).astype(x.dtype)'
+    _, mistakes = spoken(judged("19", ("return tp.all_reduce(x)", wire)))
+    assert mistakes == ["float32"]
+
+
+def test_a_maximum_that_starts_from_0_is_another_than_one_of_all_rows():
+    _, mistakes = spoken(judged("30", ("x_tHs.max(axis=2)", "x_tHs.max(axis=2, initial=0)")))
+    assert mistakes == ["maximum_from_zero"]
+    for name, old in (("16", "z_TV.max(axis=1, keepdims=True"), ("23", "z_Tv.max(axis=1")):
+        verdict = judged(name, (old, f"{old}, initial=0"))
+        assert [j.mistakes for j in verdict if j.lines and j.mistakes] == [["maximum_from_zero"]]
+
+
+def test_no_copy_where_there_is_nothing_to_do_is_seen():
+    """With wd = 0 the decay is left out, and what follows writes to the caller's weights."""
+    edits = ("    w = w - lr * wd * w\n", "    w = w - lr * wd * w if wd else w\n"), ("w = w - lr * mc /", "w -= lr * mc /")
+    text, _ = spoken(judged("17", *edits))
+    assert "This line changes the argument w in place" in text
+
+
+def test_a_small_number_in_a_divisor_is_told():
+    text, mistakes = spoken(judged("27", ("clip / norm", "clip / (norm + 1e-6)")))
+    assert mistakes == ["small"]
+    assert "1e-06 is added to the divisor norm: nothing belongs there." in text
+
+
+def test_an_index_promotes_nothing():
+    """np.eye(n)[ids] is float64 because of np.eye, whatever ids are."""
+    kinds = {"ids": "int64", "x": "float32"}
+
+    def said(text):
+        return origin.said({"line": 1, "text": text, "kinds": kinds, "numbers": []})
+
+    for line in ("hot = np.eye(x.shape[1])[ids]", "y = np.zeros((len(ids), x.shape[1]))"):
+        assert "makes float64 unless dtype= says otherwise" in said(line)
+        assert "give ids" not in said(line)
+    assert "give ids the dtype of x first" in said("y = np.zeros((3, 2), x.dtype) + ids * x")
+    assert "give ids" not in said("y = x[ids] * scale")

@@ -8,6 +8,8 @@ from practice.part import Part, mistake
 def inputs(draw, T, V, counting, ignore):
     """`counting` of the T tokens have a target, the first and the last id among them; even T: the last token's is at the far end."""
     z_TV = draw(T, V, scale=4)
+    # Odd T: all of a row far below 0: a maximum that starts from 0 leaves nothing of it.
+    z_TV[0] -= 1000 * (T % 2)
     z_TV[-1, :2] = 1e4, -1e4
     ids = [n for n in range(V) if n != ignore]
     target_T = np.full(T, ignore)
@@ -102,6 +104,8 @@ MISTAKES = (
     mistake("saved_changed", "Backward changes what is saved: called again it gives another gradient. Work on a copy.",
             ("dz_TV = p_TV.copy()", "dz_TV = p_TV"), ("return dz_TV / count", "dz_TV /= count\n    return dz_TV")),
     mistake("ignore_fixed", "-1 is what does not count, whatever `ignore` says: compare with `ignore`.", ("target_T != ignore", "target_T != -1")),
+    mistake("maximum_from_zero", "The maximum is at least 0: in a row whose logits are all far below 0 every exp is 0. Start from -inf, or from"
+            " the logits themselves.", ("z_TV.max(axis=1, keepdims=True)", "np.maximum(z_TV.max(axis=1, keepdims=True), 0)")),
     mistake("whole_maximum", "The maximum of the whole array is subtracted: in rows that lie far below it every exp is 0. Each row has its own"
             " maximum, axis=1.", ("z_TV.max(axis=1, keepdims=True)", "z_TV.max() + 0 * z_TV[:, :1]")),
 )  # fmt: skip

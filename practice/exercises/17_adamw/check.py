@@ -14,14 +14,18 @@ def hyper(rng):
     return {n: float(x) for n, x in zip(HYPER, rng.uniform(low, high), strict=True)}
 
 
+def scaled(given, decay):
+    return given | {"wd": given["wd"] * decay}
+
+
 def first(draw, N):
     return {"w_N": draw(N), "g_SN": draw(1, N)} | hyper(draw.rng)
 
 
-def later(draw, N, t):
-    """In the midst of training: any moments, and gradients of several sizes."""
+def later(draw, N, t, decay):
+    """In the midst of training: any moments, and gradients of several sizes. decay 0: wd is 0, and w still another array."""
     m_N, v_N = draw(N), draw.cast(draw.rng.uniform(0.1, 2, N))
-    return {"w_N": draw(N), "g_N": draw(N, scale=3), "m_N": m_N, "v_N": v_N, "t": t} | hyper(draw.rng)
+    return {"w_N": draw(N), "g_N": draw(N, scale=3), "m_N": m_N, "v_N": v_N, "t": t} | scaled(hyper(draw.rng), decay)
 
 
 def several(draw, rows, columns, steps):
@@ -98,8 +102,8 @@ def small(rng):
 
 PARTS = (
     Part("first step", ((3,), (1,)), first, call_first, want_first, random_size=lambda rng: (small(rng),)),
-    Part("a later step", ((3, 7), (5, 2), (4, 40)), later, call_later, want_later,
-         random_size=lambda rng: (small(rng), int(rng.integers(2, 30)))),
+    Part("a later step", ((3, 7, 1), (5, 2, 0), (4, 40, 1)), later, call_later, want_later,
+         random_size=lambda rng: (small(rng), int(rng.integers(2, 30)), 1)),
     Part("20 steps", ((3, 5, 20), (1, 4, 3)), several, call_several, want_several,
          random_size=lambda rng: (small(rng), small(rng), int(rng.integers(2, 21)))),
 )  # fmt: skip

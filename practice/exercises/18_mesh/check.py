@@ -110,6 +110,8 @@ MISTAKES = (
             (TP, "[i * tp + n for n in range(tp) if n != j]"), (DP, "[n * tp + j for n in range(dp) if n != i]")),
     mistake("first_group", "members gives the first group's ranks to everyone: the row's or the column's own start is missing.",
             (TP, "[n for n in range(tp)]"), (DP, "[n * tp for n in range(dp)]")),
+    mistake("from_own_row", "dp's group begins at the rank itself: the ranks above it in its column are missing.",
+            (DP, "[n * tp + j for n in range(i, dp)]")),
     mistake("second_row", "A column's first rank is missing: it begins in row 0.", (DP, "[n * tp + j for n in range(1, dp)]")),
     mistake("second_column", "A row's first rank is missing: it begins in column 0.", (TP, "[i * tp + n for n in range(1, tp)]")),
     mistake("from_itself", "The row is counted from the rank itself: it begins at i tp, its own first rank.",

@@ -8,7 +8,7 @@ RANKS = 3
 
 
 def inputs(draw, T, D):
-    # Small integers: sums are exact, whatever their order.
+    # Sums are exact, whatever their order.
     return {"same_TD": draw.whole(-99, 100, T, D), "own_rTD": draw.whole(-99, 100, RANKS, T, D)}
 
 
@@ -88,6 +88,8 @@ MISTAKES = (
             ("return tp.all_reduce(dy)", "return dy"), seen="NVIDIA/Megatron-LM #19"),
     mistake("f_mean", "f_backward averages: a value that is used tp times gets the sum of tp gradients, not their mean.",
             ("return tp.all_reduce(dy)", "return tp.all_reduce(dy) / tp.size")),
+    mistake("f_largest", "f_backward takes the largest of the ranks' entries; they are to be added.",
+            ("return tp.all_reduce(dy)", "return tp.all_reduce(dy, op='max')")),
     mistake("f_on_one", "Only rank 0 gets the sum in f_backward: what is before f runs on every rank, and needs it on every rank.",
             ("return tp.all_reduce(dy)", "dx = tp.all_reduce(dy)\n    return dx if tp.rank == 0 else dy")),
     mistake("f_twice", "f_backward sums twice: after the first sum every rank has all of it, so the second multiplies by tp.",

@@ -26,6 +26,8 @@ def inputs_loss(draw, T, V):
     # One rank's logits far above the others', another one each token; and a token with very large ones.
     for t in range(1, T, 2):
         z_TV[t, np.array_split(np.arange(V), RANKS)[t // 2 % RANKS]] += 1000
+    # Odd T: a token whose logits are all far below 0: a maximum that starts from 0 leaves nothing of them.
+    z_TV[0] -= 1000 * (T % 2)
     z_TV[-1, [1, V - 2]] = 1e4, -1e4
     return {"z_TV": z_TV, "target_T": picked(draw, T, V)}
 
@@ -181,6 +183,8 @@ MISTAKES = (
             (PART, "W_vD[np.clip(ids_T - first, 0, len(W_vD) - 1)]")),
     mistake("target_clipped", "A target of another rank is clipped onto this rank's first or last logit, which is added: put 0 there.",
             (HIT, "far_Tv[np.arange(T), np.clip(target_T - first, 0, v - 1)]")),
+    mistake("maximum_from_zero", "The maximum is at least 0: where all logits of a token are far below 0 every exp is 0. Start from -inf, or"
+            " from the logits themselves.", (HIGH, 'np.maximum(tp.all_reduce(z_Tv.max(axis=1), op="max"), 0)')),
     mistake("whole_maximum", "One maximum is subtracted from all rows: in rows that lie far below it every exp is 0. Each token has its own"
             " maximum, over all ranks.", (HIGH, 'tp.all_reduce(np.full(T, z_Tv.max()), op="max")')),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from practice.part import Part, mistake
 
 
 def inputs(draw, N, ranks):
-    # Integers whose sums are exact, whatever their order, and so far apart that a sum tells of what it is made.
+    # Numbers whose sums are exact, whatever their order, and so far apart that a sum tells of what it is made.
     return {"x_rN": draw.whole(-99_999, 100_000, ranks, N)}
 
 

@@ -6,7 +6,7 @@ from practice.part import Part, mistake
 
 
 def parts_of(draw, N, ranks):
-    """Small integers (sums are exact, whatever their order), cut anywhere: parts of any length, empty ones too."""
+    """Numbers whose sums are exact, whatever their order, cut anywhere: parts of any length, empty ones too."""
     edges = np.sort(draw.rng.integers(0, N + 1, ranks - 1))
     lengths = np.diff([0, *edges.tolist(), N])
     if 2 * ranks <= N:

@@ -7,11 +7,12 @@ from practice.part import Part, float64, mistake
 NAMES = ("lr", "b1", "b2", "eps", "wd")
 
 
-def inputs(draw, N, ranks, t, g):
-    """g: the size of the gradients. Where it is 0 they all are."""
+def inputs(draw, N, ranks, t, g, decay):
+    """g: the size of the gradients. Where it is 0 they all are. decay 0: wd is 0, and the caller's w is still not to be changed."""
     g_rN = draw(ranks, N, scale=g)
     low, high = (0.05, 0.6, 0.8, 0.02, 0.2), (0.2, 0.9, 0.99, 0.1, 0.6)
     hyper = {n: float(x) for n, x in zip(NAMES, draw.rng.uniform(low, high), strict=True)}
+    hyper["wd"] *= decay
     # Far below the norm, or far above.
     hyper["clip"] = float(draw.rng.choice([0.3, 0.4, 6.0])) * (
         float(np.sqrt((g_rN.astype(np.float64).mean(axis=0) ** 2).sum())) or 1.0
@@ -61,8 +62,8 @@ def limits(a, dp):
 
 
 PARTS = (
-    Part("step", ((10, 4, 1, 2), (11, 4, 3, 2), (23, 4, 2, 2), (7, 4, 5, 2), (40, 4, 12, 2), (9, 4, 2, 0)), inputs, call, want, None, limits,
-         random_size=lambda rng: (int(rng.integers(5, 40)), 4, int(rng.integers(1, 9)), int(rng.integers(1, 4)))),
+    Part("step", ((10, 4, 1, 2, 1), (11, 4, 3, 2, 1), (23, 4, 2, 2, 1), (7, 4, 5, 2, 0), (40, 4, 12, 2, 1), (9, 4, 2, 0, 1)), inputs, call, want, None, limits,
+         random_size=lambda rng: (int(rng.integers(5, 40)), 4, int(rng.integers(1, 9)), int(rng.integers(1, 4)), 1)),
 )  # fmt: skip
 
 SCATTER = "dp.reduce_scatter(g_N) / dp.size"

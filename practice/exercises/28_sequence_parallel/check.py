@@ -131,6 +131,8 @@ MISTAKES = (
     mistake("gathered_saved", "This is right, but the gathered n (T, D) is kept for backward: keep your own rows and gather again.",
             ("(h_tD, r_t1, a_Tf, slope_Tf)\n    # --- end", "(h_tD, r_t1, a_Tf, slope_Tf, n_TD)\n    # --- end"),
             ("h_tD, r_t1, a_Tf, slope_Tf = saved\n    n_TD = tp.all_gather(h_tD * g_D)", "h_tD, r_t1, a_Tf, slope_Tf, n_TD = saved")),
+    mistake("residual_of_n", "The residual adds n: it is x itself, before the norm.", ("x_tD + m_tD + b2_D", "h_tD * g_D + m_tD + b2_D")),
+    mistake("residual_unscaled", "The residual adds the normed x: it is x itself, before the norm.", ("x_tD + m_tD + b2_D", "h_tD + m_tD + b2_D")),
     mistake("no_residual", "The residual is missing forward: y = x + ...", ("x_tD + m_tD + b2_D", "m_tD + b2_D")),
     mistake("no_residual_gradient", "The residual is missing backward: dx has dy itself beside what comes through the norm.",
             ("dx_tD = dy_tD + r_t1", "dx_tD = r_t1")),

@@ -159,6 +159,11 @@ MISTAKES = (
             ("saved.pop(i)", "saved[max(saved)]")),
     mistake("last_in_first_out", "Backward takes what the newest forward saved, last in, first out: micro-batches go back in the order in which"
             " they came.", ("saved.pop(i)", "saved.pop(max(saved))")),
+    mistake("target_from_y", "The target is taken away from the last stage's y in place: `saved` holds this y, and backward reads it.",
+            ("                dys[i] = (y - targets[i]) / m\n", "                y -= targets[i]\n                dys[i] = y / m\n")),
+    mistake("target_from_y_divided", "The last stage's y is overwritten with its gradient, (y - target) / m: `saved` holds this y, and"
+            " backward reads it.", ("                dys[i] = (y - targets[i]) / m\n",
+            "                y -= targets[i]\n                y /= m\n                dys[i] = y\n")),
     mistake("no_half", "The gradient of sum((y - target)^2) / 2 is y - target: the half takes the 2 away.",
             ("(y - targets[i]) / m", "2 * (y - targets[i]) / m")),
     mistake("overwritten", "The gradient is that of the last micro-batch: each one replaces those before instead of being added.",

@@ -14,6 +14,10 @@ def inputs(draw, T, H, E, ranks):
     # Some keys tower: their scores pass 100, of either sign: exp is infinite in float32.
     for at in (0, T // 2, T - 2):
         k[at, at % H] *= 12
+    # A query far below 0 with all keys: a maximum that starts from 0 leaves nothing of its sum.
+    k[..., 0], q[..., 0] = 10 + draw.rng.standard_normal((T, H)), 0.1 * q[..., 0]
+    q[T // 3] *= 0.3
+    q[T // 3, :, 0] = -100 * E**0.5
     return {"q_THE": draw.cast(q), "k_THE": draw.cast(k), "v_THE": draw(T, H, E), "starts": [0, *np.cumsum(lengths).tolist()]}
 
 
@@ -115,5 +119,7 @@ MISTAKES = (
     mistake("lse_without_top", "lse lacks the maximum that was taken off: log(sum) is relative to it.", ("top_tH + np.log(sum_tH)", "np.log(sum_tH)")),
     mistake("all_send", "All ranks send before any receives: a circle of waiting.",
             ("block = ring.sendrecv((r + 1) % p, block, (r - 1) % p)", "ring.send((r + 1) % p, block)\n            block = ring.recv((r - 1) % p)")),
+    mistake("maximum_from_zero", "The largest score starts from 0: where all scores of a query are far below 0 every exp is 0. Start from -inf.",
+            ("top_tH = np.full((t, H), -np.inf, q_tHE.dtype)", "top_tH = np.zeros((t, H), q_tHE.dtype)")),
     mistake("scale_square", "The scores are divided by E: it is its root.", (" / math.sqrt(E)", " / E")),
 )  # fmt: skip

@@ -10,7 +10,7 @@ NAMES = ("x_TD", *WEIGHTS)
 
 def logits(draw, T, N, k):
     """With ties: few different values; one row is far beyond what exp can take."""
-    z_TN = draw.whole(-3, 4, T, N) / draw.cast(2)
+    z_TN = draw.cast(draw.rng.integers(-3, 4, (T, N)) / 2)
     z_TN[-1:, 0] = 1e4
     z_TN[-1:, -1] = 1e4 + 0.5
     z_TN[-1:, 1:-1] *= -3000

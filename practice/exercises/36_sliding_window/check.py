@@ -25,11 +25,15 @@ def want_mask(a, ref, at):
 
 
 def tokens(draw, T, H, E, window, sinks):
-    """Scores of about +-4; the last query's are all large, beyond what exp can take, and near each other."""
+    """Scores of about +-4; the last query's are all large, beyond what exp can take, and near each other, those before it far below 0."""
     a = {"q_THE": draw(T, H, E, scale=2), "k_THE": draw(T, H, E, scale=1.5), "v_THE": draw(T, H, E)}
     a["k_THE"][..., 0] = 6 + draw(T, H, scale=0.005)
     a["q_THE"][-1] *= draw.cast(0.2)
     a["q_THE"][-1, :, 0] = 400
+    if T > 2:
+        # All of a query's far below 0: a maximum that starts from 0 leaves nothing of them.
+        a["q_THE"][-2] *= draw.cast(0.2)
+        a["q_THE"][-2, :, 0] = -400
     return a | {"window": window, "sinks": sinks}
 
 

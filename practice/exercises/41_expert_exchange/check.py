@@ -8,11 +8,14 @@ from practice.part import Part, mistake
 
 
 def parcels(draw, rows, width, ranks):
-    """How many rows each rank has for each other: none here and there, nothing at all for rank 0 from the last."""
+    """How many rows each rank has for each other: none here and there, nothing at all for rank 0 from the last.
+
+    The numbers are larger than float32 can hold.
+    """
     count_rr = draw.ids(rows + 1, ranks, ranks)
     count_rr[-1, 0] = 0
     count_rr[0, 1] += 1
-    return {"count_rr": count_rr.tolist(), "x_ND": draw.ids(999, int(count_rr.sum()), width)}
+    return {"count_rr": count_rr.tolist(), "x_ND": draw.ids(10**9, int(count_rr.sum()), width)}
 
 
 def parcel(a, source, to):
