@@ -58,6 +58,9 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     # A mistake that also spoils what is right here is told only if nothing else gives this answer.
     if len(found) == 1 and kind == "value" and earlier(truth, found[0], case):
         found = [] if twists.found(truth, _all(shown, ran)) else found
+    # An error is seen alike wherever it comes of: not of what the mistake spoils, and the learner has right.
+    if kind == "error" and len(found) == 1 and earlier(truth, found[0], case):
+        found = []
     returned = _returned(truth, case, rank, by_rank[rank])
     if returned and not found:
         judged.lines = [returned]
