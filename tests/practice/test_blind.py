@@ -251,3 +251,12 @@ def test_a_cost_far_beyond_that_of_a_mistake_is_another_one():
     text, mistakes = spoken(judged("37", again))
     assert "50 layers run where 5 are enough" in text or "45 layers run where 5 are enough" in text
     assert mistakes == []
+
+
+def test_numbers_that_went_as_float16_are_told_as_that():
+    text, mistakes = spoken(judged("44", ("came = cp.all_to_all(parts)", HALF_SENT)))
+    assert mistakes == ["float16"]
+    assert "an array on the way is float16" in text
+
+
+HALF_SENT = "came = [y.astype(x_tHE.dtype) for y in cp.all_to_all([x.astype(np.float16) for x in parts])]"

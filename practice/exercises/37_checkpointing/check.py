@@ -190,6 +190,8 @@ MISTAKES = (
     mistake("newest_saved", "Every layer of a segment gets what its last one saved.", ("backward(dy_TD, saved[i])", "backward(dy_TD, saved[-1])")),
     mistake("list_turned", "The gradients stand in the order of backward: dW of the first layer comes first.",
             ("return dy_TD, dWs", "return dy_TD, dWs[::-1]")),
+    mistake("segments_turned", "The gradients of the segments stand from the last to the first: dW of the first layer comes first.",
+            ("return dy_TD, dWs", "return dy_TD, [dW for n in reversed(range(len(kept))) for dW in dWs[n * every : (n + 1) * every]]")),
     mistake("same_gradient", "dy goes into every segment as it came: each one gets what the one behind it gave.",
             ("    dWs = [None] * len(layers)\n", "    dWs = [None] * len(layers)\n    dz_TD = dy_TD\n"), ("        saved = []\n", "        saved = []\n        dy_TD = dz_TD\n")),
     mistake("kept_global", "kept is shared by all calls: another run has overwritten it.",
