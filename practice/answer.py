@@ -6,6 +6,7 @@ None of this is a verdict. It says where, once it is known from the outcomes tha
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -118,9 +119,29 @@ def _last(node: ast.AST) -> str:
 
 
 def unread(source: str, solution: str) -> list[tuple[str, str]]:
-    """(function, argument) of those that the solution's function reads and the file's function does not."""
-    needed, read = _read(solution), _read(source)
-    return [(f, a) for f, some in needed.items() if f in read for a, yes in some.items() if yes and read[f].get(a) is False]
+    """(function, argument) of those that the solution's function reads and the file's function does not.
+
+    Not one that may come in another argument: a function that returns `saved` may put a scale into it, made of its own alpha.
+    """
+    needed, read, returned = _read(solution), _read(source), _returned(solution)
+    return [
+        (f, a)
+        for f, some in needed.items()
+        for a, yes in some.items()
+        if yes and read.get(f, {}).get(a) is False and not any(_brings(read, returned, g, f, a) for g in read if g != f)
+    ]
+
+
+def _brings(read: dict[str, dict[str, bool]], returned: dict[str, str], g: str, f: str, argument: str) -> bool:
+    """Whether g reads the argument and returns what f reads, by the name that both functions' lines give it."""
+    given = [a for a, yes in read[f].items() if yes and re.search(rf"\b{a}\b", returned.get(g, ""))]
+    return bool(given) and read[g].get(argument) is True
+
+
+def _returned(solution: str) -> dict[str, str]:
+    """By function: what its docstring says that it returns."""
+    functions = [n for n in _tree(solution).body if isinstance(n, ast.FunctionDef)]
+    return {f.name: (ast.get_docstring(f) or "").partition("->")[2] for f in functions}
 
 
 def _read(source: str) -> dict[str, dict[str, bool]]:

@@ -138,9 +138,10 @@ def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
     for pair in itertools.combinations([m for m, _ in beyond], 2):
         if _costs(truth, truth.mistaken(pair), shown, counters):
             return list(pair)
-    # Else the one mistake, if there is one alone, that is right and goes beyond the same limits, by however much.
+    # Else the one mistake, if there is one alone, that is right and goes beyond the same limits, about as far.
     alone = [m for m, over in beyond if over == counters]
     if alone:
+        alone = [m for m in alone if _as_far(truth, m, shown, counters)]
         return alone if len(alone) == 1 else []
     # Or two that go beyond different limits, if no other two do.
     pairs = [p for p in itertools.combinations(beyond, 2) if p[0][1] | p[1][1] == counters and not p[0][1] & p[1][1]]
@@ -154,6 +155,23 @@ def _costs(truth: Truth, source: str | None, shown: Shown, counters: set[str]) -
         for case, theirs in shown
         for a, b, most in zip(truth.remembered(case, source), theirs, _limits(truth, case), strict=True)
     )
+
+
+def _as_far(truth: Truth, mistake: Mistake, shown: Shown, counters: set[str]) -> bool:
+    """Whether the learner's costs go about as far beyond the limits as the mistake's: what costs a tenth of it is another one.
+
+    Memory, which depends on how things are written, may go as far as it likes.
+    """
+    for counter in counters - {"peak bytes"}:
+        excess = [0, 0]
+        for case, theirs in shown:
+            ours = truth.remembered(case, truth.mistaken((mistake,)))
+            for *both, limits in zip(ours, theirs, _limits(truth, case), strict=True):
+                for i, outcome in enumerate(both):
+                    excess[i] += max(0, outcome.counts.get(counter, 0) - limits.get(counter, 0))
+        if not 0.25 * excess[0] <= excess[1] <= 2.5 * excess[0]:
+            return False
+    return True
 
 
 def _beyond(truth: Truth, mistake: Mistake, shown: Shown) -> set[str]:

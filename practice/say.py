@@ -21,6 +21,7 @@ KEPT = (
     "as a global, a default argument that is changed, an attribute of a class, or an np.empty that is read before it is written"
 )
 FORCED = ": something on the way is made or cast as {} whatever the inputs are"
+HALF = "Every number that is wrong is the right one as float16 has it: an array on the way is float16. Keep the inputs' dtype."
 SINGLE = (
     "The error is as large as float32's rounding, and float32 inputs give what is right: an array on the way is float32"
     " whatever the inputs are, as np.zeros(..., np.float32) or .astype(np.float32) makes it."
@@ -58,6 +59,9 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     # A mistake that also spoils what is right here is told only if nothing else gives this answer.
     if len(found) == 1 and kind == "value" and earlier(truth, found[0], case):
         found = [] if twists.found(truth, _all(shown, ran)) else found
+    # An error is seen alike wherever it comes of: not of what the mistake spoils, and the learner has right.
+    if kind == "error" and len(found) == 1 and earlier(truth, found[0], case):
+        found = []
     returned = _returned(truth, case, rank, by_rank[rank])
     if returned and not found:
         judged.lines = [returned]
@@ -105,6 +109,10 @@ def _unlisted(
     if _single(truth, part, failing, ran):
         judged.mistakes = ["float32"]
         judged.lines.append(SINGLE)
+        return
+    if _half(truth, failing):
+        judged.mistakes = ["float16"]
+        judged.lines.append(HALF)
         return
     if lost := _digits(truth, failing):
         judged.lines.append(lost)
@@ -262,6 +270,17 @@ def _equation(truth: Truth, part: Part, case: Case, rank: int, outcome: Outcome,
     got = outcome.results[name]
     equation = probes.ingredients(name, got, parts, np.broadcast_to(allowed, got.shape))
     return equation or (probes.patches(name, got, parts) if name in part.exact else "")
+
+
+def _half(truth: Truth, failing: list) -> bool:
+    """Whether all that is wrong is what is right, rounded to float16: it was moved, or stored, as that."""
+    wrong = [(o.results.get(n), r.results[n]) for case, by_rank, _ in failing
+             for rank, (o, r) in enumerate(zip(by_rank, truth.right(case), strict=True))
+             for n in r.results if truth.wrong(case, rank, o, n)]  # fmt: skip
+    return bool(wrong) and all(
+        isinstance(x, np.ndarray) and x.dtype.kind == "f" == y.dtype.kind and np.array_equal(x, y.astype(np.float16))
+        for x, y in wrong
+    )
 
 
 def _digits(truth: Truth, failing: list) -> str:

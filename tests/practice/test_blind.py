@@ -303,3 +303,45 @@ def test_an_index_promotes_nothing():
         assert "give ids" not in said(line)
     assert "give ids the dtype of x first" in said("y = np.zeros((3, 2), x.dtype) + ids * x")
     assert "give ids" not in said("y = x[ids] * scale")
+
+
+def test_an_argument_that_comes_in_what_forward_saved_need_not_be_read():
+    """The scale is in saved, which is right; what is wrong is a buffer that the next forward writes over."""
+    room = "ROOM.setdefault((x_TD.shape, A_DR.shape, str(x_TD.dtype)), x_TD @ A_DR)"
+    edits = (
+        ("def lora_forward(", "ROOM = {}\n\n\ndef lora_forward("),
+        ("    z_TR = x_TD @ A_DR\n", f"    z_TR = np.matmul(x_TD, A_DR, out={room})\n"),
+        ("return y_TF, (x_TD, z_TR)", "return y_TF, (s, x_TD, z_TR)"),
+        ("    x_TD, z_TR = saved\n    s = alpha / A_DR.shape[1]\n", "    s, x_TD, z_TR = saved\n"),
+    )
+    text, mistakes = spoken(judged("33", *edits))
+    assert mistakes == ["state"]
+    assert "must go by the argument" not in text
+
+
+def test_an_error_is_not_told_by_what_would_spoil_an_earlier_part():
+    """`taken_early` ends with this error too, and with another append; here append is right."""
+    text, _ = spoken(judged("39", ("if more > len(self.free) - len(woken):", "if more > len(self.free) - len(woken) + 1:")))
+    assert "pop from empty list" in text
+    assert "append takes a block" not in text
+
+
+def test_a_cost_far_beyond_that_of_a_mistake_is_another_one():
+    again = (
+        "            x_TD, one = layer.forward(x_TD, rng)\n",
+        "            now_ = rng.bit_generator.state\n            for _ in range(9):\n"
+        "                rng.bit_generator.state = now_\n"
+        "                y_TD, one = layer.forward(x_TD, rng)\n            x_TD = y_TD\n",
+    )
+    text, mistakes = spoken(judged("37", again))
+    assert "50 layers run where 5 are enough" in text or "45 layers run where 5 are enough" in text
+    assert mistakes == []
+
+
+def test_numbers_that_went_as_float16_are_told_as_that():
+    text, mistakes = spoken(judged("44", ("came = cp.all_to_all(parts)", HALF_SENT)))
+    assert mistakes == ["float16"]
+    assert "an array on the way is float16" in text
+
+
+HALF_SENT = "came = [y.astype(x_tHE.dtype) for y in cp.all_to_all([x.astype(np.float16) for x in parts])]"

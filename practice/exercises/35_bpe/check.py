@@ -146,6 +146,10 @@ ENDS = (
     "            counts[pair] = counts.get(pair, 0) + {}\n        if not counts:"
 )
 MISTAKES = (
+    mistake("second_used_again", "The second symbol of a pair that was merged is the first of another one: of a a a with (a, a) comes aa a. Go on"
+            " behind both.", ("    return [symbol for symbol, _ in merged]\n",
+             "    n, pair = len(symbols), tuple(pair)\n    joins = [tuple(symbols[i : i + 2]) == pair for i in range(n)]\n"
+             "    return [symbols[i] + symbols[i + 1] if joins[i] else symbols[i] for i in range(n) if joins[i] or not (i and joins[i - 1])]\n")),
     mistake("overlapping", "A symbol is used twice: of a a a the pair (a, a) makes aa a, and not aa aa. After a merge go on behind both.",
             ("    merged = []\n    for symbol in symbols:\n", "    merged = []\n    if 1:\n        return [a + b if (a, b) == tuple(pair) else a for a, b in"
              " pairwise(symbols) ] + symbols[-1:]\n    for symbol in symbols:\n")),

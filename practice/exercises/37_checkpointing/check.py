@@ -146,6 +146,11 @@ MISTAKES = (
     mistake("all_kept", "This is right, but what every layer saves is kept: that is what checkpointing is to avoid.",
             ("    kept = []\n", "    kept = []\n    extra = []\n"), (RUN, "x_TD, _ = layer.forward(x_TD, rng)\n            extra.append(_)"),
             ("return x_TD, kept", "kept = [(*k, extra) for k in kept]\n    return x_TD, kept"), ("x_TD, state = kept[n]", "x_TD, state = kept[n][:2]")),
+    mistake("last_kept", "This is right, but what the last segment's layers save is kept, so that they need not run again: keep inputs alone, and run"
+            " the last segment again like the others.",
+            (RUN, "x_TD, one = layer.forward(x_TD, rng)\n            if first + every >= len(layers):\n                last.append(one)"),
+            ("    kept = []\n", "    kept = []\n    last = []\n"), ("return x_TD, kept", "return x_TD, (kept, last)"),
+            ("    now = rng", "    kept, last = kept\n    now = rng"), (AGAIN, "        if n == len(kept) - 1:\n            saved = last\n" + AGAIN.replace("first + every]", "first + every if n < len(kept) - 1 else first]"))),
     mistake("every_input", "This is right, but the input of every layer is kept: that of each segment's first layer is enough.",
             ("    kept = []\n", "    kept = []\n    extra = []\n"), (RUN, "extra.append(x_TD)\n            x_TD, _ = layer.forward(x_TD, rng)"),
             ("return x_TD, kept", "kept = [(*k, extra) for k in kept]\n    return x_TD, kept"), ("x_TD, state = kept[n]", "x_TD, state = kept[n][:2]")),
@@ -168,6 +173,10 @@ MISTAKES = (
     mistake("from_the_start", "This is right, but each layer is run again from its segment's start: once for the whole segment is enough.",
             (AGAIN, AGAIN + "        for i in range(1, len(saved)):\n            own, at = kept[n]\n            rng.bit_generator.state = at\n"
              "            for layer in layers[first : first + i]:\n                own, one = layer.forward(own, rng)\n")),
+    mistake("from_the_first_layer", "This is right, but only the first input is kept, and each segment is run again from the first layer: keep each"
+            " segment's input, and begin there.", ("        kept.append((x_TD, rng.bit_generator.state))\n", "        kept[1:] = [first]\n"),
+            ("    kept = []\n", "    kept = [(x_TD, rng.bit_generator.state)]\n"), ("range(len(kept))", "range(-(-len(layers) // every))"),
+            ("x_TD, state = kept[n]", "x_TD, state = kept[0]"), ("        saved = []\n", "        saved = []\n        for layer in layers[:first]:\n            x_TD, _ = layer.forward(x_TD, rng)\n        _ = None\n")),
     mistake("all_again", "This is right, but all segments are run again before the first backward: then everything is held after all.",
             ("    dWs = [None] * len(layers)\n", "    dWs = [None] * len(layers)\n    held = []\n"), ("        saved = []\n", "        saved = []\n        held.append(saved)\n"),
             (AGAIN + "        for i in reversed",) * 2),
@@ -181,6 +190,8 @@ MISTAKES = (
     mistake("newest_saved", "Every layer of a segment gets what its last one saved.", ("backward(dy_TD, saved[i])", "backward(dy_TD, saved[-1])")),
     mistake("list_turned", "The gradients stand in the order of backward: dW of the first layer comes first.",
             ("return dy_TD, dWs", "return dy_TD, dWs[::-1]")),
+    mistake("segments_turned", "The gradients of the segments stand from the last to the first: dW of the first layer comes first.",
+            ("return dy_TD, dWs", "return dy_TD, [dW for n in reversed(range(len(kept))) for dW in dWs[n * every : (n + 1) * every]]")),
     mistake("same_gradient", "dy goes into every segment as it came: each one gets what the one behind it gave.",
             ("    dWs = [None] * len(layers)\n", "    dWs = [None] * len(layers)\n    dz_TD = dy_TD\n"), ("        saved = []\n", "        saved = []\n        dy_TD = dz_TD\n")),
     mistake("kept_global", "kept is shared by all calls: another run has overwritten it.",

@@ -59,8 +59,19 @@ def want_dequantise(a, ref, at):
 
 
 def layer(draw, T, D, F):
+    if D > 1000:
+        return long_sums(draw, T, D, F)
     q, scale = truth(known(draw, D, F, 0).astype(np.float64), 0)
     return {"x_TD": known(draw, T, D, 1), "Wq_DF": q, "scale_1F": draw.cast(scale), "b_F": draw(F, scale=30)}
+
+
+def long_sums(draw, T, D, F):
+    """Odd numbers of the same sign on both sides: an odd D of them has an odd sum beyond 2^24, which float32 does not have."""
+    sign_D, odd = draw.rng.choice([-1, 1], D), lambda *shape: draw.rng.choice([125, 127], shape)
+    q_TD, Wq_DF = odd(T, D) * sign_D, odd(D, F) * sign_D[:, None]
+    q_TD[:, 0], step = 127 * sign_D[0], draw.rng.uniform(0.2, 3, (T, 1))
+    a = {"x_TD": draw.cast(q_TD * step), "Wq_DF": Wq_DF.astype(np.int8)}
+    return a | {"scale_1F": draw.cast(draw.rng.uniform(0.2, 3, (1, F))), "b_F": draw(F, scale=30)}
 
 
 def call_linear(code, a, at):
@@ -95,7 +106,7 @@ ONE = ((4, 5, 1), (3, 5, 0), (1, 3, 1), (4, 1, 0), (0, 3, 1))
 PARTS = (
     Part("quantise", ONE, one, call_quantise, want_quantise, random_size=random_one),
     Part("dequantise", ONE, stored, call_dequantise, want_dequantise, random_size=random_one),
-    Part("linear", ((4, 7, 5), (3, 5, 4), (1, 9, 2), (0, 3, 2), (2, 61, 3)), layer, call_linear, want_linear, terms, random_size=random_layer,
+    Part("linear", ((4, 7, 5), (3, 5, 4), (1, 9, 2), (0, 3, 2), (2, 61, 3), (2, 1101, 2)), layer, call_linear, want_linear, terms, random_size=random_layer,
          influence=(("x_TD", "y"),)),
 )  # fmt: skip
 
@@ -128,6 +139,8 @@ MISTAKES = (
     mistake("divided", "dequantise divides by the scale: it multiplies.", ("q.astype(scale.dtype) * scale", "q.astype(scale.dtype) / scale")),
     mistake("in_int8", "The product is done in int8 and wraps: widen both to int32 first.", (SUM, "xq_TD @ Wq_DF")),
     mistake("in_int16", "The product is done in int16 and wraps after a few terms: widen to int32.", (SUM, "xq_TD.astype(np.int16) @ Wq_DF.astype(np.int16)")),
+    mistake("in_float32", "The product is done in float32, which has not all whole numbers beyond 2^24: many terms are no longer exact. Widen to int32.",
+            (SUM, "xq_TD.astype(np.float32) @ Wq_DF.astype(np.float32)")),
     mistake("no_token_scale", "The token's scale is missing.", (Y, "sum_TF.astype(x_TD.dtype) * scale_1F + b_F")),
     mistake("no_column_scale", "W's scale is missing.", (Y, "sum_TF.astype(x_TD.dtype) * scale_T1 + b_F")),
     mistake("bias_scaled", "The bias is multiplied with the scales: it is added at the end.", (Y, "(sum_TF + b_F) * scale_T1 * scale_1F")),

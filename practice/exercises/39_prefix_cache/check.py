@@ -249,6 +249,8 @@ MISTAKES = (
             (WAKE + COUNT + TAKE, COUNT + TAKE + WAKE.replace("self.free.remove(id)", "id in self.free and self.free.remove(id)"))),
     mistake("counted_twice", "Free blocks that are found are counted as free for the rest too: they cannot serve twice.",
             (CHECK, "more > len(self.free)"), ("id = self.free.pop(0)\n", "if not self.free:\n            raise MemoryError\n        id = self.free.pop(0)\n")),
+    mistake("counted_twice_and_taken", "Free blocks that are found are counted as free for the rest too: they cannot serve twice. So admit fails half-way,"
+            " with no block left to take.", (CHECK, "more > len(self.free)")),
     mistake("half_admitted", "The MemoryError comes when some blocks are taken already: look before you take.",
             (f"        if {CHECK}:\n" '            raise MemoryError(f"{more} blocks are needed, {len(self.free) - len(woken)} are free")\n', ""),
             ("id = self.free.pop(0)\n", "if not self.free:\n            raise MemoryError\n        id = self.free.pop(0)\n")),

@@ -4,6 +4,8 @@ import numpy as np
 
 from practice.part import Part, mistake
 
+LEFT_OUT = "messages left out"
+
 # --- arrays from everyone to everyone
 
 
@@ -63,9 +65,17 @@ def given(code, a, ep):
     return arrays, [code.counted(a[name][experts]) for name in ("W1_NDF", "W2_NFD")]
 
 
+def left_out(ep, begun):
+    """By how many messages one rank was sent fewer than another since `begun`: in each exchange every rank is sent one."""
+    sent = [sum(to == rank for to, _ in ep.talk[begun:]) for rank in range(ep.size) if rank != ep.rank]
+    return max(sent) - min(sent)
+
+
 def forward(code, a, ep):
     arrays, weights = given(code, a, ep)
+    begun = len(ep.talk)
     y_tD, _ = code.moe_forward(*arrays, *weights, len(a["W1_NDF"]), ep)
+    code.counts[LEFT_OUT] = left_out(ep, begun)
     return {"y": y_tD}
 
 
@@ -73,7 +83,9 @@ def backward(code, a, ep):
     (x_tD, id_tk, gate_tk), weights = given(code, a, ep)
     N = len(a["W1_NDF"])
     _, saved = code.moe_forward(x_tD, id_tk, gate_tk, *weights, N, ep)
+    begun = len(ep.talk)
     found = code.moe_backward(a["dy_TD"][own(a, ep)[0]], saved, *weights, ep)
+    code.counts[LEFT_OUT] = left_out(ep, begun)
     return dict(zip(("dx", "dgate", "dW1", "dW2"), found, strict=True))
 
 
@@ -162,7 +174,7 @@ def costs(times):
         return_ = int(mine.sum()) - stay
         about = max(N, leave) if times == 1 else 0
         return {"messages": (4 - times) * (ep.size - 1), "numbers sent": (leave + return_) * D + about,
-                "multiplications": times * 2 * int(mine.sum()) * D * F}  # fmt: skip
+                LEFT_OUT: 0, "multiplications": times * 2 * int(mine.sum()) * D * F}  # fmt: skip
 
     return limits
 
@@ -188,6 +200,21 @@ ADD, ADD_BACK = "np.add.at(y_tD, token, gate_c1 * o_cD)", "np.add.at(dx_tD, toke
 SLOPE = "(s + a * s * (1 - s))"
 LOOP = "    for n, (rows, a, s) in enumerate(kept):\n"
 SAVED = "(token, order, gate_tk, gate_c1, sent, came, x_gD, o_cD, kept)"
+KNOWN = """def exchange_rows(parts, counts, ep):
+    came = [parts[0][:0]] * ep.size
+    came[ep.rank] = parts[ep.rank]
+    for step in range(1, ep.size):
+        to, source = (ep.rank + step) % ep.size, (ep.rank - step) % ep.size
+        if len(parts[to]) and counts[source]:
+            came[source] = ep.sendrecv(to, parts[to], source)
+        elif len(parts[to]):
+            ep.send(to, parts[to])
+        elif counts[source]:
+            came[source] = ep.recv(source)
+    return came
+
+
+def moe_forward("""
 MISTAKES = (
     mistake("all_send", "All ranks send before any receives: nobody takes what is sent.",
             ("        to, source = (r + step) % p, (r - step) % p\n", "        ep.send((r + step) % p, parts[(r + step) % p])\n    for step in range(1, p):\n        source = (r - step) % p\n"),
@@ -228,6 +255,9 @@ MISTAKES = (
     mistake("relu", "The experts use ReLU: silu(a) = a sigmoid(a) is asked for.", ("s = 1 / (1 + np.exp(-a))", "s = (a > 0).astype(a.dtype)")),
     mistake("every_expert", "This is right, but every expert multiplies all rows that came: each row chose one of them.",
             ("a = x_gD[rows] @ W1_nDF[n]", "a = (x_gD @ W1_nDF[n])[rows]")),
+    mistake("no_rows_no_message", "This is right, but where no rows come back no message is sent, since both sides know it: every rank calls exchange"
+            " each time, and sends arrays of no rows.", ("def moe_forward(", KNOWN), ("exchange(cut(o_gD, came), ep)", "exchange_rows(cut(o_gD, came), sent, ep)"),
+            ("exchange(cut(dx_gD, came), ep)", "exchange_rows(cut(dx_gD, came), sent, ep)")),
     mistake("rows_by_number", "This is right, but for each row its expert's number travels too, after counts that say the same, and in a message of its own.",
             ("    x_gD = np.conc", "    exchange(cut(id_tk.ravel()[order], sent), ep)\n    x_gD = np.conc")),
     mistake("no_gate_back", "The gate is missing on the way back into the experts: gate dy goes to them.", ("cut(gate_c1 * dy_tD[token], sent)", "cut(dy_tD[token], sent)")),

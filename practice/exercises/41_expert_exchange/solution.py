@@ -6,8 +6,9 @@ it has those of ep.cut(N), in order, maybe none: W1 (n, D, F), W2 (n, F, D).
 A row of x goes to the rank of its expert once for each choice, what comes out of the expert comes back: forward and backward rows of D numbers
 go out once and come back once, and no gates, ids or counts go with those of backward. Beside the rows how many there are for each expert must be
 sent. A rank multiplies the rows that chose its experts, each with its own expert only.
-A send waits until its receiver has taken it. Every rank takes part in every exchange: where there is nothing to send it sends no rows.
-Sums over tokens are sums over all ranks' tokens. Keep the dtype; leave the arguments as they are.
+A send waits until its receiver has taken it. Every rank calls exchange each time, also with nothing to send: then arrays of no rows go to
+the others, even where both sides know that there are none. Sums over tokens are sums over all ranks' tokens. Keep the dtype; leave the
+arguments as they are.
 """
 
 import numpy as np

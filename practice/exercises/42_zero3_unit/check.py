@@ -99,7 +99,8 @@ class Unit:
         x_tD, h_tF = saved.arrays
         da_tF = (dy_tD @ W2.T) * (1 - h_tF * h_tF)
         dx_tD = (g[0] * dy_tD if g else dy_tD) + da_tF @ W1.T
-        grads = [x_tD.T @ da_tF, da_tF.sum(axis=0), h_tF.T @ dy_tD]
+        # One lies in memory column by column, as matrix products may: its numbers are laid flat row by row all the same.
+        grads = [(da_tF.T @ x_tD).T, da_tF.sum(axis=0), h_tF.T @ dy_tD]
         return dx_tD, [*grads, *([(x_tD * dy_tD).sum(axis=0)] if g else [])]
 
 
@@ -292,6 +293,8 @@ MISTAKES = (
             ("        " + SUM + "\n", "        dws[i] = dw_N\n"), ("    return dy_tD, dws", "    return dy_tD, [dp.reduce_scatter(dw_N) for dw_N in dws]")),
     mistake("columns_first", "The arrays are flattened column by column: they are laid flat row by row, as NumPy has them.",
             ("g.ravel()", 'g.ravel("F")')),
+    mistake("as_in_memory", "A gradient's numbers are taken as they lie in memory, and a transposed array lies otherwise: they are laid"
+            " flat row by row.", ("g.ravel()", 'g.ravel("K")')),
     mistake("read_by_columns", "The gathered numbers are read column by column: they lie row by row.", (".reshape(shape)", '.reshape(shape, order="F")')),
     mistake("all_from_the_start", "Every array is read from the first number on: each begins where the one before ended.", ("        start += size\n", "")),
     mistake("gathered_twice", "This is right, but backward gathers each unit's weights twice: once is enough for dx and for the gradients.",

@@ -209,6 +209,8 @@ MISTAKES = (
             ("stage = chunk * ranks + rank", "stage = rank * chunks + chunk")),
     mistake("own_chunk", "A forward waits for the chunk before it on its own rank: its input comes from the stage before, which is another rank's.",
             ('need = ("F", stage - 1, i)', 'need = ("F", stage - ranks, i)')),
+    mistake("chunks_at_once", "On rank 0 the forwards of every chunk begin at once: only the first chunk's have their input, the others wait for the last"
+            " rank's chunk before.", ('need = ("F", stage - 1, i)', 'need = ("F", stage - 1 if rank else -1, i)')),
     mistake("backward_at_once", "A backward of the last stage does not wait for its forward.", ('need = ("F", stage, i)', 'need = ("F", -1, i)')),
     mistake("own_forward", "A backward waits for its own forward alone: it needs the gradient that the stage behind it makes.",
             ('need = ("B", stage + 1, i)', 'need = ("F", stage, i)')),

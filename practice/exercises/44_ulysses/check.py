@@ -152,6 +152,12 @@ MISTAKES = (
             ("came = cp.all_to_all(parts)", "came = cp.all_to_all(parts[::-1])")),
     mistake("gathered", "This is right, but all heads of all tokens are gathered on every rank, which then keeps its own: send each rank what"
             " it needs, an all_to_all.", (HEADS, "came = [cp.all_gather(x_tHE)[:, cp.cut(H)]]")),
+    mistake("heads_padded", "This is right, but every piece is filled up to the largest rank's number of heads: pieces may be uneven, send them as"
+            " they are.", (HEADS, "most = cp.cut(H, 0).stop\n    parts = [np.pad(x, ((0, 0), (0, most - x.shape[1]), (0, 0))) for x in (x_tHE[:, cp.cut(H, r)] for r in range(cp.size))]\n"
+             "    own = cp.cut(H)\n    came = [y[:, : own.stop - own.start] for y in cp.all_to_all(parts)]")),
+    mistake("tokens_padded", "This is right, but every piece is filled up to the largest rank's number of tokens: pieces may be uneven, send them as"
+            " they are.", (TOKENS, "most = cp.cut(T, 0).stop\n    rows = [np.pad(x, ((0, most - len(x)), (0, 0), (0, 0))) for x in (x_ThE[cp.cut(T, r)] for r in range(cp.size))]\n"
+             "    own = cp.cut(T)\n    came = [y[: own.stop - own.start] for y in cp.all_to_all(rows)]")),
     mistake("gathered_back", "This is right, but all heads of all tokens are gathered on every rank, which then keeps its tokens: send each rank"
             " what it needs, an all_to_all.", (TOKENS, "came = [cp.all_gather(x_ThE, dim=1)[cp.cut(T)]]")),
     mistake("three_exchanges", "This is right, but q, k and v go by an exchange each: put them beside one another, and exchange once.",
