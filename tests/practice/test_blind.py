@@ -9,7 +9,7 @@ import pytest
 
 from practice import blind, dev, kept, noted, origin, translate, twists
 from practice.exercise import SOLUTION, every, find, load
-from tests.practice.test_named import judged, spoken
+from tests.practice.test_named import changed, examiner, judged, spoken
 
 
 def kept_by_a_global(made, back, names):
@@ -345,3 +345,12 @@ def test_numbers_that_went_as_float16_are_told_as_that():
 
 
 HALF_SENT = "came = [y.astype(x_tHE.dtype) for y in cp.all_to_all([x.astype(np.float16) for x in parts])]"
+
+
+def test_a_slope_far_below_0_may_round_otherwise():
+    """Where all that is left of 1 + tanh is rounding: draws on which this was refused."""
+    edits = (
+        ("c * (a_TF + 0.044715 * a_TF**3)", "c * a_TF * (1 + 0.044715 * a_TF**2)"),
+        ("0.5 * (1 + t_TF) + 0.5 * a_TF * (1 - t_TF**2)", "0.5 * (1 + t_TF) + 0.5 * a_TF * (1 - t_TF * t_TF)"),
+    )
+    assert all(dev.passes(dev.judged(examiner("02"), changed("02", *edits), seed)) for seed in (104, 115, 194))
