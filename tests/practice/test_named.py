@@ -145,6 +145,9 @@ def test_a_verdict_on_several_results_tells_which(exercise):
             case, by_rank = own.failed
             names = list(own.right(case)[0].results)
             results = all(o.kind == "ok" for o in by_rank) and "right, but" not in "\n".join(j.lines)
+            # Where other cases have other results, as one for each of their layers, nothing is said.
+            own_cases = [c for c in cases(exercise.parts, 1) if c.part == j.part and not c.moved]
+            results = results and len({tuple(own.right(c)[0].results) for c in own_cases}) == 1
             told = [line for line in j.lines if re.match(r"right: .*; wrong: ", line)]
             asked = results and len(names) > 1 and not any({*"\n(["} & {*n} for n in names) and "must return" not in j.lines[0]
             assert bool(told) == asked or not results, (mistake.name, j.lines)
