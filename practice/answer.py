@@ -16,7 +16,7 @@ CACHES = ("cache", "lru_cache")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 WIDE = ("float64", "double", "float_", "float", "longdouble")
 # np.zeros and its like make float64 unless they are told otherwise; (how many arguments come before dtype).
-MAKING = {"zeros": 1, "ones": 1, "empty": 1, "eye": 3, "identity": 1, "full": 2, "linspace": 5}
+MAKING = {"zeros": 1, "ones": 1, "empty": 1, "eye": 3, "identity": 1, "tri": 3, "full": 2, "linspace": 5}
 LONGEST = 90
 
 
@@ -166,6 +166,13 @@ def _called(tree: ast.Module, function: str) -> list[ast.AST]:
     return list(found.values())
 
 
+def untold(node: ast.AST) -> str:
+    """zeros of a call of np.zeros, or of its like, that says no dtype; '' of all else."""
+    name = _last(node.func) if isinstance(node, ast.Call) and _last(_root(node.func)) in ("np", "numpy") else ""
+    told = name in MAKING and (len(node.args) > MAKING[name] or any(k.arg == "dtype" for k in node.keywords))
+    return name if name in MAKING and not told else ""
+
+
 def wide(source: str, function: str = "") -> list[Line]:
     """Lines that make float64 whatever the inputs are: said outright first, then np.zeros and its like without a dtype.
 
@@ -182,7 +189,7 @@ def wide(source: str, function: str = "") -> list[Line]:
         line = _line(source, ast.unparse(node), node)
         if any(_last(t) in WIDE or getattr(t, "value", "") in WIDE for t in types) or name in ("float64", "double"):
             said.append(line)
-        elif name in MAKING and not types and _last(_root(node.func)) == "np":
+        elif untold(node):
             unsaid.append(line)
     ordered = [*sorted(said, key=lambda line: line.number), *sorted(unsaid, key=lambda line: line.number)]
     return list({line.number: line for line in reversed(ordered)}.values())[::-1]

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from parallel.remains import die_with_parent
-from practice import known, promises
+from practice import promises
 from practice.examine import Examiner, Judged
 from practice.exercise import Exercise
 from practice.mutants import mutants
@@ -26,6 +26,8 @@ TIMES = 4
 PAIRS = 40
 # What the examiner may compute for one.
 PAIR_SECONDS = 10
+# The search for a pair ends by the clock, and an author's machine may be busy.
+PATIENCE = 4.0
 REJECTED_SHARE = 0.95
 
 
@@ -49,7 +51,7 @@ class Report:
 def judged(examiner: Examiner, source: str, seed: int, over: bool = False) -> list[Judged]:
     """The verdict on a source, on simulated ranks."""
     chosen = cases(examiner.exercise.parts, seed)
-    return examiner.judge(chosen, examiner.anew(chosen, source, over), source)
+    return examiner.judge(chosen, [*examiner.anew(chosen, source, over)], source)
 
 
 def told(examiner: Examiner, source: str, seed: int, over: bool = False) -> list[Judged]:
@@ -58,7 +60,7 @@ def told(examiner: Examiner, source: str, seed: int, over: bool = False) -> list
     chosen = [c for c in cases(examiner.exercise.parts, seed) if not c.moved]
     for part in examiner.exercise.parts:
         own = [c for c in chosen if c.part == part.name]
-        outcomes = examiner.anew(own, source, over)
+        outcomes = [*examiner.anew(own, source, over)]
         verdict += [j for j in examiner.judge(own, outcomes, source) if j.part == part.name]
         if verdict[-1].status == "wrong":
             break
@@ -191,15 +193,11 @@ def _pairs(examiner: Examiner, report: Report) -> None:
     def judge(source: str) -> str:
         try:
             verdict = told(examiner, source, 1)
-            if not any(j.mistakes for j in verdict):
-                # The search for pairs ends by the clock: once more, for longer.
-                seconds, known.PAIRS = known.PAIRS, 4 * known.PAIRS
-                verdict = told(examiner, source, 1)
-                known.PAIRS = seconds
         except SyntaxError:
             return ""
         return "passes" if passes(verdict) else json.dumps([[n for j in verdict for n in j.mistakes], summary(verdict)])
 
+    examiner.patience = PATIENCE
     for (pair, _), result in zip(chosen, forked(judge, [s for _, s in chosen], PAIR_SECONDS), strict=True):
         names = [m.name for m in pair]
         report.pairs += bool(result)

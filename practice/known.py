@@ -7,7 +7,7 @@ import copy
 import itertools
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from practice.axis import VERBS
 from practice.guarded import apart
@@ -18,6 +18,8 @@ from practice.truth import Truth
 PAIRS = 1.0
 # And arguments that are kept.
 STALE = 0.5
+# How much less and more than a mistake's own excess is still told as that mistake: a rule of thumb, by answers that were seen.
+LESS, MORE = 0.25, 2.5
 
 
 Shown = list[tuple[Case, list[Outcome]]]
@@ -58,12 +60,13 @@ def known(truth: Truth, shown: Shown, every: Shown) -> list[Mistake]:
     touching = [m for m in mistakes if any(truth.touches(m, case) for case in bad)]
     likely = [m for m in touching if not earlier(truth, m, bad[0])]
     pairs = dict.fromkeys(p for some in (likely, touching, mistakes) for p in itertools.combinations(some, 2))
-    return apart(lambda: _pair(truth, shown, pairs), PAIRS) or []
+    seconds = PAIRS * truth.patience
+    return apart(lambda: _pair(truth, shown, pairs, seconds), seconds) or []
 
 
-def _pair(truth: Truth, shown: Shown, pairs: Iterable[tuple[Mistake, Mistake]]) -> list[Mistake]:
+def _pair(truth: Truth, shown: Shown, pairs: Iterable[tuple[Mistake, Mistake]], seconds: float) -> list[Mistake]:
     begun = time.process_time()
-    for pair in itertools.takewhile(lambda _: time.process_time() - begun < PAIRS, pairs):
+    for pair in itertools.takewhile(lambda _: time.process_time() - begun < seconds, pairs):
         if truth.explains(truth.mistaken(pair), shown):
             return list(pair)
     return []
@@ -99,27 +102,30 @@ def stale(truth: Truth, ran: Shown) -> str:
     if any(truth.problem(ran[0][0], r, o) for r, o in enumerate(ran[0][1])):
         return ""
     begun = time.process_time()
-    tree = ast.parse(truth.exercise.solution)
-    for function in (n for n in tree.body if isinstance(n, ast.FunctionDef)):
-        names = [a.arg for a in function.args.args]
-        # Not an axis: that of an earlier run would be waited in for ever.
-        for name in (
-            n for n in names if not re.search(rf"\b{n}\.({'|'.join(VERBS)}|cut|rank|size)\b", truth.exercise.solution)
-        ):
-            # As if found again by nothing, by the width, the length, or all of the shape of an argument.
-            keys = ["0", *(f"np.shape({names[0]}){part}" for part in ("[-1:]", "[:1]", ""))]
-            for key in keys:
-                twin = copy.deepcopy(tree)
-                body = next(n for n in twin.body if isinstance(n, ast.FunctionDef) and n.name == function.name).body
-                body.insert(0, ast.parse(f"{name} = globals().setdefault('_{name}', {{}}).setdefault({key}, {name})").body[0])
-                if truth.in_turn(ast.unparse(ast.fix_missing_locations(twin)), ran):
-                    return (
-                        f"{name} is that of an earlier call: something made of it is kept from one call to the next, and found"
-                        f" again whatever {name} is now."
-                    )
-                if time.process_time() - begun > STALE:
-                    return ""
+    for name, source in _stalled(truth.exercise.solution):
+        if truth.in_turn(source, ran):
+            return (
+                f"{name} is that of an earlier call: something made of it is kept from one call to the next, and found again"
+                f" whatever {name} is now."
+            )
+        if time.process_time() - begun > STALE:
+            break
     return ""
+
+
+def _stalled(solution: str) -> Iterator[tuple[str, str]]:
+    """Each argument, and the solution in which it is that of an earlier call, found again by nothing, or by the width, the
+    length or all of the shape of the first argument. Not an axis: that of an earlier run would be waited in for ever."""
+    axis = re.compile(rf"\b(\w+)\.(?:{'|'.join(VERBS)}|cut|rank|size)\b")
+    axes, tree = set(axis.findall(solution)), ast.parse(solution)
+    for at, function in ((n, f) for n, f in enumerate(tree.body) if isinstance(f, ast.FunctionDef)):
+        names = [a.arg for a in function.args.args]
+        keys = ["0", *(f"np.shape({names[0]}){part}" for part in ("[-1:]", "[:1]", ""))] if names else []
+        for name, key in itertools.product([n for n in names if n not in axes], keys):
+            twin = copy.deepcopy(tree)
+            kept = f"{name} = globals().setdefault('_{name}', {{}}).setdefault({key}, {name})"
+            twin.body[at].body.insert(0, ast.parse(kept).body[0])
+            yield name, ast.unparse(ast.fix_missing_locations(twin))
 
 
 def earlier(truth: Truth, mistake: Mistake, case: Case) -> bool:
@@ -169,7 +175,7 @@ def _as_far(truth: Truth, mistake: Mistake, shown: Shown, counters: set[str]) ->
             for *both, limits in zip(ours, theirs, _limits(truth, case), strict=True):
                 for i, outcome in enumerate(both):
                     excess[i] += max(0, outcome.counts.get(counter, 0) - limits.get(counter, 0))
-        if not 0.25 * excess[0] <= excess[1] <= 2.5 * excess[0]:
+        if not LESS * excess[0] <= excess[1] <= MORE * excess[0]:
             return False
     return True
 

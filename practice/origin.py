@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from practice.answer import MAKING, untold
 from practice.noted import line_of
 
 # Seconds of looking: a file of many short steps is looked at no longer.
 LOOKING = 0.1
 MAKERS = r"np\.(zeros|ones|empty|eye|identity|tri|arange|linspace|full|array|asarray)\("
-# Those that make float64 whatever they are given, and how many arguments they take before dtype.
-ALWAYS = {"zeros": 1, "ones": 1, "empty": 1, "eye": 3, "identity": 1, "tri": 3}
+# What is given to these says how much, and of what shape: it promotes nothing. np.full is given a number, whose dtype it has.
+ALWAYS = MAKING.keys() - {"full"}
 PROMOTED = (
     "np.zeros, np.ones, np.empty, np.eye and np.arange make float64 unless dtype= says otherwise, and np.sqrt of a number and"
     " other np.float64 values promote; math.sqrt and Python numbers do not"
@@ -157,11 +158,7 @@ def _read(text: str) -> tuple[str, set[str]]:
         return "", set(re.findall(r"[A-Za-z_]\w*", text))
     nodes = list(ast.walk(tree))
     cast = {n.func.value for n in nodes if _method(n) == "astype"}
-    maker = ""
-    for n in nodes:
-        made = _method(n) in ALWAYS and ast.unparse(n.func.value) in ("np", "numpy") and n not in cast
-        if made and len(n.args) <= ALWAYS[_method(n)] and not any(k.arg == "dtype" for k in n.keywords):
-            maker = maker or _method(n)
+    maker = next((name for n in nodes if n not in cast and (name := untold(n)) in ALWAYS), "")
     sides = [x for n in nodes if isinstance(n, ast.BinOp) for x in (n.left, n.right)]
     sides += [x for n in nodes if isinstance(n, ast.AugAssign) for x in (n.target, n.value)]
     # What functions are given counts: np.multiply(ids, x), np.where(seen, ids, x).

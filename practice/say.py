@@ -6,26 +6,19 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from practice import answer, origin, probes, slips, translate, twists
-from practice.compare import same, wrong_entries
+from practice import answer, digits, origin, probes, slips, translate, twists
+from practice.compare import wrong_entries
 from practice.known import Shown, compared, earlier, kept, known, partly, stale
 from practice.part import Case, Outcome, Part, float64
 from practice.truth import Truth
 
 URGENT = ("error", "silent", "hang")
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-# From so many right digits on, digits are lost and nothing else is wrong: mistakes are larger.
-DIGITS = 6
 STATE = "The same inputs gave the right answer at first, and now they do not: something is kept from one call to the next"
 KEPT = (
     "as a global, a default argument that is changed, an attribute of a class, or an np.empty that is read before it is written"
 )
 FORCED = ": something on the way is made or cast as {} whatever the inputs are"
-HALF = "Every number that is wrong is the right one as float16 has it: an array on the way is float16. Keep the inputs' dtype."
-SINGLE = (
-    "The error is as large as float32's rounding, and float32 inputs give what is right: an array on the way is float32"
-    " whatever the inputs are, as np.zeros(..., np.float32) or .astype(np.float32) makes it."
-)
 
 
 @dataclass
@@ -48,20 +41,16 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     kind, name = wrong[rank]
     shown, state = compared(failing, ran), _state(failing, ran)
     found = ([] if state else known(truth, shown, _all(shown, ran))) or kept(truth, ran)
-    if not found and (said := stale(truth, ran)):
-        judged.lines = [*_seen(truth, part, case, by_rank, wrong, rank), said]
-        judged.mistakes = ["state"]
-        return judged
-    if state and not found:
-        judged.lines = [*_seen(truth, part, case, by_rank, wrong, rank), *_kept(truth.answer), *_unread(truth)]
-        judged.mistakes = ["state"]
-        return judged
-    # A mistake that also spoils what is right here is told only if nothing else gives this answer.
-    if len(found) == 1 and kind == "value" and earlier(truth, found[0], case):
-        found = [] if twists.found(truth, _all(shown, ran)) else found
-    # An error is seen alike wherever it comes of: not of what the mistake spoils, and the learner has right.
-    if kind == "error" and len(found) == 1 and earlier(truth, found[0], case):
-        found = []
+    said = stale(truth, ran) if not found else ""
+    if said or (state and not found):
+        told = [said] if said else [*_kept(truth.answer), *_unread(truth)]
+        return replace(judged, lines=[*_seen(truth, part, case, by_rank, wrong, rank), *told], mistakes=["state"])
+    # A mistake that also spoils what is right here is told only if nothing else gives this answer; of an error, which is seen
+    # alike wherever it comes of, not at all.
+    twist = None
+    if len(found) == 1 and kind in ("value", "error") and earlier(truth, found[0], case):
+        twist = twists.found(truth, _all(shown, ran)) if kind == "value" else None
+        found = [] if twist or kind == "error" else found
     returned = _returned(truth, case, rank, by_rank[rank])
     if returned and not found:
         judged.lines = [returned]
@@ -78,14 +67,22 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     if not found and floats and floats[0].startswith(translate.NAIVE):
         judged.mistakes = ["naive_softmax"]
     elif not found and kind in ("value", "shape", "nan"):
-        _unlisted(truth, judged, failing, ran, shown, rank, name, bool(floats or equation))
+        _unlisted(truth, judged, failing, ran, shown, rank, name, bool(floats or equation), twist)
     return judged
 
 
 def _unlisted(
-    truth: Truth, judged: Judged, failing: list, ran: list, shown: Shown, rank: int, name: str, explained: bool
+    truth: Truth,
+    judged: Judged,
+    failing: list,
+    ran: list,
+    shown: Shown,
+    rank: int,
+    name: str,
+    explained: bool,
+    twist: twists.Twist | None,
 ) -> None:
-    """Say what no list of mistakes has: a slip, a twist, a factor, an order, a dependence."""
+    """Say what no list of mistakes has: a slip, a twist, which may have been found before, a factor, an order, a dependence."""
     part = truth.parts[judged.part]
     if name.endswith("left alone"):
         judged.lines.append("What was given is not left alone: it is changed. Work on copies, of what is in it too.")
@@ -106,19 +103,19 @@ def _unlisted(
         judged.mistakes = [slip.name]
         judged.lines.append(slip.sentence)
         return
-    if _single(truth, part, failing, ran):
+    if digits.single(truth, part, failing, ran):
         judged.mistakes = ["float32"]
-        judged.lines.append(SINGLE)
+        judged.lines.append(digits.SINGLE)
         return
-    if _half(truth, failing):
+    if digits.half(truth, failing):
         judged.mistakes = ["float16"]
-        judged.lines.append(HALF)
+        judged.lines.append(digits.HALF)
         return
-    if lost := _digits(truth, failing):
+    if lost := digits.lost(truth, failing):
         judged.lines.append(lost)
         return
     # A number that nobody would write may stand for another thing: a bracket that is not there, a factor too many.
-    if twist := twists.found(truth, _all(shown, ran)):
+    if twist := twist or twists.found(truth, _all(shown, ran)):
         judged.mistakes = [f"twist: {twist.sentence}"]
         judged.lines += [twist.sentence, *twist.named(truth.exercise.scaffold, truth.answer)]
         return
@@ -154,10 +151,9 @@ def _unread(truth: Truth) -> list[str]:
 
 def _wide(source: str, function: str, first: dict | None) -> list[str]:
     """Which line makes float64 of float32, or which of the function or of the file may; first: the one that was seen to."""
-    found = (answer.wide(source, function) or answer.wide(source))[:3]
-    if first or not found:
-        return [origin.said(first or {})]
-    return [": float64 is made in", *map(str, found)]
+    if not first and (found := (answer.wide(source, function) or answer.wide(source))[:3]):
+        return [": float64 is made in", *map(str, found)]
+    return [origin.said(first or {})]
 
 
 def _all(shown: Shown, ran: list) -> Shown:
@@ -272,37 +268,6 @@ def _equation(truth: Truth, part: Part, case: Case, rank: int, outcome: Outcome,
     return equation or (probes.patches(name, got, parts) if name in part.exact else "")
 
 
-def _half(truth: Truth, failing: list) -> bool:
-    """Whether all that is wrong is what is right, rounded to float16: it was moved, or stored, as that."""
-    wrong = [(o.results.get(n), r.results[n]) for case, by_rank, _ in failing
-             for rank, (o, r) in enumerate(zip(by_rank, truth.right(case), strict=True))
-             for n in r.results if truth.wrong(case, rank, o, n)]  # fmt: skip
-    return bool(wrong) and all(
-        isinstance(x, np.ndarray) and x.dtype.kind == "f" == y.dtype.kind and np.array_equal(x, y.astype(np.float16))
-        for x, y in wrong
-    )
-
-
-def _digits(truth: Truth, failing: list) -> str:
-    """Whether all that is wrong in float64 is right but for its last digits."""
-    kept = []
-    for case, by_rank, wrong in failing:
-        for rank in wrong if case.dtype == "float64" else ():
-            right = truth.right(case)[rank].results
-            for name in (n for n in right if truth.wrong(case, rank, by_rank[rank], n)):
-                got, want = by_rank[rank].results.get(name), right[name]
-                if not all(isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in (got, want)) or got.shape != want.shape:
-                    return ""
-                kept.append(probes.digits(got, want))
-    if not kept or min(kept) < DIGITS:
-        return ""
-    return (
-        f"All of it is right to {min(kept)} digits, and not further: digits are lost on the way, by float32 in between, by a"
-        " difference of large numbers that are nearly equal, as mean(x^2) - mean(x)^2, or by a small number, as 1e-6, that is"
-        " added to a divisor or a norm."
-    )
-
-
 def _probe(truth: Truth, part: Part, failing: list, rank: int, name: str, ran: list) -> str:
     case, by_rank, _ = failing[0]
     got, right = by_rank[rank].results[name], truth.right(case)[rank]
@@ -338,25 +303,6 @@ def _shape(truth: Truth, failing: list, rank: int, name: str) -> str:
     if not all(isinstance(x, np.ndarray) and x.dtype.kind in "fiu" for x in (got, want)) or got.shape == want.shape:
         return ""
     return probes.shape(name, got, want, float(np.max(allowed, initial=0.0)))
-
-
-def _single(truth: Truth, part: Part, failing: list, ran: list) -> bool:
-    """Whether all float64 cases are wrong, by no more than float32 rounds, and all float32 ones right."""
-    wrong = {id(by_rank) for _, by_rank, _ in failing}
-    cases = [(case, by_rank) for case, by_rank in ran if not case.moved and 0 not in case.size]
-    if {c.dtype for c, _ in cases} != {"float32", "float64"}:
-        return False
-    if any((case.dtype == "float64") != (id(by_rank) in wrong) for case, by_rank in cases):
-        return False
-    ratio = float(np.finfo(np.float32).eps / np.finfo(np.float64).eps)
-    for case, by_rank, _ in failing:
-        for outcome, right in zip(by_rank, truth.right(case), strict=True):
-            for name, want in right.results.items():
-                got, allowed = outcome.results.get(name), right.allowed.get(name, 0.0)
-                rounds = float(np.finfo(np.float32).eps) * np.abs(want).max(initial=0) if name in part.exact else 0.0
-                if np.shape(got) != np.shape(want) or not same(got, want, ratio * np.asarray(allowed) + rounds):
-                    return False
-    return True
 
 
 def _factor(truth: Truth, part: Part, failing: list, rank: int, name: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import copy
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from practice.guarded import apart
 from practice.part import Case, Outcome
 from practice.simulate import simulate
 from practice.truth import FILE, Truth
+from practice.twists import SUMS, plain
 
 # How long slips may be looked for, in seconds of the examiner's own computing.
 SECONDS = 1.0
 SLIP = "_slip"
-SUMS = {"sum": "sum", "mean": "mean", "max": "maximum", "min": "minimum"}
 SMALL_SAID = (
     "{0:g} is added to what the logarithm is taken of: where that is smaller the answer ends at log({0:g}) = {1:.1f}. Add"
     " nothing: log(softmax) is z - maximum - log(sum of exp), which is never the logarithm of 0."
@@ -148,30 +147,26 @@ SMALL = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 def smalls(truth: Truth) -> Iterator[Slip]:
     """A small number within a logarithm, against log(0): in the solution, and where a known mistake takes another logarithm."""
     sources = [truth.mistaken((m,)) for m in truth.exercise.mistakes if any("np.log(" in new for _, new in m.edits)]
-    for source in (truth.exercise.solution, *sources):
-        tree = ast.parse(source)
-        for number, node in enumerate(ast.walk(tree)):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "log"):
-                continue
-            for small in SMALL:
-                twin = copy.deepcopy(tree)
-                log = list(ast.walk(twin))[number]
-                log.args[0] = ast.BinOp(log.args[0], ast.Add(), ast.Constant(small))
-                yield Slip("small", SMALL_SAID.format(small, math.log(small)), ast.unparse(ast.fix_missing_locations(twin)))
+    for tree in map(ast.parse, (truth.exercise.solution, *sources)):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "log":
+                for small, source in _enlarged(tree, node.args[0]):
+                    yield Slip("small", SMALL_SAID.format(small, math.log(small)), source)
 
 
 def divisors(tree: ast.Module) -> Iterator[Slip]:
     """A small number added to what is divided by, against x / 0."""
-    for number, node in enumerate(ast.walk(tree)):
-        if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)) or _value(node.right) is not None:
-            continue
-        for small in SMALL:
-            twin = copy.deepcopy(tree)
-            division = list(ast.walk(twin))[number]
-            division.right = ast.BinOp(division.right, ast.Add(), ast.Constant(small))
-            text = re.sub(r"\b([A-Za-z]\w*?)_[A-Za-z0-9]{1,4}\b(?!\()", r"\1", ast.unparse(node.right))
-            sentence = DIVISOR_SAID.format(small, re.sub(r"\b(np|math)\.", "", text))
-            yield Slip("small", sentence, ast.unparse(ast.fix_missing_locations(twin)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and _value(node.right) is None:
+            for small, source in _enlarged(tree, node.right):
+                yield Slip("small", DIVISOR_SAID.format(small, plain(node.right)), source)
+
+
+def _enlarged(tree: ast.Module, node: ast.AST) -> Iterator[tuple[float, str]]:
+    """Small numbers, and the source in which each is added to the node."""
+    opened, text = _opened(tree, [list(ast.walk(tree)).index(node)]), ast.unparse(node)
+    for small in SMALL:
+        yield small, opened.replace(SLIP, f"({text} + {small!r})")
 
 
 # --- masks

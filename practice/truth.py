@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -33,6 +33,8 @@ class Truth:
 
     # The learner's source, where it is known: read for names and lines, never run here.
     answer = ""
+    # Times how long is looked for pairs of mistakes: an author waits longer than a learner.
+    patience = 1.0
 
     def __init__(self, exercise: Exercise, reference: Any) -> None:
         self.exercise, self.reference = exercise, reference
@@ -52,10 +54,10 @@ class Truth:
         part = self.parts[case.part]
         return simulate(part, case, self.spaces(source, over), self.exercise.facts["allow"], FILE)
 
-    def anew(self, cases: Sequence[Case], source: str, over: bool = False) -> list[list[Outcome]]:
+    def anew(self, cases: Sequence[Case], source: str, over: bool = False) -> Iterator[list[Outcome]]:
         """The outcomes of these cases in turn, from a new start: what a source has run before it may have kept."""
         spaces, allow = self.made(source, over), self.exercise.facts["allow"]
-        return [simulate(self.parts[c.part], c, spaces, allow, FILE) for c in cases]
+        return (simulate(self.parts[c.part], c, spaces, allow, FILE) for c in cases)
 
     def _right(self, case: Case) -> list[Right]:
         part = self.parts[case.part]
@@ -173,8 +175,8 @@ class Truth:
     def in_turn(self, source: str, ran: Sequence[tuple[Case, list[Outcome]]]) -> bool:
         """Whether this source, from a new start, has the outcomes of these cases in turn, and so keeps between calls what the
         learner's keeps."""
-        spaces, allow = self.made(source), self.exercise.facts["allow"]
-        return all(self.alike(c, simulate(self.parts[c.part], c, spaces, allow, FILE), by_rank) for c, by_rank in ran)
+        ours = self.anew([c for c, _ in ran], source)
+        return all(self.alike(c, mine, by_rank) for (c, by_rank), mine in zip(ran, ours, strict=False))
 
     def _off(self, case: Case, rank: int, outcome: Outcome) -> bool:
         """Whether an outcome has numbers, not NaN or infinite, that are wrong."""

@@ -23,7 +23,6 @@ from practice.guarded import apart
 from practice.mutants import changes
 from practice.part import Case, Outcome
 from practice.simulate import simulate
-from practice.slips import SUMS
 from practice.truth import FILE, Truth
 
 # How long twists may be looked for, in seconds of the examiner's own computing.
@@ -35,6 +34,7 @@ LEFT_OUT = {
 IFS = {"if: negated": "turned round", "if: always": "taken as true always", "if: never": "never taken as true"}
 # What people do most: these come before all others, in each right answer.
 OFTEN = ("augmented to plain assignment", "sum to mean", "mean to sum")
+SUMS = {"sum": "sum", "mean": "mean", "max": "maximum", "min": "minimum"}
 LONGEST = 70
 # Numbers, and what stands round them without a meaning of its own.
 BARE = (ast.Constant, ast.UnaryOp, ast.Tuple, ast.Slice, ast.keyword)
@@ -189,22 +189,22 @@ def _loops(node: ast.AST) -> Iterator[tuple[int, str, object]]:
         # The same may come of a loop that has a step too few.
         yield (
             0,
-            f"A loop is missing, or ends too early: for {_plain(node.target)} in {_plain(node.iter)}.",
+            f"A loop is missing, or ends too early: for {plain(node.target)} in {plain(node.iter)}.",
             lambda n: ast.Pass(),
         )
         yield (
-            2, f"A loop ends after its first turn: for {_plain(node.target)} in {_plain(node.iter)}.",
+            2, f"A loop ends after its first turn: for {plain(node.target)} in {plain(node.iter)}.",
             lambda n: ast.For(n.target, n.iter, [*n.body, ast.Break()], []),
         )  # fmt: skip
     elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "range" and node.args:
-        yield 0, f"{_plain(node)} ends one too early.", lambda n: _stopped(n, -1)
-        yield 1, f"{_plain(node)} ends one too late.", lambda n: _stopped(n, 1)
+        yield 0, f"{plain(node)} ends one too early.", lambda n: _stopped(n, -1)
+        yield 1, f"{plain(node)} ends one too late.", lambda n: _stopped(n, 1)
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        yield 1, f"The sign of {_plain(node.right)} is turned.", lambda n: ast.BinOp(n.left, ast.Sub(), n.right)
-        yield 1, f"The sign of {_plain(node.left)} is turned.", lambda n: ast.BinOp(n.right, ast.Sub(), n.left)
+        yield 1, f"The sign of {plain(node.right)} is turned.", lambda n: ast.BinOp(n.left, ast.Sub(), n.right)
+        yield 1, f"The sign of {plain(node.left)} is turned.", lambda n: ast.BinOp(n.right, ast.Sub(), n.left)
     elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
         yield (
-            1, f"What belongs in the place of {_plain(node.targets[0])} is added to it.",
+            1, f"What belongs in the place of {plain(node.targets[0])} is added to it.",
             lambda n: ast.AugAssign(n.targets[0], ast.Add(), n.value),
         )  # fmt: skip
 
@@ -233,8 +233,8 @@ def _brackets(node: ast.AST, place: str) -> Iterator[tuple[int, str, object]]:
                     setattr(total, alone, n)
                     return total
 
-                one, all_of = _plain(getattr(whole, alone)), _plain(whole)
-                sentence = f"{place}the {what} {_plain(other)} is of {one} alone: it is of all of {all_of}."
+                one, all_of = plain(getattr(whole, alone)), plain(whole)
+                sentence = f"{place}the {what} {plain(other)} is of {one} alone: it is of all of {all_of}."
                 yield 1, _sentence(sentence), change
 
 
@@ -244,7 +244,7 @@ def _reshaped(node: ast.AST, place: str) -> Iterator[tuple[int, str, object]]:
     if isinstance(node, ast.Attribute) and node.attr == "T":
         yield (
             1,
-            place + said.format(_plain(node.value)),
+            place + said.format(plain(node.value)),
             lambda n: _call(n.value, "reshape", _shape(n)),
         )
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
@@ -253,7 +253,7 @@ def _reshaped(node: ast.AST, place: str) -> Iterator[tuple[int, str, object]]:
         of_numpy = isinstance(node.func.value, ast.Name) and node.func.value.id == "np"
         x = node.args[0] if of_numpy else node.func.value
         yield (
-            1, place + said.format(_plain(x)),
+            1, place + said.format(plain(x)),
             lambda n: _call(n.args[0] if of_numpy else n.func.value, "reshape", _shape(n)),
         )  # fmt: skip
     elif node.func.attr == "einsum" and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
@@ -268,7 +268,7 @@ def _reshaped(node: ast.AST, place: str) -> Iterator[tuple[int, str, object]]:
                     n.args[number] = _call(_call(x, "reshape", shape), "transpose", ast.parse(str(dims), mode="eval").body)
                     return n
 
-                yield 2, place + said.format(_plain(node.args[number])), change
+                yield 2, place + said.format(plain(node.args[number])), change
 
 
 def _shape(x: ast.AST) -> ast.AST:
@@ -290,18 +290,18 @@ def _rank(what: str) -> int:
 
 def _said(what: str, node: ast.AST, place: str) -> str:
     """The sentence where what was changed has a plain name; '' where before and after are shown."""
-    of_what = f" of {_plain(node)}" if not place and len(_plain(node)) <= LONGEST else ""
+    of_what = f" of {plain(node)}" if not place and len(plain(node)) <= LONGEST else ""
     if isinstance(node, ast.BinOp) and what.endswith(" only"):
         out = node.right if what.startswith("left") else node.left
         of = LEFT_OUT.get(type(node.op)) if what.startswith("left") or isinstance(node.op, (ast.Mult, ast.Add)) else None
-        left = (of or "{}").format(_plain(out))
-        return _sentence(f"{place}{left} is left out{of_what}.") if len(_plain(out)) <= LONGEST else ""
+        left = (of or "{}").format(plain(out))
+        return _sentence(f"{place}{left} is left out{of_what}.") if len(plain(out)) <= LONGEST else ""
     if what == "augmented to plain assignment":
-        return f"{_plain(node.target)} is replaced each time: it is to be added up."
+        return f"{plain(node.target)} is replaced each time: it is to be added up."
     if what in ("statement dropped", "assignment dropped", "augmented assignment dropped"):
-        return f"A step is missing: {_plain(node)}."
+        return f"A step is missing: {plain(node)}."
     if what == "targets exchanged":
-        return f"{' and '.join(_plain(t) for t in node.targets[0].elts)} are exchanged."
+        return f"{' and '.join(plain(t) for t in node.targets[0].elts)} are exchanged."
     if what.endswith(" doubled"):
         return f"{place}{what.removesuffix(' doubled')} is called once too often."
     if isinstance(node, ast.Call) and what.removesuffix(" dropped") in VERBS:
@@ -309,9 +309,9 @@ def _said(what: str, node: ast.AST, place: str) -> str:
     if what == "axis= dropped" and isinstance(node.func, ast.Attribute) and node.func.attr in SUMS:
         x = node.args[0] if node.args else node.func.value
         word = SUMS[node.func.attr]
-        return f"The {word} of {_plain(x)} is taken over all axes at once: it goes over one, and the others stay apart."
+        return f"The {word} of {plain(x)} is taken over all axes at once: it goes over one, and the others stay apart."
     if what.startswith("if: "):
-        return f"The condition {_plain(node.test)} is {IFS[what]}."
+        return f"The condition {plain(node.test)} is {IFS[what]}."
     return ""
 
 
@@ -336,7 +336,7 @@ class _Exchanged(ast.NodeTransformer):
 
 
 def _instead(old: ast.AST, new: ast.AST, place: str) -> str:
-    before, after = _cut(_plain(old), _plain(new))
+    before, after = _cut(plain(old), plain(new))
     return f"{place}{after} stands where {before} belongs."
 
 
@@ -362,7 +362,7 @@ def _place(statement: ast.stmt | None, told: set[str]) -> str:
     if isinstance(statement, ast.Return):
         return "In what is returned, "
     targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
-    names = [_plain(t) for t in targets if t is not None]
+    names = [plain(t) for t in targets if t is not None]
     return f"In what makes {names[0]}, " if names and names[0] in told else ""
 
 
@@ -376,7 +376,7 @@ def _short(name: str) -> str:
     return re.sub(r"_[A-Za-z0-9]{1,4}$", "", name)
 
 
-def _plain(node: ast.AST) -> str:
+def plain(node: ast.AST) -> str:
     """An expression as a formula would have it: names without their shapes."""
     text = ast.unparse(ast.fix_missing_locations(copy.deepcopy(node))).partition("\n")[0]
     text = re.sub(r"\b([A-Za-z]\w*?)_[A-Za-z0-9]{1,4}\b(?!\()", r"\1", text)

@@ -68,12 +68,11 @@ def leaves(it: object, path: str = "") -> Iterator[tuple[str, object]]:
 def typed(name: str, hosts: int, where: str, shared: Path) -> list[str]:
     words, _ = COMMANDS[name]
     words = words.format(hosts=hosts, where=where, shared=shared, batch=24 * 12)
-    as_json = [] if name == "serve" else ["--json"]
-    return ["-n", str(2 * hosts), sys.executable, "-m", *words.split(), "--deterministic", "--timeout", "300", *as_json]
+    return ["-n", str(2 * hosts), sys.executable, "-m", *words.split(), "--deterministic", "--timeout", "300"]
 
 
 def ran(cluster: Cluster, command: Sequence[str]) -> dict:
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run([*command, "--json"], env=environment(), capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"status {done.returncode}: {done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout)
