@@ -48,7 +48,8 @@ class Between:
 class Machine:
     """`peaks`: operations a second by dtype; `memory`: bytes a second. The shares: `product` and `product_k0` (the rows of K
     that a tile's start costs), `passes` of memory, `unfused` and `flash` (forward, backward) of attention. `kernel`, `host`:
-    seconds of a launch on the device and on the host."""
+    seconds of a launch on the device and on the host. `rested`: by what share a step is
+    faster for each share of it that even its busiest rank waits (docs/planning.md, "A step")."""
 
     name: str
     gpus_per_node: int
@@ -66,6 +67,7 @@ class Machine:
     inside: Inside
     between: Between
     source: Mapping[str, str]
+    rested: float = 0.0
 
     def measured(self, verb: str, ranks: int, message_bytes: float) -> float | None:
         """Seconds of a verb, where they were measured: `plan.here` has them."""
@@ -79,8 +81,9 @@ class Machine:
 
 _COMPUTE = ("memory_gbs", "sms")
 DTYPES = ("bf16", "fp16", "fp8", "float32")
-_KERNEL = ("product", "product_k0", "memory", "unfused", "flash1", "flash2", "flash3", "kernel_us", "host_us")
-_OPTIONAL = ("ranks_gbs", "nodes_gbs", "slows", "flash1", "flash2", "flash3", "ranks", "fp8", "fp16", "bf16", "float32")
+_KERNEL = ("product", "product_k0", "memory", "unfused", "flash1", "flash2", "flash3", "kernel_us", "host_us",
+           "rested")  # fmt: skip
+_OPTIONAL = ("ranks_gbs", "nodes_gbs", "slows", "rested", "flash1", "flash2", "flash3", "ranks", *DTYPES)
 
 
 def known() -> list[str]:
@@ -135,6 +138,7 @@ def parsed(values: dict) -> Machine:
         Inside(**_level(inside, "level 1")),
         Between(**_level(between, "level 2")),
         {str(k): str(v) for k, v in values["source"].items()},
+        _number(kernel, "rested", "kernel") if "rested" in kernel else Machine.rested,
     )
 
 
@@ -151,7 +155,7 @@ def _only(values: object, keys: tuple[str, ...], where: str) -> dict:
 
 def _number(values: dict, key: str, where: str) -> float:
     value = values[key]
-    least = 0 if key in ("slows", "host_us", "kernel_us", "product_k0") else 1e-12
+    least = 0 if key in ("slows", "rested", "host_us", "kernel_us", "product_k0") else 1e-12
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
         raise ValueError(
             f"{where + ': ' if where else ''}{key} is {value!r}: use a number {'of 0 or more' if least == 0 else 'above 0'}"
@@ -183,7 +187,7 @@ def _level(values: dict, where: str) -> dict:
 # What `--what-if` and `--sensitivity` change, by name; COSTS are those of which less is faster.
 COSTS = ("kernel_us", "host_us", "product_k0", "inside_us", "between_us", "p2p_us")
 CONSTANTS = ("peak", "memory", "sms", "product", "passes", "unfused", "flash", "inside_gbs", "p2p_gbs", "node_gbs",
-             "efficiency",
+             "efficiency", "rested",
              *COSTS, "gpus_per_node", "memory_gib")  # fmt: skip
 
 

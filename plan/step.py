@@ -9,6 +9,7 @@ gradients, less what is hidden, and the optimizer. The step is the slowest rank'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import log, sqrt
@@ -136,6 +137,8 @@ class Planner:
             raise ValueError(f"{s.stages} stages are too many to be timed one by one: use a smaller pp, or fewer chunks")
         stages, hop = self.clock.stages(s), self.clock.hop(s)
         begins, ends = self.pipeline(s, stages, hop)
+        pace = self._pace(s, max(stages.work(s.micro_batches, hop if s.blocks_on_messages else 0.0)), begins, ends)
+        stages, hop, begins, ends = stages.at(pace, s), pace * hop, [pace * t for t in begins], [pace * t for t in ends]
         places = self.account.places(s)
         rooms = list(zip(stages.B, stages.F, strict=True))
         tails = [max((self.clock.tail(s, rank, place, *room) for place in places), key=lambda t: t.seconds)
@@ -156,6 +159,12 @@ class Planner:
         facts = self.account.model(s, self.causal)
         return Estimate(s, self.machine, totals[slowest] * factor, makespan, spans[longest], idle, seconds, exposed, hidden,
                         slowest, memory, flight, facts, stages.times, hop, rooms)  # fmt: skip
+
+    def _pace(self, s: Strategy, work: float, begins: Sequence[float], ends: Sequence[float]) -> float:
+        """What a step lasts, as a share of what the machine sustains: GPUs that wait draw less power, and clock higher. It
+        counts in which share of the time even the busiest rank, of so much `work`, waits."""
+        longest = max(end - (s.schedule == "zb-h2") * begin for begin, end in zip(begins, ends, strict=True))
+        return 1 - self.machine.rested * max(0.0, 1 - work / longest) if longest else 1.0
 
     def _told(
         self, s: Strategy, stages: Stages, hop: float, tail: Tail, total: float, rank: int
@@ -191,8 +200,7 @@ class Planner:
         second = _ends(simulate(self.planned(s, more), costs))
         steady = (m - few) / (more - few)
         # The busiest rank may still wait in the shorter plans, and less and less: from then on, its own work is the least.
-        work = [(m - more) * (F + B + hop * talking * s.blocks_on_messages)
-                for F, B, talking in zip(stages.F, stages.B, stages.talking, strict=True)]  # fmt: skip
+        work = stages.work(m - more, hop if s.blocks_on_messages else 0.0)
         ends = [max(a + steady * (b - a), b + w) for a, b, w in zip(first[1], second[1], work, strict=True)]
         return first[0], ends
 
@@ -205,7 +213,8 @@ class Planner:
         at its begin and before what must follow at its end, the optimizer and what is seen of the sums of gradients."""
         stages, hop = self.clock.stages(s), self.clock.hop(s)
         # A backward in halves may end with a W, after which nobody waits; zb-h2's steps follow one another skewed.
-        return stages.bound(s.micro_batches, hop if s.blocks_on_messages else 0.0, s.schedule == "zb-h2", s.halved)
+        hop = hop if s.blocks_on_messages else 0.0
+        return stages.bound(s.micro_batches, hop, s.schedule == "zb-h2", s.halved, self.machine.rested)
 
 
 def shortened(schedule: str, p: int, m: int) -> tuple[int, int]:

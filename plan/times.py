@@ -98,15 +98,29 @@ class Stages:
         self.ahead = [0.0, *accumulate(t.F for t in first[:-1])]
         self.behind = [0.0, *accumulate(t.B for t in first[:-1])]
         self.talking = _talking(s.pp, s.rank_of)
-        self._bounds: dict[tuple[int, float, bool, bool], float] = {}
+        self._bounds: dict[tuple[int, float, bool, bool, float], float] = {}
 
-    def bound(self, m: int, hop: float, skewed: bool, halved: bool) -> float:
+    def at(self, pace: float, s: Strategy) -> Stages:
+        """So many times as long."""
+        if pace == 1:
+            return self
+        other = {id(t): t for t in self.times}
+        other = {which: StageTimes(tuple(added([(of, pace)]) for of in t.phases), pace * t.F, pace * t.I, pace * t.W)
+                 for which, t in other.items()}  # fmt: skip
+        return Stages([other[id(t)] for t in self.times], s)
+
+    def work(self, m: int, hop: float) -> list[float]:
+        """Seconds of each rank with m micro-batches, without what it waits for; `hop`: of a message, where it blocks."""
+        return [m * (F + B + hop * talking) for F, B, talking in zip(self.F, self.B, self.talking, strict=True)]
+
+    def bound(self, m: int, hop: float, skewed: bool, halved: bool, rested: float) -> float:
         """The least time of the busiest rank with m micro-batches: what it computes, after what it must wait for at its begin
-        (but where steps are `skewed`), and before what must follow at its end (but where backwards are `halved`)."""
-        if (known := self._bounds.get(key := (m, hop, skewed, halved))) is None:
-            ahead, behind, talking, F, B = map(np.array, (self.ahead, self.behind, self.talking, self.F, self.B))
-            around = 0.0 if skewed else ahead + hop * np.arange(len(F)) + (0.0 if halved else behind)
-            known = self._bounds[key] = max(0.0, float((m * (F + B + hop * talking) + around).max()))
+        (but where steps are `skewed`), and before what must follow at its end (but where backwards are `halved`); all of
+        it faster by what it has `rested` meanwhile."""
+        if (known := self._bounds.get(key := (m, hop, skewed, halved, rested))) is None:
+            work, ahead, behind = map(np.array, (self.work(m, hop), self.ahead, self.behind))
+            around = 0.0 if skewed else ahead + hop * np.arange(len(work)) + (0.0 if halved else behind)
+            known = self._bounds[key] = max(0.0, float(rested * work.max() + (1 - rested) * (work + around).max()))
         return known
 
 

@@ -82,7 +82,7 @@ def draw_accuracy(file: Path, found: Mapping[str, Sequence[tuple[float, float]]]
         axes.axhspan(-5, 5, color="#EEF3F7", zorder=0)
         axes.axhline(0, color="0.5", linewidth=0.7)
         axes.set(xscale="log", xlabel="measured seconds of a step", ylabel="predicted, % too long", ylim=(-38, 22))
-        axes.legend(frameon=False, fontsize=7, loc="lower right")
+        axes.legend(frameon=False, fontsize=7, loc="lower left")
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         figure.savefig(file, dpi=120, format="png", metadata={"Software": None})

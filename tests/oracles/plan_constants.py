@@ -1,4 +1,4 @@
-"""Finds the constants of plan/machines again: one fit on all public rows together, of 30 November 2026.
+"""Finds the constants of plan/machines again: one fit on all public rows together, of 1 December 2026.
 
 `python -m tests.oracles.plan_constants [ROUNDS]`: descends on the tables' mean errors, an error beyond 25 % counted as 25, each
 over its goal, with twice what lies beyond a goal on top. A round measures the slopes of all constants, one by one, and goes
@@ -21,12 +21,13 @@ from tests.plan.known import rows
 
 GOALS = {"narayanan-t1": 3.0, "narayanan-t2": 2.5, "korthikanti": 3.65, "vtrain-multi": 4.5, "mosaic": 8.0}
 MACHINES = ("a100-80gb", "a100-40gb", "h100-sxm")
-# By name: where it begins, the notes' prototype; and what it may be.
+# By name: where it begins, the notes' prototype; and what it may be. These rows leave the efficiency between nodes open: it is
+# held to where Llama 3's steps on 16,384 H100 come out about right.
 BEGIN = {
     "product": (0.86, 0.70, 0.95), "product_k0": (96, 32, 192), "passes": (0.66, 0.55, 0.80), "unfused": (0.53, 0.30, 0.80),
     "flash": (0.335, 0.30, 0.40), "flash_back": (0.32, 0.28, 0.36), "product_h": (0.57, 0.50, 0.75),
     "flash_h": (0.22, 0.19, 0.26), "flash_back_h": (0.18, 0.15, 0.22), "kernel": (3.2, 1.5, 5.0), "host": (13, 5, 20),
-    "efficiency": (0.80, 0.70, 0.92), "alpha": (25, 8, 40),
+    "efficiency": (0.91, 0.90, 0.92), "alpha": (25, 8, 40), "rested": (0.1, 0.02, 0.3),
 }  # fmt: skip
 SAMPLES, STEP = 500, 1.02
 
@@ -37,7 +38,8 @@ def machine(name: str, c: dict[str, float]) -> Machine:
     between = replace(m.between, efficiency=c["efficiency"], alpha_us=(c["alpha"], 0.0))
     own_k0 = m.product_k0 if own else c["product_k0"]
     return replace(m, product=c[f"product{own}"], product_k0=own_k0, passes=c["passes"], unfused=c["unfused"], flash=flash,
-                   kernel=1e-6 * c["kernel"], host=1e-6 * c["host"], between=between)  # fmt: skip
+                   kernel=1e-6 * c["kernel"], host=1e-6 * c["host"], between=between,
+                   rested=c["rested"])  # fmt: skip
 
 
 def asked() -> list[tuple[str, dict, float]]:

@@ -136,6 +136,22 @@ def test_a_faster_machine_is_no_slower(n):
         assert other.facts == plain.facts
 
 
+def test_a_step_is_faster_by_what_its_busiest_rank_waits():
+    """Of p even stages with m micro-batches each rank waits for (p - 1) of m + p - 1 turns, with 1F1B."""
+    s, m = Strategy(replace(MODELS["llama"], layers=8), 64, 8, pp=4, p2p="delay"), machines.read("a100-80gb")
+    plain, rested = (step.Planner(planner().account, replace(m, rested=by)) for by in (0.0, 0.25))
+    each = StageTimes((Spent(3.0, (0.0,) * 5, (0.0,) * 5, 0.0),) * 4, 3.0, 6.0, 3.0)
+    begins, ends = plain.pipeline(s, Stages([each] * 4, s), 0.0)
+    assert rested._pace(s, 8 * 12.0, begins, ends) == 1 - 0.25 * 3 / 11
+    assert plain._pace(s, 8 * 12.0, begins, ends) == 1
+    a, b = plain.estimate(s), rested.estimate(s)
+    assert b.bubble == pytest.approx(a.bubble)
+    pace = b.makespan / a.makespan
+    assert 0.75 < pace < 1
+    for kind in ("forward", "backward", "bubble"):
+        assert b.seconds[kind] == pytest.approx(pace * a.seconds[kind]), kind
+
+
 def test_one_rank_has_neither_bubble_nor_messages():
     for name, c in MODELS.items():
         e = planner().estimate(Strategy(c, 256, 8, schedule="1f1b"))
