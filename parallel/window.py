@@ -233,18 +233,19 @@ class Window:
     def _added(self, places: Sequence[int], mine: np.ndarray, y: np.ndarray, add: np.ufunc) -> Iterator[tuple[int, np.ndarray]]:
         """Fill y, a piece at a step, with the sum over `mine` and what the others have at these addresses: of each piece where
         it begins, in bytes, and the piece."""
-        me, width = self.rank, PIECE // y.itemsize
+        me, width, apart = self.rank, PIECE // y.itemsize, address(mine) != address(y)
         read = np.empty((2, width), y.dtype)
         for at in range(0, y.size, width):
             own, total = mine[at : at + width], y[at : at + width]
+            # What this rank holds must not be overwritten before it is added.
+            to = total if apart or me < 2 else read[0, : own.size]
             before = None
             for rank, place in enumerate(places):
                 term = own
                 if rank != me:
-                    term = read[int(rank > 0), : own.size]
+                    # The first of the others goes where the sum will be: a piece less in the caches.
+                    term = total if apart and rank == (me == 0) else read[int(rank > 0), : own.size]
                     self._peers.read(rank, place + at * y.itemsize, term)
-                # What this rank holds must not be overwritten before it is added.
-                to = total if me < 2 else read[0, : own.size]
                 before = term if before is None else add(before, term, out=to)
             if before is not total:
                 total[...] = before
