@@ -154,7 +154,7 @@ def _read(source: str) -> dict[str, dict[str, bool]]:
 # --- float64
 
 
-def _called(tree: ast.Module, function: str) -> list[ast.AST]:
+def called(tree: ast.Module, function: str) -> list[ast.AST]:
     """The function of this name, and those of the file that it calls, by whatever way."""
     made = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     found, new = {}, [function]
@@ -179,7 +179,7 @@ def wide(source: str, function: str = "") -> list[Line]:
     function: only in this one and in what it calls.
     """
     said, unsaid, tree = [], [], _tree(source)
-    for node in (n for some in (_called(tree, function) if function else [tree]) for n in ast.walk(some)):
+    for node in (n for some in (called(tree, function) if function else [tree]) for n in ast.walk(some)):
         if not isinstance(node, ast.Call):
             continue
         name = _last(node.func)

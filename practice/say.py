@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from practice import answer, digits, origin, probes, slips, translate, twists
+from practice import answer, digits, origin, probes, repairs, slips, translate, twists
 from practice.compare import wrong_entries
 from practice.known import Shown, compared, earlier, kept, known, partly, stale
 from practice.part import Case, Outcome, Part, float64
@@ -68,6 +68,14 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
         judged.mistakes = ["naive_softmax"]
     elif not found and kind in ("value", "shape", "nan"):
         _unlisted(truth, judged, failing, ran, shown, rank, name, bool(floats or equation), twist)
+    elif (
+        not found
+        and kind in ("error", "hang")
+        and "argument" not in by_rank[rank].error
+        and (lines := repairs.found(truth, case, ran))
+    ):
+        judged.mistakes = [f"repair: {lines[-1]}"]
+        judged.lines += ["", *lines]
     return judged
 
 
@@ -122,6 +130,11 @@ def _unlisted(
     if some := partly(truth, failing):
         judged.mistakes = [m.name for m in some]
         judged.lines += ["", *(m.sentence for m in some)]
+        return
+    if lines := repairs.found(truth, failing[0][0], ran):
+        judged.mistakes = [f"repair: {lines[-1]}"]
+        said = _probe(truth, part, failing, rank, name, ran)
+        judged.lines += [*([said] if said else []), *lines]
         return
     if slip:
         judged.mistakes = [slip.name]
