@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 # Methods that change what they are called on.
@@ -118,17 +118,21 @@ def _last(node: ast.AST) -> str:
 # --- arguments that are not read
 
 
-def unread(source: str, solution: str) -> list[tuple[str, str]]:
-    """(function, argument) of those that the solution's function reads and the file's function does not.
+def unread(source: str, solution: str, others: Iterable[str] = ()) -> list[tuple[str, str]]:
+    """(function, argument) of those that the solution's function reads, and all others', and the file's function does not.
 
     Not one that may come in another argument: a function that returns `saved` may put a scale into it, made of its own alpha.
     """
     needed, read, returned = _read(solution), _read(source), _returned(solution)
+    free = {(f, a) for other in others for f, some in _read(other).items() for a, yes in some.items() if not yes}
     return [
         (f, a)
         for f, some in needed.items()
         for a, yes in some.items()
-        if yes and read.get(f, {}).get(a) is False and not any(_brings(read, returned, g, f, a) for g in read if g != f)
+        if yes
+        and (f, a) not in free
+        and read.get(f, {}).get(a) is False
+        and not any(_brings(read, returned, g, f, a) for g in read if g != f)
     ]
 
 

@@ -157,7 +157,7 @@ def _kept(source: str) -> list[str]:
 
 def _unread(truth: Truth) -> list[str]:
     functions: dict[str, list[str]] = {}
-    for function, name in answer.unread(truth.answer, truth.exercise.solution):
+    for function, name in answer.unread(truth.answer, truth.exercise.solution, truth.exercise.rights.values()):
         functions.setdefault(name, []).append(function)
     return [f"{' and '.join(some)} must go by the argument {name}, and does not read it." for name, some in functions.items()]
 
