@@ -18,6 +18,7 @@ from practice.twists import SUMS, cut, wider
 # The rank of changes of which there are many, and few are meant.
 FAR = 4
 BLOCKS = ("body", "orelse")
+OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
 # Functions of which one is taken for another.
 KINDS = (("maximum", "minimum", "logaddexp"), ("floor", "ceil", "rint", "round", "trunc"), ("tril", "triu"))
 KINDS += (("exp", "log", "expm1", "log1p", "log2", "exp2"), ("empty_like", "zeros_like"), ("add", "subtract", "multiply"))
@@ -43,7 +44,9 @@ class Edit:
 
 
 def edits(function: ast.AST) -> Iterator[Edit]:
-    nodes = list(ast.walk(function))
+    # What a text says is nothing that is wrong.
+    texts = {n for s in ast.walk(function) if isinstance(s, ast.JoinedStr) for n in ast.walk(s)}
+    nodes = [n for n in ast.walk(function) if n not in texts]
     parents = {child: n for n in nodes for child in ast.iter_child_nodes(n)}
     names = dict.fromkeys(n.arg if isinstance(n, ast.arg) else n.id for n in nodes if _made(n))
     # What is put into a list is not the list itself: NumPy, handed that, never comes to its end.
@@ -55,12 +58,14 @@ def edits(function: ast.AST) -> Iterator[Edit]:
     for node in nodes:
         if isinstance(getattr(node, "body", None), list):
             yield from _moved(node)
+            yield from _missing(node, names)
         if not hasattr(node, "lineno") or node not in parents or isinstance(node, (ast.arg, ast.arguments)):
             continue
         ways = [*_instead(node, [n for n in names if n not in into.get(node, ())]), *((2, x) for x in _like(node, nodes))]
         outer = parents[parents[node]] if isinstance(parents[node], ast.Tuple) and parents[node] in parents else parents[node]
         if isinstance(node, ast.expr) and not isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
             whole = isinstance(outer, (ast.Assign, ast.AugAssign, ast.Return))
+            ways += [(1, new) for new in (*_beside(node), ast.UnaryOp(ast.USub(), node), _turned(node)) if whole]
             ways += [(FAR + 1 if whole else FAR + 2, new) for new in _lacking(node, names)]
         for rank, new in ways:
             if sets := _put(parents[node], node, new):
@@ -117,6 +122,7 @@ def _instead(node: ast.AST, names: Sequence[str]) -> Iterator[tuple[int, ast.AST
         yield from ((0, new) for new in _calls(node))
     elif isinstance(node, ast.BinOp):
         yield from ((0, new) for new in _brackets(node))
+        yield from ((1, ast.BinOp(node.left, op(), node.right)) for op in OPERATORS if not isinstance(node.op, op))
     elif isinstance(node, ast.Tuple):
         for a, b in itertools.combinations(range(len(node.elts)), 2):
             some = [*node.elts]
@@ -131,6 +137,7 @@ def _instead(node: ast.AST, names: Sequence[str]) -> Iterator[tuple[int, ast.AST
             yield from ((1, twin) for _ in one.ifs)
     elif isinstance(node, ast.Compare):
         yield 1, ast.UnaryOp(ast.Not(), node)
+        yield from ((1, ast.Compare(node.left, [ast.Eq()], [ast.Constant(n)])) for n in (0, 1))
     elif isinstance(node, ast.For):
         yield 1, ast.For(node.target, ast.Call(ast.Name("reversed", ast.Load()), [_call("list", node.iter)], []), node.body, [])
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names:
@@ -153,10 +160,12 @@ def _like(node: ast.AST, nodes: Sequence[ast.AST]) -> Iterator[ast.AST]:
         yield from (ast.Subscript(node.value, ast.Constant(other), node.ctx) for other in others)
 
 
+def _turned(node: ast.AST) -> ast.AST:
+    return ast.Subscript(node, ast.Slice(None, None, ast.UnaryOp(ast.USub(), ast.Constant(1))), ast.Load())
+
+
 def _lacking(node: ast.AST, names: Sequence[str]) -> Iterator[ast.AST]:
-    """What a statement makes, turned round, or with a name more as a factor or a term."""
-    yield ast.UnaryOp(ast.USub(), node)
-    yield ast.Subscript(node, ast.Slice(None, None, ast.UnaryOp(ast.USub(), ast.Constant(1))), ast.Load())
+    """What a statement makes, with a name more as a factor or a term."""
     for op in (ast.Mult(), ast.Div(), ast.Add(), ast.Sub()):
         yield from (ast.BinOp(node, op, ast.Name(name, ast.Load())) for name in names)
     yield from (ast.BinOp(node, ast.Div(), _call("len", ast.Name(name, ast.Load()))) for name in names)
@@ -264,6 +273,26 @@ def _moved(block: ast.AST) -> Iterator[Edit]:
                 for what, said, outer, within in ways:
                     sets = ((block, field, outer), (inner, part, within))
                     yield Edit(1, what.lineno, f"with it {said} {where}", sets)
+
+
+def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
+    """A statement more: at the end of a loop, what is moved on or kept for the next turn; anywhere, a list turned round."""
+    for n, before in enumerate(block.body):
+        for name in dict.fromkeys(x.id for x in ast.walk(before) if isinstance(x, ast.Name) and x.id in names):
+            statement = ast.parse(f"{name} = {name}[::-1]").body[0]
+            said = f"with {name} turned round after it, {ast.unparse(statement)}"
+            yield Edit(1, before.lineno, said, ((block, "body", [*block.body[: n + 1], statement, *block.body[n + 1 :]]),))
+    if not isinstance(block, (ast.For, ast.While)):
+        return
+    within = [x for s in block.body for x in ast.walk(s)]
+    made = dict.fromkeys(x.id for x in (*within, *ast.walk(getattr(block, "target", block.body[0]))) if _made(x))
+    read = dict.fromkeys(x.id for x in within if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Load) and x.id in names)
+    steps = dict.fromkeys(ast.unparse(x) for x in within if isinstance(x, (ast.Attribute, ast.Call, ast.Name)))
+    texts = [f"{a} = {b}" for a in read if a not in made for b in made]
+    texts += [f"{a} += {b}" for a in read if a not in made for b in ("1", *steps) if b != a]
+    for text in texts:
+        said = f"with one line more at the end of the loop, {text}"
+        yield Edit(1, block.lineno, said, ((block, "body", [*block.body, *ast.parse(text).body]),))
 
 
 # --- what is said of it

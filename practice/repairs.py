@@ -25,6 +25,8 @@ from practice.truth import FILE, Truth
 
 # How long repairs may be looked for, in seconds of the examiner's own computing.
 SECONDS = 4.0
+# What loops more often in a small case is endless.
+TURNS = 200
 # So many changes, each of which makes a result right, are looked for.
 MOST = 3
 
@@ -82,7 +84,7 @@ class _File:
     """The learner's file, statement by statement: what is changed is compiled anew, and nothing else."""
 
     def __init__(self, truth: Truth, cases: Sequence[Case]) -> None:
-        self.tree, self.cases, self._truth = bounded(truth.answer), cases, truth
+        self.tree, self.cases, self._truth = bounded(truth.answer, TURNS), cases, truth
         self._codes = [_compiled(s) for s in self.tree.body]
         self._home = {n: i for i, s in enumerate(self.tree.body) for n in ast.walk(s)}
 

@@ -97,7 +97,9 @@ def _unlisted(
         return
     # Where an answer has no wrong number, only NaN, anything that gives NaN would explain it.
     if not any(truth.numbers(failing[0][0], r, o) for r, o in enumerate(failing[0][1])):
-        judged.lines += [] if explained else ["No known mistake gives this."]
+        lines = repairs.found(truth, failing[0][0], ran)
+        judged.mistakes = [f"repair: {x}" for x in lines[-1:]]
+        judged.lines += lines if explained or lines else ["No known mistake gives this."]
         return
     if said := _parts(truth, failing, rank, name):
         judged.lines.append(said)
@@ -126,6 +128,8 @@ def _unlisted(
     if twist := twist or twists.found(truth, _all(shown, ran)):
         judged.mistakes = [f"twist: {twist.sentence}"]
         judged.lines += [twist.sentence, *twist.named(truth.exercise.scaffold, truth.answer)]
+        # That is in our words: the learner's own line, where it is found.
+        judged.lines += repairs.found(truth, failing[0][0], ran)
         return
     if some := partly(truth, failing):
         judged.mistakes = [m.name for m in some]
