@@ -8,9 +8,12 @@ from __future__ import annotations
 import ast
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from practice.mutants import changes
 from practice.twists import SUMS, cut, wider
@@ -28,11 +31,11 @@ WHOLE = ("int", "int8", "int16", "int32", "int64", "intp")
 
 @dataclass(frozen=True)
 class Edit:
-    """sets: (node, field, new value), all at once."""
+    """sets: (node, field, new value), all at once. words: what is said of it, put together where it is asked for."""
 
     rank: int
     line: int
-    said: str
+    words: Callable[[], str]
     sets: tuple[tuple[ast.AST, str, Any], ...]
 
     def swap(self) -> Edit:
@@ -40,10 +43,11 @@ class Edit:
         before = tuple((node, field, getattr(node, field)) for node, field, _ in self.sets)
         for node, field, new in self.sets:
             setattr(node, field, new)
-        return Edit(0, 0, "", before)
+        return Edit(0, 0, str, before)
 
 
-def edits(function: ast.AST) -> Iterator[Edit]:
+def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[Edit]:
+    """far: those of which there are many, or the others. kinds: of each name what it has been: others are seldom meant."""
     # What a text says is nothing that is wrong.
     texts = {n for s in ast.walk(function) if isinstance(s, ast.JoinedStr) for n in ast.walk(s)}
     nodes = [n for n in ast.walk(function) if n not in texts]
@@ -56,29 +60,35 @@ def edits(function: ast.AST) -> Iterator[Edit]:
             into[x] = into.get(x, set()) | filled
     alike: dict[str, list[Edit]] = {}
     for node in nodes:
-        if isinstance(getattr(node, "body", None), list):
+        if not far and isinstance(getattr(node, "body", None), list):
             yield from _moved(node)
             yield from _missing(node, names)
         if not hasattr(node, "lineno") or node not in parents or isinstance(node, (ast.arg, ast.arguments)):
             continue
         ways = [*_instead(node, [n for n in names if n not in into.get(node, ())]), *((2, x) for x in _like(node, nodes))]
+        ways = [(FAR + 1 if rank == 2 and _apart(node, new, kinds) else rank, new) for rank, new in ways]
         outer = parents[parents[node]] if isinstance(parents[node], ast.Tuple) and parents[node] in parents else parents[node]
         if isinstance(node, ast.expr) and not isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
             whole = isinstance(outer, (ast.Assign, ast.AugAssign, ast.Return))
             ways += [(1, new) for new in (*_beside(node), ast.UnaryOp(ast.USub(), node), _turned(node)) if whole]
             ways += [(FAR + 1 if whole else FAR + 2, new) for new in _lacking(node, names)]
         for rank, new in ways:
-            if sets := _put(parents[node], node, new):
-                edit = Edit(rank, node.lineno, _said(node, new, parents), sets)
+            if (rank >= FAR) == far and (sets := _put(parents[node], node, new)):
+                edit = Edit(rank, node.lineno, partial(_said, node, new, parents), sets)
                 yield edit
-                if rank < FAR and not isinstance(new, ast.Pass):
-                    alike.setdefault(edit.said, []).append(edit)
+                if not far and not isinstance(new, ast.Pass):
+                    alike.setdefault(edit.words(), []).append(edit)
     for said, some in alike.items():
         # The same at every place.
         sets = tuple(s for e in some for s in e.sets)
         if len(some) > 1 and len({(s[0], s[1]) for s in sets}) == len(sets):
             others = ", ".join(dict.fromkeys(str(e.line) for e in some[1:]))
-            yield Edit(some[0].rank + 1, some[0].line, f"{said}, here and in line {others}", sets)
+            yield Edit(some[0].rank + 1, some[0].line, partial(str, f"{said}, here and in line {others}"), sets)
+
+
+def _apart(old: ast.AST, new: ast.AST, kinds: dict[str, set[str]]) -> bool:
+    """Whether two names have never been of one kind."""
+    return all(isinstance(x, ast.Name) and x.id in kinds for x in (old, new)) and not kinds[old.id] & kinds[new.id]
 
 
 def _made(node: ast.AST) -> bool:
@@ -257,7 +267,7 @@ def _moved(block: ast.AST) -> Iterator[Edit]:
         lines = getattr(block, field, None) or []
         for n, (one, two) in enumerate(itertools.pairwise(lines)):
             swapped = [*lines[:n], two, one, *lines[n + 2 :]]
-            yield Edit(2, one.lineno, f"with it after line {two.lineno}", ((block, field, swapped),))
+            yield Edit(2, one.lineno, partial(str, f"with it after line {two.lineno}"), ((block, field, swapped),))
         for n, inner in enumerate(lines):
             for part in BLOCKS if isinstance(inner, (ast.For, ast.If, ast.With)) else ():
                 before, after, own = lines[:n], lines[n + 1 :], getattr(inner, part, [])
@@ -272,7 +282,7 @@ def _moved(block: ast.AST) -> Iterator[Edit]:
                 )  # fmt: skip
                 for what, said, outer, within in ways:
                     sets = ((block, field, outer), (inner, part, within))
-                    yield Edit(1, what.lineno, f"with it {said} {where}", sets)
+                    yield Edit(1, what.lineno, partial(str, f"with it {said} {where}"), sets)
 
 
 def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
@@ -281,7 +291,12 @@ def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
         for name in dict.fromkeys(x.id for x in ast.walk(before) if isinstance(x, ast.Name) and x.id in names):
             statement = ast.parse(f"{name} = {name}[::-1]").body[0]
             said = f"with {name} turned round after it, {ast.unparse(statement)}"
-            yield Edit(1, before.lineno, said, ((block, "body", [*block.body[: n + 1], statement, *block.body[n + 1 :]]),))
+            yield Edit(
+                1,
+                before.lineno,
+                partial(str, said),
+                ((block, "body", [*block.body[: n + 1], statement, *block.body[n + 1 :]]),),
+            )
     if not isinstance(block, (ast.For, ast.While)):
         return
     within = [x for s in block.body for x in ast.walk(s)]
@@ -292,7 +307,7 @@ def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
     texts += [f"{a} += {b}" for a in read if a not in made for b in ("1", *steps) if b != a]
     for text in texts:
         said = f"with one line more at the end of the loop, {text}"
-        yield Edit(1, block.lineno, said, ((block, "body", [*block.body, *ast.parse(text).body]),))
+        yield Edit(1, block.lineno, partial(str, said), ((block, "body", [*block.body, *ast.parse(text).body]),))
 
 
 # --- what is said of it
@@ -303,3 +318,38 @@ def _said(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> str:
         return "without it"
     before, after = cut(*(ast.unparse(ast.fix_missing_locations(x)).partition("\n")[0] for x in wider(old, new, parents)))
     return f"with {after} in place of {before}"
+
+
+# --- what names are
+
+
+class Noting(ast.NodeTransformer):
+    """Puts a call of NOTE(name, value) after whatever gives a name a value."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.generic_visit(node)
+        node.body = [*map(_note, (a.arg for a in node.args.args)), *node.body]
+        return node
+
+    def visit_For(self, node: ast.For) -> ast.AST:
+        self.generic_visit(node)
+        node.body = [*_notes(node.target), *node.body]
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> list[ast.AST]:
+        return [node, *(note for target in node.targets for note in _notes(target))]
+
+
+NOTE = "_note"
+
+
+def _notes(target: ast.AST) -> list[ast.stmt]:
+    return [_note(n.id) for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+
+
+def _note(name: str) -> ast.stmt:
+    return ast.parse(f"{NOTE}({name!r}, {name})").body[0]
+
+
+def kind(x: object) -> str:
+    return f"array {x.dtype.kind} {x.ndim}" if isinstance(x, np.ndarray) else type(x).__name__

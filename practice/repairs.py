@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from types import CodeType
 from typing import Any
 
@@ -53,28 +54,35 @@ def _found(truth: Truth, cases: Sequence[Case]) -> list[str]:
     costs = {c for case in cases for limits in truth.limits(case) for c in limits}
     costs = costs if wrong and wrong - costs else set()
     while wrong and wrong - costs and len(told) < 2 * MOST and (step := _step(file, wrong, until)):
-        edit, left = step
+        line, said, left = step
         names = sorted(wrong - left - costs)
         what = "All is" if not left - costs else f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
-        told += [f"line {edit.line}: {lines[edit.line - 1].strip()}", f"{what} right {edit.said}."] if names else []
+        told += [f"line {line}: {lines[line - 1].strip()}", f"{what} right {said}."] if names else []
         wrong = left
     return told
 
 
-def _step(file: _File, wrong: set[str], until: float) -> tuple[edits.Edit, set[str]] | None:
-    """A change after which less is wrong, and what still is. It is made."""
+def _step(file: _File, wrong: set[str], until: float) -> tuple[int, str, set[str]] | None:
+    """The line of a change after which less is wrong, what is said of it, and what still is wrong. It is made."""
     made = called(file.tree, file.cases[0].part) or file.tree.body
     functions = [f for s in made for f in (s.body if isinstance(s, ast.ClassDef) else [s]) if isinstance(f, ast.FunctionDef)]
-    ways = sorted((e for f in functions for e in edits.edits(f)), key=lambda e: e.rank)
+    some = (
+        sorted((e for f in functions for e in edits.edits(f, file.kinds, far)), key=attrgetter("rank")) for far in (False, True)
+    )
+    ways = itertools.chain.from_iterable(some)
     at_first = file.wrong(file.cases[:1])
     for edit in itertools.takewhile(lambda _: time.process_time() < until, ways):
         back = edit.swap()
         if file.compiled(edit):
-            some = file.wrong(file.cases[:1])
-            if some is not None and some < at_first:
+            now = file.wrong(file.cases[:1])
+            if now is not None and now < at_first:
                 left = file.wrong(file.cases, earlier=True)
                 if left is not None and left < wrong:
-                    return edit, left
+                    # It is told by the file as it was.
+                    back.swap()
+                    said = edit.words()
+                    edit.swap()
+                    return edit.line, said, left
         back.swap()
         file.compiled(edit)
     return None
@@ -86,7 +94,17 @@ class _File:
     def __init__(self, truth: Truth, cases: Sequence[Case]) -> None:
         self.tree, self.cases, self._truth = bounded(truth.answer, TURNS), cases, truth
         self._codes = [_compiled(s) for s in self.tree.body]
+        self.kinds = self._noted()
         self._home = {n: i for i, s in enumerate(self.tree.body) for n in ast.walk(s)}
+
+    def _noted(self) -> dict[str, set[str]]:
+        """What each name is in the first case: arrays by dtype and dims."""
+        kinds: dict[str, set[str]] = {}
+        plain, tree = self._codes, edits.Noting().visit(bounded(self._truth.answer, TURNS))
+        self._codes = [_compiled(s) for s in tree.body]
+        self.wrong(self.cases[:1], note=lambda name, x: kinds.setdefault(name, set()).add(edits.kind(x)))
+        self._codes = plain
+        return kinds
 
     def compiled(self, edit: edits.Edit) -> bool:
         """Whether it is Python as it stands after this change."""
@@ -97,11 +115,11 @@ class _File:
             return False
         return True
 
-    def wrong(self, cases: Sequence[Case], earlier: bool = False) -> set[str] | None:
+    def wrong(self, cases: Sequence[Case], earlier: bool = False, note: object = None) -> set[str] | None:
         """What is wrong in these cases, one after another: results and costs. None where no result is there, or, `earlier`,
         where a part before is wrong."""
         truth, found = self._truth, set()
-        spaces = [load("", FILE, {"__source__": truth.answer}) for _ in truth.places]
+        spaces = [load("", FILE, {"__source__": truth.answer, edits.NOTE: note}) for _ in truth.places]
         try:
             for space in spaces:
                 for code in self._codes:
