@@ -53,6 +53,7 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
     nodes = [n for n in ast.walk(function) if n not in texts]
     parents = {child: n for n in nodes for child in ast.iter_child_nodes(n)}
     names = dict.fromkeys(n.arg if isinstance(n, ast.arg) else n.id for n in nodes if _made(n))
+    names.pop("self", None)
     # What is put into a list is not the list itself: NumPy, handed that, never comes to its end.
     into: dict[ast.AST, set[str]] = {}
     for node in nodes:

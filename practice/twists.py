@@ -172,7 +172,7 @@ def _swapped(node: ast.AST, function: ast.FunctionDef) -> Iterator[tuple[int, st
     itself = {n.id for i in into if isinstance(i, (ast.Attribute, ast.Subscript)) for n in ast.walk(i.value) if _is_name(n)}
     if node.id in names:
         for other in names:
-            if other != node.id and _kind(other) == _kind(node.id) and other not in itself:
+            if other not in {node.id, "self"} and _kind(other) == _kind(node.id) and other not in itself:
                 yield 0, "", lambda n, other=other: ast.Name(other, ast.Load())
 
 
