@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 # Methods that change what they are called on.
@@ -118,17 +118,21 @@ def _last(node: ast.AST) -> str:
 # --- arguments that are not read
 
 
-def unread(source: str, solution: str) -> list[tuple[str, str]]:
-    """(function, argument) of those that the solution's function reads and the file's function does not.
+def unread(source: str, solution: str, others: Iterable[str] = ()) -> list[tuple[str, str]]:
+    """(function, argument) of those that the solution's function reads, and all others', and the file's function does not.
 
     Not one that may come in another argument: a function that returns `saved` may put a scale into it, made of its own alpha.
     """
     needed, read, returned = _read(solution), _read(source), _returned(solution)
+    free = {(f, a) for other in others for f, some in _read(other).items() for a, yes in some.items() if not yes}
     return [
         (f, a)
         for f, some in needed.items()
         for a, yes in some.items()
-        if yes and read.get(f, {}).get(a) is False and not any(_brings(read, returned, g, f, a) for g in read if g != f)
+        if yes
+        and (f, a) not in free
+        and read.get(f, {}).get(a) is False
+        and not any(_brings(read, returned, g, f, a) for g in read if g != f)
     ]
 
 
@@ -154,7 +158,7 @@ def _read(source: str) -> dict[str, dict[str, bool]]:
 # --- float64
 
 
-def _called(tree: ast.Module, function: str) -> list[ast.AST]:
+def called(tree: ast.Module, function: str) -> list[ast.AST]:
     """The function of this name, and those of the file that it calls, by whatever way."""
     made = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     found, new = {}, [function]
@@ -179,7 +183,7 @@ def wide(source: str, function: str = "") -> list[Line]:
     function: only in this one and in what it calls.
     """
     said, unsaid, tree = [], [], _tree(source)
-    for node in (n for some in (_called(tree, function) if function else [tree]) for n in ast.walk(some)):
+    for node in (n for some in (called(tree, function) if function else [tree]) for n in ast.walk(some)):
         if not isinstance(node, ast.Call):
             continue
         name = _last(node.func)

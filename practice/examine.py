@@ -7,9 +7,11 @@ an axis -> a factor, an order, a dependence -> where the first wrong entry is. A
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from practice import repairs
 from practice.known import costing
 from practice.part import Case, Outcome, Part
 from practice.say import Judged, diagnose
@@ -52,6 +54,9 @@ class Examiner(Truth):
             return Judged(part.name, "unjudged")
         if not failing:
             cost = self._cost(part, ran)
+            if cost.status == "wrong" and not brief and not cost.mistakes:
+                lines = repairs.found(self, self.failed[0], ran)
+                cost = replace(cost, lines=[*cost.lines, *lines], mistakes=[f"repair: {x}" for x in lines[-1:]])
             return Judged(part.name, cost.status) if brief else cost
         if brief:
             return Judged(part.name, "wrong")

@@ -43,11 +43,19 @@ def _compiled(text: str, name: str) -> CodeType:
     with warnings.catch_warnings():
         # What Python warns of in a changed solution is nobody's mistake, and no learner's to read.
         warnings.simplefilter("ignore")
-        return compile(_Bounded().visit(ast.parse(text)) if name == SOLUTION else text, name, "exec", dont_inherit=True)
+        return compile(bounded(text) if name == SOLUTION else text, name, "exec", dont_inherit=True)
+
+
+def bounded(text: str, turns: int = TURNS) -> ast.Module:
+    """The tree of a source in which no loop is endless."""
+    return _Bounded(turns).visit(ast.parse(text))
 
 
 class _Bounded(ast.NodeTransformer):
     """`while TEST: ...` becomes `for _ in range(TURNS): if not TEST: break; ...`, and an error after the last turn."""
+
+    def __init__(self, turns: int) -> None:
+        self._turns = turns
 
     def visit_While(self, node: ast.While) -> ast.AST:
         self.generic_visit(node)
@@ -55,7 +63,7 @@ class _Bounded(ast.NodeTransformer):
             return node
         # A continue of the loop tests again, as it should.
         first = ast.If(ast.UnaryOp(ast.Not(), node.test), [ast.Break()], [])
-        turns = ast.Call(ast.Name("range", ast.Load()), [ast.Constant(TURNS)], [])
+        turns = ast.Call(ast.Name("range", ast.Load()), [ast.Constant(self._turns)], [])
         endless = ast.parse("raise RuntimeError('a loop without end')").body
         loop = ast.For(ast.Name("_", ast.Store()), turns, [first, *node.body], endless)
         return ast.fix_missing_locations(ast.copy_location(loop, node))

@@ -159,7 +159,7 @@ def _costs(truth: Truth, source: str | None, shown: Shown, counters: set[str]) -
     return source is not None and all(
         a.kind == "ok" and all(_near(a.counts.get(k, 0), b.counts.get(k, 0), k, most.get(k, 0)) for k in counters)
         for case, theirs in shown
-        for a, b, most in zip(truth.remembered(case, source), theirs, _limits(truth, case), strict=True)
+        for a, b, most in zip(truth.remembered(case, source), theirs, truth.limits(case), strict=True)
     )
 
 
@@ -172,7 +172,7 @@ def _as_far(truth: Truth, mistake: Mistake, shown: Shown, counters: set[str]) ->
         excess = [0, 0]
         for case, theirs in shown:
             ours = truth.remembered(case, truth.mistaken((mistake,)))
-            for *both, limits in zip(ours, theirs, _limits(truth, case), strict=True):
+            for *both, limits in zip(ours, theirs, truth.limits(case), strict=True):
                 for i, outcome in enumerate(both):
                     excess[i] += max(0, outcome.counts.get(counter, 0) - limits.get(counter, 0))
         if not LESS * excess[0] <= excess[1] <= MORE * excess[0]:
@@ -185,18 +185,11 @@ def _beyond(truth: Truth, mistake: Mistake, shown: Shown) -> set[str]:
     over: set[str] = set()
     for case, _ in shown:
         outcomes = truth.remembered(case, truth.mistaken((mistake,)))
-        for rank, (outcome, limits) in enumerate(zip(outcomes, _limits(truth, case), strict=True)):
+        for rank, (outcome, limits) in enumerate(zip(outcomes, truth.limits(case), strict=True)):
             if truth.problem(case, rank, outcome):
                 return set()
             over |= {c for c, most in limits.items() if outcome.counts.get(c, 0) > most}
     return over
-
-
-def _limits(truth: Truth, case: Case) -> list[dict[str, int]]:
-    """What each rank may count at most."""
-    part = truth.parts[case.part]
-    a = case.arrays(part)
-    return [part.limits(a, place) if part.limits else {} for place in truth.places]
 
 
 def _near(a: int, b: int, counter: str, most: int) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from practice import answer, digits, origin, probes, slips, translate, twists
+from practice import answer, digits, origin, probes, repairs, slips, translate, twists
 from practice.compare import wrong_entries
 from practice.known import Shown, compared, earlier, kept, known, partly, stale
 from practice.part import Case, Outcome, Part, float64
@@ -68,6 +68,14 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
         judged.mistakes = ["naive_softmax"]
     elif not found and kind in ("value", "shape", "nan"):
         _unlisted(truth, judged, failing, ran, shown, rank, name, bool(floats or equation), twist)
+    elif (
+        not found
+        and kind in ("error", "hang")
+        and "argument" not in by_rank[rank].error
+        and (lines := repairs.found(truth, case, ran))
+    ):
+        judged.mistakes = [f"repair: {lines[-1]}"]
+        judged.lines += ["", *lines]
     return judged
 
 
@@ -89,7 +97,9 @@ def _unlisted(
         return
     # Where an answer has no wrong number, only NaN, anything that gives NaN would explain it.
     if not any(truth.numbers(failing[0][0], r, o) for r, o in enumerate(failing[0][1])):
-        judged.lines += [] if explained else ["No known mistake gives this."]
+        lines = repairs.found(truth, failing[0][0], ran)
+        judged.mistakes = [f"repair: {x}" for x in lines[-1:]]
+        judged.lines += lines if explained or lines else ["No known mistake gives this."]
         return
     if said := _parts(truth, failing, rank, name):
         judged.lines.append(said)
@@ -118,10 +128,17 @@ def _unlisted(
     if twist := twist or twists.found(truth, _all(shown, ran)):
         judged.mistakes = [f"twist: {twist.sentence}"]
         judged.lines += [twist.sentence, *twist.named(truth.exercise.scaffold, truth.answer)]
+        # That is in our words: the learner's own line, where it is found.
+        judged.lines += repairs.found(truth, failing[0][0], ran)
         return
     if some := partly(truth, failing):
         judged.mistakes = [m.name for m in some]
         judged.lines += ["", *(m.sentence for m in some)]
+        return
+    if lines := repairs.found(truth, failing[0][0], ran):
+        judged.mistakes = [f"repair: {lines[-1]}"]
+        said = _probe(truth, part, failing, rank, name, ran)
+        judged.lines += [*([said] if said else []), *lines]
         return
     if slip:
         judged.mistakes = [slip.name]
@@ -144,7 +161,7 @@ def _kept(source: str) -> list[str]:
 
 def _unread(truth: Truth) -> list[str]:
     functions: dict[str, list[str]] = {}
-    for function, name in answer.unread(truth.answer, truth.exercise.solution):
+    for function, name in answer.unread(truth.answer, truth.exercise.solution, truth.exercise.rights.values()):
         functions.setdefault(name, []).append(function)
     return [f"{' and '.join(some)} must go by the argument {name}, and does not read it." for name, some in functions.items()]
 

@@ -12,7 +12,7 @@ ARGUMENT = "an argument"
 # (type, pattern of the message, what is said); \1 and so on are the pattern's groups.
 SENTENCES = (
     ("ValueError", r"matmul: .*size (\d+) is different from (\d+)", r"The inner sizes of the product differ: \2 and \1."
-     " Weights here are stored (in, out); a transpose is missing or too many."),
+     " If one is a weight, which is stored (in, out) here, a transpose is missing or too many."),
     ("ValueError", r"shapes (.*) and (.*) not aligned", r"The inner sizes of the product differ: \1 and \2."),
     ("ValueError", r"operands could not be broadcast together with shapes (.*)", r"The shapes \1 do not fit each other."),
     ("ValueError", r"could not broadcast input array from shape (.*) into shape (.*)",

@@ -31,7 +31,7 @@ class Right:
 class Truth:
     """`reference`: the module of references, handed to check files."""
 
-    # The learner's source, where it is known: read for names and lines, never run here.
+    # The learner's source, where it is known: read for names and lines, and run in a process apart alone (repairs.py).
     answer = ""
     # Times how long is looked for pairs of mistakes: an author waits longer than a learner.
     patience = 1.0
@@ -120,6 +120,12 @@ class Truth:
             return "nan"
         return "" if same(array, want, allowed) else "value"
 
+    def limits(self, case: Case) -> list[dict[str, int]]:
+        """What each rank may count at most."""
+        part = self.parts[case.part]
+        a = case.arrays(part)
+        return [part.limits(a, place) if part.limits else {} for place in self.places]
+
     # --- what a changed solution does
 
     def variants(self, mistakes: Sequence[Mistake]) -> list[str]:
@@ -150,9 +156,12 @@ class Truth:
 
     def spoils(self, source: str, case: Case) -> bool:
         """Whether this source makes an earlier part wrong than that of `case`."""
+        return any(self.problem(c, r, o) for c in self.earlier(case) for r, o in enumerate(self.remembered(c, source)))
+
+    def earlier(self, case: Case) -> list[Case]:
+        """The first case of each part that comes before that of `case`."""
         parts = itertools.takewhile(lambda p: p.name != case.part, self.parts.values())
-        first = (replace(case, part=p.name, size=tuple(p.sizes[0]), dtype=p.dtypes[0]) for p in parts)
-        return any(self.problem(c, r, o) for c in first for r, o in enumerate(self.remembered(c, source)))
+        return [replace(case, part=p.name, size=tuple(p.sizes[0]), dtype=p.dtypes[0]) for p in parts]
 
     def explains(self, source: str | None, shown: Sequence[tuple[Case, list[Outcome]]], loose: bool = False) -> bool:
         """Whether this source has the outcomes that are shown, of which the first is wrong.

@@ -135,7 +135,7 @@ def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twi
                 text = spliced.text(node, new)
             except (TypeError, ValueError, AttributeError):
                 continue
-            yield Twist(rank, sentence or _instead(*_wider(node, new, parents), place), text, (node, new))
+            yield Twist(rank, sentence or _instead(*wider(node, new, parents), place), text, (node, new))
 
 
 class _Spliced:
@@ -172,7 +172,7 @@ def _swapped(node: ast.AST, function: ast.FunctionDef) -> Iterator[tuple[int, st
     itself = {n.id for i in into if isinstance(i, (ast.Attribute, ast.Subscript)) for n in ast.walk(i.value) if _is_name(n)}
     if node.id in names:
         for other in names:
-            if other != node.id and _kind(other) == _kind(node.id) and other not in itself:
+            if other not in {node.id, "self"} and _kind(other) == _kind(node.id) and other not in itself:
                 yield 0, "", lambda n, other=other: ast.Name(other, ast.Load())
 
 
@@ -315,7 +315,7 @@ def _said(what: str, node: ast.AST, place: str) -> str:
     return ""
 
 
-def _wider(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> tuple[ast.AST, ast.AST]:
+def wider(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> tuple[ast.AST, ast.AST]:
     """Both within the expression round them, where what is changed is a bare number: alone it says nothing."""
     outer = old
     while isinstance(outer, BARE) and isinstance(parents.get(outer), ROUND):
@@ -336,11 +336,11 @@ class _Exchanged(ast.NodeTransformer):
 
 
 def _instead(old: ast.AST, new: ast.AST, place: str) -> str:
-    before, after = _cut(plain(old), plain(new))
+    before, after = cut(plain(old), plain(new))
     return f"{place}{after} stands where {before} belongs."
 
 
-def _cut(a: str, b: str) -> tuple[str, str]:
+def cut(a: str, b: str) -> tuple[str, str]:
     """Two texts; long ones, which begin alike, from shortly before they differ."""
     same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     start = max(0, same - BEFORE) if max(len(a), len(b)) > LONGEST and same else 0

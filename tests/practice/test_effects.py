@@ -4,8 +4,9 @@ import time
 
 import pytest
 
-from practice import dev, guarded, twists
+from practice import dev, guarded, repairs, twists
 from practice.exercise import SOLUTION, TURNS, find, load
+from practice.part import cases
 from tests.practice.test_named import changed, examiner, spoken
 from tests.practice.test_promises import EINSUM, judged
 
@@ -116,3 +117,42 @@ def test_a_search_that_takes_all_memory_or_never_ends_finds_nothing(endless, mon
     assert guarded.apart(find, seconds=0.2) is None
     assert time.monotonic() - begun < 15
     assert guarded.apart(lambda: "found", seconds=0.2) == "found"
+
+
+# --- the learner's own file, changed
+
+OWN = """
+import itertools
+import numpy as np
+
+def all_reduce(x, ring):
+    p, r = ring.size, ring.rank
+    parts, i = [c.copy() for c in np.array_split(x, p)], r
+    for _ in range(p):
+        got = ring.sendrecv((r + 1) % p, parts[i], (r - 1) % p)
+        i = (i - 1) % p
+        parts[i] = parts[i] + got
+    for _ in itertools.repeat(None, p - 1):
+        got = ring.sendrecv((r + 1) % p, parts[i], (r - 1) % p)
+        i = (i - 1) % p
+        parts[i] = got
+    return np.concatenate(parts)
+"""
+
+
+def test_a_mistake_is_told_by_the_change_that_mends_it():
+    text, mistakes = spoken(judged("25", OWN))
+    assert "line 8: for _ in range(p):\nAll is right with range(p - 1) in place of range(p)." in text
+    assert [m.partition(":")[0] for m in mistakes] == ["repair"]
+    assert dev.passes(judged("25", OWN.replace("range(p)", "range(p - 1)")))
+
+
+def test_what_a_check_forbids_is_forbidden_where_a_mistake_is_looked_for(tmp_path):
+    kept = tmp_path / "kept"
+    kept.touch()
+    source = OWN.replace("    p, r", f"    import os\n    os.remove({str(kept)!r})\n    p, r")
+    assert repairs.found(examiner("25"), cases(find("25").parts, 1)[0], []) == []
+    truth = examiner("25")
+    truth.answer = source
+    assert repairs.found(truth, cases(find("25").parts, 1)[0], []) == []
+    assert kept.exists()

@@ -99,7 +99,7 @@ def test_a_wrong_constant_is_fitted_from_the_answer(what):
 def test_a_constant_that_explains_one_case_only_is_not_named():
     """Off by a number that depends on the inputs: no single constant gives that in all cases."""
     text, mistakes = spoken(judged("01", ("0.044715 * a_TF**3", "(0.044715 + 0.01 * float(a_TF.mean())) * a_TF**3")))
-    assert mistakes == []
+    assert [m.partition(":")[0] for m in mistakes] == ["repair"]
     assert "A constant" not in text
 
 

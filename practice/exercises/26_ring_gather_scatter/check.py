@@ -108,6 +108,9 @@ MISTAKES = (
     mistake("own_length", "Every part is taken to be as long as this rank's own: what comes tells its own length, so put the parts together"
             " once all are there.", ("return np.concatenate(parts)", "y_pn = np.zeros((p, len(x_n)), x_n.dtype)\n    for i, part in enumerate(parts):\n"
              "        y_pn[i, : len(part)] = part[: len(x_n)]\n    return y_pn.ravel()")),
+    mistake("equal_rows", "Every part is put into a place as long as this rank's own: parts are not equally long, and what comes tells its own"
+            " length. Keep them in a list, and put them together at the end.",
+            ("parts = [x_n] * p", "parts = np.zeros((p, len(x_n)), x_n.dtype)\n    parts[r] = x_n")),
     mistake("all_so_far", "This is right, but everything that has come so far is sent at each step: pass on only what has just come.",
             (GATHER, "so_far = [parts[(out + i) % p] for i in range(step + 1)]\n        got = ring.sendrecv(right, np.concatenate(so_far), left)\n"
              "        parts[into] = got[: len(got) - sum(map(len, so_far[:-1]))]")),

@@ -127,6 +127,8 @@ MISTAKES = (
     mistake("other_dim", "The largest is taken along the other dim.", (MOST, "np.abs(x).max(axis=1 - dim, keepdims=True, initial=0)")),
     mistake("no_magnitude", "The largest number is taken, not the largest magnitude: -5 is larger than 3 here.", (MOST, "np.maximum(x.max(axis=dim, keepdims=True), 0)"),
             (ROUND, "np.clip(np.rint(x / scale), -127, 127).astype(np.int8)")),
+    mistake("magnitude_last", "The magnitude of the largest number is taken, not the largest magnitude: of 3 and -5 that is 3.",
+            (MOST, "np.abs(x.max(axis=dim, keepdims=True))"), (ROUND, "np.clip(np.rint(x / scale), -127, 127).astype(np.int8)")),
     mistake("span", "The scale is made of the span, max - min: absmax is symmetric about 0.",
             (MOST, "(x.max(axis=dim, keepdims=True) - x.min(axis=dim, keepdims=True)) / 2"), (ROUND, "np.clip(np.rint(x / scale), -127, 127).astype(np.int8)")),
     mistake("no_zero", "The scale of a row or column of zeros is 0, and its quotients are 0/0: the scale is 1 then.", (SCALE, "(most / 127).astype(x.dtype)")),

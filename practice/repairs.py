@@ -1,0 +1,148 @@
+"""Repairs: the learner's own file with one thing changed, made by machine, after which every case is right.
+
+So a mistake is told however the answer is written, and in its own lines. The file is run here in a process of its own, under
+the rules of a check (`practice/rules.py`), and only to this end: no verdict comes of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from operator import attrgetter
+from types import CodeType
+from typing import Any
+
+from practice import edits, rules
+from practice.answer import called
+from practice.exercise import bounded, load
+from practice.guarded import apart
+from practice.part import Case, Outcome
+from practice.simulate import simulate
+from practice.truth import FILE, Truth
+
+# How long repairs may be looked for, in seconds of the examiner's own computing.
+SECONDS = 4.0
+# What loops more often in a small case is endless.
+TURNS = 200
+# So many changes, each of which makes a result right, are looked for.
+MOST = 3
+
+
+def found(truth: Truth, first: Case, ran: Sequence[tuple[Case, list[Outcome]]]) -> list[str]:
+    """What is said of a change of the learner's file that makes all cases right, the first of which is wrong; [] if none is
+    found. Or of several, each of which makes one more result right.
+    """
+    cases = [first, *(case for case, _ in ran if case != first and not case.moved)]
+    # After an error the part is run no further.
+    sizes = {case.size for case in cases}
+    cases += [replace(first, size=tuple(size)) for size in truth.parts[first.part].sizes if tuple(size) not in sizes]
+    return (truth.answer and apart(lambda: _found(truth, cases), SECONDS)) or []
+
+
+def _found(truth: Truth, cases: Sequence[Case]) -> list[str]:
+    until = time.process_time() + SECONDS
+    rules.close(FILE, [])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    file, lines, told = _File(truth, cases), truth.answer.splitlines(), []
+    # What the file does here otherwise than in the check, as what it draws anew each time, tells nothing.
+    wrong = file.wrong(cases)
+    # Costs are looked at alone: where results are wrong they may be what comes of that.
+    costs = {c for case in cases for limits in truth.limits(case) for c in limits}
+    costs = costs if wrong and wrong - costs else set()
+    while wrong and wrong - costs and len(told) < 2 * MOST and (step := _step(file, wrong, until)):
+        line, said, left = step
+        names = sorted(wrong - left - costs)
+        what = "All is" if not left - costs else f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+        told += [f"line {line}: {lines[line - 1].strip()}", f"{what} right {said}."] if names else []
+        wrong = left
+    return told
+
+
+def _step(file: _File, wrong: set[str], until: float) -> tuple[int, str, set[str]] | None:
+    """The line of a change after which less is wrong, what is said of it, and what still is wrong. It is made."""
+    made = called(file.tree, file.cases[0].part) or file.tree.body
+    functions = [f for s in made for f in (s.body if isinstance(s, ast.ClassDef) else [s]) if isinstance(f, ast.FunctionDef)]
+    some = (
+        sorted((e for f in functions for e in edits.edits(f, file.kinds, far)), key=attrgetter("rank")) for far in (False, True)
+    )
+    ways = itertools.chain.from_iterable(some)
+    at_first = file.wrong(file.cases[:1])
+    for edit in itertools.takewhile(lambda _: time.process_time() < until, ways):
+        back = edit.swap()
+        if file.compiled(edit):
+            now = file.wrong(file.cases[:1])
+            if now is not None and now < at_first:
+                left = file.wrong(file.cases, earlier=True)
+                if left is not None and left < wrong:
+                    # It is told by the file as it was.
+                    back.swap()
+                    said = edit.words()
+                    edit.swap()
+                    return edit.line, said, left
+        back.swap()
+        file.compiled(edit)
+    return None
+
+
+class _File:
+    """The learner's file, statement by statement: what is changed is compiled anew, and nothing else."""
+
+    def __init__(self, truth: Truth, cases: Sequence[Case]) -> None:
+        self.tree, self.cases, self._truth = bounded(truth.answer, TURNS), cases, truth
+        self._codes = [_compiled(s) for s in self.tree.body]
+        self.kinds = self._noted()
+        self._home = {n: i for i, s in enumerate(self.tree.body) for n in ast.walk(s)}
+
+    def _noted(self) -> dict[str, set[str]]:
+        """What each name is in the first case: arrays by dtype and dims."""
+        kinds: dict[str, set[str]] = {}
+        plain, tree = self._codes, edits.Noting().visit(bounded(self._truth.answer, TURNS))
+        self._codes = [_compiled(s) for s in tree.body]
+        self.wrong(self.cases[:1], note=lambda name, x: kinds.setdefault(name, set()).add(edits.kind(x)))
+        self._codes = plain
+        return kinds
+
+    def compiled(self, edit: edits.Edit) -> bool:
+        """Whether it is Python as it stands after this change."""
+        home = self._home[edit.sets[0][0]]
+        try:
+            self._codes[home] = _compiled(self.tree.body[home])
+        except (SyntaxError, ValueError, TypeError):
+            return False
+        return True
+
+    def wrong(self, cases: Sequence[Case], earlier: bool = False, note: object = None) -> set[str] | None:
+        """What is wrong in these cases, one after another: results and costs. None where no result is there, or, `earlier`,
+        where a part before is wrong."""
+        truth, found = self._truth, set()
+        spaces = [load("", FILE, {"__source__": truth.answer, edits.NOTE: note}) for _ in truth.places]
+        try:
+            for space in spaces:
+                for code in self._codes:
+                    exec(code, space)
+            for case in cases:
+                found |= self._wrong(case, spaces)
+            before = truth.earlier(cases[0]) if earlier else []
+            return None if any(self._wrong(case, spaces) for case in before) else found
+        except Exception:
+            return None
+
+    def _wrong(self, case: Case, spaces: list[dict[str, Any]]) -> set[str]:
+        truth, part = self._truth, self._truth.parts[case.part]
+        found = set()
+        outcomes = simulate(part, case, spaces, truth.exercise.facts["allow"], FILE)
+        for rank, (outcome, limits) in enumerate(zip(outcomes, truth.limits(case), strict=True)):
+            if outcome.kind != "ok":
+                return {"What is returned"}
+            # Before the last line of a name stands what its case is.
+            found |= {n.split("\n")[-1] for n in truth.right(case)[rank].results if truth.wrong(case, rank, outcome, n)}
+            found |= {counter for counter, most in limits.items() if outcome.counts.get(counter, 0) > most}
+        return found
+
+
+def _compiled(statement: ast.stmt) -> CodeType:
+    return compile(ast.fix_missing_locations(ast.Module([statement], [])), FILE, "exec", dont_inherit=True)
