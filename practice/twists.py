@@ -16,12 +16,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from practice import narrower
 from practice.answer import names
 from practice.axis import VERBS
 from practice.exercise import Exercise
 from practice.guarded import apart
 from practice.mutants import changes
 from practice.part import Case, Outcome
+from practice.plain import plain
 from practice.simulate import simulate
 from practice.truth import FILE, Truth
 
@@ -35,6 +37,8 @@ IFS = {"if: negated": "turned round", "if: always": "taken as true always", "if:
 # What people do most: these come before all others, in each right answer.
 OFTEN = ("augmented to plain assignment", "sum to mean", "mean to sum")
 SUMS = {"sum": "sum", "mean": "mean", "max": "maximum", "min": "minimum"}
+# Names in each other's places are most of all: the solution's come after its others, those of other right answers after all.
+SWAPS = 9
 LONGEST = 70
 # Numbers, and what stands round them without a meaning of its own.
 BARE = (ast.Constant, ast.UnaryOp, ast.Tuple, ast.Slice, ast.keyword)
@@ -93,7 +97,8 @@ def twists(exercise: Exercise, answer: str = "") -> list[Twist]:
     told = symbols(exercise.scaffold) | symbols(answer)
     for number, (source, lines) in enumerate(bases(exercise)):
         for twist in sorted(_twists(source, lines, told), key=lambda t: t.rank):
-            made.setdefault(twist.source, replace(twist, rank=10 * number + twist.rank))
+            last = 100 if number and twist.rank == SWAPS else 0
+            made.setdefault(twist.source, replace(twist, rank=10 * number + twist.rank + last))
     return sorted(made.values(), key=lambda t: t.rank)
 
 
@@ -120,13 +125,14 @@ def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twi
     statements = {n: s for s in nodes if isinstance(s, ast.stmt) for n in ast.walk(s)}
     parents = {child: n for n in nodes for child in ast.iter_child_nodes(n)}
     functions = {n: f for f in nodes if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
-    spliced = _Spliced(source)
+    spliced, axes = _Spliced(source), narrower.axes(nodes)
     for node in nodes:
         if not any(getattr(node, "lineno", 0) in some for some in lines) or node not in functions:
             continue
         place = _place(statements.get(node), told)
         ways = (
             *_swapped(node, functions[node]), *_loops(node), *_brackets(node, place), *_reshaped(node, place),
+            *narrower.ways(node, functions[node], axes),
             *((_rank(what), _said(what, node, place), change) for what, change in changes(node)),
         )  # fmt: skip
         for rank, sentence, change in ways:
@@ -173,7 +179,7 @@ def _swapped(node: ast.AST, function: ast.FunctionDef) -> Iterator[tuple[int, st
     if node.id in names:
         for other in names:
             if other != node.id and _kind(other) == _kind(node.id) and other not in itself:
-                yield 0, "", lambda n, other=other: ast.Name(other, ast.Load())
+                yield SWAPS, "", lambda n, other=other: ast.Name(other, ast.Load())
 
 
 def _is_name(node: ast.AST) -> bool:
@@ -258,14 +264,12 @@ def _reshaped(node: ast.AST, place: str) -> Iterator[tuple[int, str, object]]:
         )  # fmt: skip
     elif node.func.attr == "einsum" and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
         for number, letters in enumerate(node.args[0].value.partition("->")[0].split(","), 1):
-            for i, j in itertools.combinations(range(len(letters)), 2):
-                dims = list(range(len(letters)))
-                dims[i], dims[j] = j, i
+            for dims in list(itertools.permutations(range(len(letters))))[1:] if len(letters) < 4 else ():
 
-                def change(n: ast.Call, number: int = number, dims: list[int] = dims) -> ast.Call:
-                    x = n.args[number]
+                def change(n: ast.Call, number: int = number, dims: tuple[int, ...] = dims) -> ast.Call:
+                    x, back = n.args[number], [dims.index(i) for i in range(len(dims))]
                     shape = ast.parse(f"[({ast.unparse(x)}).shape[i] for i in {dims}]", mode="eval").body
-                    n.args[number] = _call(_call(x, "reshape", shape), "transpose", ast.parse(str(dims), mode="eval").body)
+                    n.args[number] = _call(_call(x, "reshape", shape), "transpose", ast.parse(str(back), mode="eval").body)
                     return n
 
                 yield 2, place + said.format(plain(node.args[number])), change
@@ -374,10 +378,3 @@ def _known(source: str) -> set[str]:
 
 def _short(name: str) -> str:
     return re.sub(r"_[A-Za-z0-9]{1,4}$", "", name)
-
-
-def plain(node: ast.AST) -> str:
-    """An expression as a formula would have it: names without their shapes."""
-    text = ast.unparse(ast.fix_missing_locations(copy.deepcopy(node))).partition("\n")[0]
-    text = re.sub(r"\b([A-Za-z]\w*?)_[A-Za-z0-9]{1,4}\b(?!\()", r"\1", text)
-    return re.sub(r"\b(np|math)\.", "", text)
