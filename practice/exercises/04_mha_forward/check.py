@@ -127,4 +127,6 @@ MISTAKES = (
             ("p_HTS @ v_HTE[:, s]", "p_HTS @ k_HTE[:, s]")),
     mistake("queries_for_keys", "Queries and keys are exchanged: the scores are transposed.",
             ("q_HTE[:, s] @ k_HTE[:, s].transpose(0, 2, 1)", "k_HTE[:, s] @ q_HTE[:, s].transpose(0, 2, 1)")),
+    mistake("not_itself_zero", "The mask is off by one: a token does not see itself, and the first of a sequence sees nothing.",
+            (SEEN, "np.tri(n, k=-1, dtype=bool)"), ("= p_HTS @ v_HTE[:, s]", "= np.nan_to_num(p_HTS @ v_HTE[:, s])")),
 )  # fmt: skip

@@ -232,4 +232,5 @@ MISTAKES = (
     mistake("length_first", "length has grown before the append is refused: check first, and change nothing if it does not fit.",
             ("        if end > self.k_KCE.shape[1]:\n", "        first, self.length = self.length, end\n        if end > self.k_KCE.shape[1]:\n"),
             ("KCE[:, self.length : end]", "KCE[:, first : end]")),
+    mistake("last_place", "The last place stays empty: tokens that fill the cache exactly do fit.", ("if end > self", "if end >= self")),
 )  # fmt: skip
