@@ -1,4 +1,4 @@
-"""Twists that leave a part out: a term of rank 0 alone, a slice from the beginning, a product reshaped for its transpose.
+"""Twists of what people forget: a rank's term, where a slice begins, all but one term of a sum, a bracket, which logarithm.
 
 Each is (rank, sentence, change of a copy of the node), as in twists.py.
 """
@@ -15,6 +15,22 @@ Way = tuple[int, str, Callable[[ast.AST], ast.AST]]
 RANKS = "The term {} is added on rank 0 alone: each rank adds it to its own."
 FRONT = "{0} is read from its beginning: {0}[:{1}] stands where {2} belongs."
 RESHAPED = "{} is made the other way round and then reshaped: reshape leaves the numbers in their order, transpose it."
+ONE_TERM = {
+    "-1:": "Of the sum {} the last term alone is left: each replaces the one before. Add them up.",
+    ":1": "Of the sum {} the first term alone is there: go on to the end.",
+}
+GOES_ON = "The {} of {} does not begin anew: it goes on from the row before."
+ENTRY = "The first entry of {} is used for all: each has its own."
+BRACKET = "A bracket is lost: {} stands where {} belongs."
+# Functions that are taken for others.
+OTHERS = {
+    "log": ("log2", "log10", "log1p"),
+    "exp": ("exp2", "expm1"),
+    "sin": ("cos",),
+    "cos": ("sin",),
+    "floor": ("ceil",),
+    "ceil": ("floor",),
+}
 
 
 def ways(node: ast.AST, function: ast.FunctionDef, axes: set[str]) -> Iterator[Way]:
@@ -22,6 +38,15 @@ def ways(node: ast.AST, function: ast.FunctionDef, axes: set[str]) -> Iterator[W
     yield from _from_front(node, function)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult) and getattr(node.left, "attr", "") == "T":
         yield 1, RESHAPED.format(plain(node)), lambda n: _parsed("({0}).T.reshape(({0}).shape)", n)
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {
+        n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)
+    }:
+        yield 0, f"A step is missing: {plain(node)}.", lambda n: ast.Pass()
+    yield from _brackets(node)
+    yield from _sums(node)
+    yield from _exchanged(node)
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and len(node.id.partition("_")[2]) == 1:
+        yield 3, ENTRY.format(plain(node)), lambda n: _parsed("{}[:1]", n)
 
 
 def axes(nodes: list[ast.AST]) -> set[str]:
@@ -32,6 +57,64 @@ def axes(nodes: list[ast.AST]) -> set[str]:
 
 def _parsed(text: str, *nodes: ast.AST) -> ast.AST:
     return ast.parse(text.format(*map(ast.unparse, nodes)), mode="eval").body
+
+
+def _brackets(node: ast.AST) -> Iterator[Way]:
+    """a / (b + c) as a / b + c, and f(a + b) as f(a) + b: what stands after the bracket is outside."""
+    inner = node.right if isinstance(node, ast.BinOp) and not isinstance(node.op, (ast.Add, ast.Mult, ast.MatMult)) else None
+    if isinstance(inner, ast.BinOp):
+        new = ast.BinOp(ast.BinOp(node.left, node.op, inner.left), inner.op, inner.right)
+        yield 1, BRACKET.format(plain(new), plain(node)), lambda n: new
+        call = None
+    else:
+        call = inner if isinstance(inner, ast.Call) else node if isinstance(node, ast.Call) else None
+    if call and len(call.args) == 1 and isinstance(term := call.args[0], ast.BinOp) and isinstance(term.op, (ast.Add, ast.Sub)):
+        short = ast.Call(call.func, [term.left], call.keywords)
+        new = ast.BinOp(short if call is node else ast.BinOp(node.left, node.op, short), term.op, term.right)
+        yield 1, BRACKET.format(plain(new), plain(node)), lambda n: new
+
+
+def _exchanged(node: ast.AST) -> Iterator[Way]:
+    """a + b as b + a, and [a, b] as [b, a]: what is joined the other way round."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        new = ast.BinOp(node.right, ast.Add(), node.left)
+        yield 3, f"{plain(new)} stands where {plain(node)} belongs: the order counts.", lambda n: new
+    elif isinstance(node, ast.List) and isinstance(node.ctx, ast.Load) and len(node.elts) == 2:
+        new = ast.List(node.elts[::-1], ast.Load())
+        yield 3, f"{plain(new)} stands where {plain(node)} belongs: the order counts.", lambda n: new
+
+
+def _sums(node: ast.AST) -> Iterator[Way]:
+    """Of a sum one term, and a sum that is not set to 0 for the next row; another function of the same kind."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        for one, said in ONE_TERM.items():
+            text = f"({{0}})[..., {one}] @ ({{1}})[..., {one}, :]"
+            yield 2, said.format(plain(node)), lambda n, text=text: _parsed(text, n.left, n.right)
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return
+    name, whole = node.func.attr, plain(node)
+    for other in OTHERS.get(name, ()):
+        yield 2, "", lambda n, other=other: ast.Call(ast.Attribute(n.func.value, other, ast.Load()), n.args, n.keywords)
+    axis = next((k.value for k in node.keywords if k.arg == "axis"), None)
+    if name in ("sum", "mean") and axis is not None and not node.args:
+        kept = any(k.arg == "keepdims" for k in node.keywords)
+        for one, said in ONE_TERM.items():
+            at = one.strip(":") if one == "-1:" else "0"
+            text = f"({{0}}).take({f'[{at}]' if kept else at}, axis={{1}})"
+            yield 2, said.format(whole), lambda n, text=text, axis=axis: _parsed(text, n.func.value, axis)
+        yield 2, GOES_ON.format(name, plain(node.func.value)), lambda n: _parsed("np.cumsum({0}, axis=0)", n)
+    if name == "einsum" and isinstance(node.args[0], ast.Constant) and "->" in node.args[0].value:
+        given, _, out = node.args[0].value.partition("->")
+        for letter in dict.fromkeys(x for x in given if x.isalpha() and x not in out):
+            for one, said in ONE_TERM.items():
+                yield 2, said.format(whole), lambda n, letter=letter, one=one, given=given: _one_term(n, given, letter, one)
+
+
+def _one_term(node: ast.Call, given: str, letter: str, one: str) -> ast.Call:
+    for number, letters in enumerate(given.split(","), 1):
+        index = ", ".join(one if x == letter else ":" for x in letters)
+        node.args[number] = _parsed(f"({{}})[{index}]", node.args[number]) if letter in letters else node.args[number]
+    return node
 
 
 def _on_rank_0(node: ast.AST, function: ast.FunctionDef, axes: set[str]) -> Iterator[Way]:

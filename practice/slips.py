@@ -201,6 +201,8 @@ def tables(tree: ast.Module, given: dict) -> Iterator[Slip]:
             ways = [("as 0 where it is below", f"np.maximum({name}, 0)"), ("without its sign", f"np.abs({name})")][
                 : 2 * (low < 0)
             ]
+            ways += [("less the first of them", f"{name} - {name}[:1]"), ("in order of size", f"np.sort({name})")]
+            ways += [("one too large", f"{name} + 1"), ("one too small", f"{name} - 1")]
             for length in (n for n in LENGTHS if low < 0 or high >= n):
                 ways.append((f"modulo {length:,}, as an index into a table of that length", f"{name} % {length}"))
                 ways.append((f"as {length - 1:,} where it is larger", f"np.minimum({name}, {length - 1})"))

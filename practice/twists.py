@@ -304,6 +304,8 @@ def _said(what: str, node: ast.AST, place: str) -> str:
         return f"{plain(node.target)} is replaced each time: it is to be added up."
     if what in ("statement dropped", "assignment dropped", "augmented assignment dropped"):
         return f"A step is missing: {plain(node)}."
+    if what in ("break dropped", "continue dropped"):
+        return f"A {what.partition(' ')[0]} is left out: what comes after it is done then as well."
     if what == "targets exchanged":
         return f"{' and '.join(plain(t) for t in node.targets[0].elts)} are exchanged."
     if what.endswith(" doubled"):
