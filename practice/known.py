@@ -45,6 +45,7 @@ def known(truth: Truth, shown: Shown, every: Shown) -> list[Mistake]:
     """
     bad = [case for case, by_rank in shown if any(truth.problem(case, r, o) for r, o in enumerate(by_rank))]
     mistakes = truth.exercise.mistakes
+    raised = all(o.error.get("text", "").startswith("raise") for _, some in shown[:1] for o in some)
     # The solution's own first: a mistake of two edits, of which another right answer takes one alone, is another mistake there.
     # Where a mistake leaves rows without a number, as a query that sees no key, answers put there what they like: loose.
     for some, loose in ((slice(1), False), (slice(1, None), False), (slice(None), True)):
@@ -53,9 +54,12 @@ def known(truth: Truth, shown: Shown, every: Shown) -> list[Mistake]:
             if sources := [s for s in truth.variants((m,))[some] if truth.explains(s, shown, loose)]:
                 # Of several, as where all that is seen is one error, one that leaves the earlier parts right, as the learner's.
                 spoils = earlier(truth, m, bad[0])
-                if not spoils and (loose or any(truth.explains(s, every) for s in sources)):
+                if not spoils and not raised and (loose or any(truth.explains(s, every) for s in sources)):
                     return [m]
                 found.append((spoils, m))
+        # What raises the same error alone, of its own, may be one as well as another.
+        if found and raised:
+            return [found[0][1]] if len(found) == 1 else []
         if found:
             return [min(found, key=lambda f: f[0])[1]]
     # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.

@@ -150,7 +150,9 @@ def _kept(source: str) -> list[str]:
 
 def _unread(truth: Truth) -> list[str]:
     functions: dict[str, list[str]] = {}
-    for function, name in answer.unread(truth.answer, truth.exercise.solution):
+    # What another right answer does without may be done without.
+    free = {u for right in truth.exercise.rights.values() for u in answer.unread(right, truth.exercise.solution)}
+    for function, name in (u for u in answer.unread(truth.answer, truth.exercise.solution) if u not in free):
         functions.setdefault(name, []).append(function)
     return [f"{' and '.join(some)} must go by the argument {name}, and does not read it." for name, some in functions.items()]
 

@@ -217,7 +217,7 @@ class Truth:
         if ours.kind == "error":
             # What the code itself raises, it may say in other words.
             raised = all(o.error.get("text", "").startswith("raise") for o in (ours, theirs))
-            keys = ("type", "called", "argument number", *(() if raised else ("message",)))
+            keys = ("type", "called", "argument number", "function" if raised else "message")
             return all(ours.error.get(k) == theirs.error.get(k) for k in keys)
         right = self.right(case)[rank]
         for name in right.results:
