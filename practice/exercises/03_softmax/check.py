@@ -195,7 +195,7 @@ MISTAKES = (
             ("        x_TS = np.where(seen_TS, x_TS, -np.inf)\n", ""),
             ("np.exp(x_TS - from_T[:, None])", "np.exp(x_TS) * seen_TS"),
             ("sum_T * shrink_T", "sum_T"), ("o_TE * shrink_T[:, None]", "o_TE"), ("top_T + np.log(sum_T)", "np.log(sum_T)")),
-    mistake("gone_through", "Nothing comes of the blocks, as where they have been gone through before: `blocks` is an iterator, and gives each"
-            " block once. A second pass finds none: do all with a block while it is there.",
+    mistake("gone_through", "o is 0 and lse -inf, as if no block had come. If you go through `blocks` twice: it is an iterator, which gives each"
+            " block once, and a second pass finds none. Do all with a block while it is there.",
             ("    for k_SE, v_SE, seen_TS in blocks:", "    for _ in blocks:\n        pass\n    for k_SE, v_SE, seen_TS in blocks:")),
 )  # fmt: skip

@@ -250,4 +250,6 @@ MISTAKES = (
              "            y[: len(got)] = got\n            found.append(y)\n        return tuple(found)\n")),
     mistake("slot_0_again", "A block is taken whenever slot 0 is written: a position that is written again has its block already. One is due"
             " where the table ends.", ("if place == len(table):", "if slot == 0:")),
+    mistake("shared_given_up", "When a shared block is copied it counts as free for all: the other tables hold it still. Count one less.",
+            (DROP, "            self.users[table[place]] = 0\n")),
 )  # fmt: skip
