@@ -33,7 +33,8 @@ OTHERS = {
 }
 
 
-def ways(node: ast.AST, function: ast.FunctionDef, axes: set[str]) -> Iterator[Way]:
+def ways(node: ast.AST, function: ast.FunctionDef, axes: set[str], given: dict[str, int]) -> Iterator[Way]:
+    """given: how many arguments each function of the source has."""
     yield from _on_rank_0(node, function, axes)
     yield from _from_front(node, function)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult) and getattr(node.left, "attr", "") == "T":
@@ -45,6 +46,9 @@ def ways(node: ast.AST, function: ast.FunctionDef, axes: set[str]) -> Iterator[W
     yield from _brackets(node)
     yield from _sums(node)
     yield from _exchanged(node)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in given:
+        for other in (o for o, count in given.items() if o != node.func.id and count == len(node.args)):
+            yield 1, "", lambda n, other=other: ast.Call(ast.Name(other, ast.Load()), n.args, n.keywords)
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and len(node.id.partition("_")[2]) == 1:
         yield 3, ENTRY.format(plain(node)), lambda n: _parsed("{}[:1]", n)
 
@@ -79,6 +83,13 @@ def _exchanged(node: ast.AST) -> Iterator[Way]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         new = ast.BinOp(node.right, ast.Add(), node.left)
         yield 3, f"{plain(new)} stands where {plain(node)} belongs: the order counts.", lambda n: new
+    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
+        # A column for a row: x[:, None] as x[None, :].
+        index = [ast.unparse(i) for i in node.slice.elts]
+        if index.count("None") == 1 and "None" in (index[0], index[-1]):
+            index = ["None", *index[:-1]] if index[-1] == "None" else [*index[1:], "None"]
+            new = _parsed(f"{{}}[{', '.join(index)}]", node.value)
+            yield 2, f"{plain(new)} stands where {plain(node)} belongs: along which dim it goes counts.", lambda n: new
     elif isinstance(node, ast.List) and isinstance(node.ctx, ast.Load) and len(node.elts) == 2:
         new = ast.List(node.elts[::-1], ast.Load())
         yield 3, f"{plain(new)} stands where {plain(node)} belongs: the order counts.", lambda n: new

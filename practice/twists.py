@@ -126,13 +126,14 @@ def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twi
     parents = {child: n for n in nodes for child in ast.iter_child_nodes(n)}
     functions = {n: f for f in nodes if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     spliced, axes = _Spliced(source), narrower.axes(nodes)
+    given = {f.name: len(f.args.args) for f in tree.body if isinstance(f, ast.FunctionDef)}
     for node in nodes:
         if not any(getattr(node, "lineno", 0) in some for some in lines) or node not in functions:
             continue
         place = _place(statements.get(node), told)
         ways = (
             *_swapped(node, functions[node]), *_loops(node), *_brackets(node, place), *_reshaped(node, place),
-            *narrower.ways(node, functions[node], axes),
+            *narrower.ways(node, functions[node], axes, given),
             *((_rank(what), _said(what, node, place), change) for what, change in changes(node)),
         )  # fmt: skip
         for rank, sentence, change in ways:
