@@ -14,6 +14,7 @@ import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from practice import narrower
@@ -25,6 +26,7 @@ from practice.mutants import changes
 from practice.part import Case, Outcome
 from practice.plain import plain
 from practice.simulate import simulate
+from practice.spliced import Spliced
 from practice.truth import FILE, Truth
 
 # How long twists may be looked for, in seconds of the examiner's own computing.
@@ -39,6 +41,8 @@ OFTEN = ("augmented to plain assignment", "sum to mean", "mean to sum")
 SUMS = {"sum": "sum", "mean": "mean", "max": "maximum", "min": "minimum"}
 # Names in each other's places are most of all: the solution's come after its others, those of other right answers after all.
 SWAPS = 9
+# The same change in several places, and in how many at most.
+ALIKE, MANY = 5, 6
 LONGEST = 70
 # Numbers, and what stands round them without a meaning of its own.
 BARE = (ast.Constant, ast.UnaryOp, ast.Tuple, ast.Slice, ast.keyword)
@@ -125,7 +129,7 @@ def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twi
     statements = {n: s for s in nodes if isinstance(s, ast.stmt) for n in ast.walk(s)}
     parents = {child: n for n in nodes for child in ast.iter_child_nodes(n)}
     functions = {n: f for f in nodes if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
-    spliced, axes = _Spliced(source), narrower.axes(nodes)
+    spliced, axes, alike = Spliced(source), narrower.axes(nodes), {}
     given = {f.name: len(f.args.args) for f in tree.body if isinstance(f, ast.FunctionDef)}
     for node in nodes:
         if not any(getattr(node, "lineno", 0) in some for some in lines) or node not in functions:
@@ -139,27 +143,25 @@ def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twi
         for rank, sentence, change in ways:
             try:
                 new = ast.fix_missing_locations(change(copy.deepcopy(node)))
-                text = spliced.text(node, new)
+                text = spliced.text((node, new))
             except (TypeError, ValueError, AttributeError):
                 continue
-            yield Twist(rank, sentence or _instead(*_wider(node, new, parents), place), text, (node, new))
+            twist = Twist(rank, sentence or _instead(*_wider(node, new, parents), place), text, (node, new))
+            key = (_form(node), _form(new))
+            if rank != SWAPS and key[0] != key[1] and isinstance(node, (ast.Call, ast.Attribute)):
+                alike.setdefault(key, []).append(twist)
+            yield twist
+    # A function that is called twice, as a linear's backward, has its mistake twice. (Signs and sums are not that alike.)
+    for some in (some for some in alike.values() if 1 < len(some) < MANY):
+        others = ", ".join(dict.fromkeys(plain(t.nodes[0]) for t in some[1:]))
+        with suppress(ValueError):
+            text = spliced.text(*(t.nodes for t in some))
+            yield Twist(ALIKE, f"{some[0].sentence} So it is with {others}.", text, some[0].nodes)
 
 
-class _Spliced:
-    """A source in which the text of one node is replaced: many times faster than writing the whole tree anew."""
-
-    def __init__(self, source: str) -> None:
-        self._bytes = source.encode()
-        self._starts = [0]
-        for line in self._bytes.splitlines(keepends=True):
-            self._starts.append(self._starts[-1] + len(line))
-
-    def text(self, old: ast.AST, new: ast.AST) -> str:
-        start = self._starts[old.lineno - 1] + old.col_offset
-        end = self._starts[old.end_lineno - 1] + old.end_col_offset
-        made = ast.unparse(new)
-        made = made.replace("\n", "\n" + " " * old.col_offset) if isinstance(old, ast.stmt) else f"({made})"
-        return (self._bytes[:start] + made.encode() + self._bytes[end:]).decode()
+def _form(node: ast.AST) -> str:
+    """A node without its names."""
+    return re.sub(r"id='\w+'", "", ast.dump(node))
 
 
 # --- what is changed

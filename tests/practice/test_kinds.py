@@ -71,3 +71,10 @@ def test_numbers_that_break_in_a_larger_case():
     rest = (("sum_T * shrink_T", "sum_T"), ("o_TE * shrink_T[:, None]", "o_TE"), ("top_T + np.log(sum_T)", "np.log(sum_T)"))
     text, _ = spoken(judged("03", masked, exp, *rest))
     assert "exp overflows in line" in text or "No maximum is subtracted" in text
+
+
+def test_the_same_in_two_places():
+    """As where one function makes both bias gradients."""
+    text, _ = spoken(judged("02", ("dy_TD.sum(axis=0)", "dy_TD[0]"), ("da_TF.sum(axis=0)", "da_TF[0]")))
+    assert "Of the sum dy.sum(axis=0) the first term alone" in text
+    assert "So it is with da.sum(axis=0)." in text
