@@ -6,6 +6,7 @@ None of this is a verdict. It says where, once it is known from the outcomes tha
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -96,6 +97,50 @@ def _changed(function: ast.AST, outer: set[str]) -> Iterator[tuple[str, ast.AST]
             root = _root(node.func)
             if isinstance(root, ast.Name) and root.id in outlive:
                 yield root.id, node
+
+
+def stored(source: str) -> Iterator[tuple[set[str], str]]:
+    """(arguments that it is made of, what it is found again by) of each value that a function keeps under a key: both in what
+    the function is given. By '0' where it is kept once for all."""
+    tree = _tree(source)
+    outer = {t.id for s in tree.body for t in _targets(s) if isinstance(t, ast.Name)}
+    for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+        given = {a.arg for a in function.args.args}
+        shared = {name for n in ast.walk(function) if isinstance(n, ast.Global) for name in n.names}
+        meant = {k: v for k, v in _meanings(function).items() if k not in given | outer | shared}
+        for node in (n for n in ast.walk(function) if isinstance(n, ast.Assign)):
+            target = node.targets[0]
+            key = target.slice if isinstance(target, ast.Subscript) else ast.Constant(0)
+            if getattr(target.value if isinstance(target, ast.Subscript) else target, "id", "") in outer | shared - given:
+                key, value = (_meant(x, meant) for x in (key, node.value))
+                used = {n.id for n in ast.walk(value) if isinstance(n, ast.Name)} & given
+                used -= {n.id for n in (key.elts if isinstance(key, ast.Tuple) else [key]) if isinstance(n, ast.Name)}
+                if used:
+                    yield used, ast.unparse(key)
+
+
+def _meanings(function: ast.FunctionDef) -> dict[str, ast.AST]:
+    """What each name of a function is given; of several at once, its item."""
+    found: dict[str, ast.AST] = {}
+    for node in (n for n in ast.walk(function) if isinstance(n, ast.Assign)):
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                found.setdefault(target.id, node.value)
+            for n, one in enumerate(getattr(target, "elts", ())):
+                item = node.value.elts[n] if isinstance(node.value, ast.Tuple) and n < len(node.value.elts) else None
+                found.setdefault(getattr(one, "id", ""), item or ast.Subscript(node.value, ast.Constant(n), ast.Load()))
+    return found
+
+
+def _meant(node: ast.AST, meanings: dict[str, ast.AST], depth: int = 4) -> ast.AST:
+    """An expression with what its names are given in their places."""
+
+    class Meant(ast.NodeTransformer):
+        def visit_Name(self, name: ast.Name) -> ast.AST:
+            given = meanings.get(name.id) if depth else None
+            return _meant(given, meanings, depth - 1) if given is not None else name
+
+    return Meant().visit(copy.deepcopy(node))
 
 
 def _targets(node: ast.AST) -> list[ast.AST]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
 import itertools
 import re
 import time
 from collections.abc import Iterable, Iterator
 
+from practice.answer import stored
 from practice.axis import VERBS
 from practice.guarded import apart
 from practice.part import Case, Mistake, Outcome
@@ -43,6 +45,7 @@ def known(truth: Truth, shown: Shown, every: Shown) -> list[Mistake]:
     """
     bad = [case for case, by_rank in shown if any(truth.problem(case, r, o) for r, o in enumerate(by_rank))]
     mistakes = truth.exercise.mistakes
+    raised = all(o.error.get("text", "").startswith("raise") for _, some in shown[:1] for o in some)
     # The solution's own first: a mistake of two edits, of which another right answer takes one alone, is another mistake there.
     # Where a mistake leaves rows without a number, as a query that sees no key, answers put there what they like: loose.
     for some, loose in ((slice(1), False), (slice(1, None), False), (slice(None), True)):
@@ -51,9 +54,12 @@ def known(truth: Truth, shown: Shown, every: Shown) -> list[Mistake]:
             if sources := [s for s in truth.variants((m,))[some] if truth.explains(s, shown, loose)]:
                 # Of several, as where all that is seen is one error, one that leaves the earlier parts right, as the learner's.
                 spoils = earlier(truth, m, bad[0])
-                if not spoils and (loose or any(truth.explains(s, every) for s in sources)):
+                if not spoils and not raised and (loose or any(truth.explains(s, every) for s in sources)):
                     return [m]
                 found.append((spoils, m))
+        # What raises the same error alone, of its own, may be one as well as another.
+        if found and raised:
+            return [found[0][1]] if len(found) == 1 else []
         if found:
             return [min(found, key=lambda f: f[0])[1]]
     # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.
@@ -102,6 +108,11 @@ def stale(truth: Truth, ran: Shown) -> str:
     if any(truth.problem(ran[0][0], r, o) for r, o in enumerate(ran[0][1])):
         return ""
     begun = time.process_time()
+    for names, key, source in _keyed(truth.exercise.solution, truth.answer):
+        if truth.in_turn(source, ran):
+            some, are = " and ".join(names), "is that" if len(names) == 1 else "are those"
+            by = "for all calls" if key == "0" else f"and found again by {key} alone"
+            return f"{some} {are} of an earlier call: what is made of {some} is kept, {by}."
     for name, source in _stalled(truth.exercise.solution):
         if truth.in_turn(source, ran):
             return (
@@ -111,6 +122,31 @@ def stale(truth: Truth, ran: Shown) -> str:
         if time.process_time() - begun > STALE:
             break
     return ""
+
+
+def _keyed(solution: str, answer: str) -> Iterator[tuple[list[str], str, str]]:
+    """Arguments, a key, and the solution in which they are those of an earlier call of this key: as the answer keeps things."""
+    tree = ast.parse(solution)
+    functions = [f for f in tree.body if isinstance(f, ast.FunctionDef)]
+    for used, key in stored(answer):
+        names = sorted(used)
+        needed = used | {n.id for n in ast.walk(ast.parse(key)) if isinstance(n, ast.Name)} - set(dir(builtins)) - {"np"}
+        some = [n for n, f in enumerate(functions) if needed <= {a.arg for a in f.args.args}]
+        for n in some:
+            # What is kept may be made in one step, and another step may read the arguments as they are.
+            reads = [
+                i for i, s in enumerate(functions[n].body) if used & {x.id for x in ast.walk(s) if isinstance(x, ast.Name)}
+            ]
+            ways = [reads, *([i] for i in reads), *itertools.combinations(reads, 2)]
+            for chosen in ways if len(reads) > 1 else [reads]:
+                twin = copy.deepcopy(tree)
+                body = next(f for f in twin.body if getattr(f, "name", "") == functions[n].name).body
+                for i in chosen:
+                    for x in (x for x in ast.walk(body[i]) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Load)):
+                        x.id = f"_kept_{x.id}" if x.id in used else x.id
+                held = f"{', '.join(f'_kept_{u}' for u in names)}, = globals().setdefault('_kept', {{}})"
+                body.insert(0, ast.parse(f"{held}.setdefault({key}, ({', '.join(names)},))").body[0])
+                yield names, key, ast.unparse(ast.fix_missing_locations(twin))
 
 
 def _stalled(solution: str) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -144,6 +145,11 @@ def _unlisted(
         judged.mistakes = [slip.name]
         judged.lines.append(slip.sentence)
         return
+    # Where a smaller case hides it, as where all scores are far below 0 and not above.
+    breaks = any(_breaks(truth, case, r, o, n) for case, some, _ in failing for r, o in enumerate(some) for n in o.results)
+    if breaks and not explained and (lines := _broken(truth, rank, failing)):
+        judged.lines += ["In another case numbers break:", *lines]
+        return
     said = _probe(truth, part, failing, rank, name, ran)
     if said or not explained:
         judged.lines.append(said or "No known mistake gives this.")
@@ -206,17 +212,21 @@ def _breaks(truth: Truth, case: Case, rank: int, outcome: Outcome, name: str) ->
 
 
 def _floats(truth: Truth, rank: int, name: str, failing: list) -> list[str]:
-    """Where in the learner's file numbers break: what NumPy noted that it does not note of the solution."""
+    """Where in the learner's file numbers break."""
+    case, by_rank, _ = failing[0]
+    nan = np.isnan(by_rank[rank].results[name]) & ~np.isnan(truth.right(case)[rank].results[name])
+    return _broken(truth, rank, failing) or [translate.NAN if nan.any() else translate.INFINITE]
+
+
+def _broken(truth: Truth, rank: int, failing: list) -> list[str]:
+    """The same, by what NumPy noted that it does not note of the solution."""
     solved = [o for case, _, _ in failing for o in truth.simulated(case, truth.exercise.solution)]
     usual = {(e["what"], e["in"]) for o in solved for e in o.noted}
     events = [e for _, by_rank, _ in failing for e in by_rank[rank].noted if (e["what"], e["in"]) not in usual]
     # What the code asks NumPy to ignore does no harm where something else explains it; inf/inf may well come of it.
     solution, heard = truth.exercise.solution, [e for e in events if not e["hushed"]]
     ratio = any((e["what"], e["in"]) == ("invalid value", "divide") for e in heard)
-    lines = (not ratio and translate.broken(heard, solution)) or translate.broken(events, solution)
-    case, by_rank, _ = failing[0]
-    nan = np.isnan(by_rank[rank].results[name]) & ~np.isnan(truth.right(case)[rank].results[name])
-    return lines or [translate.NAN if nan.any() else translate.INFINITE]
+    return (not ratio and translate.broken(heard, solution)) or translate.broken(events, solution)
 
 
 def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: dict, rank: int) -> list[str]:
@@ -225,7 +235,7 @@ def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: d
     outcome, on = by_rank[rank], "" if len(by_rank) == 1 else f" on rank {rank}"
     if kind == "error":
         first, *rest = translate.sentence(outcome.error)
-        return [f"{first}{on}" if rest else first, *rest]
+        return [f"{first}{on}" if rest else first, *rest, *_refused(truth, outcome.error)]
     if kind == "hang":
         return translate.waits(by_rank)
     if kind == "silent":
@@ -255,6 +265,13 @@ def _seen(truth: Truth, part: Part, case: Case, by_rank: list[Outcome], wrong: d
         ranks = ", ".join(str(r) for r in range(len(by_rank)) if r not in wrong)
         lines.append(f"wrong on ranks {', '.join(map(str, sorted(wrong)))}; right on {ranks}")
     return lines
+
+
+def _refused(truth: Truth, error: dict) -> list[str]:
+    """Of an error that the file raises itself: that none is due, where no other could be meant."""
+    due = set(re.findall(r"\bRaises (\w+)", truth.exercise.scaffold))
+    own = error["text"].startswith("raise ") and due <= {error["type"]}
+    return ["Your file raises this itself, and here nothing is to be raised: what is asked for is possible."] if own else []
 
 
 def _returned(truth: Truth, case: Case, rank: int, outcome: Outcome) -> str:

@@ -18,9 +18,10 @@ import numpy as np
 from practice.exercise import load
 from practice.guarded import apart
 from practice.part import Case, Outcome
+from practice.plain import plain
 from practice.simulate import simulate
 from practice.truth import FILE, Truth
-from practice.twists import SUMS, plain
+from practice.twists import SUMS
 
 # How long slips may be looked for, in seconds of the examiner's own computing.
 SECONDS = 1.0
@@ -74,10 +75,11 @@ def _slips(truth: Truth, failed: tuple[Case, list[Outcome]]) -> Iterator[Slip]:
     yield from smalls(truth)
     yield from divisors(tree)
     yield from masks(tree)
+    given = case.arrays(truth.parts[case.part])
+    yield from tables(tree, given)
     target = _vector(outcomes)
     if target is None or not np.isfinite(target).all():
         return
-    given = case.arrays(truth.parts[case.part])
     for open_source, right, say in (*constants(tree), *arguments(tree, given)):
         for value in _fitted(truth, case, open_source, right, target):
             likely = _meant(value, right)
@@ -95,7 +97,7 @@ def axes(tree: ast.Module) -> Iterator[Slip]:
         inside = set(ast.walk(function))
         sites = [(n, node) for n, node in enumerate(nodes) if node in inside and _axis(node) is not None]
         groups = [[site] for site in sites]
-        groups += [g for axis in (0, 1, 2, -1) if len(g := [s for s in sites if _axis(s[1]) == axis]) > 1]
+        groups += [g for axis in (0, 1, 2, 3, -1) if len(g := [s for s in sites if _axis(s[1]) == axis]) > 1]
         for group in groups:
             old = _axis(group[0][1])
             word = SUMS[group[0][1].func.attr] if len({s[1].func.attr for s in group}) == 1 else "reduction"
@@ -184,6 +186,33 @@ def masks(tree: ast.Module) -> Iterator[Slip]:
                 " the mean of all values."
             )
             yield Slip("mask", sentence, opened.replace(SLIP, f"({value!r})"))
+
+
+# --- tables
+
+LENGTHS = (*(2**n for n in range(8, 18)), 1000, 10_000, 100_000)
+
+
+def tables(tree: ast.Module, given: dict) -> Iterator[Slip]:
+    """Every argument of whole numbers, as positions are, looked up in a table that is too short for them."""
+    for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
+        for name in (a.arg for a in function.args.args if getattr(given.get(a.arg), "dtype", np.dtype(float)).kind == "i"):
+            low, high = given[name].min(initial=0), given[name].max(initial=0)
+            ways = [("as 0 where it is below", f"np.maximum({name}, 0)"), ("without its sign", f"np.abs({name})")][
+                : 2 * (low < 0)
+            ]
+            ways += [("less the first of them", f"{name} - {name}[:1]"), ("in order of size", f"np.sort({name})")]
+            ways += [("one too large", f"{name} + 1"), ("one too small", f"{name} - 1")]
+            for length in (n for n in LENGTHS if low < 0 or high >= n):
+                ways.append((f"modulo {length:,}, as an index into a table of that length", f"{name} % {length}"))
+                ways.append((f"as {length - 1:,} where it is larger", f"np.minimum({name}, {length - 1})"))
+            for how, text in ways:
+                twin = copy.deepcopy(tree)
+                body = next(n for n in ast.walk(twin) if isinstance(n, ast.FunctionDef) and n.name == function.name).body
+                body.insert(0, ast.parse(f"{name} = {text}").body[0])
+                yield Slip(
+                    "table", f"{name} is taken {how}: it may be anything, and is to be used as it is.", ast.unparse(twin)
+                )
 
 
 # --- constants

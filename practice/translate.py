@@ -18,6 +18,25 @@ SENTENCES = (
     ("ValueError", r"could not broadcast input array from shape (.*) into shape (.*)",
      r"An array of shape \1 is put into a place of shape \2."),
     ("Changed", r"(.*)", r"\1, by another call or another object. Each needs memory of its own."),
+    ("ValueError", r"need at least one array to (\w+)", r"\1 gets an empty list: where there is nothing to put together, make"
+     " an array without entries, of the shape that is asked for."),
+    ("ValueError", r"zero-size array to reduction operation (\w+)", r"This is the \1 of an array without entries, which has"
+     " none. If there can be none here, give initial= or treat it apart."),
+    ("ValueError", r"attempt to get (arg\w+) of an empty", r"This is the \1 of an array without entries. If there can be none"
+     " here, treat it apart."),
+    ("ValueError", r"^(max|min)\(\) (?:iterable argument is empty|arg is an empty)", r"This is the \1 of nothing. If there can"
+     " be nothing here, treat it apart."),
+    ("ValueError", r"^math domain error", "math.sqrt or math.log is asked of a number below 0, or math.log of 0."),
+    ("OverflowError", r"math range error", "math.exp, pow or ** of numbers this large gives none that a float can hold: a"
+     " softmax takes a row's maximum away first."),
+    ("ValueError", r"cannot reshape array of size 0 into shape .*newaxis", "Of an array without entries reshape cannot"
+     " find out what -1 stands for: name each size."),
+    ("ValueError", r"truth value of an array with more than one", "An array is asked for one yes or no, as by if, and, or,"
+     " not, min, max: np.where, &, |, ~ and np.minimum go entry by entry."),
+    ("UFuncTypeError", r"Cannot cast ufunc '?(\w+)'? output from dtype\('(\w+)'\) to dtype\('(\w+)'\)",
+     r"What is put in place is \2 and the array \3, which cannot hold it."),
+    ("TypeError", r"^'NoneType' object", "Something here is None: a function without return, or a method that changes its"
+     " object and returns nothing."),
     ("ValueError", r"read-only", f"This line changes {ARGUMENT} in place: make a new array instead."),
     ("ValueError", r"(rank 0 .*while.*|.*: rank 0 has .*)", r"The ranks do not agree: \1."),
     ("Altered", r"(.*)", r"\1."),

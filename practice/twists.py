@@ -14,15 +14,19 @@ import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from practice import narrower
 from practice.answer import names
 from practice.axis import VERBS
 from practice.exercise import Exercise
 from practice.guarded import apart
 from practice.mutants import changes
 from practice.part import Case, Outcome
+from practice.plain import plain
 from practice.simulate import simulate
+from practice.spliced import Spliced
 from practice.truth import FILE, Truth
 
 # How long twists may be looked for, in seconds of the examiner's own computing.
@@ -35,6 +39,10 @@ IFS = {"if: negated": "turned round", "if: always": "taken as true always", "if:
 # What people do most: these come before all others, in each right answer.
 OFTEN = ("augmented to plain assignment", "sum to mean", "mean to sum")
 SUMS = {"sum": "sum", "mean": "mean", "max": "maximum", "min": "minimum"}
+# Names in each other's places are most of all: the solution's come after its others, those of other right answers after all.
+SWAPS = 9
+# The same change in several places, and in how many at most.
+ALIKE, MANY = 5, 6
 LONGEST = 70
 # Numbers, and what stands round them without a meaning of its own.
 BARE = (ast.Constant, ast.UnaryOp, ast.Tuple, ast.Slice, ast.keyword)
@@ -93,7 +101,8 @@ def twists(exercise: Exercise, answer: str = "") -> list[Twist]:
     told = symbols(exercise.scaffold) | symbols(answer)
     for number, (source, lines) in enumerate(bases(exercise)):
         for twist in sorted(_twists(source, lines, told), key=lambda t: t.rank):
-            made.setdefault(twist.source, replace(twist, rank=10 * number + twist.rank))
+            last = 100 if number and twist.rank == SWAPS else 0
+            made.setdefault(twist.source, replace(twist, rank=10 * number + twist.rank + last))
     return sorted(made.values(), key=lambda t: t.rank)
 
 
@@ -120,39 +129,39 @@ def _twists(source: str, lines: Sequence[range], told: set[str]) -> Iterator[Twi
     statements = {n: s for s in nodes if isinstance(s, ast.stmt) for n in ast.walk(s)}
     parents = {child: n for n in nodes for child in ast.iter_child_nodes(n)}
     functions = {n: f for f in nodes if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
-    spliced = _Spliced(source)
+    spliced, axes, alike = Spliced(source), narrower.axes(nodes), {}
+    given = {f.name: len(f.args.args) for f in tree.body if isinstance(f, ast.FunctionDef)}
     for node in nodes:
         if not any(getattr(node, "lineno", 0) in some for some in lines) or node not in functions:
             continue
         place = _place(statements.get(node), told)
         ways = (
             *_swapped(node, functions[node]), *_loops(node), *_brackets(node, place), *_reshaped(node, place),
+            *narrower.ways(node, functions[node], axes, given),
             *((_rank(what), _said(what, node, place), change) for what, change in changes(node)),
         )  # fmt: skip
         for rank, sentence, change in ways:
             try:
                 new = ast.fix_missing_locations(change(copy.deepcopy(node)))
-                text = spliced.text(node, new)
+                text = spliced.text((node, new))
             except (TypeError, ValueError, AttributeError):
                 continue
-            yield Twist(rank, sentence or _instead(*wider(node, new, parents), place), text, (node, new))
+            twist = Twist(rank, sentence or _instead(*wider(node, new, parents), place), text, (node, new))
+            key = (_form(node), _form(new))
+            if rank != SWAPS and key[0] != key[1] and isinstance(node, (ast.Call, ast.Attribute)):
+                alike.setdefault(key, []).append(twist)
+            yield twist
+    # A function that is called twice, as a linear's backward, has its mistake twice. (Signs and sums are not that alike.)
+    for some in (some for some in alike.values() if 1 < len(some) < MANY):
+        others = ", ".join(dict.fromkeys(plain(t.nodes[0]) for t in some[1:]))
+        with suppress(ValueError):
+            text = spliced.text(*(t.nodes for t in some))
+            yield Twist(ALIKE, f"{some[0].sentence} So it is with {others}.", text, some[0].nodes)
 
 
-class _Spliced:
-    """A source in which the text of one node is replaced: many times faster than writing the whole tree anew."""
-
-    def __init__(self, source: str) -> None:
-        self._bytes = source.encode()
-        self._starts = [0]
-        for line in self._bytes.splitlines(keepends=True):
-            self._starts.append(self._starts[-1] + len(line))
-
-    def text(self, old: ast.AST, new: ast.AST) -> str:
-        start = self._starts[old.lineno - 1] + old.col_offset
-        end = self._starts[old.end_lineno - 1] + old.end_col_offset
-        made = ast.unparse(new)
-        made = made.replace("\n", "\n" + " " * old.col_offset) if isinstance(old, ast.stmt) else f"({made})"
-        return (self._bytes[:start] + made.encode() + self._bytes[end:]).decode()
+def _form(node: ast.AST) -> str:
+    """A node without its names."""
+    return re.sub(r"id='\w+'", "", ast.dump(node))
 
 
 # --- what is changed
@@ -173,7 +182,7 @@ def _swapped(node: ast.AST, function: ast.FunctionDef) -> Iterator[tuple[int, st
     if node.id in names:
         for other in names:
             if other not in {node.id, "self"} and _kind(other) == _kind(node.id) and other not in itself:
-                yield 0, "", lambda n, other=other: ast.Name(other, ast.Load())
+                yield SWAPS, "", lambda n, other=other: ast.Name(other, ast.Load())
 
 
 def _is_name(node: ast.AST) -> bool:
@@ -258,14 +267,12 @@ def _reshaped(node: ast.AST, place: str) -> Iterator[tuple[int, str, object]]:
         )  # fmt: skip
     elif node.func.attr == "einsum" and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
         for number, letters in enumerate(node.args[0].value.partition("->")[0].split(","), 1):
-            for i, j in itertools.combinations(range(len(letters)), 2):
-                dims = list(range(len(letters)))
-                dims[i], dims[j] = j, i
+            for dims in list(itertools.permutations(range(len(letters))))[1:] if len(letters) < 4 else ():
 
-                def change(n: ast.Call, number: int = number, dims: list[int] = dims) -> ast.Call:
-                    x = n.args[number]
+                def change(n: ast.Call, number: int = number, dims: tuple[int, ...] = dims) -> ast.Call:
+                    x, back = n.args[number], [dims.index(i) for i in range(len(dims))]
                     shape = ast.parse(f"[({ast.unparse(x)}).shape[i] for i in {dims}]", mode="eval").body
-                    n.args[number] = _call(_call(x, "reshape", shape), "transpose", ast.parse(str(dims), mode="eval").body)
+                    n.args[number] = _call(_call(x, "reshape", shape), "transpose", ast.parse(str(back), mode="eval").body)
                     return n
 
                 yield 2, place + said.format(plain(node.args[number])), change
@@ -300,6 +307,8 @@ def _said(what: str, node: ast.AST, place: str) -> str:
         return f"{plain(node.target)} is replaced each time: it is to be added up."
     if what in ("statement dropped", "assignment dropped", "augmented assignment dropped"):
         return f"A step is missing: {plain(node)}."
+    if what in ("break dropped", "continue dropped"):
+        return f"A {what.partition(' ')[0]} is left out: what comes after it is done then as well."
     if what == "targets exchanged":
         return f"{' and '.join(plain(t) for t in node.targets[0].elts)} are exchanged."
     if what.endswith(" doubled"):
@@ -374,10 +383,3 @@ def _known(source: str) -> set[str]:
 
 def _short(name: str) -> str:
     return re.sub(r"_[A-Za-z0-9]{1,4}$", "", name)
-
-
-def plain(node: ast.AST) -> str:
-    """An expression as a formula would have it: names without their shapes."""
-    text = ast.unparse(ast.fix_missing_locations(copy.deepcopy(node))).partition("\n")[0]
-    text = re.sub(r"\b([A-Za-z]\w*?)_[A-Za-z0-9]{1,4}\b(?!\()", r"\1", text)
-    return re.sub(r"\b(np|math)\.", "", text)

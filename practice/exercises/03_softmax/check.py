@@ -191,4 +191,11 @@ MISTAKES = (
             ("    for k_SE, v_SE, seen_TS in blocks:", WHOLE)),
     mistake("mask_large", "Keys that are not seen get a large negative score and not -inf: a query that sees none then gets the mean of"
             " all values. Its output is 0.", ("np.where(seen_TS, x_TS, -np.inf)", "np.where(seen_TS, x_TS, -1e9).astype(q_TE.dtype)")),
+    mistake("no_running_maximum_masked", "No maximum is subtracted in the blocks: exp of a score of 1000 is inf, of -1000 it is 0.",
+            ("        x_TS = np.where(seen_TS, x_TS, -np.inf)\n", ""),
+            ("np.exp(x_TS - from_T[:, None])", "np.exp(x_TS) * seen_TS"),
+            ("sum_T * shrink_T", "sum_T"), ("o_TE * shrink_T[:, None]", "o_TE"), ("top_T + np.log(sum_T)", "np.log(sum_T)")),
+    mistake("gone_through", "o is 0 and lse -inf, as if no block had come. If you go through `blocks` twice: it is an iterator, which gives each"
+            " block once, and a second pass finds none. Do all with a block while it is there.",
+            ("    for k_SE, v_SE, seen_TS in blocks:", "    for _ in blocks:\n        pass\n    for k_SE, v_SE, seen_TS in blocks:")),
 )  # fmt: skip

@@ -127,4 +127,10 @@ MISTAKES = (
             ("p_HTS @ v_HTE[:, s]", "p_HTS @ k_HTE[:, s]")),
     mistake("queries_for_keys", "Queries and keys are exchanged: the scores are transposed.",
             ("q_HTE[:, s] @ k_HTE[:, s].transpose(0, 2, 1)", "k_HTE[:, s] @ q_HTE[:, s].transpose(0, 2, 1)")),
+    mistake("not_itself_zero", "The mask is off by one: a token does not see itself, and the first of a sequence sees nothing.",
+            (SEEN, "np.tri(n, k=-1, dtype=bool)"), ("= p_HTS @ v_HTE[:, s]", "= np.nan_to_num(p_HTS @ v_HTE[:, s])")),
+    mistake("split_without_transpose", "Heads are split without the transpose: (T, H E) is read as if it were (H, T, E).",
+            ('np.einsum("td,dhe->hte", x_TD, Wq_DHE)', "(x_TD @ Wq_DHE.reshape(D, H * E)).reshape(H, T, E)"),
+            ('np.einsum("td,dhe->hte", x_TD, Wk_DHE)', "(x_TD @ Wk_DHE.reshape(D, H * E)).reshape(H, T, E)"),
+            ('np.einsum("td,dhe->hte", x_TD, Wv_DHE)', "(x_TD @ Wv_DHE.reshape(D, H * E)).reshape(H, T, E)")),
 )  # fmt: skip

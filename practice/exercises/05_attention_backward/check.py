@@ -161,4 +161,7 @@ MISTAKES = (
             " see it.", ("ds_TS.T @ q_TE", "ds_TS[-1:].T @ q_TE[-1:]")),
     mistake("dv_of_last", "dv is the last query's only, each replaces the one before: a value's gradient is the sum over all queries"
             " that see it.", ("p_TS.T @ do_TE", "p_TS[-1:].T @ do_TE[-1:]")),
+    mistake("mean_of_seen", "The plain mean of dp over the keys that are seen is subtracted: the row term is its mean weighted by p, sum of p dp.",
+            ("(dp_TS - row_TH[t, h, None])",
+             "(dp_TS - (np.tril(dp_TS).sum(axis=1) / np.arange(1, n + 1).astype(dp_TS.dtype))[:, None])")),
 )  # fmt: skip

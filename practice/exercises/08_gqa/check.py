@@ -163,4 +163,9 @@ MISTAKES = (
     mistake("grad_of_last", "Only the last query head of each group is left, each replaces the one before: the key's gradient is"
             " the sum over all H/K of them.",
             ("dk_TKGE.sum(axis=2)", "dk_TKGE[:, :, -1].copy()")),
+    mistake("not_itself", "The mask is off by one: a token does not see itself, and the first of a sequence sees nothing (NaN).",
+            ("np.tri(n, dtype=bool)", "np.tri(n, k=-1, dtype=bool)")),
+    mistake("not_itself_zero", "The mask is off by one: a token does not see itself, and the first of a sequence sees nothing.",
+            ("np.tri(n, dtype=bool)", "np.tri(n, k=-1, dtype=bool)"),
+            ('np.einsum("kgts,ske->tkge", p_KGTS, v_TKE[s])', 'np.nan_to_num(np.einsum("kgts,ske->tkge", p_KGTS, v_TKE[s]))')),
 )  # fmt: skip

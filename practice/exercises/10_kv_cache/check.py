@@ -232,4 +232,13 @@ MISTAKES = (
     mistake("length_first", "length has grown before the append is refused: check first, and change nothing if it does not fit.",
             ("        if end > self.k_KCE.shape[1]:\n", "        first, self.length = self.length, end\n        if end > self.k_KCE.shape[1]:\n"),
             ("KCE[:, self.length : end]", "KCE[:, first : end]")),
+    mistake("last_place", "The last place stays empty: tokens that fill the cache exactly do fit.", ("if end > self", "if end >= self")),
+    mistake("values_tiled", "The keys are shared by neighbours, the values in turn (h mod K): a query head reads both from the same head.",
+            ('np.einsum("kgns,kse->nkge", p_KGNS, cache.v)',
+             'np.einsum("kgns,kgse->nkge", p_KGNS, np.tile(cache.v, (H // K, 1, 1)).reshape(K, H // K, -1, E))')),
+    mistake("length_after", "The first new position is read from cache.length after the append has moved it: queries and the mask stand N"
+            " tokens too far.",
+            ("    q_NHE = rope(q_NHE, positions_N)\n", ""),
+            ("    cache.append(k_NKE, v_NKE)\n",
+             "    cache.append(k_NKE, v_NKE)\n    first = cache.length\n    q_NHE = rope(q_NHE, np.arange(first, first + N))\n")),
 )  # fmt: skip

@@ -226,4 +226,30 @@ MISTAKES = (
     mistake("always_copied", "A block is copied though nobody else holds it: that costs a copy a token, and a free block.",
             ("        if place == len(table):\n", "        old = place < len(table)\n        if place == len(table):\n"),
             ("if self.users[table[place]] > 1:", "if old:")),
+    mistake("slots_before", "Of a shared block only the slots before the written one are copied: those after it may hold tokens too.",
+            (COPY_K, "            self.k_BSKE[copy] = np.nan\n            self.k_BSKE[copy, :slot] = self.k_BSKE[table[place], :slot]\n"),
+            (COPY_V, "            self.v_BSKE[copy] = np.nan\n            self.v_BSKE[copy, :slot] = self.v_BSKE[table[place], :slot]\n")),
+    mistake("slots_before_kept", "Of a shared block only the slots before the written one are copied: those after it may hold tokens too.",
+            (COPY_K, "            self.k_BSKE[copy, :slot] = self.k_BSKE[table[place], :slot]\n"),
+            (COPY_V, "            self.v_BSKE[copy, :slot] = self.v_BSKE[table[place], :slot]\n")),
+    mistake("table_not_grown", "The block that write takes is not in the caller's table: table + [id], or another name for a new list, leaves"
+            " the caller's as it was. Change the list in place, by append or table[place] = id.",
+            ("if place == len(table):\n            table.append(self.alloc())\n",
+             "if place >= len(table):\n            table = [*table, self.alloc()]\n            place = len(table) - 1\n"),
+            ("            table[place] = copy\n", "            table = [*table[:place], copy, *table[place + 1 :]]\n"),
+            ("        position_S = np.arange(length)\n",
+             "        k_SKE, v_SKE = (np.full((length, *x.shape[2:]), np.nan, x.dtype) for x in (self.k_BSKE, self.v_BSKE))\n"
+             "        length = min(length, len(table) * self.block)\n        position_S = np.arange(length)\n"),
+            ("        return self.k_BSKE[id_S, slot_S], self.v_BSKE[id_S, slot_S]\n",
+             "        k_SKE[:length], v_SKE[:length] = self.k_BSKE[id_S, slot_S], self.v_BSKE[id_S, slot_S]\n        return k_SKE, v_SKE\n")),
+    mistake("in_a_row", "gather reads the blocks that follow the table's first one in the pool: each is where the table says.",
+            ("        id_S = np.array(table, int)[position_S // self.block]\n        slot_S = position_S % self.block\n"
+             "        return self.k_BSKE[id_S, slot_S], self.v_BSKE[id_S, slot_S]\n",
+             "        found = []\n        for x in (self.k_BSKE, self.v_BSKE):\n            y = np.full((length, *x.shape[2:]), np.nan, x.dtype)\n"
+             "            got = x.reshape(-1, *x.shape[2:])[table[0] * self.block if table else 0 :][:length]\n"
+             "            y[: len(got)] = got\n            found.append(y)\n        return tuple(found)\n")),
+    mistake("slot_0_again", "A block is taken whenever slot 0 is written: a position that is written again has its block already. One is due"
+            " where the table ends.", ("if place == len(table):", "if slot == 0:")),
+    mistake("shared_given_up", "When a shared block is copied it counts as free for all: the other tables hold it still. Count one less.",
+            (DROP, "            self.users[table[place]] = 0\n")),
 )  # fmt: skip

@@ -170,4 +170,11 @@ MISTAKES = (
     mistake("no_bonus_after_drafts", "After all drafts are accepted one token more is free: p has a row for it.",
             ("    ids.append(draw(p_NV[len(draft_G)], u_next))\n",
              "    if not ids:\n        ids.append(draw(p_NV[0], u_next))\n")),
+    mistake("goes_on_replacing", "It goes on after the first rejection, with a replacement for each draft that is rejected: what is drawn for the"
+            " first is the last token.",
+            ("        ids.append(draw(rest_V, u_next))\n        return ids\n", "        ids.append(draw(rest_V, u_next))\n        rejected = True\n"),
+            ("    ids = []\n", "    ids, rejected = [], False\n"),
+            ("    ids.append(draw(p_NV[len(draft_G)], u_next))\n", "    if not rejected:\n        ids.append(draw(p_NV[len(draft_G)], u_next))\n")),
+    mistake("without_the_draft", "The replacement is drawn from p without the rejected token: others too may have had their share by acceptance."
+            " Draw from max(0, p - q), normalised.", (REST, "np.where(np.arange(len(p_NV[n])) == x, 0, p_NV[n])")),
 )  # fmt: skip

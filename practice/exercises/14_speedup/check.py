@@ -151,4 +151,6 @@ MISTAKES = (
     mistake("largest_of_equal", "Of several gammas with the same speed-up the largest is taken: it is the smallest.",
             ("int(np.argmax(gains))", "64 - int(np.argmax(gains[::-1]))")),
     mistake("nan_at_1", "At alpha = 1 it divides by 0: gamma + 1 tokens come then.", ("return float(tokens)", "return float('nan')")),
+    mistake("gamma_at_1", "At alpha = 1 it says gamma: all drafts are accepted then, and the bonus token comes too, gamma + 1.",
+            ("        return float(tokens)\n", "        return float(gamma)\n")),
 )  # fmt: skip

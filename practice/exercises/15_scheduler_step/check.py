@@ -331,4 +331,7 @@ MISTAKES = (
             ("waiting.insert(0, r)", 'waiting.insert(plan["preempt"].index(id), r)')),
     mistake("room_for_a_chunk", "Who enters needs blocks for its first chunk only: it holds those for all its tokens from the start.",
             ('needs = -(-r["tokens"] // block)', 'needs = -(-min(left, r["tokens"]) // block)')),
+    mistake("to_the_end_in_order", "Who is preempted goes to the end of the queue: it came before all that wait.",
+            ('    for id in plan["preempt"]:\n        r = by_id[id]', '    for id in plan["preempt"][::-1]:\n        r = by_id[id]'),
+            ("waiting.insert(0, r)", "waiting.append(r)")),
 )  # fmt: skip

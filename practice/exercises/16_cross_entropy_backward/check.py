@@ -108,4 +108,8 @@ MISTAKES = (
             " the logits themselves.", ("z_TV.max(axis=1, keepdims=True)", "np.maximum(z_TV.max(axis=1, keepdims=True), 0)")),
     mistake("whole_maximum", "The maximum of the whole array is subtracted: in rows that lie far below it every exp is 0. Each row has its own"
             " maximum, axis=1.", ("z_TV.max(axis=1, keepdims=True)", "z_TV.max() + 0 * z_TV[:, :1]")),
+    mistake("dz_over_all", "The loss is divided by the number of tokens that count, dz by T, all tokens: it is the gradient of that loss.",
+            ("return dz_TV / count", "return dz_TV / max(1, len(dz_TV))")),
+    mistake("dz_over_vocabulary", "dz is divided by V: the loss is a mean over the tokens that count, so it is by their number.",
+            ("return dz_TV / count", "return dz_TV / dz_TV.shape[1]")),
 )  # fmt: skip
