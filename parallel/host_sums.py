@@ -142,12 +142,12 @@ class HostSums(Sums):
     def _all_reduce(self, script: Script, x: np.ndarray, y: np.ndarray, add: np.ufunc) -> Steps:
         hosts, window = self.hosts, self.window
         at_once = window.entries(x.dtype) // hosts.most * hosts.most
+        if hosts.count == 1 and window.directly(x.nbytes):
+            yield from window.sum_directly(x, y, dealt(x.size, window.size), add)
+            return
         if hosts.count == 1 and x.size <= at_once:
             # Every rank adds more, but half as many rounds are enough.
             yield from window.sum(x, y, add)
-            return
-        if hosts.count == 1 and window.directly(x.nbytes // window.size):
-            yield from window.sum_directly(x, y, dealt(x.size, window.size), add)
             return
         # Piece by piece, so that what is added on one host is given while it is in the caches, and that between hosts one piece
         # is on its way out, and another back, while the ranks work on a third.

@@ -25,8 +25,9 @@ from parallel.shared_memory import shared_file
 
 # Of a rank, so many slots of so many bytes: small enough to stay in the caches, large enough that rounds are few.
 SLOTS, SLOT = 2, 2**21
-# What has so many bytes a rank goes from memory to memory, where that is allowed, in pieces that stay in the caches.
-DIRECT, PIECE = 2**20 + 1, 2**18
+# A sum for all, or a rank's part, of so many bytes goes from memory to memory, where that is allowed, in pieces that stay in the
+# caches.
+DIRECT, PIECE = 2**20, 2**18
 # Counters stand apart by a line of the cache, in words.
 _LINE = 16
 # Whether this processor lets no other see what it writes, nor sees what others write, in another order.
@@ -113,7 +114,7 @@ class Window:
             yield from self._round(put, take, y.dtype)
 
     def directly(self, size: int) -> bool:
-        """Whether a part of so many bytes goes from memory to memory; alike on all ranks."""
+        """Whether so many bytes go from memory to memory; alike on all ranks."""
         return size >= DIRECT and self._peers.open
 
     def entries(self, dtype: np.dtype) -> int:
