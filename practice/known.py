@@ -151,7 +151,7 @@ def _keyed(solution: str, answer: str) -> Iterator[tuple[list[str], str, str]]:
 
 def _stalled(solution: str) -> Iterator[tuple[str, str]]:
     """Each argument, and the solution in which it is that of an earlier call, found again by nothing, or by the width, the
-    length or all of the shape of the first argument. Not an axis: that of an earlier run would be waited in for ever."""
+    length or all of the shape of the first argument. Not an axis, which nobody keeps."""
     axis = re.compile(rf"\b(\w+)\.(?:{'|'.join(VERBS)}|cut|rank|size)\b")
     axes, tree = set(axis.findall(solution)), ast.parse(solution)
     for at, function in ((n, f) for n, f in enumerate(tree.body) if isinstance(f, ast.FunctionDef)):

@@ -29,10 +29,13 @@ class Stage:
             baton.acquire()
         self.waits: list[dict | None] = [None] * size
         self.done = [False] * size
-        self.hung = False
+        self.hung = self.over = False
 
     def wait(self, rank: int, **what: Any) -> Any:
         """Called by a rank: wait until its verb can complete. Returns the verb's result."""
+        if self.over:
+            # Nobody would ever answer.
+            raise ValueError("the axis is that of an earlier call")
         self.waits[rank] = what
         self.back.release()
         self.turn[rank].acquire()
@@ -70,6 +73,7 @@ class Stage:
             if not self.done[rank]:
                 self.turn[rank].release()
                 self.back.acquire()
+        self.over = True
         return stuck
 
     def _matched(self) -> list[int]:

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from practice.axis import Axis
-from practice.simulate import SimulatedAxis, Stage
+from practice.exercise import load
+from practice.part import Case, Part
+from practice.simulate import SimulatedAxis, Stage, simulate
+from practice.truth import FILE
 from practice.worker import MpiAxis, State
 
 WORDS = {"all_reduce": "sum", "all_gather": 0, "reduce_scatter": 0, "broadcast": 0}
@@ -54,3 +57,15 @@ def test_all_to_all_counts_what_leaves_and_takes_an_array_a_rank():
     assert "got int" in simulated(3, lambda a: a.all_to_all(3))[0]
     mixed = [np.ones(1), np.ones(1, "f4"), np.ones(1)]
     assert "one dtype, got float64, float32, float64" in simulated(3, lambda a: a.all_to_all(mixed))[0]
+
+
+def test_an_axis_of_an_earlier_run_is_an_error_and_no_wait_for_ever():
+    def call(code, a, axis):
+        return {"y": code.step(a["x"], axis)}
+
+    part = Part("step", ((1,),), lambda draw, n: {"x": np.ones(n)}, call, lambda a, ref, at: {})
+    source = "kept = []\ndef step(x, dp):\n    kept.append(dp)\n    return kept[0].all_reduce(x)\n"
+    spaces = [load(source, FILE, {"__source__": source}) for _ in range(2)]
+    first, second = (simulate(part, Case("step", (1,), "float64", 0), spaces, ["all_reduce"], FILE) for _ in range(2))
+    assert [o.kind for o in first] == ["ok", "ok"]
+    assert all("earlier call" in o.error["message"] for o in second)
