@@ -25,8 +25,8 @@ from parallel.shared_memory import shared_file
 
 # Of a rank, so many slots of so many bytes: small enough to stay in the caches, large enough that rounds are few.
 SLOTS, SLOT = 2, 2**21
-# A sum for all, or a rank's part, of so many bytes goes from memory to memory, where that is allowed, in pieces that stay in the
-# caches.
+# A sum for all, or a rank's part, of so many bytes goes from memory to memory where that is allowed, in pieces that stay in
+# the caches.
 DIRECT, PIECE = 2**20, 2**18
 # Counters stand apart by a line of the cache, in words.
 _LINE = 16
