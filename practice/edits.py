@@ -74,17 +74,17 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
             ways += [(1, new) for new in (*_beside(node), ast.UnaryOp(ast.USub(), node), _turned(node)) if whole]
             ways += [(FAR + 1 if whole else FAR + 2, new) for new in _lacking(node, names)]
         for rank, new in ways:
-            if (rank >= FAR) == far and (sets := _put(parents[node], node, new)):
-                edit = Edit(rank, node.lineno, partial(_said, node, new, parents), sets)
+            if (rank >= FAR) == far and (sets := put(parents[node], node, new)):
+                edit = Edit(rank, node.lineno, partial(said, node, new, parents), sets)
                 yield edit
                 if not far and not isinstance(new, ast.Pass):
                     alike.setdefault(edit.words(), []).append(edit)
-    for said, some in alike.items():
+    for words, some in alike.items():
         # The same at every place.
         sets = tuple(s for e in some for s in e.sets)
         if len(some) > 1 and len({(s[0], s[1]) for s in sets}) == len(sets):
             others = ", ".join(dict.fromkeys(str(e.line) for e in some[1:]))
-            yield Edit(some[0].rank + 1, some[0].line, partial(str, f"{said}, here and in line {others}"), sets)
+            yield Edit(some[0].rank + 1, some[0].line, partial(str, f"{words}, here and in line {others}"), sets)
 
 
 def _apart(old: ast.AST, new: ast.AST, kinds: dict[str, set[str]]) -> bool:
@@ -108,7 +108,7 @@ def _filled(node: ast.AST) -> set[str]:
     }
 
 
-def _put(parent: ast.AST, old: ast.AST, new: ast.AST) -> tuple[tuple[ast.AST, str, Any], ...]:
+def put(parent: ast.AST, old: ast.AST, new: ast.AST) -> tuple[tuple[ast.AST, str, Any], ...]:
     """The change that puts a node in another's place."""
     for field, value in ast.iter_fields(parent):
         if value is old:
@@ -314,7 +314,7 @@ def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
 # --- what is said of it
 
 
-def _said(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> str:
+def said(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> str:
     if isinstance(new, ast.Pass):
         return "without it"
     before, after = cut(*(ast.unparse(ast.fix_missing_locations(x)).partition("\n")[0] for x in wider(old, new, parents)))

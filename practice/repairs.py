@@ -10,7 +10,7 @@ import ast
 import itertools
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from types import CodeType
@@ -30,20 +30,22 @@ SECONDS = 4.0
 TURNS = 200
 # So many changes, each of which makes a result right, are looked for.
 MOST = 3
+# The edits of a function that are near, or those that are far.
+Ways = Callable[[ast.FunctionDef, dict[str, set[str]], bool], Iterator[edits.Edit]]
 
 
-def found(truth: Truth, first: Case, ran: Sequence[tuple[Case, list[Outcome]]]) -> list[str]:
+def found(truth: Truth, first: Case, ran: Sequence[tuple[Case, list[Outcome]]], ways: Ways = edits.edits) -> list[str]:
     """What is said of a change of the learner's file that makes all cases right, the first of which is wrong; [] if none is
-    found. Or of several, each of which makes one more result right.
+    found. Or of several, each of which makes one more result right. ways: the edits that are tried.
     """
     cases = [first, *(case for case, _ in ran if case != first and not case.moved)]
     # After an error the part is run no further.
     sizes = {case.size for case in cases}
     cases += [replace(first, size=tuple(size)) for size in truth.parts[first.part].sizes if tuple(size) not in sizes]
-    return (truth.answer and apart(lambda: _found(truth, cases), SECONDS)) or []
+    return (truth.answer and apart(lambda: _found(truth, cases, ways), SECONDS)) or []
 
 
-def _found(truth: Truth, cases: Sequence[Case]) -> list[str]:
+def _found(truth: Truth, cases: Sequence[Case], ways: Ways) -> list[str]:
     until = time.process_time() + SECONDS
     rules.close(FILE, [])
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -53,7 +55,7 @@ def _found(truth: Truth, cases: Sequence[Case]) -> list[str]:
     # Costs are looked at alone: where results are wrong they may be what comes of that.
     costs = {c for case in cases for limits in truth.limits(case) for c in limits}
     costs = costs if wrong and wrong - costs else set()
-    while wrong and wrong - costs and len(told) < 2 * MOST and (step := _step(file, wrong, until)):
+    while wrong and wrong - costs and len(told) < 2 * MOST and (step := _step(file, wrong, until, ways)):
         line, said, left = step
         names = sorted(wrong - left - costs)
         what = "All is" if not left - costs else f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
@@ -62,13 +64,13 @@ def _found(truth: Truth, cases: Sequence[Case]) -> list[str]:
     return told
 
 
-def _step(file: _File, wrong: set[str], until: float) -> tuple[int, str, set[str]] | None:
+def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, str, set[str]] | None:
     """The line of a change after which less is wrong, what is said of it, and what still is wrong. It is made."""
     made = called(file.tree, file.cases[0].part) or file.tree.body
+    # Of which dtype something is may be said in another function, as in a forward whose backward is asked for.
+    made += [s for s in file.tree.body if kind is not edits.edits and s not in made]
     functions = [f for s in made for f in (s.body if isinstance(s, ast.ClassDef) else [s]) if isinstance(f, ast.FunctionDef)]
-    some = (
-        sorted((e for f in functions for e in edits.edits(f, file.kinds, far)), key=attrgetter("rank")) for far in (False, True)
-    )
+    some = (sorted((e for f in functions for e in kind(f, file.kinds, far)), key=attrgetter("rank")) for far in (False, True))
     ways = itertools.chain.from_iterable(some)
     at_first = file.wrong(file.cases[:1])
     for edit in itertools.takewhile(lambda _: time.process_time() < until, ways):

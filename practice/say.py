@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from practice import answer, digits, origin, probes, repairs, slips, translate, twists
+from practice import answer, digits, dtypes, origin, probes, repairs, slips, translate, twists
 from practice.compare import wrong_entries
 from practice.known import Shown, compared, earlier, kept, known, partly, stale
 from practice.part import Case, Outcome, Part, float64
@@ -69,6 +69,11 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
         judged.mistakes = ["naive_softmax"]
     elif not found and kind in ("value", "shape", "nan"):
         _unlisted(truth, judged, failing, ran, shown, rank, name, bool(floats or equation), twist)
+    elif not found and kind == "dtype" and (lines := repairs.found(truth, case, ran, dtypes.edits)):
+        judged.mistakes = [f"repair: {lines[-1]}"]
+        # The line that is repaired is told, not the one that was seen, but for a cast that is written out.
+        first = judged.lines[0] if "not made float32 again" in judged.lines[0] else judged.lines[0].partition(": ")[0]
+        judged.lines = [first, *([outputs] if outputs else []), "", *lines]
     elif (
         not found
         and kind in ("error", "hang")
@@ -114,9 +119,14 @@ def _unlisted(
         judged.mistakes = [slip.name]
         judged.lines.append(slip.sentence)
         return
+    if dtypes.narrow(truth.answer) and (lines := repairs.found(truth, failing[0][0], ran, dtypes.edits)):
+        name, lines = dtypes.told(lines)
+        judged.mistakes = [name]
+        judged.lines += lines
+        return
     if digits.single(truth, part, failing, ran):
         judged.mistakes = ["float32"]
-        judged.lines.append(digits.SINGLE)
+        judged.lines.append(digits.narrow(failing))
         return
     if digits.half(truth, failing):
         judged.mistakes = ["float16"]
