@@ -58,12 +58,11 @@ def edits(function: ast.FunctionDef, kinds: dict[str, set[str]], far: bool) -> I
                 yield Edit(1, call.lineno, partial(said, call, new, parents), sets)
     for x in () if far else _floats(function, nodes, kinds):
         dtype = ast.parse(f"{x}.dtype", mode="eval").body
-        untold = [n for n in calls if _untold(n)]
-        makers = " and ".join(dict.fromkeys(ast.unparse(n.func) for n in untold))
-        given = [(n, "keywords", [*n.keywords, ast.keyword("dtype", dtype)]) for n in untold]
-        yield from _together(0, f"with dtype={x}.dtype given to {makers}", given)
+        given = [(n, "keywords", [*n.keywords, ast.keyword("dtype", dtype)]) for n in calls if _untold(n)]
+        yield from _together(0, [f"with dtype={x}.dtype given to {ast.unparse(n.func)}" for n, _, _ in given], given)
         ends = [(n, "value") for n in nodes if isinstance(n, ast.Return) and n.value and not isinstance(n.value, ast.Tuple)]
-        yield from _together(1, f"with .astype({x}.dtype) at what is returned", [_cast(n, f, x) for n, f in ends])
+        returned = f"with .astype({x}.dtype) at what is returned"
+        yield from _together(1, [returned] * len(ends), [_cast(n, f, x) for n, f in ends])
         held = [n.value for n in nodes if isinstance(n, ast.Return) and isinstance(n.value, ast.Tuple)]
         held += [n for n in nodes if isinstance(n, ast.List) and isinstance(n.ctx, ast.Load)]
         for some, field in [*((n, "elts") for n in held), *((n, "args") for n in calls if last(n.func) == "append")]:
@@ -81,7 +80,7 @@ def edits(function: ast.FunctionDef, kinds: dict[str, set[str]], far: bool) -> I
             yield Edit(3, n.lineno, partial(str, f"with .astype({x}.dtype) after {what}"), (_cast(n, field, x),))
         named = [n for n in nodes if last(n) in (*WIDE, *NARROW) and isinstance(n, (ast.Attribute, ast.Name, ast.Constant))]
         sets = [s for n in named if not isinstance(parents[n], ast.Attribute) for s in put(parents[n], n, dtype)]
-        yield from _together(3, f"with {x}.dtype as dtype", sets)
+        yield from _together(3, [f"with {x}.dtype as dtype"] * len(sets), sets)
 
 
 def _floats(function: ast.FunctionDef, nodes: list[ast.AST], kinds: dict[str, set[str]]) -> list[str]:
@@ -100,16 +99,20 @@ def _untold(node: ast.Call) -> bool:
     return numpy and place is not None and len(node.args) <= place and all(k.arg != "dtype" for k in node.keywords)
 
 
-def _together(rank: int, words: str, sets: list[tuple[ast.AST, str, object]]) -> Iterator[Edit]:
+def _together(rank: int, words: list[str], sets: list[tuple[ast.AST, str, object]]) -> Iterator[Edit]:
     """Each alone, then all at once."""
-    if len({(id(n), field) for n, field, _ in sets}) < len(sets):
-        return
-    for one in sets:
-        yield Edit(rank, one[0].lineno if hasattr(one[0], "lineno") else 0, partial(str, words), (one,))
-    if len(sets) > 1:
-        first, *more = sorted({n.lineno for n, _, _ in sets if hasattr(n, "lineno")})
-        here = f", here and in line {', '.join(map(str, more))}" if more else ", wherever this line does so"
-        yield Edit(rank + 1, first, partial(str, words + here), tuple(sets))
+    lines = [getattr(n, "lineno", 0) for n, _, _ in sets]
+    for line, said_of_it, one in zip(lines, words, sets, strict=True):
+        yield Edit(rank, line, partial(str, said_of_it), (one,))
+    if len(sets) > 1 and len({(id(n), field) for n, field, _ in sets}) == len(sets):
+        # What is told first is told of the first line.
+        order = sorted(range(len(sets)), key=lines.__getitem__)
+        more = list(dict.fromkeys(lines[n] for n in order))[1:]
+        others = f", here and in line {', '.join(map(str, more))}" if more else ", at each place"
+        alike = (
+            words[order[0]] if len(set(words)) == 1 else words[order[0]].partition(" given")[0] + " given to what makes arrays"
+        )
+        yield Edit(rank + 1, lines[order[0]], partial(str, alike + others), tuple(sets))
 
 
 def _cast(node: ast.AST, field: str, x: str) -> tuple[ast.AST, str, ast.AST]:
