@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from practice.mutants import changes
+from practice.narrower import axes
 from practice.twists import SUMS, cut, wider
 
 # The rank of changes of which there are many, and few are meant.
@@ -60,6 +61,8 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
         for x in ast.walk(node) if (filled := _filled(node)) else ():
             into[x] = into.get(x, set()) | filled
     alike: dict[str, list[Edit]] = {}
+    sized = [n.value for n in nodes if isinstance(n, ast.Attribute) and n.attr in ("size", "rank")]
+    ranked = {n.id for n in sized if isinstance(n, ast.Name)} | axes(nodes)
     for node in nodes:
         if not far and isinstance(getattr(node, "body", None), list):
             yield from _moved(node)
@@ -67,6 +70,7 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
         if not hasattr(node, "lineno") or node not in parents or isinstance(node, (ast.arg, ast.arguments)):
             continue
         ways = [*_instead(node, [n for n in names if n not in into.get(node, ())]), *((2, x) for x in _like(node, nodes))]
+        ways += [(0, new) for new in _cuts(node, sorted(ranked))]
         ways = [(FAR + 1 if rank == 2 and _apart(node, new, kinds) else rank, new) for rank, new in ways]
         outer = parents[parents[node]] if isinstance(parents[node], ast.Tuple) and parents[node] in parents else parents[node]
         if isinstance(node, ast.expr) and not isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
@@ -129,6 +133,14 @@ def _instead(node: ast.AST, names: Sequence[str]) -> Iterator[tuple[int, ast.AST
         yield 0, ast.AugAssign(node.targets[0], ast.Add(), node.value)
     elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
         yield 0, ast.Assign([node.target], ast.BinOp(ast.Name(node.target.id, ast.Load()), node.op, node.value))
+    elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript) and isinstance(node.op, ast.Add):
+        # An index that stands there twice is added to once.
+        yield (
+            0,
+            ast.Expr(
+                ast.Call(ast.parse("np.add.at", mode="eval").body, [node.target.value, node.target.slice, node.value], [])
+            ),
+        )
     elif isinstance(node, ast.Call):
         yield from ((0, new) for new in _calls(node))
     elif isinstance(node, ast.BinOp):
@@ -238,6 +250,22 @@ def _subscripts(node: ast.Subscript) -> Iterator[ast.AST]:
                 yield ast.Subscript(node.value, twin, node.ctx)
     elif isinstance(bounds, (ast.Name, ast.BinOp, ast.Call)):
         yield from (ast.Subscript(node.value, new, node.ctx) for new in _beside(bounds))
+
+
+def _cuts(node: ast.AST, ranked: Sequence[str]) -> Iterator[ast.AST]:
+    """Parts that are taken to be equally long, x[r * n : (r + 1) * n], as the axis cuts them."""
+    if (
+        not isinstance(node, ast.Subscript)
+        or not isinstance(bounds := node.slice, ast.Slice)
+        or not bounds.lower
+        or not bounds.upper
+    ):
+        return
+    used = dict.fromkeys(n.id for n in ast.walk(bounds) if isinstance(n, ast.Name))
+    for axis in ranked:
+        for rank in ("", *(f", {name}" for name in used if name != axis)):
+            part = ast.parse(f"{axis}.cut(len({ast.unparse(node.value)}){rank})", mode="eval").body
+            yield ast.Subscript(node.value, part, node.ctx)
 
 
 def _beside(node: ast.AST) -> list[ast.AST]:

@@ -1,10 +1,12 @@
-"""Dtypes that are not the inputs', told by a repair of the learner's own lines."""
+"""What is told by a repair of the learner's own lines: dtypes that are others, indices that come twice, equal parts."""
 
 from __future__ import annotations
 
+import ast
+
 import pytest
 
-from practice import origin
+from practice import edits, origin
 from tests.practice.test_named import judged, spoken
 
 FROM_NOTHING = "whole_N = np.array([])\n    for part in parts:\n        whole_N = np.append(whole_N, part)\n    return whole_N"
@@ -40,3 +42,23 @@ def test_an_array_of_an_array_keeps_its_dtype():
         assert said == f": it becomes so in line 1, {text}"
     cast = origin.said({"line": 1, "text": "z = np.array(x, np.float64)", "kinds": {"x": "float32"}, "numbers": []})
     assert cast.endswith("and is not made float32 again")
+
+
+def test_indices_that_come_twice_and_parts_of_one_length_are_tried():
+    source = "def f(x, i, v, n, ep):\n    x[i] += v\n    return [x[r * n : (r + 1) * n] for r in range(ep.size)]"
+    said = [e.words() for e in edits.edits(ast.parse(source).body[0], {}, False)]
+    assert "with np.add.at(x, i, v) in place of x[i] += v" in said
+    assert "with x[ep.cut(len(x), r)] in place of x[r * n:(r + 1) * n]" in said
+
+
+def test_beside_an_exact_repair_nothing_is_said_in_names_that_are_not_there():
+    """Another solution has `hot`, and with hot.any() in place of hot.any(axis=1) it nearly gives this."""
+    edits = (
+        ("np.where(mine_T, far_Tv[", "np.where(mine_T, z_Tv["),
+        ("sum_T, at_T = tp.all_reduce(np.stack([e_Tv.sum(axis=1), hit_T]))",
+         "sum_T = tp.all_reduce(e_Tv.sum(axis=1))\n    at_T = tp.all_reduce(hit_T, op='max')"),
+        ("(np.log(sum_T) - at_T)", "(np.log(sum_T) + high_T - at_T)"),
+    )  # fmt: skip
+    text, _ = spoken(judged("23", *edits))
+    assert "hot" not in text
+    assert "tp.all_reduce(hit_T, op='sum') in place of" in text
