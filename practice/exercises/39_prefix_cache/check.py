@@ -245,11 +245,6 @@ MISTAKES = (
             ("self.fill(table, len(table) - 1, tokens)", "self.fill(table[-1:], 0, tokens[-self.block :])")),
     mistake("found_not_counted", "Blocks that are found are not counted for who shares them: they are freed under their readers' feet.", (COUNT, "")),
     mistake("still_in_queue", "A free block that is found stays in the queue: it will be given to somebody else.", (WAKE, "")),
-    mistake("still_in_queue_filled", "A free block that is found stays in the queue: it will be given to somebody else.", (WAKE, ""),
-            ("        for _ in range(more):\n            table.append(self.take())\n        for n in range(shared, len(tokens) // self.block):\n"
-             "            self.fill(table, n, tokens)\n",
-             "        for n in range(shared, shared + more):\n            table.append(self.take())\n"
-             "            if (n + 1) * self.block <= len(tokens):\n                self.fill(table, n, tokens)\n")),
     mistake("takes_its_own", "Blocks are taken before those that are found are out of the queue: a request takes what it shares.",
             (WAKE + COUNT + TAKE, COUNT + TAKE + WAKE.replace("self.free.remove(id)", "id in self.free and self.free.remove(id)"))),
     mistake("counted_twice", "Free blocks that are found are counted as free for the rest too: they cannot serve twice.",
