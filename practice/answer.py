@@ -215,6 +215,11 @@ def called(tree: ast.Module, function: str) -> list[ast.AST]:
     return list(found.values())
 
 
+def own(source: str, function: str) -> str:
+    """The code of this function and of those that it calls; all, where there is none of this name."""
+    return "\n".join(map(ast.unparse, called(_tree(source), function))) or source
+
+
 def untold(node: ast.AST) -> str:
     """zeros of a call of np.zeros, or of its like, that says no dtype; '' of all else."""
     name = _last(node.func) if isinstance(node, ast.Call) and _last(_root(node.func)) in ("np", "numpy") else ""

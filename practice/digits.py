@@ -13,7 +13,7 @@ from practice.truth import Truth
 DIGITS = 6
 HALF = "Every number that is wrong is the right one as float16 has it: an array on the way is float16. Keep the inputs' dtype."
 SINGLE = (
-    "The error is as large as float32's rounding, and float32 inputs give what is right: an array on the way is float32"
+    "The error is as large as float32's rounding, and float32 inputs give what is right: an array on the way is {}"
     " whatever the inputs are, as np.zeros(..., np.float32) or .astype(np.float32) makes it."
 )
 
@@ -35,6 +35,14 @@ def single(truth: Truth, part: Part, failing: list, ran: list) -> bool:
                 if np.shape(got) != np.shape(want) or not same(got, want, ratio * np.asarray(allowed) + rounds):
                     return False
     return True
+
+
+def narrow(failing: list) -> str:
+    """What single() has found: where every wrong number is one of float16 as well, it cannot be told from float32."""
+    got = [x for _, by_rank, wrong in failing for r in wrong for x in by_rank[r].results.values() if isinstance(x, np.ndarray)]
+    with np.errstate(over="ignore"):
+        both = all(np.array_equal(x, x.astype(np.float16)) for x in got if x.dtype.kind == "f")
+    return SINGLE.format("float32 or float16" if both else "float32")
 
 
 def half(truth: Truth, failing: list) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from practice.mutants import changes
+from practice.narrower import axes
 from practice.twists import SUMS, cut, wider
 
 # The rank of changes of which there are many, and few are meant.
@@ -60,6 +61,8 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
         for x in ast.walk(node) if (filled := _filled(node)) else ():
             into[x] = into.get(x, set()) | filled
     alike: dict[str, list[Edit]] = {}
+    sized = [n.value for n in nodes if isinstance(n, ast.Attribute) and n.attr in ("size", "rank")]
+    ranked = {n.id for n in sized if isinstance(n, ast.Name)} | axes(nodes)
     for node in nodes:
         if not far and isinstance(getattr(node, "body", None), list):
             yield from _moved(node)
@@ -67,6 +70,7 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
         if not hasattr(node, "lineno") or node not in parents or isinstance(node, (ast.arg, ast.arguments)):
             continue
         ways = [*_instead(node, [n for n in names if n not in into.get(node, ())]), *((2, x) for x in _like(node, nodes))]
+        ways += [(0, new) for new in _cuts(node, sorted(ranked))]
         ways = [(FAR + 1 if rank == 2 and _apart(node, new, kinds) else rank, new) for rank, new in ways]
         outer = parents[parents[node]] if isinstance(parents[node], ast.Tuple) and parents[node] in parents else parents[node]
         if isinstance(node, ast.expr) and not isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
@@ -74,17 +78,17 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
             ways += [(1, new) for new in (*_beside(node), ast.UnaryOp(ast.USub(), node), _turned(node)) if whole]
             ways += [(FAR + 1 if whole else FAR + 2, new) for new in _lacking(node, names)]
         for rank, new in ways:
-            if (rank >= FAR) == far and (sets := _put(parents[node], node, new)):
-                edit = Edit(rank, node.lineno, partial(_said, node, new, parents), sets)
+            if (rank >= FAR) == far and (sets := put(parents[node], node, new)):
+                edit = Edit(rank, node.lineno, partial(said, node, new, parents), sets)
                 yield edit
                 if not far and not isinstance(new, ast.Pass):
                     alike.setdefault(edit.words(), []).append(edit)
-    for said, some in alike.items():
+    for words, some in alike.items():
         # The same at every place.
         sets = tuple(s for e in some for s in e.sets)
         if len(some) > 1 and len({(s[0], s[1]) for s in sets}) == len(sets):
             others = ", ".join(dict.fromkeys(str(e.line) for e in some[1:]))
-            yield Edit(some[0].rank + 1, some[0].line, partial(str, f"{said}, here and in line {others}"), sets)
+            yield Edit(some[0].rank + 1, some[0].line, partial(str, f"{words}, here and in line {others}"), sets)
 
 
 def _apart(old: ast.AST, new: ast.AST, kinds: dict[str, set[str]]) -> bool:
@@ -108,7 +112,7 @@ def _filled(node: ast.AST) -> set[str]:
     }
 
 
-def _put(parent: ast.AST, old: ast.AST, new: ast.AST) -> tuple[tuple[ast.AST, str, Any], ...]:
+def put(parent: ast.AST, old: ast.AST, new: ast.AST) -> tuple[tuple[ast.AST, str, Any], ...]:
     """The change that puts a node in another's place."""
     for field, value in ast.iter_fields(parent):
         if value is old:
@@ -129,6 +133,14 @@ def _instead(node: ast.AST, names: Sequence[str]) -> Iterator[tuple[int, ast.AST
         yield 0, ast.AugAssign(node.targets[0], ast.Add(), node.value)
     elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
         yield 0, ast.Assign([node.target], ast.BinOp(ast.Name(node.target.id, ast.Load()), node.op, node.value))
+    elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript) and isinstance(node.op, ast.Add):
+        # An index that stands there twice is added to once.
+        yield (
+            0,
+            ast.Expr(
+                ast.Call(ast.parse("np.add.at", mode="eval").body, [node.target.value, node.target.slice, node.value], [])
+            ),
+        )
     elif isinstance(node, ast.Call):
         yield from ((0, new) for new in _calls(node))
     elif isinstance(node, ast.BinOp):
@@ -240,6 +252,22 @@ def _subscripts(node: ast.Subscript) -> Iterator[ast.AST]:
         yield from (ast.Subscript(node.value, new, node.ctx) for new in _beside(bounds))
 
 
+def _cuts(node: ast.AST, ranked: Sequence[str]) -> Iterator[ast.AST]:
+    """Parts that are taken to be equally long, x[r * n : (r + 1) * n], as the axis cuts them."""
+    if (
+        not isinstance(node, ast.Subscript)
+        or not isinstance(bounds := node.slice, ast.Slice)
+        or not bounds.lower
+        or not bounds.upper
+    ):
+        return
+    used = dict.fromkeys(n.id for n in ast.walk(bounds) if isinstance(n, ast.Name))
+    for axis in ranked:
+        for rank in ("", *(f", {name}" for name in used if name != axis)):
+            part = ast.parse(f"{axis}.cut(len({ast.unparse(node.value)}){rank})", mode="eval").body
+            yield ast.Subscript(node.value, part, node.ctx)
+
+
 def _beside(node: ast.AST) -> list[ast.AST]:
     return [ast.BinOp(node, op, ast.Constant(1)) for op in (ast.Sub(), ast.Add())]
 
@@ -314,7 +342,7 @@ def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
 # --- what is said of it
 
 
-def _said(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> str:
+def said(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> str:
     if isinstance(new, ast.Pass):
         return "without it"
     before, after = cut(*(ast.unparse(ast.fix_missing_locations(x)).partition("\n")[0] for x in wider(old, new, parents)))

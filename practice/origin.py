@@ -20,6 +20,9 @@ LOOKING = 0.1
 MAKERS = r"np\.(zeros|ones|empty|eye|identity|tri|arange|linspace|full|array|asarray)\("
 # What is given to these says how much, and of what shape: it promotes nothing. np.full is given a number, whose dtype it has.
 ALWAYS = MAKING.keys() - {"full"}
+# Where of an array the size or the dtype alone is read; a cast to float64 that is written out.
+SIZES = re.compile(r"\b\w+\.(shape|size|ndim|dtype)\b|\blen\(\w+\)")
+CAST = re.compile(r"""(?<!finfo)[(=,]\s*(np\.)?["']?(float64|float|double)["']?\s*[),]|np\.float64\(""")
 PROMOTED = (
     "np.zeros, np.ones, np.empty, np.eye and np.arange make float64 unless dtype= says otherwise, and np.sqrt of a number and"
     " other np.float64 values promote; math.sqrt and Python numbers do not"
@@ -85,16 +88,17 @@ class Origins:
         made, meets, passed = self._made.get(id(x)), {}, set()
         while made:
             passed.add(id(made))
-            words = re.findall(r"\b[A-Za-z_]\w*(?:\.\w+)?", made.text)
+            # What makes it of nothing, or casts to it, is the end; of what the size alone is read nothing is made.
+            text = "" if _read(made.text)[0] or CAST.search(made.text) else SIZES.sub("", made.text)
+            words = re.findall(r"\b[A-Za-z_]\w*(?:\.\w+)?", text)
             words = dict.fromkeys([*words, *(w.partition(".")[0] for w in words)])
             used = {n: made.names[n] for n in words if n in made.names}
             single = any(y.dtype == np.float32 for v in used.values() for y in _arrays(v))
             if single:
                 meets = {"line": made.line, "text": made.text}
             before = [self._made.get(id(y)) for v in used.values() for y in _arrays(v) if y.dtype == np.float64]
-            before = [m for m in before if m and m.line < made.line]
-            before += [m for n in words if re.search(rf"\b{n}\(", made.text) and (m := self._given.get(n))]
-            earlier = next((m for m in before if id(m) not in passed), None)
+            before += [self._given.get(n) for n in words if re.search(rf"\b{n}\(", text)]
+            earlier = next((m for m in before if m and id(m) not in passed), None)
             if earlier is None:
                 kinds = {n: str(y.dtype) for n, y in used.items() if isinstance(y, (np.ndarray, np.generic))}
                 numbers = [n for n, y in used.items() if isinstance(y, np.float64)]
@@ -127,6 +131,8 @@ def said(origin: dict[str, Any]) -> str:
         # Float64 may be right there, as of angles: what makes the result so is that float32 meets it.
         made = f"which is made in line {origin['line']}, {text}"
         where = f": in line {meets['line']}, {meets['text']}, float32 meets float64, {made}"
+    if CAST.search(text):
+        return f": float64 is asked for in line {origin['line']}, {text}, and is not made float32 again"
     maker, counted = _read(text)
     if maker:
         return f"{where}; np.{maker} makes float64 unless dtype= says otherwise"
@@ -139,11 +145,10 @@ def said(origin: dict[str, Any]) -> str:
         return f"{where}; {both}: give {whole[0]} the dtype of {other} first"
     if whole and re.search(r"np\.(array|asarray)\(", text):
         return f"{where}; {whole[0]} is {kinds[whole[0]]}, and of integers float64 is made"
-    if made := re.search(MAKERS, text):
+    # Of an array np.array makes one of the same dtype.
+    if (made := re.search(MAKERS, text)) and "dtype" not in text and (made[1] not in ("array", "asarray") or not kinds):
         return f"{where}; np.{made[1]} makes float64 unless dtype= says otherwise"
-    if "float64" in text or re.search(r"\b(dtype=|astype\()float\b", text):
-        return f"{where}, and is not made float32 again"
-    return f"{where}; {PROMOTED}"
+    return where
 
 
 def _read(text: str) -> tuple[str, set[str]]:

@@ -146,6 +146,9 @@ def shape(name: str, got: np.ndarray, want: np.ndarray, limit: float) -> str:
     """What a wrong shape comes of: a dim of 1 too many or too few, an empty list, dims in another order, no last reshape."""
     if got.shape == (0,) and want.ndim > 1 and not want.size:
         return f"An array made of an empty list has shape (0,): with nothing to put into it, make {name} of shape {want.shape}."
+    longer = got.ndim == want.ndim and len(got) > len(want) > 0 and got.shape[1:] == want.shape[1:]
+    if longer and not _off(got[: len(want)], want, limit):
+        return f"The first {len(want)} of {name} are right, and {len(got) - len(want)} more follow: cut off what is beyond."
     if got.size != want.size or not got.size:
         return ""
     ones = got.ndim != want.ndim and [n for n in got.shape if n != 1] == [n for n in want.shape if n != 1]

@@ -10,7 +10,7 @@ import ast
 import itertools
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from types import CodeType
@@ -30,20 +30,46 @@ SECONDS = 4.0
 TURNS = 200
 # So many changes, each of which makes a result right, are looked for.
 MOST = 3
+# With so many other draws of numbers a changed solution is compared with the learner's file, less one.
+OTHERS = 9
+# The edits of a function that are near, or those that are far.
+Ways = Callable[[ast.FunctionDef, dict[str, set[str]], bool], Iterator[edits.Edit]]
 
 
-def found(truth: Truth, first: Case, ran: Sequence[tuple[Case, list[Outcome]]]) -> list[str]:
+def found(truth: Truth, first: Case, ran: Sequence[tuple[Case, list[Outcome]]], ways: Ways = edits.edits) -> list[str]:
     """What is said of a change of the learner's file that makes all cases right, the first of which is wrong; [] if none is
-    found. Or of several, each of which makes one more result right.
+    found. Or of several, each of which makes one more result right. ways: the edits that are tried.
     """
     cases = [first, *(case for case, _ in ran if case != first and not case.moved)]
     # After an error the part is run no further.
     sizes = {case.size for case in cases}
     cases += [replace(first, size=tuple(size)) for size in truth.parts[first.part].sizes if tuple(size) not in sizes]
-    return (truth.answer and apart(lambda: _found(truth, cases), SECONDS)) or []
+    return (truth.answer and apart(lambda: _found(truth, cases, ways), SECONDS)) or []
 
 
-def _found(truth: Truth, cases: Sequence[Case]) -> list[str]:
+def agrees(truth: Truth, first: Case, source: str) -> bool:
+    """Whether the learner's file does what this changed solution does with other numbers, too; True where that is not known.
+
+    In few cases two different mistakes may give the same.
+    """
+    cases = [replace(first, seed=first.seed + n) for n in range(1, OTHERS)]
+    return not truth.answer or apart(lambda: _agrees(truth, cases, source), SECONDS) is not False
+
+
+def _agrees(truth: Truth, cases: Sequence[Case], source: str) -> bool:
+    until = time.process_time() + SECONDS / 4
+    rules.close(FILE, [])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    file = _File(truth, cases[:1])
+    spaces, part = file.spaces(), truth.parts[cases[0].part]
+    for case in itertools.takewhile(lambda _: time.process_time() < until, cases):
+        theirs = simulate(part, case, spaces, truth.exercise.facts["allow"], FILE)
+        if not truth.alike(case, truth.simulated(case, source), theirs, rough=True):
+            return False
+    return True
+
+
+def _found(truth: Truth, cases: Sequence[Case], ways: Ways) -> list[str]:
     until = time.process_time() + SECONDS
     rules.close(FILE, [])
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -53,22 +79,28 @@ def _found(truth: Truth, cases: Sequence[Case]) -> list[str]:
     # Costs are looked at alone: where results are wrong they may be what comes of that.
     costs = {c for case in cases for limits in truth.limits(case) for c in limits}
     costs = costs if wrong and wrong - costs else set()
-    while wrong and wrong - costs and len(told) < 2 * MOST and (step := _step(file, wrong, until)):
+    while wrong and wrong - costs and len(told) < 2 * MOST and (step := _step(file, wrong, until, ways)):
         line, said, left = step
         names = sorted(wrong - left - costs)
         what = "All is" if not left - costs else f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
-        told += [f"line {line}: {lines[line - 1].strip()}", f"{what} right {said}."] if names else []
+        here = f"line {line}: {lines[line - 1].strip()}"
+        # The same in the same line, as where one line makes several: it is told once.
+        again = len(told) > 1 and told[-2] == here and told[-1].endswith(f" right {said}.")
+        if again and left - costs:
+            names = sorted({*told[-1].partition(" is right ")[0].partition(" are right ")[0].split(", "), *names})
+            what = f"{', '.join(names)} are"
+        told = [*(told[:-2] if again else told), *([here, f"{what} right {said}."] if names else [])]
         wrong = left
     return told
 
 
-def _step(file: _File, wrong: set[str], until: float) -> tuple[int, str, set[str]] | None:
+def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, str, set[str]] | None:
     """The line of a change after which less is wrong, what is said of it, and what still is wrong. It is made."""
     made = called(file.tree, file.cases[0].part) or file.tree.body
+    # Of which dtype something is may be said in another function, as in a forward whose backward is asked for.
+    made += [s for s in file.tree.body if kind is not edits.edits and s not in made]
     functions = [f for s in made for f in (s.body if isinstance(s, ast.ClassDef) else [s]) if isinstance(f, ast.FunctionDef)]
-    some = (
-        sorted((e for f in functions for e in edits.edits(f, file.kinds, far)), key=attrgetter("rank")) for far in (False, True)
-    )
+    some = (sorted((e for f in functions for e in kind(f, file.kinds, far)), key=attrgetter("rank")) for far in (False, True))
     ways = itertools.chain.from_iterable(some)
     at_first = file.wrong(file.cases[:1])
     for edit in itertools.takewhile(lambda _: time.process_time() < until, ways):
@@ -119,17 +151,21 @@ class _File:
         """What is wrong in these cases, one after another: results and costs. None where no result is there, or, `earlier`,
         where a part before is wrong."""
         truth, found = self._truth, set()
-        spaces = [load("", FILE, {"__source__": truth.answer, edits.NOTE: note}) for _ in truth.places]
         try:
-            for space in spaces:
-                for code in self._codes:
-                    exec(code, space)
+            spaces = self.spaces(note)
             for case in cases:
                 found |= self._wrong(case, spaces)
             before = truth.earlier(cases[0]) if earlier else []
             return None if any(self._wrong(case, spaces) for case in before) else found
         except Exception:
             return None
+
+    def spaces(self, note: object = None) -> list[dict[str, Any]]:
+        spaces = [load("", FILE, {"__source__": self._truth.answer, edits.NOTE: note}) for _ in self._truth.places]
+        for space in spaces:
+            for code in self._codes:
+                exec(code, space)
+        return spaces
 
     def _wrong(self, case: Case, spaces: list[dict[str, Any]]) -> set[str]:
         truth, part = self._truth, self._truth.parts[case.part]

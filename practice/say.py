@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from practice import answer, digits, origin, probes, repairs, slips, translate, twists
+from practice import answer, digits, dtypes, origin, probes, repairs, slips, translate, twists
 from practice.compare import wrong_entries
 from practice.known import Shown, compared, earlier, kept, known, partly, stale
 from practice.part import Case, Outcome, Part, float64
@@ -69,6 +70,11 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
         judged.mistakes = ["naive_softmax"]
     elif not found and kind in ("value", "shape", "nan"):
         _unlisted(truth, judged, failing, ran, shown, rank, name, bool(floats or equation), twist)
+    elif not found and kind == "dtype" and (lines := repairs.found(truth, case, ran, dtypes.edits)):
+        judged.mistakes = [f"repair: {lines[-1]}"]
+        # The line that is repaired is told, not the one that was seen, but for a cast that is written out.
+        first = judged.lines[0] if "not made float32 again" in judged.lines[0] else judged.lines[0].partition(": ")[0]
+        judged.lines = [first, *([outputs] if outputs else []), "", *lines]
     elif (
         not found
         and kind in ("error", "hang")
@@ -109,14 +115,19 @@ def _unlisted(
         judged.mistakes = ["shape"]
         judged.lines.append(said)
         return
-    slip = slips.found(truth, shown)
+    slip = _sure(truth, failing, slips.found(truth, shown))
     if slip and slip.likely:
         judged.mistakes = [slip.name]
         judged.lines.append(slip.sentence)
         return
+    if dtypes.narrow(truth.answer) and (lines := repairs.found(truth, failing[0][0], ran, dtypes.edits)):
+        name, lines = dtypes.told(lines)
+        judged.mistakes = [name]
+        judged.lines += lines
+        return
     if digits.single(truth, part, failing, ran):
         judged.mistakes = ["float32"]
-        judged.lines.append(digits.SINGLE)
+        judged.lines.append(digits.narrow(failing))
         return
     if digits.half(truth, failing):
         judged.mistakes = ["float16"]
@@ -126,11 +137,13 @@ def _unlisted(
         judged.lines.append(lost)
         return
     # A number that nobody would write may stand for another thing: a bracket that is not there, a factor too many.
-    if twist := twist or twists.found(truth, _all(shown, ran)):
+    if twist := _sure(truth, failing, twist or twists.found(truth, _all(shown, ran))):
         judged.mistakes = [f"twist: {twist.sentence}"]
-        judged.lines += [twist.sentence, *twist.named(truth.exercise.scaffold, truth.answer)]
-        # That is in our words: the learner's own line, where it is found.
-        judged.lines += repairs.found(truth, failing[0][0], ran)
+        # That is in our words: the learner's own line, where it is found, and alone where ours has names that are not there.
+        lines, own = repairs.found(truth, failing[0][0], ran), answer.own(truth.answer, part.name)
+        if not lines or not lines[-1].startswith("All is right") or not twist.named("", own):
+            judged.lines += [twist.sentence, *twist.named(truth.exercise.scaffold, truth.answer)]
+        judged.lines += lines
         return
     if some := partly(truth, failing):
         judged.mistakes = [m.name for m in some]
@@ -157,6 +170,11 @@ def _unlisted(
         kept = answer.kept(truth.answer)[:1]
         judged.lines += [f"{k.name} is kept from one call to the next ({k}): is this another call's answer?" for k in kept]
         judged.lines += _unread(truth)
+
+
+def _sure(truth: Truth, failing: list, change: Any) -> Any:
+    """A slip or a twist, where with other numbers, too, it gives what the learner's file gives."""
+    return change if change and repairs.agrees(truth, failing[0][0], change.source) else None
 
 
 def _kept(source: str) -> list[str]:

@@ -164,7 +164,8 @@ def test_what_is_float32_on_the_way_is_told_from_its_error():
     )
     text, mistakes = spoken(judged("01", edit))
     assert mistakes == ["float32"]
-    assert "as large as float32's rounding" in text
+    assert "an array on the way is float32." in text
+    assert re.search(r"line \d+: h_TF = ", text)
 
 
 def test_a_reshape_for_a_transpose_is_named_also_within_einsum():
@@ -342,7 +343,7 @@ def test_a_cost_far_beyond_that_of_a_mistake_is_another_one():
 def test_numbers_that_went_as_float16_are_told_as_that():
     text, mistakes = spoken(judged("44", ("came = cp.all_to_all(parts)", HALF_SENT)))
     assert mistakes == ["float16"]
-    assert "an array on the way is float16" in text
+    assert "an array on the way is float16." in text
 
 
 HALF_SENT = "came = [y.astype(x_tHE.dtype) for y in cp.all_to_all([x.astype(np.float16) for x in parts])]"

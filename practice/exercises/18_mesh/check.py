@@ -116,6 +116,8 @@ MISTAKES = (
     mistake("second_column", "A row's first rank is missing: it begins in column 0.", (TP, "[i * tp + n for n in range(1, tp)]")),
     mistake("from_itself", "The row is counted from the rank itself: it begins at i tp, its own first rank.",
             (TP, "[rank + n for n in range(tp)]")),
+    mistake("from_itself_on", "The row is counted from the rank itself, as far as there are ranks: it begins at i tp, its own first rank.",
+            (TP, "[*range(rank, min(rank + tp, dp * tp))]")),
     mistake("last_row", "A column ends a row too early: its last rank is missing.", (DP, "[n * tp + j for n in range(dp - 1)]")),
     mistake("last_column", "A row ends a rank too early: its last rank is missing.", (TP, "[i * tp + n for n in range(tp - 1)]")),
     mistake("remembered", "Groups are remembered by rank and axis alone: another mesh, of another dp or tp, is given those of the mesh before.",

@@ -178,6 +178,8 @@ MISTAKES = (
             ("math.sqrt(Wq_DhE.shape[2])", "math.sqrt(max(1, Wq_DhE[0].size))")),
     mistake("scale_width", "The scale is that of the model's width, D: scores are sums over one head's E numbers.",
             ("math.sqrt(Wq_DhE.shape[2])", "math.sqrt(Wq_DhE.shape[0])")),
+    mistake("scale_share", "The scale is that of a head D / H wide: its width is E, Wq's last dim, and need not be D / H.",
+            ("math.sqrt(Wq_DhE.shape[2])", "math.sqrt(Wq_DhE.shape[0] / heads[0])")),
     mistake("no_sum_back", "dx has this rank's heads only: all ranks' projections read x, so their parts are to be summed.",
             (BACK, "q_TD + k_TD + v_TD")),
     mistake("dx_queries_only", "dx has the queries' part only: x is read three times, by Wq, Wk and Wv.", (BACK, "tp.all_reduce(q_TD)")),

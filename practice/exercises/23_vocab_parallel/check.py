@@ -175,6 +175,9 @@ MISTAKES = (
              "z_TV = z_TV - high_T[:, None]\n    sum_T, at_T = np.exp(z_TV).sum(axis=1), z_TV[np.arange(T), target_T]")),
     mistake("one_hot_everywhere", "Every rank takes 1 away, also those that do not have the target: only its owner does.",
             (ONE_HOT, "dz_Tv[np.arange(len(dz_Tv)), column_T] -= 1")),
+    mistake("one_hot_clipped", "A target of another rank is clipped onto this rank's first or last column, and 1 is taken away there: only"
+            " its owner takes it away.", ("column_T = np.where(mine_T, target_T - first, 0)", "column_T = np.clip(target_T - first, 0, v - 1)"),
+            (ONE_HOT, "dz_Tv[np.arange(len(dz_Tv)), column_T] -= 1")),
     mistake("one_hot_last", "Ranks that do not have the target take 1 away in their last column: index -1 is not nowhere.",
             (ONE_HOT, "dz_Tv[np.arange(len(dz_Tv)), np.where(mine_T, column_T, -1)] -= 1")),
     mistake("no_one_hot", "dz is the softmax alone: 1 is to be taken away at the target.", (ONE_HOT, "pass")),

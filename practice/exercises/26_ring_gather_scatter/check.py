@@ -111,9 +111,19 @@ MISTAKES = (
     mistake("equal_rows", "Every part is put into a place as long as this rank's own: parts are not equally long, and what comes tells its own"
             " length. Keep them in a list, and put them together at the end.",
             ("parts = [x_n] * p", "parts = np.zeros((p, len(x_n)), x_n.dtype)\n    parts[r] = x_n")),
+    mistake("equal_places", "Every part is put into a place as long as this rank's own: parts are not equally long, and what comes tells its"
+            " own length. Keep them in a list, and put them together at the end.",
+            ("parts = [x_n] * p", "parts, n = [x_n] * p, len(x_n)\n    y_N = np.zeros(p * n, x_n.dtype)\n    y_N[r * n : (r + 1) * n] = x_n"),
+            (GATHER, GATHER + "\n        y_N[into * n : (into + 1) * n] = parts[into][:n]"), ("return np.concatenate(parts)", "return y_N")),
     mistake("all_so_far", "This is right, but everything that has come so far is sent at each step: pass on only what has just come.",
             (GATHER, "so_far = [parts[(out + i) % p] for i in range(step + 1)]\n        got = ring.sendrecv(right, np.concatenate(so_far), left)\n"
              "        parts[into] = got[: len(got) - sum(map(len, so_far[:-1]))]")),
+    *(mistake(name, "This is right, but a whole all-reduce is done: its second half brings every part to every rank, and only your own is"
+              " asked for. Begin one part earlier, and the first half ends with it.", *first,
+              ("return sums[r]\n", f"for step in range(p - 1):\n        sums[(r - step - {at}) % p] = ring.sendrecv(right, sums[(r - step + 1 - {at})"
+               " % p], left)\n    return sums[r]\n"))
+      for name, at, first in (("all_reduced", 1, ()), ("all_reduced_from_own", 0, (
+          ("give, take = (r - step - 1) % p, (r - step - 2) % p", "give, take = (r - step) % p, (r - step - 1) % p"),)))),
     mistake("own_missing", "This rank's own numbers are missing from its part: what comes last is to be added to them.",
             ("return sums[r]\n", "return sums[r] - x_N[ring.cut(len(x_N), r)]\n")),
     mistake("rest_to_last", "Parts of N // p with the rest for the last rank: part i is x[ring.cut(N, i)], which deals the rest out.",

@@ -90,6 +90,12 @@ MISTAKES = (
     mistake("local_positions", "Positions are counted within each block: a query may see every key of an earlier block, whatever its place in it.",
             ("starts[r] + np.arange(t)", "np.arange(t)"), ("starts[owner] + np.arange(len(k_sHE))", "np.arange(len(k_sHE))"),
             seen="zhuzilin/ring-flash-attention #54"),
+    mistake("equal_blocks", "Positions are the rank times this rank's own number of tokens: ranks have unequally many, starts says where each"
+            " begins.", ("starts[r] + np.arange(t)", "r * t + np.arange(t)"),
+            ("starts[owner] + np.arange(len(k_sHE))", "owner * t + np.arange(len(k_sHE))")),
+    mistake("equal_blocks_own", "Positions are the rank times the number of tokens of its block: ranks have unequally many, starts says where"
+            " each begins.", ("starts[r] + np.arange(t)", "r * t + np.arange(t)"),
+            ("starts[owner] + np.arange(len(k_sHE))", "owner * len(k_sHE) + np.arange(len(k_sHE))")),
     mistake("no_mask", "Nothing is hidden within the rank's own block: its earlier queries see its later keys.",
             ("at_s <= at_t[:, None]", "at_s <= at_t[:, None] + len(at_s)")),
     mistake("not_itself", "A query does not see its own key: j <= i, not j < i.", ("at_s <= at_t[:, None]", "at_s < at_t[:, None]")),

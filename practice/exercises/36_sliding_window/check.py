@@ -157,6 +157,9 @@ MISTAKES = (
     mistake("counted_first", "The new token is counted before its place is asked for: it goes where the next one belongs.",
             ("at = self.slot(self.length)", "at = self.slot(self.length + 1)")),
     mistake("unwritten", "Slots that were never written are read: they hold NaN until their token comes.", (HELD, "self.sinks + self.window")),
+    mistake("unwritten_zeros", "Slots that were never written count as keys of zeros: a score of 0 has its share of the softmax. Look at the"
+            " slots that are filled alone.", (HELD, "self.sinks + self.window"),
+            ("self.k_HSE[:, :held], self.v_HSE[:, :held]", "np.nan_to_num(self.k_HSE), np.nan_to_num(self.v_HSE)")),
     mistake("window_only", "As soon as more than `window` tokens have come, only that many slots are read: the sinks are beside them.",
             (HELD, "min(self.length, self.window)")),
     mistake("shifted", "The window is shifted in the arrays at each append: what is there stays, the new token replaces one. (attend may read slots in"

@@ -131,7 +131,10 @@ MISTAKES = (
             (MOST, "np.abs(x.max(axis=dim, keepdims=True))"), (ROUND, "np.clip(np.rint(x / scale), -127, 127).astype(np.int8)")),
     mistake("span", "The scale is made of the span, max - min: absmax is symmetric about 0.",
             (MOST, "(x.max(axis=dim, keepdims=True) - x.min(axis=dim, keepdims=True)) / 2"), (ROUND, "np.clip(np.rint(x / scale), -127, 127).astype(np.int8)")),
-    mistake("no_zero", "The scale of a row or column of zeros is 0, and its quotients are 0/0: the scale is 1 then.", (SCALE, "(most / 127).astype(x.dtype)")),
+    mistake("no_zero", "The scale of a row or column of zeros is 0, or next to it: the scale is 1 then.", (SCALE, "(most / 127).astype(x.dtype)")),
+    *(mistake(f"at_least_{least}", f"The largest magnitude is taken to be {least} at least: where all is 0 the scale is 1, and small numbers"
+              " have scales as small.", (SCALE, f"(np.maximum(most, {least}) / 127).astype(x.dtype)"))
+      for least in ("1e-5", "1e-6", "1e-8")),
     mistake("scale_turned", "The scale is turned over: 127 / max |x| is what one multiplies with; what is returned is max |x| / 127.",
             ("return q, scale", "return q, 1 / scale"), ("* scale_T1 *", "/ scale_T1 *")),
     mistake("scale_flat", "The scale has lost its dim of length 1: then it does not broadcast against q.", ("return q, scale", "return q, scale.squeeze(dim)"),

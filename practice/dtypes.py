@@ -1,0 +1,123 @@
+"""Edits of a learner's function that change dtypes alone: what is made gets a dtype, what is cast is not, or is cast back."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import partial
+
+from practice.answer import MAKING, WIDE
+from practice.edits import Edit, put, said
+
+NARROW = ("float16", "half", "f2", "float32", "single", "f4")
+DIGITS = {"float16": ("float16", "half", "f2"), "float32": ("float32", "single", "f4")}
+# How many arguments come before the dtype of what makes an array.
+PLACE = MAKING | {"array": 1, "asarray": 1, "arange": 3, "ones_like": 1, "zeros_like": 1, "empty_like": 1, "full_like": 2}
+# What makes an array of others, whose dtype may be told by name.
+JOINING = ("concatenate", "stack", "vstack", "hstack", "matmul", "einsum", "sum", "mean", "cumsum", "asarray", "array")
+
+
+def narrow(source: str) -> bool:
+    """Whether a file names a dtype of few digits."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):
+        return False
+    return any(last(n) in NARROW for n in nodes)
+
+
+def told(lines: list[str]) -> tuple[str, list[str]]:
+    """The name of what a repair repairs, and what is said of it."""
+    kind = next((k for k, names in DIGITS.items() if any(n in lines[0] for n in names)), "")
+    said = [f"Digits are lost: an array on the way is {kind}."] if kind else []
+    return kind or f"repair: {lines[-1]}", [*said, *lines]
+
+
+def last(node: ast.AST) -> str:
+    """The name by which a dtype, or a function, is called: float16 of np.float16 and of "float16"."""
+    name = getattr(node, "attr", getattr(node, "id", getattr(node, "value", "")))
+    return name if isinstance(name, str) else ""
+
+
+def edits(function: ast.FunctionDef, kinds: dict[str, set[str]], far: bool) -> Iterator[Edit]:
+    """kinds: of each name what it has been. far: nothing is, of these there are few."""
+    nodes = list(ast.walk(function))
+    parents = {child: n for n in nodes for child in ast.iter_child_nodes(n)}
+    calls = [n for n in nodes if isinstance(n, ast.Call)]
+    for call in () if far else calls:
+        # Not cast at all.
+        method = last(call.func) == "astype"
+        inner = call.func.value if method else call.args[0] if call.args else None
+        to = [*call.args, *(k.value for k in call.keywords)] if method else [call.func]
+        if inner is not None and any(last(x) in NARROW for x in to) and (sets := put(parents[call], call, inner)):
+            yield Edit(0, call.lineno, partial(said, call, inner, parents), sets)
+        # A number of NumPy's promotes, one of Python's does not.
+        if last(getattr(call.func, "value", None)) in ("np", "numpy") and last(call.func) not in (*PLACE, *JOINING):
+            new = ast.Call(ast.Name("float", ast.Load()), [call], [])
+            if sets := put(parents[call], call, new):
+                yield Edit(1, call.lineno, partial(said, call, new, parents), sets)
+    for x in () if far else _floats(function, nodes, kinds):
+        dtype = ast.parse(f"{x}.dtype", mode="eval").body
+        given = [(n, "keywords", [*n.keywords, ast.keyword("dtype", dtype)]) for n in calls if _untold(n)]
+        yield from _together(0, [f"with dtype={x}.dtype given to {ast.unparse(n.func)}" for n, _, _ in given], given)
+        ends = [(n, "value") for n in nodes if isinstance(n, ast.Return) and n.value and not isinstance(n.value, ast.Tuple)]
+        returned = f"with .astype({x}.dtype) at what is returned"
+        yield from _together(1, [returned] * len(ends), [_cast(n, f, x) for n, f in ends])
+        held = [n.value for n in nodes if isinstance(n, ast.Return) and isinstance(n.value, ast.Tuple)]
+        held += [n for n in nodes if isinstance(n, ast.List) and isinstance(n.ctx, ast.Load)]
+        for some, field in [*((n, "elts") for n in held), *((n, "args") for n in calls if last(n.func) == "append")]:
+            whole = getattr(some, field)
+            for n, one in enumerate(whole):
+                text = f"({ast.unparse(one)}).astype({x}.dtype)"
+                words = partial(str, f"with .astype({x}.dtype) after {ast.unparse(one)}")
+                yield Edit(2, one.lineno, words, ((some, field, [*whole[:n], _parsed(text), *whole[n + 1 :]]),))
+        made = [(n, "elt") for n in nodes if isinstance(n, (ast.ListComp, ast.GeneratorExp))]
+        made += [
+            (n, "value") for n in nodes if isinstance(n, ast.Assign) and not isinstance(n.value, (ast.Tuple, ast.Constant))
+        ]
+        for n, field in made:
+            what = ast.unparse(getattr(n, field))
+            yield Edit(3, n.lineno, partial(str, f"with .astype({x}.dtype) after {what}"), (_cast(n, field, x),))
+        named = [n for n in nodes if last(n) in (*WIDE, *NARROW) and isinstance(n, (ast.Attribute, ast.Name, ast.Constant))]
+        sets = [s for n in named if not isinstance(parents[n], ast.Attribute) for s in put(parents[n], n, dtype)]
+        yield from _together(3, [f"with {x}.dtype as dtype"] * len(sets), sets)
+
+
+def _floats(function: ast.FunctionDef, nodes: list[ast.AST], kinds: dict[str, set[str]]) -> list[str]:
+    """What has a dtype to go by: arguments that are arrays of floats, or hold them, and what a loop goes through."""
+    loops = [t for n in nodes if isinstance(n, (ast.For, ast.comprehension)) for t in ast.walk(n.target)]
+    names = [a.arg for a in function.args.args] + [t.id for t in loops if isinstance(t, ast.Name)]
+    known = {name: kinds.get(name, {"array f"}) for name in names}
+    arrays = [name for name, some in known.items() if any(k.startswith("array f") for k in some)]
+    return arrays + [f"{name}[0]" for name, some in known.items() if name not in arrays and some & {"list", "tuple"}]
+
+
+def _untold(node: ast.Call) -> bool:
+    """Whether a call makes an array and says no dtype."""
+    place = PLACE.get(last(node.func))
+    numpy = last(getattr(node.func, "value", None)) in ("np", "numpy")
+    return numpy and place is not None and len(node.args) <= place and all(k.arg != "dtype" for k in node.keywords)
+
+
+def _together(rank: int, words: list[str], sets: list[tuple[ast.AST, str, object]]) -> Iterator[Edit]:
+    """Each alone, then all at once."""
+    lines = [getattr(n, "lineno", 0) for n, _, _ in sets]
+    for line, said_of_it, one in zip(lines, words, sets, strict=True):
+        yield Edit(rank, line, partial(str, said_of_it), (one,))
+    if len(sets) > 1 and len({(id(n), field) for n, field, _ in sets}) == len(sets):
+        # What is told first is told of the first line.
+        order = sorted(range(len(sets)), key=lines.__getitem__)
+        more = list(dict.fromkeys(lines[n] for n in order))[1:]
+        others = f", here and in line {', '.join(map(str, more))}" if more else ", at each place"
+        alike = (
+            words[order[0]] if len(set(words)) == 1 else words[order[0]].partition(" given")[0] + " given to what makes arrays"
+        )
+        yield Edit(rank + 1, lines[order[0]], partial(str, alike + others), tuple(sets))
+
+
+def _cast(node: ast.AST, field: str, x: str) -> tuple[ast.AST, str, ast.AST]:
+    return node, field, _parsed(f"({ast.unparse(getattr(node, field))}).astype({x}.dtype)")
+
+
+def _parsed(text: str) -> ast.AST:
+    return ast.parse(text, mode="eval").body
