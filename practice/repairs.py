@@ -10,11 +10,13 @@ import ast
 import itertools
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from types import CodeType
 from typing import Any
+
+import numpy as np
 
 from practice import edits, rules
 from practice.answer import called
@@ -26,6 +28,8 @@ from practice.truth import FILE, Truth
 
 # How long repairs may be looked for, in seconds of the examiner's own computing.
 SECONDS = 4.0
+# How long it may be tried whether a change holds in draws that were not run.
+HOLDING = 1.0
 # What loops more often in a small case is endless.
 TURNS = 200
 # So many changes, each of which makes a result right, are looked for.
@@ -40,7 +44,7 @@ def found(truth: Truth, first: Case, ran: Sequence[tuple[Case, list[Outcome]]]) 
     # After an error the part is run no further.
     sizes = {case.size for case in cases}
     cases += [replace(first, size=tuple(size)) for size in truth.parts[first.part].sizes if tuple(size) not in sizes]
-    return (truth.answer and apart(lambda: _found(truth, cases), SECONDS)) or []
+    return (truth.answer and apart(lambda: _found(truth, cases), SECONDS + HOLDING)) or []
 
 
 def _found(truth: Truth, cases: Sequence[Case]) -> list[str]:
@@ -52,7 +56,7 @@ def _found(truth: Truth, cases: Sequence[Case]) -> list[str]:
     wrong = file.wrong(cases)
     # Costs are looked at alone: where results are wrong they may be what comes of that.
     costs = {c for case in cases for limits in truth.limits(case) for c in limits}
-    costs = costs if wrong and wrong - costs else set()
+    costs = file.costs = costs if wrong and wrong - costs else set()
     while wrong and wrong - costs and len(told) < 2 * MOST and (step := _step(file, wrong, until)):
         line, said, left = step
         names = sorted(wrong - left - costs)
@@ -65,9 +69,12 @@ def _found(truth: Truth, cases: Sequence[Case]) -> list[str]:
 def _step(file: _File, wrong: set[str], until: float) -> tuple[int, str, set[str]] | None:
     """The line of a change after which less is wrong, what is said of it, and what still is wrong. It is made."""
     made = called(file.tree, file.cases[0].part) or file.tree.body
-    functions = [f for s in made for f in (s.body if isinstance(s, ast.ClassDef) else [s]) if isinstance(f, ast.FunctionDef)]
+    # Then those that have made what it is given, as `saved`.
+    groups = [_functions(made), _functions([s for s in file.tree.body if s not in made])]
     some = (
-        sorted((e for f in functions for e in edits.edits(f, file.kinds, far)), key=attrgetter("rank")) for far in (False, True)
+        sorted((e for f in functions for e in edits.edits(f, file.kinds, far)), key=attrgetter("rank"))
+        for far in (False, True)
+        for functions in groups
     )
     ways = itertools.chain.from_iterable(some)
     at_first = file.wrong(file.cases[:1])
@@ -77,7 +84,7 @@ def _step(file: _File, wrong: set[str], until: float) -> tuple[int, str, set[str
             now = file.wrong(file.cases[:1])
             if now is not None and now < at_first:
                 left = file.wrong(file.cases, earlier=True)
-                if left is not None and left < wrong:
+                if left is not None and left < wrong and file.holds(left):
                     # It is told by the file as it was.
                     back.swap()
                     said = edit.words()
@@ -88,13 +95,23 @@ def _step(file: _File, wrong: set[str], until: float) -> tuple[int, str, set[str
     return None
 
 
+def _functions(statements: Sequence[ast.stmt]) -> list[ast.FunctionDef]:
+    some = [f for s in statements for f in (s.body if isinstance(s, ast.ClassDef) else [s])]
+    return [f for f in some if isinstance(f, ast.FunctionDef)]
+
+
 class _File:
     """The learner's file, statement by statement: what is changed is compiled anew, and nothing else."""
 
     def __init__(self, truth: Truth, cases: Sequence[Case]) -> None:
         self.tree, self.cases, self._truth = bounded(truth.answer, TURNS), cases, truth
+        # Where results are wrong, costs are not looked at.
+        self.costs: set[str] = set()
         self._codes = [_compiled(s) for s in self.tree.body]
         self.kinds = self._noted()
+        # What is right in other parts stays so: they may call what is changed.
+        apart = {(c.part, c.size): c for c in truth.every if c.part != cases[0].part and not c.moved}
+        self._others = [c for c in apart.values() if not self.wrong([c])]
         self._home = {n: i for i, s in enumerate(self.tree.body) for n in ast.walk(s)}
 
     def _noted(self) -> dict[str, set[str]]:
@@ -130,6 +147,23 @@ class _File:
             return None if any(self._wrong(case, spaces) for case in before) else found
         except Exception:
             return None
+
+    def holds(self, left: set[str]) -> bool:
+        """Whether, as it stands, no more than `left` is wrong in draws that were not run, nor in the other parts."""
+        until = time.process_time() + HOLDING
+        for case in itertools.takewhile(lambda _: time.process_time() < until, (*self._others, *self._draws())):
+            now = self.wrong([case])
+            if now is None or now - (left if case.part == self.cases[0].part else set()) - self.costs:
+                return False
+        return True
+
+    def _draws(self) -> Iterator[Case]:
+        """Other numbers of every size and dtype, and other sizes."""
+        first, part = self.cases[0], self._truth.parts[self.cases[0].part]
+        rng = np.random.default_rng(first.seed)
+        for dtype in (*part.dtypes, *part.dtypes):
+            sizes = [*part.sizes, *((part.random_size(rng) for _ in range(3)) if part.random_size else ())]
+            yield from (replace(first, size=tuple(size), dtype=dtype, seed=int(rng.integers(2**31))) for size in sizes)
 
     def _wrong(self, case: Case, spaces: list[dict[str, Any]]) -> set[str]:
         truth, part = self._truth, self._truth.parts[case.part]
