@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from practice import answer, digits, origin, probes, repairs, slips, translate, twists
+from practice import answer, digits, origin, overwritten, probes, repairs, slips, translate, twists
 from practice.compare import wrong_entries
 from practice.known import Shown, compared, earlier, kept, known, partly, stale
 from practice.part import Case, Outcome, Part, float64
@@ -102,6 +102,10 @@ def _unlisted(
         judged.mistakes = [f"repair: {x}" for x in lines[-1:]]
         judged.lines += lines if explained or lines else ["No known mistake gives this."]
         return
+    if said := overwritten.found(truth, [case for case, _, _ in failing if not case.moved]):
+        judged.mistakes = ["state"]
+        judged.lines.append(said)
+        return
     if said := _parts(truth, failing, rank, name):
         judged.lines.append(said)
         return
@@ -127,11 +131,16 @@ def _unlisted(
         return
     # A number that nobody would write may stand for another thing: a bracket that is not there, a factor too many.
     if twist := twist or twists.found(truth, _all(shown, ran)):
-        judged.mistakes = [f"twist: {twist.sentence}"]
-        judged.lines += [twist.sentence, *twist.named(truth.exercise.scaffold, truth.answer)]
-        # That is in our words: the learner's own line, where it is found.
-        judged.lines += repairs.found(truth, failing[0][0], ran)
-        return
+        # That is in our words: the learner's own line, where it is found. Names that they have not got tell them nothing.
+        lines = repairs.found(truth, failing[0][0], ran)
+        if not twist.named(truth.exercise.scaffold, truth.answer):
+            judged.mistakes = [f"twist: {twist.sentence}"]
+            judged.lines += [twist.sentence, *lines]
+            return
+        if lines:
+            judged.mistakes = [f"repair: {lines[-1]}"]
+            judged.lines += lines
+            return
     if some := partly(truth, failing):
         judged.mistakes = [m.name for m in some]
         judged.lines += ["", *(m.sentence for m in some)]
@@ -154,8 +163,6 @@ def _unlisted(
     if said or not explained:
         judged.lines.append(said or "No known mistake gives this.")
     if not said:
-        kept = answer.kept(truth.answer)[:1]
-        judged.lines += [f"{k.name} is kept from one call to the next ({k}): is this another call's answer?" for k in kept]
         judged.lines += _unread(truth)
 
 
