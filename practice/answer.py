@@ -52,6 +52,7 @@ def names(source: str) -> set[str]:
         a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)
     }
     found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    found |= {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     told = [ast.get_docstring(n) or "" for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.FunctionDef, ast.ClassDef))]
     return found | {w for text in told for w in "".join(c if c.isalnum() or c == "_" else " " for c in text).split()}
 
