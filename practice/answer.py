@@ -54,7 +54,8 @@ def names(source: str) -> set[str]:
     found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     found |= {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     told = [ast.get_docstring(n) or "" for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.FunctionDef, ast.ClassDef))]
-    return found | {w for text in told for w in "".join(c if c.isalnum() or c == "_" else " " for c in text).split()}
+    # Not the halves of a word, as one-hot.
+    return found | {w for text in told for w in re.findall(r"(?<![\w-])\w+(?![\w-])", text)}
 
 
 # --- what is kept
@@ -214,6 +215,11 @@ def called(tree: ast.Module, function: str) -> list[ast.AST]:
             found[name] = made[name]
             new += [n.id for n in ast.walk(made[name]) if isinstance(n, ast.Name)]
     return list(found.values())
+
+
+def asked(source: str, function: str) -> str:
+    """The text of this function and of those that it calls; all of the file where it has none of this name."""
+    return "\n".join(map(ast.unparse, called(_tree(source), function))) or source
 
 
 def untold(node: ast.AST) -> str:

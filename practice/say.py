@@ -133,7 +133,7 @@ def _unlisted(
     if twist := twist or twists.found(truth, _all(shown, ran)):
         # That is in our words: the learner's own line, where it is found. Names that they have not got tell them nothing.
         lines = repairs.found(truth, failing[0][0], ran)
-        if not twist.named(truth.exercise.scaffold, truth.answer):
+        if not twist.named(truth.exercise.scaffold, answer.asked(truth.answer, part.name)):
             judged.mistakes = [f"twist: {twist.sentence}"]
             judged.lines += [twist.sentence, *lines]
             return
