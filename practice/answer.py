@@ -52,8 +52,10 @@ def names(source: str) -> set[str]:
         a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)
     }
     found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    found |= {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     told = [ast.get_docstring(n) or "" for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.FunctionDef, ast.ClassDef))]
-    return found | {w for text in told for w in "".join(c if c.isalnum() or c == "_" else " " for c in text).split()}
+    # Not the halves of a word, as one-hot.
+    return found | {w for text in told for w in re.findall(r"(?<![\w-])\w+(?![\w-])", text)}
 
 
 # --- what is kept
@@ -215,8 +217,8 @@ def called(tree: ast.Module, function: str) -> list[ast.AST]:
     return list(found.values())
 
 
-def own(source: str, function: str) -> str:
-    """The code of this function and of those that it calls; all, where there is none of this name."""
+def asked(source: str, function: str) -> str:
+    """The text of this function and of those that it calls; all of the file where it has none of this name."""
     return "\n".join(map(ast.unparse, called(_tree(source), function))) or source
 
 

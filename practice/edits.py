@@ -26,6 +26,7 @@ OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
 # Functions of which one is taken for another.
 KINDS = (("maximum", "minimum", "logaddexp"), ("floor", "ceil", "rint", "round", "trunc"), ("tril", "triu"))
 KINDS += (("exp", "log", "expm1", "log1p", "log2", "exp2"), ("empty_like", "zeros_like"), ("add", "subtract", "multiply"))
+BOUNDS = ("max", "min", "maximum", "minimum", "clip")
 # What a whole number is made with by cutting off.
 WHOLE = ("int", "int8", "int16", "int32", "int64", "intp")
 
@@ -161,6 +162,8 @@ def _instead(node: ast.AST, names: Sequence[str]) -> Iterator[tuple[int, ast.AST
     elif isinstance(node, ast.Compare):
         yield 1, ast.UnaryOp(ast.Not(), node)
         yield from ((1, ast.Compare(node.left, [ast.Eq()], [ast.Constant(n)])) for n in (0, 1))
+    elif isinstance(node, (ast.Break, ast.Continue)):
+        yield 0, ast.Continue() if isinstance(node, ast.Break) else ast.Break()
     elif isinstance(node, ast.For):
         yield 1, ast.For(node.target, ast.Call(ast.Name("reversed", ast.Load()), [_call("list", node.iter)], []), node.body, [])
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names:
@@ -226,6 +229,13 @@ def _calls(node: ast.Call) -> Iterator[ast.AST]:
         yield ast.Call(ast.Attribute(_numpy("rint", node.func.value), "astype", ast.Load()), args, [])
     elif name == "int" and args:
         yield _call("int", _call("round", args[0]))
+    elif name in ("zeros", "zeros_like"):
+        # A maximum begins below all that comes.
+        full = _renamed(node.func, name.replace("zeros", "full"))
+        for low in ("-np.inf", "-1e30"):
+            yield ast.Call(full, [*args[:1], ast.parse(low, mode="eval").body, *args[1:]], node.keywords)
+    elif name in BOUNDS and len(args) > 1:
+        yield from args
     elif any(name in some for some in KINDS):
         others = next(some for some in KINDS if name in some)
         yield from (ast.Call(_renamed(node.func, other), args, node.keywords) for other in others if other != name)
@@ -296,13 +306,14 @@ def _moved(block: ast.AST) -> Iterator[Edit]:
         lines = getattr(block, field, None) or []
         for n, (one, two) in enumerate(itertools.pairwise(lines)):
             swapped = [*lines[:n], two, one, *lines[n + 2 :]]
-            yield Edit(2, one.lineno, partial(str, f"with it after line {two.lineno}"), ((block, field, swapped),))
+            yield Edit(2, one.lineno, partial(str, f"with it after line {two.end_lineno}"), ((block, field, swapped),))
         for n, inner in enumerate(lines):
             for part in BLOCKS if isinstance(inner, (ast.For, ast.If, ast.With)) else ():
                 before, after, own = lines[:n], lines[n + 1 :], getattr(inner, part, [])
                 if not own:
                     continue
-                where = f"the {'loop' if isinstance(inner, ast.For) else 'block'} that begins in line {own[0].lineno}"
+                begins = inner.lineno if part == "body" else own[0].lineno
+                where = f"the {'loop' if isinstance(inner, ast.For) else 'block'} that begins in line {begins}"
                 ways = (
                     *((own[-1], "after", [*before, inner, own[-1], *after], own[:-1]) for _ in own[1:2]),
                     *((own[0], "before", [*before, own[0], inner, *after], own[1:]) for _ in own[1:2]),

@@ -29,7 +29,7 @@ class Examiner(Truth):
 
     def judge(self, cases: Sequence[Case], outcomes: Sequence[list[Outcome]], answer: str = "") -> list[Judged]:
         """A verdict for each part. outcomes: by case, one a rank; [] for cases that were not reached. answer: what was run."""
-        self.answer = answer
+        self.answer, self.every = answer, cases
         verdict: list[Judged] = []
         self.failed = None
         for part in self.parts.values():

@@ -171,12 +171,14 @@ def earlier(truth: Truth, mistake: Mistake, case: Case) -> bool:
 
 def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
     """The known mistake, or two of them, that cost the same."""
-    shown = [(c, o) for c, o in ran if not c.moved][:3]
-    for m in truth.exercise.mistakes:
-        # A mistake that makes the answers wrong is not the learner's, whose answers are right.
-        if _costs(truth, truth.mistaken((m,)), shown, counters) and not any(truth.touches(m, case) for case, _ in shown):
-            return [m]
+    every = [(c, o) for c, o in ran if not c.moved]
+    shown = every[:3]
     beyond = [(m, over) for m in truth.exercise.mistakes if (over := _beyond(truth, m, shown)) and over <= counters]
+    # A mistake that makes an answer wrong, be it in a size that costs little, is not the learner's, whose answers are right.
+    beyond = [(m, over) for m, over in beyond if not any(truth.touches(m, case) for case, _ in every)]
+    for m, over in beyond:
+        if over == counters and _costs(truth, truth.mistaken((m,)), shown, counters):
+            return [m]
     for pair in itertools.combinations([m for m, _ in beyond], 2):
         if _costs(truth, truth.mistaken(pair), shown, counters):
             return list(pair)

@@ -48,7 +48,8 @@ def frozen(x: Any) -> Any:
 
 
 # Under these names a namespace keeps the arrays that its functions returned last, beside copies of them, and cases that ran.
-BEFORE, RAN = "__returned__", "__ran__"
+# Under the last, what calls its functions, if there is such: (function, args, kwargs) -> result.
+BEFORE, RAN, AROUND = "__returned__", "__ran__", "__around__"
 
 
 class Changed(Exception):
@@ -106,7 +107,8 @@ class Code:
             args = tuple(self._guarded(x) for x in args)
             before = kept.before(made, args, self.changes, self._own)
             with self._counting(name):
-                result = made(*args, **kwargs)
+                around = self.space.get(AROUND)
+                result = around(made, args, kwargs) if around else made(*args, **kwargs)
             if (changed := kept.first_changed(before, args)) is not None:
                 raise kept.Altered(kept.said(made, changed, self.space.get("__source__", "")))
             self.returned[name] = _returned(result)

@@ -16,6 +16,8 @@ from operator import attrgetter
 from types import CodeType
 from typing import Any
 
+import numpy as np
+
 from practice import edits, rules
 from practice.answer import called
 from practice.exercise import bounded, load
@@ -26,6 +28,8 @@ from practice.truth import FILE, Truth
 
 # How long repairs may be looked for, in seconds of the examiner's own computing.
 SECONDS = 4.0
+# How long it may be tried whether a change holds in draws that were not run.
+HOLDING = 1.0
 # What loops more often in a small case is endless.
 TURNS = 200
 # So many changes, each of which makes a result right, are looked for.
@@ -44,7 +48,16 @@ def found(truth: Truth, first: Case, ran: Sequence[tuple[Case, list[Outcome]]], 
     # After an error the part is run no further.
     sizes = {case.size for case in cases}
     cases += [replace(first, size=tuple(size)) for size in truth.parts[first.part].sizes if tuple(size) not in sizes]
-    return (truth.answer and apart(lambda: _found(truth, cases, ways), SECONDS)) or []
+    return (truth.answer and apart(lambda: _found(truth, cases, ways), SECONDS + HOLDING)) or []
+
+
+def close(truth: Truth, first: Case) -> None:
+    """From here on what runs is held to the rules of a check. What is right is asked for once before, in each part: then the
+    references that say so are imported."""
+    for part in truth.parts.values():
+        truth.right(replace(first, part=part.name, size=tuple(part.sizes[0]), dtype=part.dtypes[0]))
+    rules.close(FILE, [])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
 def agrees(truth: Truth, first: Case, source: str) -> bool:
@@ -58,8 +71,7 @@ def agrees(truth: Truth, first: Case, source: str) -> bool:
 
 def _agrees(truth: Truth, cases: Sequence[Case], source: str) -> bool:
     until = time.process_time() + SECONDS / 4
-    rules.close(FILE, [])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    close(truth, cases[0])
     file = _File(truth, cases[:1])
     spaces, part = file.spaces(), truth.parts[cases[0].part]
     for case in itertools.takewhile(lambda _: time.process_time() < until, cases):
@@ -71,14 +83,13 @@ def _agrees(truth: Truth, cases: Sequence[Case], source: str) -> bool:
 
 def _found(truth: Truth, cases: Sequence[Case], ways: Ways) -> list[str]:
     until = time.process_time() + SECONDS
-    rules.close(FILE, [])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    close(truth, cases[0])
     file, lines, told = _File(truth, cases), truth.answer.splitlines(), []
     # What the file does here otherwise than in the check, as what it draws anew each time, tells nothing.
     wrong = file.wrong(cases)
     # Costs are looked at alone: where results are wrong they may be what comes of that.
     costs = {c for case in cases for limits in truth.limits(case) for c in limits}
-    costs = costs if wrong and wrong - costs else set()
+    costs = file.costs = costs if wrong and wrong - costs else set()
     while wrong and wrong - costs and len(told) < 2 * MOST and (step := _step(file, wrong, until, ways)):
         line, said, left = step
         names = sorted(wrong - left - costs)
@@ -97,10 +108,13 @@ def _found(truth: Truth, cases: Sequence[Case], ways: Ways) -> list[str]:
 def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, str, set[str]] | None:
     """The line of a change after which less is wrong, what is said of it, and what still is wrong. It is made."""
     made = called(file.tree, file.cases[0].part) or file.tree.body
-    # Of which dtype something is may be said in another function, as in a forward whose backward is asked for.
-    made += [s for s in file.tree.body if kind is not edits.edits and s not in made]
-    functions = [f for s in made for f in (s.body if isinstance(s, ast.ClassDef) else [s]) if isinstance(f, ast.FunctionDef)]
-    some = (sorted((e for f in functions for e in kind(f, file.kinds, far)), key=attrgetter("rank")) for far in (False, True))
+    # Then those that have made what it is given, as `saved`.
+    groups = [_functions(made), _functions([s for s in file.tree.body if s not in made])]
+    some = (
+        sorted((e for f in functions for e in kind(f, file.kinds, far)), key=attrgetter("rank"))
+        for far in (False, True)
+        for functions in groups
+    )
     ways = itertools.chain.from_iterable(some)
     at_first = file.wrong(file.cases[:1])
     for edit in itertools.takewhile(lambda _: time.process_time() < until, ways):
@@ -109,7 +123,7 @@ def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, 
             now = file.wrong(file.cases[:1])
             if now is not None and now < at_first:
                 left = file.wrong(file.cases, earlier=True)
-                if left is not None and left < wrong:
+                if left is not None and left < wrong and file.holds(left):
                     # It is told by the file as it was.
                     back.swap()
                     said = edit.words()
@@ -120,13 +134,23 @@ def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, 
     return None
 
 
+def _functions(statements: Sequence[ast.stmt]) -> list[ast.FunctionDef]:
+    some = [f for s in statements for f in (s.body if isinstance(s, ast.ClassDef) else [s])]
+    return [f for f in some if isinstance(f, ast.FunctionDef)]
+
+
 class _File:
     """The learner's file, statement by statement: what is changed is compiled anew, and nothing else."""
 
     def __init__(self, truth: Truth, cases: Sequence[Case]) -> None:
         self.tree, self.cases, self._truth = bounded(truth.answer, TURNS), cases, truth
+        # Where results are wrong, costs are not looked at.
+        self.costs: set[str] = set()
         self._codes = [_compiled(s) for s in self.tree.body]
         self.kinds = self._noted()
+        # What is right in other parts stays so: they may call what is changed.
+        apart = {(c.part, c.size): c for c in truth.every if c.part != cases[0].part and not c.moved}
+        self._others = [c for c in apart.values() if not self.wrong([c])]
         self._home = {n: i for i, s in enumerate(self.tree.body) for n in ast.walk(s)}
 
     def _noted(self) -> dict[str, set[str]]:
@@ -166,6 +190,23 @@ class _File:
             for code in self._codes:
                 exec(code, space)
         return spaces
+
+    def holds(self, left: set[str]) -> bool:
+        """Whether, as it stands, no more than `left` is wrong in draws that were not run, nor in the other parts."""
+        until = time.process_time() + HOLDING
+        for case in itertools.takewhile(lambda _: time.process_time() < until, (*self._others, *self._draws())):
+            now = self.wrong([case])
+            if now is None or now - (left if case.part == self.cases[0].part else set()) - self.costs:
+                return False
+        return True
+
+    def _draws(self) -> Iterator[Case]:
+        """Other numbers of every size and dtype, and other sizes."""
+        first, part = self.cases[0], self._truth.parts[self.cases[0].part]
+        rng = np.random.default_rng(first.seed)
+        for dtype in (*part.dtypes, *part.dtypes):
+            sizes = [*part.sizes, *((part.random_size(rng) for _ in range(3)) if part.random_size else ())]
+            yield from (replace(first, size=tuple(size), dtype=dtype, seed=int(rng.integers(2**31))) for size in sizes)
 
     def _wrong(self, case: Case, spaces: list[dict[str, Any]]) -> set[str]:
         truth, part = self._truth, self._truth.parts[case.part]

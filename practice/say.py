@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from practice import answer, digits, dtypes, origin, probes, repairs, slips, translate, twists
+from practice import answer, digits, dtypes, origin, overwritten, probes, repairs, slips, translate, twists
 from practice.compare import wrong_entries
 from practice.known import Shown, compared, earlier, kept, known, partly, stale
 from practice.part import Case, Outcome, Part, float64
@@ -20,6 +22,7 @@ STATE = "The same inputs gave the right answer at first, and now they do not: so
 KEPT = (
     "as a global, a default argument that is changed, an attribute of a class, or an np.empty that is read before it is written"
 )
+NOBODY_KNOWS = "No known mistake gives this."
 FORCED = ": something on the way is made or cast as {} whatever the inputs are"
 
 
@@ -69,7 +72,10 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     if not found and floats and floats[0].startswith(translate.NAIVE):
         judged.mistakes = ["naive_softmax"]
     elif not found and kind in ("value", "shape", "nan"):
-        _unlisted(truth, judged, failing, ran, shown, rank, name, bool(floats or equation), twist)
+        ways = _unlisted(truth, failing, ran, shown, rank, name, bool(floats or equation), twist)
+        # Where nothing is said, nothing is counted as told.
+        judged.mistakes, said = next((way for way in ways if way[1]), ([], []))
+        judged.lines += [said] if isinstance(said, str) else said
     elif not found and kind == "dtype" and (lines := repairs.found(truth, case, ran, dtypes.edits)):
         judged.mistakes = [f"repair: {lines[-1]}"]
         # The line that is repaired is told, not the one that was seen, but for a cast that is written out.
@@ -88,7 +94,6 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
 
 def _unlisted(
     truth: Truth,
-    judged: Judged,
     failing: list,
     ran: list,
     shown: Shown,
@@ -96,80 +101,51 @@ def _unlisted(
     name: str,
     explained: bool,
     twist: twists.Twist | None,
-) -> None:
-    """Say what no list of mistakes has: a slip, a twist, which may have been found before, a factor, an order, a dependence."""
-    part = truth.parts[judged.part]
+) -> Iterator[tuple[list[str], str | list[str]]]:
+    """What no list of mistakes has, the surest first: its names and what is said of it, if it is there. The twist may have
+    been found before."""
+    case, part = failing[0][0], truth.parts[failing[0][0].part]
+    mended = cache(partial(repairs.found, truth, case, ran))
     if name.endswith("left alone"):
-        judged.lines.append("What was given is not left alone: it is changed. Work on copies, of what is in it too.")
+        yield [], "What was given is not left alone: it is changed. Work on copies, of what is in it too."
         return
     # Where an answer has no wrong number, only NaN, anything that gives NaN would explain it.
-    if not any(truth.numbers(failing[0][0], r, o) for r, o in enumerate(failing[0][1])):
-        lines = repairs.found(truth, failing[0][0], ran)
-        judged.mistakes = [f"repair: {x}" for x in lines[-1:]]
-        judged.lines += lines if explained or lines else ["No known mistake gives this."]
+    if not any(truth.numbers(case, r, o) for r, o in enumerate(failing[0][1])):
+        yield [f"repair: {x}" for x in mended()[-1:]], mended() or ("" if explained else NOBODY_KNOWS)
         return
-    if said := _parts(truth, failing, rank, name):
-        judged.lines.append(said)
-        return
-    if said := _shape(truth, failing, rank, name):
-        judged.mistakes = ["shape"]
-        judged.lines.append(said)
-        return
+    yield ["state"], overwritten.found(truth, [case for case, _, _ in failing if not case.moved])
+    yield [], _parts(truth, failing, rank, name)
+    yield ["shape"], _shape(truth, failing, rank, name)
     slip = _sure(truth, failing, slips.found(truth, shown))
     if slip and slip.likely:
-        judged.mistakes = [slip.name]
-        judged.lines.append(slip.sentence)
-        return
-    if dtypes.narrow(truth.answer) and (lines := repairs.found(truth, failing[0][0], ran, dtypes.edits)):
-        name, lines = dtypes.told(lines)
-        judged.mistakes = [name]
-        judged.lines += lines
-        return
+        yield [slip.name], slip.sentence
+    if dtypes.narrow(truth.answer) and (lines := mended(dtypes.edits)):
+        which, lines = dtypes.told(lines)
+        yield [which], lines
     if digits.single(truth, part, failing, ran):
-        judged.mistakes = ["float32"]
-        judged.lines.append(digits.narrow(failing))
-        return
+        yield ["float32"], digits.narrow(failing)
     if digits.half(truth, failing):
-        judged.mistakes = ["float16"]
-        judged.lines.append(digits.HALF)
-        return
-    if lost := digits.lost(truth, failing):
-        judged.lines.append(lost)
-        return
+        yield ["float16"], digits.HALF
+    yield [], digits.lost(truth, failing)
     # A number that nobody would write may stand for another thing: a bracket that is not there, a factor too many.
     if twist := _sure(truth, failing, twist or twists.found(truth, _all(shown, ran))):
-        judged.mistakes = [f"twist: {twist.sentence}"]
-        # That is in our words: the learner's own line, where it is found, and alone where ours has names that are not there.
-        lines, own = repairs.found(truth, failing[0][0], ran), answer.own(truth.answer, part.name)
-        if not lines or not lines[-1].startswith("All is right") or not twist.named("", own):
-            judged.lines += [twist.sentence, *twist.named(truth.exercise.scaffold, truth.answer)]
-        judged.lines += lines
-        return
-    if some := partly(truth, failing):
-        judged.mistakes = [m.name for m in some]
-        judged.lines += ["", *(m.sentence for m in some)]
-        return
-    if lines := repairs.found(truth, failing[0][0], ran):
-        judged.mistakes = [f"repair: {lines[-1]}"]
+        # That is in our words: the learner's own line, where it is found. Names that they have not got tell them nothing.
+        if not twist.named(truth.exercise.scaffold, answer.asked(truth.answer, part.name)):
+            yield [f"twist: {twist.sentence}"], [twist.sentence, *mended()]
+        yield [f"repair: {x}" for x in mended()[-1:]], mended()
+    some = partly(truth, failing)
+    yield [m.name for m in some], ["", *(m.sentence for m in some)] if some else ""
+    if lines := mended():
         said = _probe(truth, part, failing, rank, name, ran)
-        judged.lines += [*([said] if said else []), *lines]
-        return
+        yield [f"repair: {lines[-1]}"], [*([said] if said else []), *lines]
     if slip:
-        judged.mistakes = [slip.name]
-        judged.lines.append(slip.sentence)
-        return
+        yield [slip.name], slip.sentence
     # Where a smaller case hides it, as where all scores are far below 0 and not above.
     breaks = any(_breaks(truth, case, r, o, n) for case, some, _ in failing for r, o in enumerate(some) for n in o.results)
     if breaks and not explained and (lines := _broken(truth, rank, failing)):
-        judged.lines += ["In another case numbers break:", *lines]
-        return
+        yield [], ["In another case numbers break:", *lines]
     said = _probe(truth, part, failing, rank, name, ran)
-    if said or not explained:
-        judged.lines.append(said or "No known mistake gives this.")
-    if not said:
-        kept = answer.kept(truth.answer)[:1]
-        judged.lines += [f"{k.name} is kept from one call to the next ({k}): is this another call's answer?" for k in kept]
-        judged.lines += _unread(truth)
+    yield [], said or [*([] if explained else [NOBODY_KNOWS]), *_unread(truth)]
 
 
 def _sure(truth: Truth, failing: list, change: Any) -> Any:

@@ -36,6 +36,8 @@ class Truth:
 
     # The learner's source, where it is known: read for names and lines, and run in a process apart alone (repairs.py).
     answer = ""
+    # The check's cases, of all parts.
+    every: Sequence[Case] = ()
     # Times how long is looked for pairs of mistakes: an author waits longer than a learner.
     patience = 1.0
 

@@ -11,6 +11,9 @@ def inputs(draw, T, D, H, E):
     while sum(lengths) < T:
         rest = T - sum(lengths)
         lengths.append(int(draw.rng.integers(1, min(rest, max(2, T // 2)) + 1)))
+    if T < 5:
+        # Empty ones first, in the middle and last.
+        lengths = [0, *lengths[:1], 0, *lengths[1:], 0]
     x_TD, Wv_DHE = draw(T, D), draw(D, H, E)
     Wq_DHE, Wk_DHE = draw(D, H, E, scale=1.3), draw(D, H, E, scale=1.3)
     if E == 2:
@@ -43,8 +46,13 @@ def weights(a):
     return {"x": a["x_TD"], "Wq": a["Wq_DHE"], "Wk": a["Wk_DHE"], "Wv": a["Wv_DHE"], "Wo": a["Wo_HED"]}
 
 
+def options(a, ref):
+    """The reference takes no empty sequences; they change nothing."""
+    return ref.attention.Options([n for n in a["lengths"] if n])
+
+
 def want(a, ref, at):
-    return {"y": ref.attention.attention(weights(a), ref.attention.Options(a["lengths"]))}
+    return {"y": ref.attention.attention(weights(a), options(a, ref))}
 
 
 def sound(a, ref, at):
@@ -55,7 +63,7 @@ def sound(a, ref, at):
 
 
 def by_head(a, ref, at):
-    o = ref.attention.Options(a["lengths"])
+    o = options(a, ref)
     return {"y": {f"head {h}": ref.attention.attention(weights(a), o, heads=[h]) for h in range(len(a["Wo_HED"]))}}
 
 
@@ -79,6 +87,8 @@ PARTS = (
 
 SCALE, SEEN = "/ math.sqrt(E)", "np.tri(n, dtype=bool)"
 MISTAKES = (
+    mistake("ends_at_empty", "The loop ends at an empty sequence: it has no tokens, and others come after it.",
+            ("            continue\n", "            break\n")),
     mistake("scale_D", "The scores are divided by sqrt(D): the sum q.k has E terms, so it is sqrt(E).",
             (SCALE, "/ math.sqrt(D)")),
     mistake("scale_heads", "The scores are divided by sqrt(H E), the width of all heads: a score is a sum over one head's E.",

@@ -25,6 +25,8 @@ def mha_forward(x_TD, Wq_DHE, Wk_DHE, Wv_DHE, Wo_HED, lengths):
     o_HTE = np.zeros_like(v_HTE)
     start = 0
     for n in lengths:
+        if n == 0:
+            continue
         s = slice(start, start + n)
         score_HTS = q_HTE[:, s] @ k_HTE[:, s].transpose(0, 2, 1) / math.sqrt(E)
         seen_TS = np.tri(n, dtype=bool)

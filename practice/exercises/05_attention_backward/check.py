@@ -11,6 +11,9 @@ def inputs(draw, T, H, E, longest):
     lengths = []
     while sum(lengths) < T:
         lengths.append(int(draw.rng.integers(1, min(longest, T - sum(lengths)) + 1)))
+    if T < 5:
+        # Empty ones first, in the middle and last.
+        lengths = [0, *lengths[:1], 0, *lengths[1:], 0]
     a = {"do": draw(T, H, E), "q": draw(T, H, E, scale=2), "k": draw(T, H, E, scale=1.2), "v": draw(T, H, E)}
     if E == 2:
         # One sequence, and a last key that the first query would give a score of 800, if it saw it; its own query gives it 0.
@@ -55,16 +58,16 @@ def sound(a, ref, at):
     for n in a["lengths"]:
         q, k = (np.abs(a[name][start : start + n]) for name in "qk")
         s_HTS = np.einsum("the,she->hts", q, k) * np.tri(n)
-        largest, start = max(largest, float(s_HTS.max())), start + n
+        largest, start = max(largest, float(s_HTS.max(initial=0.0))), start + n
     E = a["q"].shape[2]
     dp = largest / E * np.abs(a["do"]).sum(axis=2).max() * np.abs(a["v"]).max()
     return {"dq": dp * np.abs(a["k"]).max(), "dk": dp * np.abs(a["q"]).max()}
 
 
 def less_than_a_matrix(a, at):
-    """One T x T array; what Python itself and the pieces of many sequences need counts where that is small."""
+    """One T x T array; what Python itself and the pieces of many sequences need counts where that is small, in float64: answers may be."""
     T = len(a["q"])
-    return {"peak bytes": max(60_000, T * T * a["q"].itemsize)}
+    return {"peak bytes": max(60_000, T * T * 8)}
 
 
 def root_of_width(T, H, E, longest):
@@ -101,6 +104,8 @@ ALL = """    T = len(q_THE)
     start = 0
 """
 MISTAKES = (
+    mistake("ends_at_empty", "The loop ends at an empty sequence: it has no tokens, and others come after it.",
+            ("    for n in lengths:\n", "    for n in lengths:\n        if n == 0:\n            break\n")),
     mistake("no_row_term", "ds is p dp: the softmax's own term is missing. Subtract the row's sum of do o (= sum of p dp) from"
             " dp first.",
             ("(dp_TS - row_TH[t, h, None])", "dp_TS")),

@@ -12,7 +12,7 @@ def attention_backward(do_THE, q_THE, k_THE, v_THE, o_THE, lse_TH, lengths):
         s_HTS = np.matmul(q_HTE, np.swapaxes(k_HTE, 1, 2))
         later_TS = np.triu(np.ones((len(t), len(t)), bool), 1)
         s_HTS[:, later_TS] = -np.inf
-        w_HTS = np.exp(s_HTS - s_HTS.max(axis=2, keepdims=True))
+        w_HTS = np.exp(s_HTS - s_HTS.max(axis=2, keepdims=True, initial=-np.inf))
         p_HTS = w_HTS / w_HTS.sum(axis=2, keepdims=True)
         dp_HTS = np.matmul(do_HTE, np.swapaxes(v_HTE, 1, 2))
         ds_HTS = p_HTS * dp_HTS - p_HTS * np.einsum("hts,hts->ht", p_HTS, dp_HTS)[:, :, None]

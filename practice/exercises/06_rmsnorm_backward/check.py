@@ -86,6 +86,8 @@ MISTAKES = (
     mistake("layernorm", "The mean is subtracted: that is LayerNorm; RMSNorm divides by the root mean square and shifts"
             " nothing.",
             ("    r_T = 1 /", "    x_TD = x_TD - x_TD.mean(axis=1, keepdims=True)\n    r_T = 1 /")),
+    mistake("variance", "The mean of x is subtracted before it is squared (the variance): that is LayerNorm; RMSNorm takes the mean of the squares.",
+            (MEAN, "x_TD.var(axis=1)")),
     mistake("no_gain", "g is left out of y.", ("y_TD = n_TD * g_D", "y_TD = n_TD")),
     mistake("one_plus_gain", "The factor is 1 + g, as in Gemma's weights: here it is g.",
             ("y_TD = n_TD * g_D", "y_TD = n_TD * (1 + g_D)")),

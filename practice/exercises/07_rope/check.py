@@ -77,6 +77,8 @@ INTERLEAVED = "first_P, second_P = 2 * i_P, 2 * i_P + 1"
 MISTAKES = (
     mistake("overwritten", "The second of each pair is turned with the first one's new value: both need the old ones.",
             ("= a_THP * sin_T1P", "= y_THE[:, :, first_P] * sin_T1P")),
+    mistake("reshaped", "x is brought to (H, T, E) by a reshape, which leaves the numbers in their order: rows get the positions of other tokens."
+            " Transpose it.", ("(angle_TP)[:, None, :]", "(angle_TP)[np.arange(x_THE.shape[0] * x_THE.shape[1]).reshape(x_THE.shape[:2]) % len(x_THE)]")),
     mistake("nothing", "Nothing was rotated: x is returned as it is.", ("    return y_THE", "    return x_THE.copy()")),
     mistake("half_for_interleaved", "The pairs turned are (i, i + E/2): \"interleaved\" pairs neighbours, (2 i, 2 i + 1).",
             (INTERLEAVED, HALF),

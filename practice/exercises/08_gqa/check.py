@@ -9,6 +9,9 @@ def inputs(draw, T, H, K, E):
     lengths = []
     while sum(lengths) < T:
         lengths.append(int(draw.rng.integers(1, min(T - sum(lengths), max(2, min(T // 2, 5))) + 1)))
+    if T < 5:
+        # Empty ones first, in the middle and last.
+        lengths = [0, *lengths[:1], 0, *lengths[1:], 0]
     q_THE, k_TKE = draw(T, H, E, scale=3), draw(T, K, E, scale=1.5)
     if E == 2:
         # Scores of some hundred, most of which is common to a query's keys: above 0 for one query head, below for the next. The
@@ -28,7 +31,7 @@ def want_forward(a, ref, at):
     o_THE = np.zeros((T, H, E))
     for end, n in zip(np.cumsum(a["lengths"]), a["lengths"], strict=True):
         t = slice(end - n, end)
-        for h in range(H):
+        for h in range(H if n else 0):
             k_SE, v_SE = (a[name][t, h // group] for name in ("k_TKE", "v_TKE"))
             o_THE[t, h] = ref.attention.head(a["q_THE"][t, h], k_SE, v_SE, E**-0.5, causal=True)
     return {"o": o_THE}
@@ -43,8 +46,11 @@ def sound(a, ref, at):
 
 
 def no_copies(a, at):
-    """The result, the copy of it kept for judging, and something to work with; keys and values for each query head are more."""
-    return {"peak bytes": max(40_000, 5 * a["q_THE"].nbytes // 2)}
+    """The result, the copy of it kept for judging, and something to work with; keys and values for each query head are more.
+
+    In float64, which answers may work in.
+    """
+    return {"peak bytes": max(40_000, 5 * 8 * a["q_THE"].size // 2)}
 
 
 def gradients(draw, T, H, K, E):
@@ -107,6 +113,12 @@ GROUPED = "q_TKGE = q_THE.reshape(T, K, H // K, E)"
 BACK = "o_TKGE.reshape(T, H, E)"
 SUM = "    dk_TKGE = dk_THE.reshape(T, kv_heads, H // kv_heads, E)\n    return dk_TKGE.sum(axis=2)"
 MISTAKES = (
+    mistake("ends_at_empty", "The loop ends at an empty sequence: it has no tokens, and others come after it.",
+            ("            continue\n", "            break\n")),
+    mistake("masked_by_row", "Tokens and query heads of a group are one dim of the scores, and the mask goes by its rows: it goes by the token, or"
+            " later ones are seen.", ("np.tri(n, dtype=bool)", "(np.arange(n) <= np.arange(n)[:, None] * (H // K) + np.arange(H // K)[:, None, None])")),
+    mistake("masked_by_row_heads_first", "Query heads of a group and tokens are one dim of the scores, and the mask goes by its rows: it goes by the token,"
+            " or later ones are seen.", ("np.tri(n, dtype=bool)", "(np.arange(n) <= np.arange(n)[:, None] + n * np.arange(H // K)[:, None, None])")),
     mistake("tiled", "Key heads are dealt out in turn, 0 1 0 1 0 1 (tile); neighbours share one: 0 0 0 1 1 1 (repeat).",
             (GROUPED, "q_TKGE = q_THE.reshape(T, H // K, K, E).transpose(0, 2, 1, 3)"),
             (BACK, "o_TKGE.transpose(0, 2, 1, 3).reshape(T, H, E)")),

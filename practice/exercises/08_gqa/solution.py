@@ -23,6 +23,8 @@ def gqa_forward(q_THE, k_TKE, v_TKE, lengths):
     o_TKGE = np.zeros_like(q_TKGE)
     start = 0
     for n in lengths:
+        if n == 0:
+            continue
         s = slice(start, start + n)
         score_KGTS = np.einsum("tkge,ske->kgts", q_TKGE[s], k_TKE[s]) / math.sqrt(E)
         score_KGTS = np.where(np.tri(n, dtype=bool), score_KGTS, -np.inf)

@@ -45,9 +45,9 @@ def sound(a, ref, at):
     return {"o": s_H[:, None] * np.abs(v_SHE).max()}
 
 
-def half_of_the_keys(a, at):
-    """Half of the expanded keys; what Python itself needs counts where those are few."""
-    return {"peak bytes": max(30_000, len(a["c_SC"]) * a["qn_HE"].nbytes // 2)}
+def less_than_the_keys(a, at):
+    """Two thirds of the expanded keys, in float64, which answers may work in; what Python itself needs counts where those are few."""
+    return {"peak bytes": max(30_000, len(a["c_SC"]) * 8 * a["qn_HE"].size * 2 // 3)}
 
 
 def random_size(rng):
@@ -64,7 +64,7 @@ PARTS = (
         inputs,
         absorbed,
         want,
-        limits=half_of_the_keys,
+        limits=less_than_the_keys,
         random_size=random_size,
         influence=(("qr_HR", "o"),),
         count_memory=True,

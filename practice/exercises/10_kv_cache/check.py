@@ -166,6 +166,8 @@ SEEN = "np.arange(cache.length) <= first + np.arange(N)[:, None]"
 ROTATED = "    k_NKE = rope(k_NKE, positions_N)\n"
 APPEND = "cache.append(k_NKE, v_NKE)\n"
 MISTAKES = (
+    mistake("length_first_zeros", "length has grown before the append is refused: check first, and change nothing if it does not fit.",
+            ("            raise ValueError(f\"no room", "            self.length = end\n            raise ValueError(f\"no room"), ("np.empty((", "np.zeros((")),
     mistake("rotated_as_query", "Keys are rotated when they are read, all by the newest token's position: a key keeps its own position.",
             (ROTATED, ""), ("q_NKGE, cache.k)", "q_NKGE, rope(cache.k.swapaxes(0, 1), np.full(cache.length, positions_N[-1])).swapaxes(0, 1))")),
     mistake("no_scale", "The scores are not divided by sqrt(E).", (" / math.sqrt(E)", "")),

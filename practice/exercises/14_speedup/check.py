@@ -15,8 +15,9 @@ def distributions(draw, V):
     for n, peaked in enumerate((0.3, 1.0, 5.0)):
         # None so far apart that alpha, written as 1 - distance, is all rounding.
         p, q = draw.rng.dirichlet(np.full(V, peaked), 2) + 0.2 / V
+        # Ids that only one of the two ever has.
+        p[n % V] = q[(n + 1) % V] = 0
         q /= q.sum()
-        p[n % V] = 0
         found |= {f"p{n}_V": draw.cast(p / p.sum()), f"q{n}_V": draw.cast(q)}
     if V == 4:
         found |= {"p0_V": draw.cast([0.5, 0.3, 0.15, 0.05]), "q0_V": draw.cast([0.3, 0.4, 0.2, 0.1])}

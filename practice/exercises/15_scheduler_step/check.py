@@ -274,6 +274,8 @@ MISTAKES = (
             ("last = running.pop()", "last = running.pop(0)")),
     mistake("preempted_turned", "Of several that are preempted the first to go stands last in the plan: each list is in the order of its making.",
             ("preempt.append(last[\"id\"])", "preempt.insert(0, last[\"id\"])")),
+    mistake("own_victim", "Who needs a block while none is free is preempted itself: it is the last of the running that goes, whoever needs it.",
+            ("last = running.pop()\n", "last = r\n            running.remove(r)\n")),
     mistake("blocks_kept", "The blocks of a preempted request are not counted as free in this step.", ("            free += last[\"blocks\"]\n", "            free += 1\n")),
     mistake("self_spared", "A request that needs a block and is the last of the running itself must give way as well.",
             ("while needs and free == 0 and r in running:", "while needs and free == 0 and running[-1] is not r:")),

@@ -38,6 +38,9 @@ def group(draw, G, longest, same):
     lengths[0] = longest
     if G > 2:
         lengths[1] = 0
+    if G > 4:
+        # Empty ones first and last too.
+        lengths[0], lengths[2], lengths[-1] = 0, longest, 0
     eps, T = float(draw.rng.choice([0.1, 0.2, 0.3])), int(lengths.sum())
     far = draw.rng.choice([0.1, 0.4, 0.75, 1.3, 1.7, 2.2], T) * draw.rng.choice([-1, 1], T) * draw.rng.uniform(0.95, 1.05, T)
     logp_T = -draw.rng.uniform(0.3, 4, T)

@@ -169,6 +169,14 @@ MISTAKES = (
             ("    return x_TD, kept", "        kept.append((given, rng.bit_generator.state))\n    return x_TD, kept")),
     mistake("left_behind", "After backward the generator is where the last segment left it: the caller's next draws repeat old numbers. Put it back.",
             ("    rng.bit_generator.state = now\n", "")),
+    mistake("forward_state", "After backward the generator is put back to where run_forward left it: what the caller has drawn since then would be"
+            " drawn again. Note where it is when run_backward begins.", ("return x_TD, kept", "return x_TD, (kept, rng.bit_generator.state)"),
+            ("    now = rng.bit_generator.state\n", "    kept, now = kept\n")),
+    mistake("start_state", "After backward the generator is put back to where run_forward began: the caller's next draws repeat old numbers. Note"
+            " where it is when run_backward begins.", ("    rng.bit_generator.state = now\n", "    rng.bit_generator.state = kept[0][1]\n")),
+    mistake("set_once", "The generator is set once, to the state at the run's beginning, and the segments, run again from the last, draw each"
+            " other's numbers: set it for each segment to the state of its own start.",
+            ("        rng.bit_generator.state = state\n", "        if n == len(kept) - 1:\n            rng.bit_generator.state = kept[0][1]\n")),
     mistake("drew_first", "run_forward moves the generator by more than its layers draw.", ("    kept = []\n", "    kept = []\n    rng.random()\n")),
     mistake("from_the_start", "This is right, but each layer is run again from its segment's start: once for the whole segment is enough.",
             (AGAIN, AGAIN + "        for i in range(1, len(saved)):\n            own, at = kept[n]\n            rng.bit_generator.state = at\n"
@@ -190,8 +198,10 @@ MISTAKES = (
     mistake("newest_saved", "Every layer of a segment gets what its last one saved.", ("backward(dy_TD, saved[i])", "backward(dy_TD, saved[-1])")),
     mistake("list_turned", "The gradients stand in the order of backward: dW of the first layer comes first.",
             ("return dy_TD, dWs", "return dy_TD, dWs[::-1]")),
+    mistake("turned_within", "Within each segment the gradients stand from its last layer to its first, in the order of backward: dW of its first layer"
+            " comes first.", ("return dy_TD, dWs\n", "return dy_TD, [dW for n in range(len(kept)) for dW in dWs[n * every : (n + 1) * every][::-1]]\n")),
     mistake("segments_turned", "The gradients of the segments stand from the last to the first: dW of the first layer comes first.",
-            ("return dy_TD, dWs", "return dy_TD, [dW for n in reversed(range(len(kept))) for dW in dWs[n * every : (n + 1) * every]]")),
+            ("return dy_TD, dWs\n", "return dy_TD, [dW for n in reversed(range(len(kept))) for dW in dWs[n * every : (n + 1) * every]]\n")),
     mistake("same_gradient", "dy goes into every segment as it came: each one gets what the one behind it gave.",
             ("    dWs = [None] * len(layers)\n", "    dWs = [None] * len(layers)\n    dz_TD = dy_TD\n"), ("        saved = []\n", "        saved = []\n        dy_TD = dz_TD\n")),
     mistake("kept_global", "kept is shared by all calls: another run has overwritten it.",
