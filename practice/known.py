@@ -173,12 +173,13 @@ def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
     """The known mistake, or two of them, that cost the same."""
     every = [(c, o) for c, o in ran if not c.moved]
     shown = every[:3]
-    beyond = [(m, over) for m in truth.exercise.mistakes if (over := _beyond(truth, m, shown)) and over <= counters]
+    some = [(m, over) for m in truth.exercise.mistakes if (over := _beyond(truth, m, shown))]
     # A mistake that makes an answer wrong, be it in a size that costs little, is not the learner's, whose answers are right.
-    beyond = [(m, over) for m, over in beyond if not any(truth.touches(m, case) for case, _ in every)]
-    for m, over in beyond:
-        if over == counters and _costs(truth, truth.mistaken((m,)), shown, counters):
+    some = [(m, over) for m, over in some if not any(truth.touches(m, case) for case, _ in every)]
+    for m, over in some:
+        if over >= counters and _costs(truth, truth.mistaken((m,)), shown, counters):
             return [m]
+    beyond = [(m, over) for m, over in some if over <= counters]
     for pair in itertools.combinations([m for m, _ in beyond], 2):
         if _costs(truth, truth.mistaken(pair), shown, counters):
             return list(pair)

@@ -93,6 +93,9 @@ def _found(truth: Truth, cases: Sequence[Case], ways: Ways) -> list[str]:
     while wrong and wrong - costs and len(told) < 2 * MOST and (step := _step(file, wrong, until, ways)):
         line, said, left = step
         names = sorted(wrong - left - costs)
+        # Of results of one kind, as of arrays in a list, one alone may come right by another way than the one that is meant.
+        if {n.rstrip("0123456789 ") for n in names} & {n.rstrip("0123456789 ") for n in left}:
+            break
         what = "All is" if not left - costs else f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
         here = f"line {line}: {lines[line - 1].strip()}"
         # The same in the same line, as where one line makes several: it is told once.

@@ -275,7 +275,7 @@ def _opened(tree: ast.Module, numbers: Sequence[int]) -> str:
 def _said(node: ast.AST, value: float) -> str:
     text, right = ast.unparse(node).replace("math.", "").replace("np.", ""), _value(node)
     worth = "" if isinstance(node, ast.Constant) else f" = {right:.6g}"
-    sentence = f"A constant is not right: this is the answer with {value:.12g} in place of {text}{worth}"
+    sentence = f"A constant or a factor is not right: this is the answer with {value:.12g} in place of {text}{worth}"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         missing = [f for f in (node.left, node.right) if math.isclose(value * _value(f), right, rel_tol=1e-9)]
         sentence += f"; the factor {ast.unparse(missing[0])} is missing" if missing else ""

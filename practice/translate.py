@@ -112,7 +112,7 @@ def sentence(error: dict[str, Any]) -> list[str]:
         lacks = re.fullmatch(r"'([A-Z]\w*)' object has no attribute '(\w+)'", message)
         if lacks and lacks[1] != "NoneType":
             return [f"your {lacks[1]} has no {lacks[2]}: it must be named so."]
-        return [f"What {error['called']} returns is not what the task asks for ({message})."]
+        return [f"After {error['called']} something is not as the task asks ({message})."]
     meant = next((re.search(p, message).expand(s) for k, p, s in SENTENCES if k == kind and re.search(p, message)), None)
     if kind in ("Missing", "Altered"):
         return [meant]

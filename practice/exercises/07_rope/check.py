@@ -8,8 +8,9 @@ from practice.part import Part, mistake
 
 
 def inputs(draw, T, H, E):
-    """Positions in any order, none of them 0, one below it; a base of its own, never 10000, for each case."""
-    positions_T = 3 + draw.rng.permutation(97)[:T]
+    """Positions in any order, none of them 0, one below it, the same for the same T; a base of its own, never 10000, for each
+    case: who keeps a table for positions alone gets that of another base."""
+    positions_T = 3 + np.random.default_rng(T).permutation(97)[:T]
     positions_T[1:2] *= -1
     return {"x_THE": draw(T, H, E), "positions_T": positions_T, "base": float(draw.rng.integers(20, 1000)) * 1000}
 
