@@ -105,7 +105,9 @@ def test_the_figures_are_whole():
     figures = json.loads(blind.FILE.read_text())
     assert set(figures) <= {e.name for e in every()}
     for f in figures.values():
-        assert sum(f[k] for k in ("accepted", "cause", "ingredients", "numbers", "misleading")) == f["wrong"] == 10
+        assert sum(f[k] for k in ("accepted", "cause", "ingredients", "numbers", "misleading")) == f["wrong"]
+        # Ten were written; one that the task's text allows is not counted.
+        assert f["wrong"] in (9, 10)
         assert 0 <= f["refused"] <= f["right"] == 3
 
 
