@@ -48,8 +48,8 @@ class Between:
 class Machine:
     """`peaks`: operations a second by dtype; `memory`: bytes a second. The shares: `product` and `product_k0` (the rows of K
     that a tile's start costs), `passes` of memory, `unfused` and `flash` (forward, backward) of attention. `kernel`, `host`:
-    seconds of a launch on the device and on the host. `rested`: by what share a step is
-    faster for each share of it that even its busiest rank waits (docs/planning.md, "A step")."""
+    seconds of a launch on the device and on the host. `rested`: by what share a step is faster for each share of it that even
+    its busiest rank waits (docs/planning.md, "A step"), below 1."""
 
     name: str
     gpus_per_node: int
@@ -68,6 +68,10 @@ class Machine:
     between: Between
     source: Mapping[str, str]
     rested: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rested < 1:
+            raise ValueError(f"rested is {self.rested:g}: use a number of 0 or more, below 1")
 
     def measured(self, verb: str, ranks: int, message_bytes: float) -> float | None:
         """Seconds of a verb, where they were measured: `plan.here` has them."""

@@ -104,10 +104,11 @@ class Stages:
         """So many times as long."""
         if pace == 1:
             return self
-        other = {id(t): t for t in self.times}
-        other = {which: StageTimes(tuple(added([(of, pace)]) for of in t.phases), pace * t.F, pace * t.I, pace * t.W)
-                 for which, t in other.items()}  # fmt: skip
-        return Stages([other[id(t)] for t in self.times], s)
+        # Most stages are one and the same.
+        each = {id(t): t for t in self.times}
+        slower = {at: StageTimes(tuple(added([(of, pace)]) for of in t.phases), pace * t.F, pace * t.I, pace * t.W)
+                  for at, t in each.items()}  # fmt: skip
+        return Stages([slower[id(t)] for t in self.times], s)
 
     def work(self, m: int, hop: float) -> list[float]:
         """Seconds of each rank with m micro-batches, without what it waits for; `hop`: of a message, where it blocks."""

@@ -71,7 +71,7 @@ def kept(source: str) -> list[Line]:
         for name, node in _changed(function, outer):
             found.setdefault(name, _line(source, name, node))
         for decorator in getattr(function, "decorator_list", ()):
-            if _last(decorator.func if isinstance(decorator, ast.Call) else decorator) in CACHES:
+            if last(decorator.func if isinstance(decorator, ast.Call) else decorator) in CACHES:
                 found.setdefault(function.name, _line(source, function.name, decorator))
     return sorted(found.values(), key=lambda line: line.number)
 
@@ -93,7 +93,7 @@ def _changed(function: ast.AST, outer: set[str]) -> Iterator[tuple[str, ast.AST]
                 yield target.id, node
             elif target is not root and isinstance(root, ast.Name) and root.id in outlive:
                 yield root.id, node
-            elif isinstance(root, ast.Call) and _last(root.func) == "globals" and isinstance(target, ast.Subscript):
+            elif isinstance(root, ast.Call) and last(root.func) == "globals" and isinstance(target, ast.Subscript):
                 yield ast.unparse(target.slice).strip("'\""), node
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGING:
             root = _root(node.func)
@@ -158,8 +158,10 @@ def _root(node: ast.AST) -> ast.AST:
     return node
 
 
-def _last(node: ast.AST) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+def last(node: ast.AST | None) -> str:
+    """The name by which a function, or a dtype, is called: float16 of np.float16 and of "float16"."""
+    name = getattr(node, "attr", getattr(node, "id", getattr(node, "value", "")))
+    return name if isinstance(name, str) else ""
 
 
 # --- arguments that are not read
@@ -224,7 +226,7 @@ def asked(source: str, function: str) -> str:
 
 def untold(node: ast.AST) -> str:
     """zeros of a call of np.zeros, or of its like, that says no dtype; '' of all else."""
-    name = _last(node.func) if isinstance(node, ast.Call) and _last(_root(node.func)) in ("np", "numpy") else ""
+    name = last(node.func) if isinstance(node, ast.Call) and last(_root(node.func)) in ("np", "numpy") else ""
     told = name in MAKING and (len(node.args) > MAKING[name] or any(k.arg == "dtype" for k in node.keywords))
     return name if name in MAKING and not told else ""
 
@@ -238,12 +240,12 @@ def wide(source: str, function: str = "") -> list[Line]:
     for node in (n for some in (called(tree, function) if function else [tree]) for n in ast.walk(some)):
         if not isinstance(node, ast.Call):
             continue
-        name = _last(node.func)
+        name = last(node.func)
         types = [*(k.value for k in node.keywords if k.arg == "dtype"), *(node.args[:1] if name == "astype" else [])]
         if name in MAKING and len(node.args) > MAKING[name]:
             types.append(node.args[MAKING[name]])
         line = _line(source, ast.unparse(node), node)
-        if any(_last(t) in WIDE or getattr(t, "value", "") in WIDE for t in types) or name in ("float64", "double"):
+        if any(last(t) in WIDE for t in types) or name in ("float64", "double"):
             said.append(line)
         elif untold(node):
             unsaid.append(line)

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from functools import partial
 
-from practice.answer import MAKING, WIDE
+from practice.answer import MAKING, WIDE, last
 from practice.edits import Edit, put, said
 
 NARROW = ("float16", "half", "f2", "float32", "single", "f4")
@@ -31,12 +31,6 @@ def told(lines: list[str]) -> tuple[str, list[str]]:
     kind = next((k for k, names in DIGITS.items() if any(n in lines[0] for n in names)), "")
     said = [f"Digits are lost: an array on the way is {kind}."] if kind else []
     return kind or f"repair: {lines[-1]}", [*said, *lines]
-
-
-def last(node: ast.AST) -> str:
-    """The name by which a dtype, or a function, is called: float16 of np.float16 and of "float16"."""
-    name = getattr(node, "attr", getattr(node, "id", getattr(node, "value", "")))
-    return name if isinstance(name, str) else ""
 
 
 def edits(function: ast.FunctionDef, kinds: dict[str, set[str]], far: bool) -> Iterator[Edit]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from practice.answer import last
 from practice.mutants import changes
 from practice.narrower import axes
 from practice.twists import SUMS, cut, wider
@@ -221,11 +222,11 @@ def _binds(op: ast.operator) -> bool:
 
 def _calls(node: ast.Call) -> Iterator[ast.AST]:
     """A range that ends one earlier or later; what is cut off, rounded; a sum over another axis, or another operation."""
-    name, args = _last(node.func), node.args
+    name, args = last(node.func), node.args
     if name == "range" and args:
         stop = min(len(args) - 1, 1)
         yield from (ast.Call(node.func, [*args[:stop], x, *args[stop + 1 :]], []) for x in _beside(args[stop]))
-    elif name == "astype" and args and _last(args[0]) in WHOLE:
+    elif name == "astype" and args and last(args[0]) in WHOLE:
         yield ast.Call(ast.Attribute(_numpy("rint", node.func.value), "astype", ast.Load()), args, [])
     elif name == "int" and args:
         yield _call("int", _call("round", args[0]))
@@ -290,10 +291,6 @@ def _renamed(function: ast.AST, name: str) -> ast.AST:
     return (
         ast.Attribute(function.value, name, ast.Load()) if isinstance(function, ast.Attribute) else ast.Name(name, ast.Load())
     )
-
-
-def _last(node: ast.AST) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", getattr(node, "value", ""))
 
 
 def _numpy(name: str, x: ast.AST) -> ast.Call:

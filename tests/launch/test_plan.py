@@ -210,6 +210,7 @@ def test_machine_files_refuse_unknown_keys(comm, tmp_path):
         "sms = 108": ("sms = 108\nclock = 1", "[compute] has clock, which is not known"),
         "unfused =": ("flash9 =", "[kernel] has flash9, which is not known"),
         'product = "': ('produce = "', "[source] says nothing of product"),
+        "rested = 0.107": ("rested = 1.5", "rested is 1.5: use a number of 0 or more, below 1"),
         "gpus_per_node = 8": ("gpus_per_node = 4", "level 1 has other ranks than gpus_per_node, 4"),
         "memory_gbs = 2039": ("memory_gbs = -1", "memory_gbs is -1: use a number above 0"),
     }
