@@ -4,7 +4,7 @@
     p = softmax over keys of (q k^T / sqrt(E))
     y = sum over heads of  (p v) Wo
 
-A token sees itself and the earlier tokens of its own sequence. lengths: tokens of each sequence; they add to T.
+A token sees itself and the earlier tokens of its own sequence. lengths: tokens of each sequence, may be 0; they add to T.
 T tokens, D model width, H heads, E head width. Scores may be as large as 1e5: exp must not overflow.
 No padding. Keep the inputs' dtype, float32 or float64, and leave the arguments as they are.
 """

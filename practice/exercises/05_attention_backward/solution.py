@@ -4,7 +4,7 @@
     lse = log of the sum of exp(s) over the keys that t sees: itself and the earlier tokens of its own sequence
 
 Given do = d loss / d o, return the gradients of q, k and v.
-lengths: tokens of each sequence; they add to T. T tokens, H heads, E head width.
+lengths: tokens of each sequence, may be 0; they add to T. T tokens, H heads, E head width.
 Scores may be in the hundreds, those of later keys too. They may be held for one sequence at a time; nothing of T x T numbers.
 Keep the inputs' dtype, float32 or float64, and leave the arguments as they are.
 """

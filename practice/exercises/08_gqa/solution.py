@@ -4,8 +4,8 @@ gqa_forward: causal attention, several sequences one after another, as in exerci
     o = softmax over keys of (q k^T / sqrt(E))  v          query head h reads key/value head h // (H/K)
 kv_grad: given the gradient of the keys (or values) as each *query head* sees it, the gradient of the K that exist.
 
-A token sees itself and the earlier tokens of its own sequence. Scores may be in the hundreds: exp must not overflow.
-T tokens, E head width, K divides H.
+A token sees itself and the earlier tokens of its own sequence; a sequence may have 0 tokens.
+Scores may be in the hundreds: exp must not overflow. T tokens, E head width, K divides H.
 Keep the inputs' dtype, float32 or float64, and leave the arguments as they are.
 """
 
