@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from practice.answer import MAKING, WIDE, last
@@ -34,11 +34,16 @@ def told(lines: list[str]) -> tuple[str, list[str]]:
 
 
 def edits(function: ast.FunctionDef, kinds: dict[str, set[str]], far: bool) -> Iterator[Edit]:
-    """kinds: of each name what it has been. far: nothing is, of these there are few."""
+    """kinds: of each name what it has been. far: what is made so is cast back; or else it is not made so."""
     nodes = list(ast.walk(function))
+    yield from _back(nodes, _floats(function, nodes, kinds)) if far else _causes(function, nodes, kinds)
+
+
+def _causes(function: ast.FunctionDef, nodes: list[ast.AST], kinds: dict[str, set[str]]) -> Iterator[Edit]:
     parents = {child: n for n in nodes for child in ast.iter_child_nodes(n)}
     calls = [n for n in nodes if isinstance(n, ast.Call)]
-    for call in () if far else calls:
+    numbers, words = [], []
+    for call in calls:
         # Not cast at all.
         method = last(call.func) == "astype"
         inner = call.func.value if method else call.args[0] if call.args else None
@@ -49,11 +54,27 @@ def edits(function: ast.FunctionDef, kinds: dict[str, set[str]], far: bool) -> I
         if last(getattr(call.func, "value", None)) in ("np", "numpy") and last(call.func) not in (*PLACE, *JOINING):
             new = ast.Call(ast.Name("float", ast.Load()), [call], [])
             if sets := put(parents[call], call, new):
-                yield Edit(1, call.lineno, partial(said, call, new, parents), sets)
-    for x in () if far else _floats(function, nodes, kinds):
+                yield Edit(0, call.lineno, partial(said, call, new, parents), sets)
+                if _of_numbers(call, kinds):
+                    numbers += sets
+                    words += [said(call, new, parents)]
+    yield from _together(1, words, numbers)
+    for x in _floats(function, nodes, kinds):
         dtype = ast.parse(f"{x}.dtype", mode="eval").body
         given = [(n, "keywords", [*n.keywords, ast.keyword("dtype", dtype)]) for n in calls if _untold(n)]
-        yield from _together(0, [f"with dtype={x}.dtype given to {ast.unparse(n.func)}" for n, _, _ in given], given)
+        told = [f"with dtype={x}.dtype given to {ast.unparse(n.func)}" for n, _, _ in given]
+        # An array of floats that is made one anew is cast.
+        yield from _together(1, told, given, lambda n: 3 * (last(n.func) in ("array", "asarray")))
+        if given and numbers:
+            yield from list(_together(1, [*words, *told], [*numbers, *given]))[-1:]
+        named = [n for n in nodes if last(n) in (*WIDE, *NARROW) and isinstance(n, (ast.Attribute, ast.Name, ast.Constant))]
+        sets = [s for n in named if not isinstance(parents[n], ast.Attribute) for s in put(parents[n], n, dtype)]
+        yield from _together(2, [f"with {x}.dtype as dtype"] * len(sets), sets)
+
+
+def _back(nodes: list[ast.AST], floats: list[str]) -> Iterator[Edit]:
+    calls = [n for n in nodes if isinstance(n, ast.Call)]
+    for x in floats:
         ends = [(n, "value") for n in nodes if isinstance(n, ast.Return) and n.value and not isinstance(n.value, ast.Tuple)]
         returned = f"with .astype({x}.dtype) at what is returned"
         yield from _together(1, [returned] * len(ends), [_cast(n, f, x) for n, f in ends])
@@ -72,9 +93,16 @@ def edits(function: ast.FunctionDef, kinds: dict[str, set[str]], far: bool) -> I
         for n, field in made:
             what = ast.unparse(getattr(n, field))
             yield Edit(3, n.lineno, partial(str, f"with .astype({x}.dtype) after {what}"), (_cast(n, field, x),))
-        named = [n for n in nodes if last(n) in (*WIDE, *NARROW) and isinstance(n, (ast.Attribute, ast.Name, ast.Constant))]
-        sets = [s for n in named if not isinstance(parents[n], ast.Attribute) for s in put(parents[n], n, dtype)]
-        yield from _together(3, [f"with {x}.dtype as dtype"] * len(sets), sets)
+
+
+def _of_numbers(call: ast.Call, kinds: dict[str, set[str]]) -> bool:
+    """Whether a call is given numbers of Python's and sizes alone, so that it gives a number."""
+    sizes = ("shape", "size", "ndim")
+    used = [n for x in call.args for n in ast.walk(x) if isinstance(n, (ast.Name, ast.Attribute))]
+    of = {n for x in used if isinstance(x, ast.Attribute) and x.attr in sizes for n in ast.walk(x)}
+    lengths = {n for x in call.args for c in ast.walk(x) if last(getattr(c, "func", None)) == "len" for n in ast.walk(c)}
+    rest = [n.id for n in used if isinstance(n, ast.Name) and n not in of | lengths and n.id not in ("np", "math", "float")]
+    return all(kinds.get(n, {"int"}) <= {"int", "float", "float64", "int64"} for n in rest)
 
 
 def _floats(function: ast.FunctionDef, nodes: list[ast.AST], kinds: dict[str, set[str]]) -> list[str]:
@@ -93,20 +121,25 @@ def _untold(node: ast.Call) -> bool:
     return numpy and place is not None and len(node.args) <= place and all(k.arg != "dtype" for k in node.keywords)
 
 
-def _together(rank: int, words: list[str], sets: list[tuple[ast.AST, str, object]]) -> Iterator[Edit]:
-    """Each alone, then all at once."""
+def _together(
+    rank: int, words: list[str], sets: list[tuple[ast.AST, str, object]], more: Callable[[ast.AST], int] = lambda _: 0
+) -> Iterator[Edit]:
+    """Each alone, of a rank as much higher as `more` says of its node, then all at once."""
     lines = [getattr(n, "lineno", 0) for n, _, _ in sets]
     for line, said_of_it, one in zip(lines, words, sets, strict=True):
-        yield Edit(rank, line, partial(str, said_of_it), (one,))
+        yield Edit(rank + more(one[0]), line, partial(str, said_of_it), (one,))
     if len(sets) > 1 and len({(id(n), field) for n, field, _ in sets}) == len(sets):
-        # What is told first is told of the first line.
-        order = sorted(range(len(sets)), key=lines.__getitem__)
-        more = list(dict.fromkeys(lines[n] for n in order))[1:]
-        others = f", here and in line {', '.join(map(str, more))}" if more else ", at each place"
-        alike = (
-            words[order[0]] if len(set(words)) == 1 else words[order[0]].partition(" given")[0] + " given to what makes arrays"
-        )
-        yield Edit(rank + 1, lines[order[0]], partial(str, alike + others), tuple(sets))
+        places: dict[str, list[int]] = {}
+        for line, said_of_it in sorted(zip(lines, words, strict=True)):
+            places.setdefault(said_of_it, []).append(line)
+        first, *others = (f"{w}{_lines(some)}" for w, some in places.items())
+        told = ", and ".join([first, *(x.removeprefix("with ") for x in others)])
+        yield Edit(rank + 1, min(lines), partial(str, told), tuple(sets))
+
+
+def _lines(lines: list[int]) -> str:
+    some = list(dict.fromkeys(lines))
+    return f" (line{'s' * (len(some) > 1)} {', '.join(map(str, some))})"
 
 
 def _cast(node: ast.AST, field: str, x: str) -> tuple[ast.AST, str, ast.AST]:

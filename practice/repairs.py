@@ -93,9 +93,6 @@ def _found(truth: Truth, cases: Sequence[Case], ways: Ways) -> list[str]:
     while wrong and wrong - costs and len(told) < 2 * MOST and (step := _step(file, wrong, until, ways)):
         line, said, left = step
         names = sorted(wrong - left - costs)
-        # Of results of one kind, as of arrays in a list, one alone may come right by another way than the one that is meant.
-        if {n.rstrip("0123456789 ") for n in names} & {n.rstrip("0123456789 ") for n in left}:
-            break
         what = "All is" if not left - costs else f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
         here = f"line {line}: {lines[line - 1].strip()}"
         # The same in the same line, as where one line makes several: it is told once.
@@ -126,7 +123,7 @@ def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, 
             now = file.wrong(file.cases[:1])
             if now is not None and now < at_first:
                 left = file.wrong(file.cases, earlier=True)
-                if left is not None and left < wrong and file.holds(left):
+                if left is not None and left < wrong and not _some_of(wrong - left, left) and file.holds(left):
                     # It is told by the file as it was.
                     back.swap()
                     said = edit.words()
@@ -135,6 +132,14 @@ def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, 
         back.swap()
         file.compiled(edit)
     return None
+
+
+def _some_of(names: set[str], others: set[str]) -> bool:
+    """Whether of results of one kind, as of arrays in a list, some are among these and some among the others.
+
+    One alone may come right by another way than the one that is meant.
+    """
+    return bool({n.rstrip("0123456789 ") for n in names} & {n.rstrip("0123456789 ") for n in others})
 
 
 def _functions(statements: Sequence[ast.stmt]) -> list[ast.FunctionDef]:
@@ -168,6 +173,7 @@ class _File:
     def compiled(self, edit: edits.Edit) -> bool:
         """Whether it is Python as it stands after this change."""
         home = self._home[edit.sets[0][0]]
+        _place(edit)
         try:
             self._codes[home] = _compiled(self.tree.body[home])
         except (SyntaxError, ValueError, TypeError):
@@ -224,5 +230,20 @@ class _File:
         return found
 
 
+def _place(edit: edits.Edit) -> None:
+    """What is new gets a line: to look through the whole function for what has none costs more than to compile it."""
+    for _, _, new in edit.sets:
+        for node in new if isinstance(new, list) else [new]:
+            if isinstance(node, ast.AST) and not hasattr(node, "lineno"):
+                node.lineno = node.end_lineno = edit.line
+                node.col_offset = node.end_col_offset = 0
+                ast.fix_missing_locations(node)
+
+
 def _compiled(statement: ast.stmt) -> CodeType:
-    return compile(ast.fix_missing_locations(ast.Module([statement], [])), FILE, "exec", dont_inherit=True)
+    module = ast.Module([statement], [])
+    try:
+        return compile(module, FILE, "exec", dont_inherit=True)
+    except TypeError:
+        # What is new stands within what is not.
+        return compile(ast.fix_missing_locations(module), FILE, "exec", dont_inherit=True)

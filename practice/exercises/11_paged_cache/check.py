@@ -1,5 +1,7 @@
 """What is right in exercise 11 (lists of tokens, and blocks as things that lists hold), and what is often wrong."""
 
+import contextlib
+
 import numpy as np
 
 from practice.part import Part, mistake
@@ -120,11 +122,9 @@ def call(code, a, at):
     for s in sorted(length):
         found[f"k of sequence {s}"], found[f"v of sequence {s}"] = pool.gather(tables[s], length[s])
     # What was gathered is a copy: every token that can be written again is.
-    for s, position in [(s, n) for s in sorted(length) for n in range(length[s])]:
-        try:
-            pool.write(tables[s], position, np.zeros_like(k[0]), np.zeros_like(v[0]))
-        except MemoryError:
-            pass
+    for table, n in ((tables[s], n) for s in sorted(length) for n in range(length[s])):
+        with contextlib.suppress(MemoryError):
+            pool.write(table, n, np.zeros_like(k[0]), np.zeros_like(v[0]))
     for table in tables.values():
         for id in table:
             pool.free(id)
