@@ -58,6 +58,12 @@ def names(source: str) -> set[str]:
     return found | {w for text in told for w in re.findall(r"(?<![\w-])\w+(?![\w-])", text)}
 
 
+def has(source: str, number: float) -> bool:
+    """Whether the file's code has this number, and it is one that does not stand for many things."""
+    found = {n.value for n in ast.walk(_tree(source)) if isinstance(n, ast.Constant) and type(n.value) in (int, float)}
+    return number not in (0, 1, 2, 0.5) and number in found
+
+
 # --- what is kept
 
 

@@ -102,7 +102,22 @@ def _found(truth: Truth, cases: Sequence[Case], ways: Ways) -> list[str]:
             what = f"{', '.join(names)} are"
         told = [*(told[:-2] if again else told), *([here, f"{what} right {said}."] if names else [])]
         wrong = left
-    return told
+    return told or _but_for(file, lines)
+
+
+def _but_for(file: _File, lines: list[str]) -> list[str]:
+    """What is said of a change after which all is right but in one case, or in those of one size; [] where there is none."""
+    part = file.truth.parts[file.cases[0].part]
+    before = [c for c in file.cases if file.wrong([c])]
+    for edit in file.near:
+        back = edit.swap()
+        left = [c for c in file.cases if file.wrong([c]) != set()] if file.compiled(edit) else before
+        good = len({c.size for c in left}) == 1 and 2 * len(left) < len(before) and file.holds(set(), left[0].size)
+        back.swap()
+        if good:
+            what = f"All is right {edit.words()}, but for {left[0].label(part)}: there something else is wrong."
+            return [f"line {edit.line}: {lines[edit.line - 1].strip()}", what]
+    return []
 
 
 def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, str, set[str]] | None:
@@ -129,6 +144,9 @@ def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, 
                     said = edit.words()
                     edit.swap()
                     return edit.line, said, left
+                # All right in this case, and not in another.
+                if not now and left == wrong and len(file.near) < MOST:
+                    file.near.append(edit)
         back.swap()
         file.compiled(edit)
     return None
@@ -151,7 +169,9 @@ class _File:
     """The learner's file, statement by statement: what is changed is compiled anew, and nothing else."""
 
     def __init__(self, truth: Truth, cases: Sequence[Case]) -> None:
-        self.tree, self.cases, self._truth = bounded(truth.answer, TURNS), cases, truth
+        self.tree, self.cases, self.truth = bounded(truth.answer, TURNS), cases, truth
+        # Changes after which the first case is right.
+        self.near: list[edits.Edit] = []
         # Where results are wrong, costs are not looked at.
         self.costs: set[str] = set()
         self._codes = [_compiled(s) for s in self.tree.body]
@@ -164,7 +184,7 @@ class _File:
     def _noted(self) -> dict[str, set[str]]:
         """What each name is in the first case: arrays by dtype and dims."""
         kinds: dict[str, set[str]] = {}
-        plain, tree = self._codes, edits.Noting().visit(bounded(self._truth.answer, TURNS))
+        plain, tree = self._codes, edits.Noting().visit(bounded(self.truth.answer, TURNS))
         self._codes = [_compiled(s) for s in tree.body]
         self.wrong(self.cases[:1], note=lambda name, x: kinds.setdefault(name, set()).add(edits.kind(x)))
         self._codes = plain
@@ -183,7 +203,7 @@ class _File:
     def wrong(self, cases: Sequence[Case], earlier: bool = False, note: object = None) -> set[str] | None:
         """What is wrong in these cases, one after another: results and costs. None where no result is there, or, `earlier`,
         where a part before is wrong."""
-        truth, found = self._truth, set()
+        truth, found = self.truth, set()
         try:
             spaces = self.spaces(note)
             for case in cases:
@@ -194,16 +214,18 @@ class _File:
             return None
 
     def spaces(self, note: object = None) -> list[dict[str, Any]]:
-        spaces = [load("", FILE, {"__source__": self._truth.answer, edits.NOTE: note}) for _ in self._truth.places]
+        spaces = [load("", FILE, {"__source__": self.truth.answer, edits.NOTE: note}) for _ in self.truth.places]
         for space in spaces:
             for code in self._codes:
                 exec(code, space)
         return spaces
 
-    def holds(self, left: set[str]) -> bool:
-        """Whether, as it stands, no more than `left` is wrong in draws that were not run, nor in the other parts."""
+    def holds(self, left: set[str], but: tuple[int, ...] | None = None) -> bool:
+        """Whether, as it stands, no more than `left` is wrong in draws that were not run, nor in the other parts. but: a size
+        that is not looked at."""
         until = time.process_time() + HOLDING
-        for case in itertools.takewhile(lambda _: time.process_time() < until, (*self._others, *self._draws())):
+        draws = (c for c in (*self._others, *self._draws()) if c.size != but)
+        for case in itertools.takewhile(lambda _: time.process_time() < until, draws):
             now = self.wrong([case])
             if now is None or now - (left if case.part == self.cases[0].part else set()) - self.costs:
                 return False
@@ -211,14 +233,14 @@ class _File:
 
     def _draws(self) -> Iterator[Case]:
         """Other numbers of every size and dtype, and other sizes."""
-        first, part = self.cases[0], self._truth.parts[self.cases[0].part]
+        first, part = self.cases[0], self.truth.parts[self.cases[0].part]
         rng = np.random.default_rng(first.seed)
         for dtype in (*part.dtypes, *part.dtypes):
             sizes = [*part.sizes, *((part.random_size(rng) for _ in range(3)) if part.random_size else ())]
             yield from (replace(first, size=tuple(size), dtype=dtype, seed=int(rng.integers(2**31))) for size in sizes)
 
     def _wrong(self, case: Case, spaces: list[dict[str, Any]]) -> set[str]:
-        truth, part = self._truth, self._truth.parts[case.part]
+        truth, part = self.truth, self.truth.parts[case.part]
         found = set()
         outcomes = simulate(part, case, spaces, truth.exercise.facts["allow"], FILE)
         for rank, (outcome, limits) in enumerate(zip(outcomes, truth.limits(case), strict=True)):

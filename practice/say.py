@@ -118,6 +118,9 @@ def _unlisted(
     yield ["shape"], _shape(truth, failing, rank, name)
     slip = _sure(truth, failing, slips.found(truth, shown))
     if slip and slip.likely:
+        # A number that the file has not got may be two of its own.
+        if slip.number is not None and not answer.has(truth.answer, slip.number):
+            yield [f"repair: {x}" for x in mended()[-1:]], mended()
         yield [slip.name], slip.sentence
     if dtypes.narrow(truth.answer) and (lines := mended(dtypes.edits)):
         which, lines = dtypes.told(lines)

@@ -51,6 +51,8 @@ class Slip:
     source: str
     # Whether somebody may have meant this number: it has few digits, or is the right one times a plain factor.
     likely: bool = True
+    # The number that stands for a constant, where it is one.
+    number: float | None = None
 
 
 def found(truth: Truth, shown: Sequence[tuple[Case, list[Outcome]]]) -> Slip | None:
@@ -84,7 +86,7 @@ def _slips(truth: Truth, failed: tuple[Case, list[Outcome]]) -> Iterator[Slip]:
         for value in _fitted(truth, case, open_source, right, target):
             likely = _meant(value, right)
             sentence = say(value) if likely else say(value).rstrip(".") + HIDDEN
-            yield Slip("constant", sentence, open_source.replace(SLIP, f"({value!r})"), likely)
+            yield Slip("constant", sentence, open_source.replace(SLIP, f"({value!r})"), likely, value)
 
 
 # --- axes
@@ -190,6 +192,7 @@ def masks(tree: ast.Module) -> Iterator[Slip]:
 
 # --- tables
 
+FROM_END = "as an index into a table that begins at 0: a negative one is counted from its end, so it is taken as another"
 LENGTHS = (*(2**n for n in range(8, 18)), 1000, 10_000, 100_000)
 
 
@@ -201,6 +204,8 @@ def tables(tree: ast.Module, given: dict) -> Iterator[Slip]:
             ways = [("as 0 where it is below", f"np.maximum({name}, 0)"), ("without its sign", f"np.abs({name})")][
                 : 2 * (low < 0)
             ]
+            ends = [f"np.abs({name}).max(initial=0)", f"{name}.max(initial=0)"][: 2 * (low < 0)]
+            ways += [(FROM_END, f"{name} % ({end} + 1)") for end in ends]
             ways += [("less the first of them", f"{name} - {name}[:1]"), ("in order of size", f"np.sort({name})")]
             ways += [("one too large", f"{name} + 1"), ("one too small", f"{name} - 1")]
             for length in (n for n in LENGTHS if low < 0 or high >= n):

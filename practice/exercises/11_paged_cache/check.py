@@ -123,7 +123,7 @@ def call(code, a, at):
         found[f"k of sequence {s}"], found[f"v of sequence {s}"] = pool.gather(tables[s], length[s])
     # What was gathered is a copy: every token that can be written again is.
     for table, n in ((tables[s], n) for s in sorted(length) for n in range(length[s])):
-        with contextlib.suppress(MemoryError):
+        with contextlib.suppress(MemoryError, ValueError):
             pool.write(table, n, np.zeros_like(k[0]), np.zeros_like(v[0]))
     for table in tables.values():
         for id in table:

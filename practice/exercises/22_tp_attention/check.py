@@ -206,6 +206,8 @@ MISTAKES = (
             ("    dbo_D = dy_TD.sum(axis=0)", "    dy_TD = tp.all_reduce(dy_TD)\n    dbo_D = dy_TD.sum(axis=0)")),
     mistake("copies_two_sums", "This is right, but keys' and values' copies are summed one after the other: one message takes both.",
             (COPIES, "dWk_DkE, dWv_DkE = (tp.all_reduce(w)[:, k] for w in both_2DKE)")),
+    mistake("head_by_head", "This is right, but each key/value head's copies are summed in a message of its own: one message takes all heads"
+            " of both.", (COPIES, "dWk_DkE, dWv_DkE = np.stack([np.stack([tp.all_reduce(w[:, j]) for j in range(K)], axis=1) for w in both_2DKE])[:, :, k]")),
     mistake("three_sums", "This is right, but the three projections' parts of dx are summed over the ranks one by one: add them, then sum once.",
             (BACK, "tp.all_reduce(q_TD) + tp.all_reduce(k_TD) + tp.all_reduce(v_TD)")),
     mistake("kv_own_first", "The groups are counted from this rank's first query head: where that stands inside a group, its neighbours read the"

@@ -93,6 +93,8 @@ MISTAKES = (
             ("return sums[r]", "return sums[(r - 1) % p]")),
     mistake("replaced", "What comes replaces this rank's own part: it is to be added to it.",
             (SCATTER, "sums[take] = ring.sendrecv(right, sums[give], left)")),
+    mistake("not_passed_on", "At each step a chunk of this rank's own x is sent, not the sum that has just come with it added: each part is the"
+            " sum of two ranks alone.", ("ring.sendrecv(right, sums[give], left)", "ring.sendrecv(right, x_N[ring.cut(len(x_N), give)], left)")),
     mistake("own_twice", "This rank's own part is in the sum twice: it is added when the part passes through, and once more at the end.",
             ("return sums[r]", "return sums[r] + x_N[ring.cut(len(x_N), r)]")),
     mistake("mean", "The sum is divided by the ranks: reduce_scatter sums.", ("return sums[r]", "return sums[r] / p")),
