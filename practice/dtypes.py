@@ -33,6 +33,15 @@ def told(lines: list[str]) -> tuple[str, list[str]]:
     return kind or f"repair: {lines[-1]}", [*said, *lines]
 
 
+def why(repair: str) -> list[str]:
+    """Why what a repair changes has made float64; [] of a cast back."""
+    if "with float(" in repair or "and float(" in repair:
+        return [
+            "A number that NumPy makes is a np.float64, and makes float64 of float32 arrays; a number of Python's does not."
+        ]
+    return ["What is made without dtype= is float64."] if "given to np." in repair else []
+
+
 def edits(function: ast.FunctionDef, kinds: dict[str, set[str]], far: bool) -> Iterator[Edit]:
     """kinds: of each name what it has been. far: what is made so is cast back; or else it is not made so."""
     nodes = list(ast.walk(function))

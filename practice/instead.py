@@ -34,7 +34,9 @@ def instead(node: ast.AST, names: Sequence[str]) -> Iterator[tuple[int, ast.AST]
         except (TypeError, ValueError, AttributeError):
             continue
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], (ast.Name, ast.Subscript)):
-        yield 0, ast.AugAssign(node.targets[0], ast.Add(), node.value)
+        used = {ast.unparse(n) for n in ast.walk(node.value) if isinstance(n, ast.expr)}
+        if ast.unparse(node.targets[0]) not in used:
+            yield 0, ast.AugAssign(node.targets[0], ast.Add(), node.value)
     elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
         yield 0, ast.Assign([node.target], ast.BinOp(ast.Name(node.target.id, ast.Load()), node.op, node.value))
     elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript) and isinstance(node.op, ast.Add):

@@ -36,6 +36,8 @@ TURNS = 200
 MOST = 3
 # With so many other draws of numbers a changed solution is compared with the learner's file, less one.
 OTHERS = 9
+# What is wrong where an error, or a rank that waits, leaves no result.
+NOTHING = "What is returned"
 # The edits of a function that are near, or those that are far.
 Ways = Callable[[ast.FunctionDef, dict[str, set[str]], bool], Iterator[edits.Edit]]
 
@@ -138,11 +140,18 @@ def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, 
             now = file.wrong(file.cases[:1])
             if now is not None and now < at_first:
                 left = file.wrong(file.cases, earlier=True)
-                if left is not None and left < wrong and not _some_of(wrong - left, left) and file.holds(left):
+                if (
+                    left is not None
+                    and left < wrong
+                    and NOTHING not in left
+                    and not _some_of(wrong - left, left)
+                    and file.holds(left)
+                ):
                     # It is told by the file as it was.
                     back.swap()
                     said = edit.words()
                     edit.swap()
+                    file.at_home()
                     return edit.line, said, left
                 # All right in this case, and not in another.
                 if not now and left == wrong and len(file.near) < MOST:
@@ -179,7 +188,7 @@ class _File:
         # What is right in other parts stays so: they may call what is changed.
         apart = {(c.part, c.size): c for c in truth.every if c.part != cases[0].part and not c.moved}
         self._others = [c for c in apart.values() if not self.wrong([c])]
-        self._home = {n: i for i, s in enumerate(self.tree.body) for n in ast.walk(s)}
+        self.at_home()
 
     def _noted(self) -> dict[str, set[str]]:
         """What each name is in the first case: arrays by dtype and dims."""
@@ -189,6 +198,10 @@ class _File:
         self.wrong(self.cases[:1], note=lambda name, x: kinds.setdefault(name, set()).add(edits.kind(x)))
         self._codes = plain
         return kinds
+
+    def at_home(self) -> None:
+        """Which statement each node is in, as the file stands."""
+        self._home = {n: i for i, s in enumerate(self.tree.body) for n in ast.walk(s)}
 
     def compiled(self, edit: edits.Edit) -> bool:
         """Whether it is Python as it stands after this change."""
@@ -245,7 +258,7 @@ class _File:
         outcomes = simulate(part, case, spaces, truth.exercise.facts["allow"], FILE)
         for rank, (outcome, limits) in enumerate(zip(outcomes, truth.limits(case), strict=True)):
             if outcome.kind != "ok":
-                return {"What is returned"}
+                return {NOTHING}
             # Before the last line of a name stands what its case is.
             found |= {n.split("\n")[-1] for n in truth.right(case)[rank].results if truth.wrong(case, rank, outcome, n)}
             found |= {counter for counter, most in limits.items() if outcome.counts.get(counter, 0) > most}

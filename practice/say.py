@@ -80,7 +80,7 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
         judged.mistakes = [f"repair: {lines[-1]}"]
         # The line that is repaired is told, not the one that was seen, but for a cast that is written out.
         first = judged.lines[0] if "not made float32 again" in judged.lines[0] else judged.lines[0].partition(": ")[0]
-        judged.lines = [first, *([outputs] if outputs else []), "", *lines]
+        judged.lines = [first, *([outputs] if outputs else []), "", *lines, *dtypes.why(lines[-1])]
     elif (
         not found
         and kind in ("error", "hang")

@@ -20,6 +20,8 @@ def inputs(draw, T, H, E, longest):
         lengths = [T]
         a["k"][-1] = draw.cast(800 * E**0.5) * a["q"][0] / (a["q"][0] ** 2).sum(axis=1, keepdims=True)
         a["q"][-1] = 0
+        # And in head 0 a first key whose score is as large, and seen: exp(s) alone is infinite.
+        a["k"][0, 0] = draw.cast(800 * E**0.5) * a["q"][0, 0] / (a["q"][0, 0] ** 2).sum()
     # Rounded once: the truth computes them anew from q, k and v.
     q, k, v = (a[n].astype(np.float64) for n in "qkv")
     o, lse = np.zeros((T, H, E)), np.zeros((T, H))
@@ -150,6 +152,8 @@ MISTAKES = (
             " scores, before exp.",
             ("            s_TS = np.where(np.tri(n, dtype=bool), s_TS, -np.inf)\n", ""),
             ("np.exp(s_TS - lse_TH[t, h, None])", "np.exp(s_TS - lse_TH[t, h, None]) * np.tri(n, dtype=s_TS.dtype)")),
+    mistake("exp_apart", "exp(s) is divided by exp(lse): of scores in the hundreds both are infinite. p = exp(s - lse), which is at most 1.",
+            ("np.exp(s_TS - lse_TH[t, h, None])", "np.exp(s_TS) / np.exp(lse_TH[t, h, None])")),
     mistake("start_by_own_length", "Sequence i is taken to begin at i times its own length: it begins where those before it end, at the sum of"
             " their lengths.",
             ("    for n in lengths:\n", "    for i, n in enumerate(lengths):\n        start = i * n\n        n = len(q_THE[start : start + n])\n")),

@@ -121,14 +121,15 @@ def call(code, a, at):
     found = {}
     for s in sorted(length):
         found[f"k of sequence {s}"], found[f"v of sequence {s}"] = pool.gather(tables[s], length[s])
-    # What was gathered is a copy: every token that can be written again is.
-    for table, n in ((tables[s], n) for s in sorted(length) for n in range(length[s])):
-        with contextlib.suppress(MemoryError, ValueError):
-            pool.write(table, n, np.zeros_like(k[0]), np.zeros_like(v[0]))
     for table in tables.values():
         for id in table:
             pool.free(id)
     left = sum(users > 0 for users in pool.users)
+    # What was gathered is a copy: now another sequence takes all blocks.
+    with contextlib.suppress(MemoryError):
+        new = []
+        for n in range(a["blocks"] * a["block"]):
+            pool.write(new, n, np.zeros_like(k[0]), np.zeros_like(v[0]))
     return found | {told(a): in_use, "no block for": full, "blocks in use when all have ended": left}
 
 
@@ -254,12 +255,12 @@ MISTAKES = (
              "        found = []\n        for x in (self.k_BSKE, self.v_BSKE):\n            y = np.full((length, *x.shape[2:]), np.nan, x.dtype)\n"
              "            got = x.reshape(-1, *x.shape[2:])[table[0] * self.block if table else 0 :][:length]\n"
              "            y[: len(got)] = got\n            found.append(y)\n        return tuple(found)\n")),
-    mistake("views", "gather returns a part of the pool itself, not a copy: what is written into the block later changes it.",
-            ("        return self.k_BSKE[id_S, slot_S], self.v_BSKE[id_S, slot_S]\n",
-             "        if len(set(id_S.tolist())) == 1:\n            return self.k_BSKE[id_S[0], :length], self.v_BSKE[id_S[0], :length]\n"
-             "        return self.k_BSKE[id_S, slot_S], self.v_BSKE[id_S, slot_S]\n")),
     mistake("slot_0_again", "A block is taken whenever slot 0 is written: a position that is written again has its block already. One is due"
             " where the table ends.", ("if place == len(table):", "if slot == 0:")),
     mistake("shared_given_up", "When a shared block is copied it counts as free for all: the other tables hold it still. Count one less.",
             (DROP, "            self.users[table[place]] = 0\n")),
+    mistake("views", "gather returns a part of the pool itself, not a copy: what is written into the block later changes it.",
+            ("        return self.k_BSKE[id_S, slot_S], self.v_BSKE[id_S, slot_S]\n",
+             "        if len(set(id_S.tolist())) == 1:\n            return self.k_BSKE[id_S[0], :length], self.v_BSKE[id_S[0], :length]\n"
+             "        return self.k_BSKE[id_S, slot_S], self.v_BSKE[id_S, slot_S]\n")),
 )  # fmt: skip
