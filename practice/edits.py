@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 
 from practice.answer import last
-from practice.instead import FAR, beside, cuts, instead, lacking, like, turned
+from practice.instead import FAR, beside, cuts, instead, lacking, like, terms, turned
 from practice.narrower import axes
-from practice.twists import cut, wider
+from practice.twists import cut, swapped, wider
 from practice.usual import usual
 
 BLOCKS = ("body", "orelse")
+COLLECTIVE = ("all_reduce", "reduce_scatter", "all_gather", "broadcast")
+# Of so many calls of a verb some are left out together.
+MANY = 6
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,16 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
             continue
         ways = [*instead(node, [n for n in names if n not in into.get(node, ())]), *((2, x) for x in like(node, nodes))]
         ways += [*((0, new) for new in cuts(node, sorted(ranked))), *usual(node)]
+        # What two names are given in one line: exchanged, it hides where one of them is used.
+        given = isinstance(node, ast.Tuple) and isinstance(parents[node], ast.Assign)
+        ways = [(rank + (given and rank < FAR), new) for rank, new in ways]
         ways = [(FAR + 1 if rank == 3 and _apart(node, new, kinds) else rank, new) for rank, new in ways]
         outer = parents[parents[node]] if isinstance(parents[node], ast.Tuple) and parents[node] in parents else parents[node]
         if isinstance(node, ast.expr) and not isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
             whole = isinstance(outer, (ast.Assign, ast.AugAssign, ast.Return))
-            ways += [(1, new) for new in (*beside(node), ast.UnaryOp(ast.USub(), node), turned(node)) if whole]
+            ways += [(1, new) for new in (*beside(node), ast.UnaryOp(ast.USub(), node)) if whole]
+            ways += [(2, turned(node))] if whole else []
+            ways += [(3, new) for new in terms(node, parents[node], names, kinds)]
             ways += [(FAR + 1 if whole else FAR + 2, new) for new in lacking(node, names)]
         for rank, new in ways:
             if (rank >= FAR) == far and (sets := put(parents[node], node, new)):
@@ -79,7 +87,7 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
                     alike.setdefault(edit.words(), []).append(edit)
         if isinstance(node, ast.If) and not node.orelse and not far:
             yield Edit(2, node.lineno, partial(str, "with else: break after it"), ((node, "orelse", [ast.Break()]),))
-    yield from () if far else _straight(nodes, parents)
+    yield from () if far else (*_straight(nodes, parents), *_not_sent(nodes, parents), *_scattered(nodes, parents))
     for words, some in alike.items():
         # The same at every place.
         sets = tuple(s for e in some for s in e.sets)
@@ -141,7 +149,7 @@ def _moved(block: ast.AST) -> Iterator[Edit]:
                 )  # fmt: skip
                 for what, said, outer, within in ways:
                     sets = ((block, field, outer), (inner, part, within))
-                    yield Edit(1, what.lineno, partial(str, f"with it {said} {where}"), sets)
+                    yield Edit(2, what.lineno, partial(str, f"with it {said} {where}"), sets)
 
 
 def _straight(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Iterator[Edit]:
@@ -154,6 +162,34 @@ def _straight(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Iter
         others = ", ".join(str(n.lineno) for n in turned[1:])
         words = f"if nothing is turned round, here and in line {others}"
         yield Edit(1, turned[0].lineno, partial(str, words), tuple(sets))
+
+
+def _not_sent(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Iterator[Edit]:
+    """Of a verb's calls some two or three are none, as where what is whole already is summed over the ranks."""
+    for verb in COLLECTIVE:
+        calls = [n for n in nodes if isinstance(n, ast.Call) and last(n.func) == verb and n.args][:MANY]
+        for some in (s for count in (2, 3) for s in itertools.combinations(calls, count)):
+            sets = [x for n in some for x in put(parents[n], n, n.args[0])]
+            if len({(s[0], s[1]) for s in sets}) == len(some):
+                lines = ", ".join(str(n.lineno) for n in some[1:])
+                words = f"without the {verb} of {', '.join(ast.unparse(n.args[0]) for n in some)}, here and in line {lines}"
+                yield Edit(1, some[0].lineno, partial(str, words), tuple(sets))
+
+
+def _scattered(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Iterator[Edit]:
+    """A sum of which this rank's part alone is read: x = axis.all_reduce(y), x[axis.cut(...)], in a line or in two."""
+    for call in (n for n in nodes if isinstance(n, ast.Call) and last(n.func) == "all_reduce" and n.args):
+        given = parents[call]
+        name = given.targets[0].id if isinstance(given, ast.Assign) and isinstance(given.targets[0], ast.Name) else ""
+        parts = [n for n in nodes if isinstance(n, ast.Subscript) and last(getattr(n.slice, "func", None)) == "cut"]
+        read = [n for n in parts if n.value is call or (name and getattr(n.value, "id", "") == name)]
+        new = ast.Call(ast.Attribute(call.func.value, "reduce_scatter", ast.Load()), call.args[:1], [])
+        within = any(n.value is call for n in read)
+        sets = [s for n in read for s in put(parents[n], n, new if n.value is call else n.value)]
+        sets += () if within else put(given, call, new)
+        if read and len({(s[0], s[1]) for s in sets}) == len(sets):
+            words = f"with {ast.unparse(new)}, which gives each rank its part, in place of {ast.unparse(call)} cut afterwards"
+            yield Edit(0, call.lineno, partial(str, words), tuple(sets))
 
 
 def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
@@ -188,6 +224,10 @@ def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
 def said(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> str:
     if isinstance(new, ast.Pass):
         return "without it"
+    # A name that its expression has twice is told with it.
+    outer = parents.get(old)
+    if isinstance(old, ast.Name) and isinstance(outer, ast.expr) and ast.unparse(outer).count(old.id) > 1:
+        old, new = outer, swapped(outer, old, new)
     before, after = cut(*(ast.unparse(ast.fix_missing_locations(x)).partition("\n")[0] for x in wider(old, new, parents)))
     return f"with {after} in place of {before}"
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from practice import repairs
-from practice.known import costing
+from practice import heaviest, repairs
+from practice.known import costing, either
 from practice.part import Case, Outcome, Part
 from practice.say import Judged, diagnose
 from practice.truth import Truth
@@ -87,9 +87,12 @@ class Examiner(Truth):
                 lines = [f"right, but {on}{outcome.counts[c]:,} {c} where {most:,} {_are(most)}" for c, most in over.items()]
                 lines += ["An all_reduce is two rounds, any other collective one."] if "rounds" in over else []
                 lines += _sent(outcome, self.answer) if set(over) & set(TALK) else []
+                lines += heaviest.found(self, case) if "peak bytes" in over else []
                 known = costing(self, ran, set(over))
                 for m in known:
                     lines += ["", m.sentence, *([f"Seen in the wild: {m.seen}."] if m.seen else [])]
+                if not known and (some := either(self, ran, set(over))):
+                    lines += ["", "One of these takes about as much:", *(m.sentence for m in some)]
                 self.failed = self.failed or (case, by_rank)
                 return Judged(part.name, "wrong", case.label(part), lines, [m.name for m in known])
         return judged

@@ -28,9 +28,11 @@ WHOLE = ("int", "int8", "int16", "int32", "int64", "intp")
 
 def instead(node: ast.AST, names: Sequence[str]) -> Iterator[tuple[int, ast.AST]]:
     """(rank, what may belong in a node's place)."""
+    # Conditions that hold always or never, and names exchanged, hide what stands beside them.
+    hiding = isinstance(node, ast.If) or (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple))
     for _, change in changes(node):
         try:
-            yield 1, change(copy.deepcopy(node))
+            yield 1 + hiding, change(copy.deepcopy(node))
         except (TypeError, ValueError, AttributeError):
             continue
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], (ast.Name, ast.Subscript)):
@@ -52,11 +54,11 @@ def instead(node: ast.AST, names: Sequence[str]) -> Iterator[tuple[int, ast.AST]
     elif isinstance(node, ast.BinOp):
         yield from ((0, new) for new in _brackets(node))
         yield from ((1, ast.BinOp(node.left, op(), node.right)) for op in OPERATORS if not isinstance(node.op, op))
-    elif isinstance(node, ast.Tuple):
+    elif isinstance(node, (ast.Tuple, ast.List)):
         for a, b in itertools.combinations(range(len(node.elts)), 2):
             some = [*node.elts]
             some[a], some[b] = some[b], some[a]
-            yield 1, ast.Tuple(some, node.ctx)
+            yield 1 + isinstance(node.ctx, ast.Store), type(node)(some, node.ctx)
     elif isinstance(node, ast.Subscript):
         yield from ((1, new) for new in _subscripts(node))
     elif isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
@@ -66,10 +68,14 @@ def instead(node: ast.AST, names: Sequence[str]) -> Iterator[tuple[int, ast.AST]
             yield from ((1, twin) for _ in one.ifs)
     elif isinstance(node, ast.Compare):
         yield 1, ast.UnaryOp(ast.Not(), node)
-        yield from ((1, ast.Compare(node.left, [ast.Eq()], [ast.Constant(n)])) for n in (0, 1))
+        text = any(isinstance(n, ast.Constant) and isinstance(n.value, str) for n in node.comparators)
+        yield from ((2, ast.Compare(node.left, [ast.Eq()], [ast.Constant(n)])) for n in (() if text else (0, 1)))
     elif isinstance(node, (ast.Break, ast.Continue)):
         yield 0, ast.Continue() if isinstance(node, ast.Break) else ast.Break()
+    elif isinstance(node, ast.While):
+        yield 1, ast.Pass()
     elif isinstance(node, ast.For):
+        yield 1, ast.Pass()
         yield 1, ast.For(node.target, ast.Call(ast.Name("reversed", ast.Load()), [_call("list", node.iter)], []), node.body, [])
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names:
         yield 1, _numpy("copy", node)
@@ -100,6 +106,20 @@ def lacking(node: ast.AST, names: Sequence[str]) -> Iterator[ast.AST]:
     for op in (ast.Mult(), ast.Div(), ast.Add(), ast.Sub()):
         yield from (ast.BinOp(node, op, ast.Name(name, ast.Load())) for name in names)
     yield from (ast.BinOp(node, ast.Div(), _call("len", ast.Name(name, ast.Load()))) for name in names)
+
+
+def terms(node: ast.AST, outer: ast.AST, names: Sequence[str], kinds: dict[str, set[str]]) -> Iterator[ast.AST]:
+    """A term of a sum with a factor more, as what was there before scaled anew; a side of a comparison less what a list has."""
+    if isinstance(outer, ast.Compare):
+        lists = [name for name in names if kinds.get(name, set()) & {"list", "deque", "set", "dict"}]
+        yield from (
+            ast.BinOp(node, op, _call("len", ast.Name(name, ast.Load()))) for op in (ast.Sub(), ast.Add()) for name in lists
+        )
+    elif isinstance(outer, (ast.BinOp, ast.AugAssign)) and isinstance(outer.op, (ast.Add, ast.Sub)):
+        for name in (n for n in names if any(k.startswith("array f") for k in kinds.get(n, ()))):
+            yield ast.BinOp(node, ast.Mult(), ast.Name(name, ast.Load()))
+            if "array f 1" in kinds[name]:
+                yield ast.BinOp(node, ast.Mult(), ast.parse(f"{name}[:, None]", mode="eval").body)
 
 
 def _brackets(node: ast.BinOp) -> Iterator[ast.AST]:
@@ -168,19 +188,20 @@ def _subscripts(node: ast.Subscript) -> Iterator[ast.AST]:
 
 
 def cuts(node: ast.AST, ranked: Sequence[str]) -> Iterator[ast.AST]:
-    """Parts that are taken to be equally long, x[r * n : (r + 1) * n], as the axis cuts them."""
-    if (
-        not isinstance(node, ast.Subscript)
-        or not isinstance(bounds := node.slice, ast.Slice)
-        or not bounds.lower
-        or not bounds.upper
-    ):
+    """Parts that are taken to be equally long, x[r * n : (r + 1) * n] and x[:, r * n : (r + 1) * n], as the axis cuts them."""
+    if not isinstance(node, ast.Subscript):
         return
-    used = dict.fromkeys(n.id for n in ast.walk(bounds) if isinstance(n, ast.Name))
-    for axis in ranked:
-        for rank in ("", *(f", {name}" for name in used if name != axis)):
-            part = ast.parse(f"{axis}.cut(len({ast.unparse(node.value)}){rank})", mode="eval").body
-            yield ast.Subscript(node.value, part, node.ctx)
+    places = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    for n, bounds in enumerate(places):
+        if not (isinstance(bounds, ast.Slice) and bounds.lower and bounds.upper):
+            continue
+        used = dict.fromkeys(x.id for x in ast.walk(bounds) if isinstance(x, ast.Name))
+        length = f"{ast.unparse(node.value)}.shape[{n}]" if len(places) > 1 else f"len({ast.unparse(node.value)})"
+        for axis in ranked:
+            for rank in ("", *(f", {name}" for name in used if name != axis)):
+                part = ast.parse(f"{axis}.cut({length}{rank})", mode="eval").body
+                some = ast.Tuple([*places[:n], part, *places[n + 1 :]], ast.Load()) if len(places) > 1 else part
+                yield ast.Subscript(node.value, some, node.ctx)
 
 
 def beside(node: ast.AST) -> list[ast.AST]:

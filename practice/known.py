@@ -6,6 +6,7 @@ import ast
 import builtins
 import copy
 import itertools
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,10 @@ PAIRS = 1.0
 STALE = 0.5
 # How much less and more than a mistake's own excess is still told as that mistake: a rule of thumb, by answers that were seen.
 LESS, MORE = 0.25, 2.5
+# Of several one is told that is so near, where others are so much further away.
+NEAR, FURTHER = 0.3, 2.0
+# Of memory, what is as good as equal; and how many are told of which one may be it.
+EQUAL, MOST = 0.02, 3
 
 
 Shown = list[tuple[Case, list[Outcome]]]
@@ -64,8 +69,11 @@ def known(truth: Truth, shown: Shown, every: Shown) -> list[Mistake]:
             return [min(found, key=lambda f: f[0])[1]]
     # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.
     touching = [m for m in mistakes if any(truth.touches(m, case) for case in bad)]
+    # Nor, beside results that are wrong, one that is right.
+    free = [m for m in mistakes if not _spoils(truth, m, shown)]
+    touching = [m for m in touching if m in free]
     likely = [m for m in touching if not earlier(truth, m, bad[0])]
-    pairs = dict.fromkeys(p for some in (likely, touching, mistakes) for p in itertools.combinations(some, 2))
+    pairs = dict.fromkeys(p for some in (likely, touching, free) for p in itertools.combinations(some, 2))
     seconds = PAIRS * truth.patience
     return apart(lambda: _pair(truth, shown, pairs, seconds), seconds) or []
 
@@ -76,6 +84,18 @@ def _pair(truth: Truth, shown: Shown, pairs: Iterable[tuple[Mistake, Mistake]], 
         if truth.explains(truth.mistaken(pair), shown):
             return list(pair)
     return []
+
+
+def _spoils(truth: Truth, mistake: Mistake, shown: Shown) -> bool:
+    """Whether a mistake makes a result wrong that the learner has right in all these cases, beside one that is not."""
+    wrong, ours = set(), set()
+    for case, theirs in shown:
+        if any(o.kind != "ok" for o in theirs):
+            return False
+        for rank, both in enumerate(zip(theirs, truth.remembered(case, truth.mistaken((mistake,))), strict=True)):
+            for found, outcome in zip((wrong, ours), both, strict=True):
+                found |= {n for n in truth.right(case)[rank].results if truth.wrong(case, rank, outcome, n)}
+    return bool(ours - wrong)
 
 
 def kept(truth: Truth, ran: Shown) -> list[Mistake]:
@@ -171,11 +191,12 @@ def earlier(truth: Truth, mistake: Mistake, case: Case) -> bool:
 
 def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
     """The known mistake, or two of them, that cost the same."""
-    every = [(c, o) for c, o in ran if not c.moved]
-    shown = every[:3]
-    some = [(m, over) for m in truth.exercise.mistakes if (over := _beyond(truth, m, shown))]
-    # A mistake that makes an answer wrong, be it in a size that costs little, is not the learner's, whose answers are right.
-    some = [(m, over) for m, over in some if not any(truth.touches(m, case) for case, _ in every)]
+    shown, some = _dear(truth, ran, counters)
+    if counters == {"peak bytes"}:
+        # Several may take as much memory, which is only about equal: `either` has them.
+        same = [m for m, over in some if over == counters]
+        equal = [m for m in same if _bytes_off(truth, m, shown) <= EQUAL]
+        return same if len(same) == 1 else equal if len(equal) == 1 else []
     for m, over in some:
         if over >= counters and _costs(truth, truth.mistaken((m,)), shown, counters):
             return [m]
@@ -186,11 +207,42 @@ def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
     # Else the one mistake, if there is one alone, that is right and goes beyond the same limits, about as far.
     alone = [m for m, over in beyond if over == counters]
     if alone:
-        alone = [m for m in alone if _as_far(truth, m, shown, counters)]
-        return alone if len(alone) == 1 else []
+        far = sorted((d, n) for n, m in enumerate(alone) if (d := _off(truth, m, shown, counters)) < math.inf)
+        # Of several the nearest, if no other is as near.
+        near = far and far[0][0] <= NEAR and all(d > FURTHER * max(far[0][0], NEAR / 2) for d, _ in far[1:])
+        return [alone[far[0][1]]] if len(far) == 1 or near else []
     # Or two that go beyond different limits, if no other two do.
     pairs = [p for p in itertools.combinations(beyond, 2) if p[0][1] | p[1][1] == counters and not p[0][1] & p[1][1]]
     return [m for m, _ in pairs[0]] if len(pairs) == 1 else []
+
+
+def either(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
+    """Known mistakes of which each takes about as much memory."""
+    shown, some = _dear(truth, ran, counters)
+    alike = [m for m, over in some if over == counters == {"peak bytes"}]
+    return sorted(alike, key=lambda m: _bytes_off(truth, m, shown))[:MOST]
+
+
+def _bytes_off(truth: Truth, mistake: Mistake, shown: Shown) -> float:
+    """By how much, at most, the learner's peak differs from a mistake's, where that is beyond the limit."""
+    off = 0.0
+    for case, theirs in shown:
+        ours = truth.remembered(case, truth.mistaken((mistake,)))
+        for a, b, most in zip(ours, theirs, truth.limits(case), strict=True):
+            both = a.counts.get("peak bytes", 0), b.counts.get("peak bytes", 0)
+            if max(both) > most.get("peak bytes", math.inf):
+                off = max(off, abs(both[0] - both[1]) / max(both))
+    return off
+
+
+def _dear(truth: Truth, ran: list, counters: set[str]) -> tuple[Shown, list[tuple[Mistake, set[str]]]]:
+    """Cases that are compared, those where it costs too much and the largest first; mistakes that are right and cost too much
+    there, each with what of."""
+    every = [(c, o) for c, o in ran if not c.moved]
+    shown = sorted(every, key=lambda case: (not _over(truth, *case, counters), -math.prod(case[0].size)))[:3]
+    some = [(m, over) for m in truth.exercise.mistakes if (over := _beyond(truth, m, shown))]
+    # A mistake that makes an answer wrong, be it in a size that costs little, is not the learner's, whose answers are right.
+    return shown, [(m, over) for m, over in some if not any(truth.touches(m, case) for case, _ in every)]
 
 
 def _costs(truth: Truth, source: str | None, shown: Shown, counters: set[str]) -> bool:
@@ -202,11 +254,15 @@ def _costs(truth: Truth, source: str | None, shown: Shown, counters: set[str]) -
     )
 
 
-def _as_far(truth: Truth, mistake: Mistake, shown: Shown, counters: set[str]) -> bool:
-    """Whether the learner's costs go about as far beyond the limits as the mistake's: what costs a tenth of it is another one.
+def _over(truth: Truth, case: Case, by_rank: list[Outcome], counters: set[str]) -> bool:
+    limits = truth.limits(case)
+    return any(o.counts.get(c, 0) > most.get(c, math.inf) for o, most in zip(by_rank, limits, strict=True) for c in counters)
 
-    Memory, which depends on how things are written, may go as far as it likes.
-    """
+
+def _off(truth: Truth, mistake: Mistake, shown: Shown, counters: set[str]) -> float:
+    """How far the learner's costs are from the mistake's, as a share of what these are beyond the limits; infinite where it is
+    too far: what costs a tenth of it is another mistake. Memory, which depends on how things are written, is not looked at."""
+    off = 0.0
     for counter in counters - {"peak bytes"}:
         excess = [0, 0]
         for case, theirs in shown:
@@ -215,8 +271,9 @@ def _as_far(truth: Truth, mistake: Mistake, shown: Shown, counters: set[str]) ->
                 for i, outcome in enumerate(both):
                     excess[i] += max(0, outcome.counts.get(counter, 0) - limits.get(counter, 0))
         if not LESS * excess[0] <= excess[1] <= MORE * excess[0]:
-            return False
-    return True
+            return math.inf
+        off = max(off, abs(excess[1] - excess[0]) / excess[0])
+    return off
 
 
 def _beyond(truth: Truth, mistake: Mistake, shown: Shown) -> set[str]:

@@ -63,7 +63,8 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     outputs = _outputs(truth, failing)
     judged.lines += [*_seen(truth, part, case, by_rank, wrong, rank), *([outputs] if outputs else [])]
     floats = _floats(truth, rank, name, failing) if _breaks(truth, case, rank, by_rank[rank], name) else []
-    judged.lines += floats
+    # A mistake that is known says what breaks, and why.
+    judged.lines += [] if found and floats and floats[0].startswith(translate.NAIVE) else floats
     equation = _equation(truth, part, case, rank, by_rank[rank], name) if kind == "value" else ""
     judged.lines += [equation] if equation else []
     judged.mistakes = [m.name for m in found]
@@ -129,7 +130,9 @@ def _unlisted(
         yield ["float32"], digits.narrow(failing)
     if digits.half(truth, failing):
         yield ["float16"], digits.HALF
-    yield [], digits.lost(truth, failing)
+    if lost := digits.lost(truth, failing):
+        yield [f"repair: {x}" for x in mended()[-1:]], mended()
+        yield [], lost
     # A number that nobody would write may stand for another thing: a bracket that is not there, a factor too many.
     if twist := _sure(truth, failing, twist or twists.found(truth, _all(shown, ran))):
         # That is in our words: the learner's own line, where it is found. Names that they have not got tell them nothing.

@@ -331,9 +331,14 @@ def wider(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> tuple[
         outer = parents[outer]
     if outer is old:
         return old, new
+    return outer, swapped(outer, old, new)
+
+
+def swapped(outer: ast.AST, old: ast.AST, new: ast.AST) -> ast.AST:
+    """A copy of an expression with another node in the place of one that it holds."""
     number = next(n for n, x in enumerate(ast.walk(outer)) if x is old)
     twin = copy.deepcopy(outer)
-    return outer, _Exchanged(list(ast.walk(twin))[number], new).visit(twin)
+    return _Exchanged(list(ast.walk(twin))[number], new).visit(twin)
 
 
 class _Exchanged(ast.NodeTransformer):

@@ -19,8 +19,10 @@ def usual(node: ast.AST) -> Iterator[tuple[int, ast.AST]]:
             tree = ast.parse(text)
         except SyntaxError:
             continue
-        new = tree.body[0]
-        yield rank, new if isinstance(node, ast.stmt) else new.value
+        new = tree.body[0] if isinstance(node, ast.stmt) else tree.body[0].value
+        if hasattr(new, "ctx") and hasattr(node, "ctx"):
+            new.ctx = node.ctx
+        yield rank, new
 
 
 def _texts(node: ast.AST) -> Iterator[tuple[int, str]]:
@@ -28,12 +30,19 @@ def _texts(node: ast.AST) -> Iterator[tuple[int, str]]:
         yield from _sums(node, ast.unparse(node.left), ast.unparse(node.right))
     elif isinstance(node, ast.Call):
         yield from _calls(node)
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], (ast.Lt, ast.LtE, ast.Gt, ast.GtE)):
+        yield from ((2, ast.unparse(ast.Compare(a, node.ops, [b]))) for a, b in _with_0(node.left, node.comparators[0]))
     elif isinstance(node, ast.Subscript):
         yield from _subscripts(node)
     elif isinstance(node, ast.Attribute) and node.attr == "shape":
         yield 2, f"{ast.unparse(node)}[::-1]"
     elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
         yield from _grown(node.targets[0].id, node.value)
+
+
+def _with_0(left: ast.AST, right: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
+    yield from ((left, ast.Constant(n)) for n in NOTHING)
+    yield from ((ast.Constant(n), right) for n in NOTHING)
 
 
 def _sums(node: ast.BinOp, left: str, right: str) -> Iterator[tuple[int, str]]:
@@ -105,6 +114,9 @@ def _subscripts(node: ast.Subscript) -> Iterator[tuple[int, str]]:
         yield 0, f"{ast.unparse(node.value.value)}.size"
     if index == "::-1":
         yield 0, of
+    # Each row's own entry.
+    if isinstance(node.slice, ast.Tuple) and len(node.slice.elts) == 2 and ast.unparse(node.slice.elts[0]) == ":":
+        yield 1, f"{of}[np.arange(len({of})), {ast.unparse(node.slice.elts[1])}]"
 
 
 def _grown(name: str, value: ast.AST) -> Iterator[tuple[int, str]]:

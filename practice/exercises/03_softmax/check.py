@@ -163,6 +163,12 @@ MISTAKES = (
     mistake("sum_not_rescaled", "The output is rescaled when a larger score comes, the sum is not: both are sums of the same"
             " weights.",
             ("sum_T * shrink_T + w_TS", "sum_T + w_TS")),
+    mistake("averaged_in_turn", "Each block is normalised by itself, and half of it is added to half of what was there: blocks weigh as much as their"
+            " exp(score) sums say.",
+            ("o_TE = o_TE * shrink_T[:, None] + w_TS @ v_SE",
+             "own_T = w_TS.sum(axis=1)\n        both_T1 = (np.isfinite(top_T) & (own_T > 0))[:, None]\n"
+             "        new_TE = (w_TS / np.where(own_T == 0, 1, own_T)[:, None]) @ v_SE\n        o_TE = np.where(both_T1, (o_TE + new_TE) / 2, o_TE + new_TE)"),
+            ("o_TE / np.where(sum_T == 0, 1, sum_T)[:, None]", "o_TE")),
     mistake("averaged", "Each block is normalised by itself and the blocks are averaged: blocks weigh as much as their"
             " exp(score) sums say.",
             ("    for k_SE, v_SE, seen_TS in blocks:", "    blocks = list(blocks)\n    for k_SE, v_SE, seen_TS in blocks:"),

@@ -14,6 +14,9 @@ def inputs(draw, T, D, H, E):
     if T < 5:
         # Empty ones first, in the middle and last.
         lengths = [0, *lengths[:1], 0, *lengths[1:], 0]
+    if T > 50:
+        # One long sequence and many of a single token: padding would make all as long.
+        lengths = [T // 2 + 1] + [1] * (T // 2)
     x_TD, Wv_DHE = draw(T, D), draw(D, H, E)
     Wq_DHE, Wk_DHE = draw(D, H, E, scale=1.3), draw(D, H, E, scale=1.3)
     if E == 2:
@@ -67,6 +70,12 @@ def by_head(a, ref, at):
     return {"y": {f"head {h}": ref.attention.attention(weights(a), o, heads=[h]) for h in range(len(a["Wo_HED"]))}}
 
 
+def nothing_padded(a, at):
+    """Some ten arrays of T x T numbers a head, all sequences as one; what Python itself needs counts where that is small."""
+    T, H = len(a["x_TD"]), len(a["Wo_HED"])
+    return {"peak bytes": max(200_000, 10 * H * T * T * 8)}
+
+
 def random_size(rng):
     return tuple(rng.choice([2, 3, 5, 7, 11], 4, replace=False).tolist())
 
@@ -74,13 +83,15 @@ def random_size(rng):
 PARTS = (
     Part(
         "mha_forward",
-        ((7, 5, 2, 3), (11, 3, 5, 2), (1, 4, 3, 5), (4, 3, 1, 5)),
+        ((7, 5, 2, 3), (11, 3, 5, 2), (1, 4, 3, 5), (4, 3, 1, 5), (61, 5, 2, 3)),
         inputs,
         call,
         want,
         by_head,
         random_size=random_size,
+        limits=nothing_padded,
         influence=(("x_TD", "y"),),
+        count_memory=True,
         sound=sound,
     ),
 )
@@ -89,6 +100,10 @@ SCALE, SEEN = "/ math.sqrt(E)", "np.tri(n, dtype=bool)"
 MISTAKES = (
     mistake("ends_at_empty", "The loop ends at an empty sequence: it has no tokens, and others come after it.",
             ("            continue\n", "            break\n")),
+    mistake("padded", "This is right, but all sequences are made as long as the longest: that costs its square for each of them. Go"
+            " through them one after another, or mask what belongs to another one.",
+            ("    start = 0\n", "    start, most = 0, max(lengths)\n    padded = [np.zeros((len(lengths), H, most, most), x_TD.dtype) for _ in range(3)]\n"),
+            ("    return y_TD, (q_HTE", "    return y_TD, (padded, q_HTE")),
     mistake("scale_D", "The scores are divided by sqrt(D): the sum q.k has E terms, so it is sqrt(E).",
             (SCALE, "/ math.sqrt(D)")),
     mistake("scale_heads", "The scores are divided by sqrt(H E), the width of all heads: a score is a sum over one head's E.",

@@ -21,20 +21,29 @@ def inputs(draw, S, H, E, R, C):
 
 
 def expanded(code, a, at):
-    return {"o": code.mla_expanded(*a.values())}
+    return {"o": code.mla_expanded(*a.values()), "o of the next token": code.mla_expanded(*after(a).values())}
 
 
 def absorbed(code, a, at):
-    return {"o": code.mla_absorbed(*a.values())}
+    return {"o": code.mla_absorbed(*a.values()), "o of the next token": code.mla_absorbed(*after(a).values())}
+
+
+def after(a):
+    """The next token's query has the same weights: the very same arrays."""
+    return a | {"qn_HE": -a["qn_HE"], "qr_HR": a["qr_HR"] / 2}
 
 
 def want(a, ref, at):
+    return {"o": of_token(a, ref), "o of the next token": of_token(after(a), ref)}
+
+
+def of_token(a, ref):
     rows = []
     for h, (qn_E, qr_R) in enumerate(zip(a["qn_HE"], a["qr_HR"], strict=True)):
         q_1F = np.concatenate([qn_E, qr_R])[None]
         k_SF = np.concatenate([a["c_SC"] @ a["Wuk_CHE"][:, h], a["kr_SR"]], axis=1)
         rows.append(ref.attention.head(q_1F, k_SF, a["c_SC"] @ a["Wuv_CHE"][:, h], len(q_1F[0]) ** -0.5, causal=False)[0])
-    return {"o": np.stack(rows)}
+    return np.stack(rows)
 
 
 def sound(a, ref, at):
@@ -42,7 +51,7 @@ def sound(a, ref, at):
     k_SHE, v_SHE = (np.einsum("sc,che->she", a["c_SC"], a[W]) for W in ("Wuk_CHE", "Wuv_CHE"))
     s_HS = np.einsum("he,she->hs", a["qn_HE"], k_SHE) + a["qr_HR"] @ a["kr_SR"].T
     s_H = np.abs(s_HS).max(axis=1) / (a["qn_HE"].shape[1] + a["qr_HR"].shape[1]) ** 0.5
-    return {"o": s_H[:, None] * np.abs(v_SHE).max()}
+    return dict.fromkeys(("o", "o of the next token"), s_H[:, None] * np.abs(v_SHE).max())
 
 
 def less_than_the_keys(a, at):

@@ -127,6 +127,8 @@ MISTAKES = (
             ("np.minimum(p_V, q_V)", "(q_V > 0) * p_V * np.minimum(1, p_V / np.where(q_V > 0, q_V, 1))")),
     mistake("unweighted", "min(1, p/q) is averaged over ids: a token is drawn with q, so it counts q times.",
             ("np.minimum(p_V, q_V)", "np.minimum(1, p_V / q_V) / len(p_V)")),
+    mistake("unweighted_drawn", "min(1, p/q) is averaged over ids: a token is drawn with q, so it counts q times.",
+            ("np.minimum(p_V, q_V)", "np.minimum(1, p_V[q_V > 0] / q_V[q_V > 0]) / (q_V > 0).sum()")),
     mistake("no_bonus", "The bonus token is not counted: if all gamma are accepted, gamma + 1 tokens come.",
             ("tokens = gamma + 1\n", "tokens = gamma\n")),
     mistake("accepted_only", "Only accepted drafts are counted: where one is rejected the target's own token comes in its place.",

@@ -133,6 +133,8 @@ MISTAKES = (
             ("x_TD, a_Tf, h_Tf = saved", "x_TD, a_Tf, h_Tf = saved\n    dy_TD = tp.all_reduce(dy_TD) / tp.size")),
     mistake("terms_gathered", "This is right, but every rank's term of y is gathered and added up here: an all-reduce sends 2/tp of that.",
             (SUM, "tp.all_gather((h_Tf @ W2_fD)[None]).sum(axis=0)")),
+    mistake("parts_gathered", "This is right, but h and W2 are gathered, and the whole product is made on every rank: each makes its own term, and an"
+            " all-reduce adds them up.", ("tp.all_reduce(h_Tf @ W2_fD)", "tp.all_gather(h_Tf, dim=1) @ tp.all_gather(W2_fD)")),
     mistake("dW_shared", "Weight gradients are divided by tp: each rank's slices are its own weights, with all of their gradient.",
             ("dW1_Df = x_TD.T @ da_Tf", "dW1_Df = x_TD.T @ da_Tf / tp.size"), ("dW2_fD = h_Tf.T @ dy_TD", "dW2_fD = h_Tf.T @ dy_TD / tp.size")),
 )  # fmt: skip

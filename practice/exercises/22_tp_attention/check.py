@@ -162,6 +162,8 @@ MISTAKES = (
             (KV, "slice(h.start // group, h.start // group + 1)")),
     mistake("kv_one_more", "own_heads keeps a key/value head too many: where a rank's last query head ends a group, the next one belongs to"
             " others.", (KV, "slice(h.start // group, h.stop // group + 1)")),
+    mistake("kv_of_nobody", "A rank without query heads is given a key/value head: it reads none, so its slice is empty.",
+            (KV, "slice(min(h.start // group, K - 1), max(min(h.start // group, K - 1) + 1, -(-h.stop // group)))")),
     mistake("kv_exchanged", "own_heads takes K for the size of a group: H/K query heads read one key/value head.",
             ("group = H // K", "group = K")),
     mistake("kv_zero", "Every query head reads this rank's first key/value head: on a rank with two of them that is wrong for some.",

@@ -42,6 +42,7 @@ PARTS = (
 
 FIRST = "chunks[into] += ring.sendrecv(right, chunks[out], left)"
 SECOND = "chunks[into] = ring.sendrecv(right, chunks[out], left)"
+RIGHT = "    right, left = (r + 1) % p, (r - 1) % p\n"
 MISTAKES = (
     mistake("all_send", "All ranks send before any receives; MPI lets this pass with 8 numbers and hangs with 1 MB.",
             (FIRST, "ring.send(right, chunks[out])\n        chunks[into] += ring.recv(left)"),
@@ -78,6 +79,13 @@ MISTAKES = (
              "        total += sent"),
             ("    for step in range(p - 1):\n        out, into = (r + 1 - step) % p, (r - step) % p\n        " + SECOND, ""),
             ("return np.concatenate(chunks)", "return total")),
+    mistake("star", "The sum is right, but all ranks send to one, which adds up and sends to all: on a ring each rank sends to its neighbour"
+            " alone, chunks and not whole arrays.",
+            (RIGHT, "    if r == 0:\n        total = x_N.copy()\n        for i in range(1, p):\n            total += ring.recv(i)\n        for i in range(1, p):\n"
+             "            ring.send(i, total)\n        return total\n    ring.send(0, x_N)\n    return ring.recv(0)\n" + RIGHT)),
+    mistake("to_everyone", "The sum is right, but each rank sends its whole array to all others: on a ring each rank sends to its neighbour"
+            " alone, chunks and not whole arrays.",
+            (RIGHT, "    total = x_N.copy()\n    for step in range(1, p):\n        total += ring.sendrecv((r + step) % p, x_N, (r - step) % p)\n    return total\n" + RIGHT)),
     mistake("in_place", "x is changed in place: array_split gives views, so adding to a chunk adds to the caller's array.",
             ("c.copy() for c in", "c for c in")),
 )  # fmt: skip

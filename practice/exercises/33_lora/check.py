@@ -129,7 +129,7 @@ MISTAKES = (
     mistake("dA_twice", "dA has the scale twice: once is enough.", ("dA_DR = x_TD.T @ dz_TR", "dA_DR = x_TD.T @ dz_TR * s")),
     mistake("mean", "dA and dB are means over tokens: they are sums.", ("dA_DR = x_TD.T @ dz_TR", "dA_DR = x_TD.T @ dz_TR / max(1, len(x_TD))"),
             (DB, "s * (z_TR.T @ dy_TF) / max(1, len(x_TD))")),
-    mistake("dW_too", "This is right, but the frozen weight's gradient is computed, as large as W: nobody needs it.",
+    mistake("dW_too", "This is right, but the frozen weight's gradient, x^T dy, is computed, as large as W: dA and dB go through R numbers.",
             ("    return dx_TD, dA_DR, dB_RF", "    return (dx_TD, dA_DR, dB_RF, x_TD.T @ dy_TF)[:3]")),
     mistake("whole_back", "This is right, but backward makes W + s A B, as large as W: go through B, then through A.",
             (DX, "dy_TF @ (W_DF + s * (A_DR @ B_RF)).T"),

@@ -204,6 +204,8 @@ MISTAKES = (
     mistake("pairs_of_word", "It looks only at pairs of characters: merged symbols are merged again.",
             ("known = [pair for pair in pairwise(symbols) if pair in rank]",
              "known = [pair for pair in pairwise(symbols) if pair in rank and len(pair[0] + pair[1]) == 2]")),
+    mistake("unknown_marked", "Characters that no merge has are replaced: they stay as they are, or the text cannot be put together again.",
+            ("    return symbols\n", "    known = {c for pair in merges for c in pair[0] + pair[1]}\n    return [s if s[0] in known else '<unk>' for s in symbols]\n")),
     mistake("unknown_lost", "Characters that no merge has are dropped: they stay as they are, or the text cannot be put together again.",
             ("    return symbols\n", "    known = {c for pair in merges for c in pair[0] + pair[1]}\n    return [s for s in symbols if s[0] in known]\n")),
 )  # fmt: skip

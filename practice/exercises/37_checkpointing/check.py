@@ -181,8 +181,8 @@ MISTAKES = (
     mistake("from_the_start", "This is right, but each layer is run again from its segment's start: once for the whole segment is enough.",
             (AGAIN, AGAIN + "        for i in range(1, len(saved)):\n            own, at = kept[n]\n            rng.bit_generator.state = at\n"
              "            for layer in layers[first : first + i]:\n                own, one = layer.forward(own, rng)\n")),
-    mistake("from_the_first_layer", "This is right, but only the first input is kept, and each segment is run again from the first layer: keep each"
-            " segment's input, and begin there.", ("        kept.append((x_TD, rng.bit_generator.state))\n", "        kept[1:] = [first]\n"),
+    mistake("from_the_first_layer", "This is right, but each segment is run again from the first layer and the first input: keep each segment's input, and"
+            " begin there.", ("        kept.append((x_TD, rng.bit_generator.state))\n", "        kept[1:] = [first]\n"),
             ("    kept = []\n", "    kept = [(x_TD, rng.bit_generator.state)]\n"), ("range(len(kept))", "range(-(-len(layers) // every))"),
             ("x_TD, state = kept[n]", "x_TD, state = kept[0]"), ("        saved = []\n", "        saved = []\n        for layer in layers[:first]:\n            x_TD, _ = layer.forward(x_TD, rng)\n        _ = None\n")),
     mistake("all_again", "This is right, but all segments are run again before the first backward: then everything is held after all.",

@@ -272,6 +272,8 @@ MISTAKES = (
     mistake("front_first", "release frees the first block of the table first: it is taken first then, and without it those behind are not found. Begin with the last.",
             ("for id in reversed(table):", "for id in table:")),
     mistake("to_the_front", "Blocks are freed to the front of the queue: what was just used is taken next.", ("self.free.append(id)", "self.free.insert(0, id)")),
+    mistake("to_the_front_in_order", "Blocks are freed to the front of the queue: what was just used is taken next, before what has been free longer.",
+            ("for id in reversed(table):", "for id in table:"), ("self.free.append(id)", "self.free.insert(0, id)")),
     mistake("freed_for_all", "release frees blocks that others hold.", ("            self.users[id] -= 1\n            if self.users[id] == 0:\n                self.free.append(id)\n",
                                                                       "            self.users[id] = 0\n            self.free.append(id)\n")),
     mistake("forgotten", "release takes the blocks' keys away: free blocks are found until they are taken.",

@@ -174,6 +174,8 @@ MISTAKES = (
             (FIRST, "first = 2 * (ranks - 1 - rank) + chunks * ranks")),
     mistake("by_chunks", "Groups of p micro-batches go through v - 1 chunks in the warming up: you have v - 1 forwards, not (v - 1) p.",
             (FIRST, "first = 2 * (ranks - 1 - rank) + chunks - 1")),
+    mistake("plain", "That is the warming up of 1F1B with one chunk a rank: here it is two forwards a rank, and (v - 1) p for the earlier chunks.",
+            (FIRST, "first = ranks - 1 - rank")),
     mistake("one_more", "The forward that is followed by a backward is counted as warming up: it is the first of those that go in turn.",
             ("return min(first, m * chunks)", "return min(first + 1, m * chunks)")),
     mistake("wrong_end", "The warming up grows towards the last rank: it is the first one that waits longest for a gradient.",
