@@ -19,6 +19,8 @@ WIDE = ("float64", "double", "float_", "float", "longdouble")
 # np.zeros and its like make float64 unless they are told otherwise; (how many arguments come before dtype).
 MAKING = {"zeros": 1, "ones": 1, "empty": 1, "eye": 3, "identity": 1, "tri": 3, "full": 2, "linspace": 5}
 LONGEST = 90
+# Words of a text that are names, too, in some code.
+PLAIN = ("do", "at", "in", "so", "as", "no", "own", "one", "first", "last", "take", "left", "right", "back")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def names(source: str) -> set[str]:
     found |= {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     told = [ast.get_docstring(n) or "" for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.FunctionDef, ast.ClassDef))]
     # Not the halves of a word, as one-hot.
-    return found | {w for text in told for w in re.findall(r"(?<![\w-])\w+(?![\w-])", text)}
+    return found | {w for text in told for w in re.findall(r"(?<![\w-])\w+(?![\w-])", text) if w not in PLAIN}
 
 
 def has(source: str, number: float) -> bool:

@@ -17,8 +17,9 @@ from parallel.remains import die_with_parent
 from practice import promises
 from practice.examine import Examiner, Judged
 from practice.exercise import Exercise
+from practice.known import contradicted
 from practice.mutants import mutants
-from practice.part import Case, cases, float64
+from practice.part import Case, Mistake, cases, float64
 
 # A mutant is stopped after so many times the computing of the solution, and a second.
 TIMES = 4
@@ -198,18 +199,27 @@ def _pairs(examiner: Examiner, report: Report) -> None:
         return "passes" if passes(verdict) else json.dumps([[n for j in verdict for n in j.mistakes], summary(verdict)])
 
     examiner.patience = PATIENCE
-    for (pair, _), result in zip(chosen, forked(judge, [s for _, s in chosen], PAIR_SECONDS), strict=True):
+    for (pair, source), result in zip(chosen, forked(judge, [s for _, s in chosen], PAIR_SECONDS), strict=True):
         names = [m.name for m in pair]
         report.pairs += bool(result)
         if result == "passes":
             report.problems.append(f"the mistakes {names} together pass")
         elif result.startswith("["):
             named, said = json.loads(result)
-            # Two may be together what one change of the file mends.
-            if not set(named) & set(names) and not any(n.startswith("repair: ") for n in named):
+            # Two may be together what one change of the file mends; or one hides in part what the other does.
+            mended = any(n.startswith("repair: ") for n in named)
+            if not set(named) & set(names) and not mended and not _hidden(examiner, pair, source):
                 report.problems.append(f"the mistakes {names} together are named {named}: {said}")
         elif result not in ("", "stopped"):
             report.problems.append(f"the mistakes {names} together: the check itself fails: {result}")
+
+
+def _hidden(examiner: Examiner, pair: tuple[Mistake, ...], source: str) -> bool:
+    """Whether a result is right with both that is wrong with one of them."""
+    chosen = [c for c in cases(examiner.exercise.parts, 1) if not c.moved]
+    parts = {part.name: [c for c in chosen if c.part == part.name] for part in examiner.exercise.parts}
+    ran = {name: list(zip(own, examiner.anew(own, source), strict=True)) for name, own in parts.items()}
+    return any(contradicted(examiner, m, some) for m in pair for some in ran.values())
 
 
 # --- mutants

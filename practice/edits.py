@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -60,17 +61,23 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
     alike: dict[str, list[Edit]] = {}
     sized = [n.value for n in nodes if isinstance(n, ast.Attribute) and n.attr in ("size", "rank")]
     ranked = {n.id for n in sized if isinstance(n, ast.Name)} | axes(nodes)
+    within = {x for n in nodes if isinstance(n, (ast.If, ast.IfExp, ast.While)) for x in ast.walk(n.test)}
+    asked = [n.test for n in nodes if isinstance(n, (ast.If, ast.While)) and isinstance(n.test, ast.Compare)]
+    tests = [x for test in dict.fromkeys(map(ast.unparse, asked)) for x in (test, f"not {test}")]
     for node in nodes:
         if not far and isinstance(getattr(node, "body", None), list):
             yield from _moved(node)
             yield from _missing(node, names)
+            yield from _guarded(node, tests)
         if not hasattr(node, "lineno") or node not in parents or isinstance(node, (ast.arg, ast.arguments)):
             continue
         ways = [*instead(node, [n for n in names if n not in into.get(node, ())]), *((2, x) for x in like(node, nodes))]
         ways += [*((0, new) for new in cuts(node, sorted(ranked))), *usual(node)]
         # What two names are given in one line: exchanged, it hides where one of them is used.
         given = isinstance(node, ast.Tuple) and isinstance(parents[node], ast.Assign)
-        ways = [(rank + (given and rank < FAR), new) for rank, new in ways]
+        # What is asked for, made always or never so, hides what it asks for.
+        asks = node in within and isinstance(node, (ast.Subscript, ast.Name, ast.Attribute, ast.Call, ast.Constant))
+        ways = [(rank + ((given or asks) and rank < FAR), new) for rank, new in ways]
         ways = [(FAR + 1 if rank == 3 and _apart(node, new, kinds) else rank, new) for rank, new in ways]
         outer = parents[parents[node]] if isinstance(parents[node], ast.Tuple) and parents[node] in parents else parents[node]
         if isinstance(node, ast.expr) and not isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
@@ -87,6 +94,7 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
                     alike.setdefault(edit.words(), []).append(edit)
         if isinstance(node, ast.If) and not node.orelse and not far:
             yield Edit(2, node.lineno, partial(str, "with else: break after it"), ((node, "orelse", [ast.Break()]),))
+    yield from () if far else _of_a_kind(alike, parents)
     yield from () if far else (*_straight(nodes, parents), *_not_sent(nodes, parents), *_scattered(nodes, parents))
     for words, some in alike.items():
         # The same at every place.
@@ -152,16 +160,51 @@ def _moved(block: ast.AST) -> Iterator[Edit]:
                     yield Edit(2, what.lineno, partial(str, f"with it {said} {where}"), sets)
 
 
+def puts(parents: dict[ast.AST, ast.AST], pairs: Sequence[tuple[ast.AST, ast.AST]]) -> tuple[tuple[ast.AST, str, Any], ...]:
+    """The change that puts several nodes in others' places, of a list, too, that holds more than one of them."""
+    whole: dict[tuple[ast.AST, str], Any] = {}
+    for old, new in pairs:
+        for parent, field, value in put(parents[old], old, new):
+            before = whole.get((parent, field))
+            whole[parent, field] = [new if x is old else x for x in before] if isinstance(before, list) else value
+    return tuple((parent, field, value) for (parent, field), value in whole.items())
+
+
+def _of_a_kind(alike: dict[str, list[Edit]], parents: dict[ast.AST, ast.AST]) -> Iterator[Edit]:
+    """The same change at two or more places where other names stand, as x.T in place of x.reshape(a, b) of two weights."""
+    kinds: dict[str, list[tuple[str, Edit]]] = {}
+    for words, some in alike.items():
+        kinds.setdefault(re.sub(r"[A-Za-z_]\w*|\d+", "n", words.removeprefix("with ")), []).append((words, some[0]))
+    for some in kinds.values():
+        sets = [s for _, e in some for s in e.sets]
+        if 1 < len(some) <= MANY and len({(s[0], s[1]) for s in sets}) == len(sets):
+            told = ", and ".join(f"{w.removeprefix('with ')} (line {e.line})" for w, e in some)
+            yield Edit(some[0][1].rank + 1, min(e.line for _, e in some), partial(str, f"with {told}"), tuple(sets))
+
+
+def _guarded(block: ast.AST, tests: Sequence[str]) -> Iterator[Edit]:
+    """A statement only where something holds that is asked for elsewhere."""
+    for field in BLOCKS:
+        for n, line in enumerate(lines := getattr(block, field, None) or []):
+            for test in tests if isinstance(line, (ast.Expr, ast.Assign, ast.AugAssign)) else ():
+                made = ast.If(ast.parse(test, mode="eval").body, [line], [])
+                yield Edit(
+                    2,
+                    line.lineno,
+                    partial(str, f"with if {test}: before it"),
+                    ((block, field, [*lines[:n], made, *lines[n + 1 :]]),),
+                )
+
+
 def _straight(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Iterator[Edit]:
     """Nothing is turned round, where several things are."""
     turned = [n for n in nodes if isinstance(n, ast.Subscript) and ast.unparse(n.slice) == "::-1"]
     turned += [n for n in nodes if isinstance(n, ast.Call) and last(n.func) == "reversed" and n.args]
     turned.sort(key=attrgetter("lineno"))
-    sets = [s for n in turned for s in put(parents[n], n, n.value if isinstance(n, ast.Subscript) else n.args[0])]
-    if len(turned) > 1 and len({(s[0], s[1]) for s in sets}) == len(turned):
-        others = ", ".join(str(n.lineno) for n in turned[1:])
-        words = f"if nothing is turned round, here and in line {others}"
-        yield Edit(1, turned[0].lineno, partial(str, words), tuple(sets))
+    if len(turned) > 1:
+        sets = puts(parents, [(n, n.value if isinstance(n, ast.Subscript) else n.args[0]) for n in turned])
+        words = f"if nothing is turned round, here and in line {', '.join(str(n.lineno) for n in turned[1:])}"
+        yield Edit(1, turned[0].lineno, partial(str, words), sets)
 
 
 def _not_sent(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Iterator[Edit]:
@@ -169,11 +212,9 @@ def _not_sent(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Iter
     for verb in COLLECTIVE:
         calls = [n for n in nodes if isinstance(n, ast.Call) and last(n.func) == verb and n.args][:MANY]
         for some in (s for count in (2, 3) for s in itertools.combinations(calls, count)):
-            sets = [x for n in some for x in put(parents[n], n, n.args[0])]
-            if len({(s[0], s[1]) for s in sets}) == len(some):
-                lines = ", ".join(str(n.lineno) for n in some[1:])
-                words = f"without the {verb} of {', '.join(ast.unparse(n.args[0]) for n in some)}, here and in line {lines}"
-                yield Edit(1, some[0].lineno, partial(str, words), tuple(sets))
+            lines = ", ".join(str(n.lineno) for n in some[1:])
+            words = f"without the {verb} of {', '.join(ast.unparse(n.args[0]) for n in some)}, here and in line {lines}"
+            yield Edit(1, some[0].lineno, partial(str, words), puts(parents, [(n, n.args[0]) for n in some]))
 
 
 def _scattered(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Iterator[Edit]:
@@ -185,11 +226,10 @@ def _scattered(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Ite
         read = [n for n in parts if n.value is call or (name and getattr(n.value, "id", "") == name)]
         new = ast.Call(ast.Attribute(call.func.value, "reduce_scatter", ast.Load()), call.args[:1], [])
         within = any(n.value is call for n in read)
-        sets = [s for n in read for s in put(parents[n], n, new if n.value is call else n.value)]
-        sets += () if within else put(given, call, new)
-        if read and len({(s[0], s[1]) for s in sets}) == len(sets):
+        if read:
+            pairs = [*((n, new if n.value is call else n.value) for n in read), *(() if within else [(call, new)])]
             words = f"with {ast.unparse(new)}, which gives each rank its part, in place of {ast.unparse(call)} cut afterwards"
-            yield Edit(0, call.lineno, partial(str, words), tuple(sets))
+            yield Edit(0, call.lineno, partial(str, words), puts(parents, pairs))
 
 
 def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
@@ -224,10 +264,15 @@ def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
 def said(old: ast.AST, new: ast.AST, parents: dict[ast.AST, ast.AST]) -> str:
     if isinstance(new, ast.Pass):
         return "without it"
-    # A name that its expression has twice is told with it.
-    outer = parents.get(old)
-    if isinstance(old, ast.Name) and isinstance(outer, ast.expr) and ast.unparse(outer).count(old.id) > 1:
-        old, new = outer, swapped(outer, old, new)
+    if isinstance(old, ast.If) and isinstance(new, ast.If) and isinstance(new.test, ast.Constant):
+        return f"if {ast.unparse(old.test)} {'always' if new.test.value else 'never'} holds"
+    # What its line has twice is told with what stands round it.
+    line = old
+    while line in parents and not isinstance(line, ast.stmt):
+        line = parents[line]
+    text = ast.unparse(line).partition("\n")[0]
+    while text.count(ast.unparse(old)) > 1 and isinstance(parents.get(old), ast.expr):
+        old, new = parents[old], swapped(parents[old], old, new)
     before, after = cut(*(ast.unparse(ast.fix_missing_locations(x)).partition("\n")[0] for x in wider(old, new, parents)))
     return f"with {after} in place of {before}"
 

@@ -91,8 +91,9 @@ class Examiner(Truth):
                 known = costing(self, ran, set(over))
                 for m in known:
                     lines += ["", m.sentence, *([f"Seen in the wild: {m.seen}."] if m.seen else [])]
-                if not known and (some := either(self, ran, set(over))):
-                    lines += ["", "One of these takes about as much:", *(m.sentence for m in some)]
+                if not known:
+                    said, some = either(self, ran, set(over))
+                    lines += ["", said, *(m.sentence for m in some)] if some else []
                 self.failed = self.failed or (case, by_rank)
                 return Judged(part.name, "wrong", case.label(part), lines, [m.name for m in known])
         return judged

@@ -115,6 +115,10 @@ def terms(node: ast.AST, outer: ast.AST, names: Sequence[str], kinds: dict[str, 
         yield from (
             ast.BinOp(node, op, _call("len", ast.Name(name, ast.Load()))) for op in (ast.Sub(), ast.Add()) for name in lists
         )
+    elif isinstance(outer, ast.BinOp) and isinstance(outer.op, (ast.FloorDiv, ast.Mod)) and node is outer.right:
+        # What there is of each, in place of how many there are.
+        for name in (n for n in names if "int" in kinds.get(n, ())):
+            yield ast.BinOp(ast.Name(name, ast.Load()), ast.FloorDiv(), node)
     elif isinstance(outer, (ast.BinOp, ast.AugAssign)) and isinstance(outer.op, (ast.Add, ast.Sub)):
         for name in (n for n in names if any(k.startswith("array f") for k in kinds.get(n, ()))):
             yield ast.BinOp(node, ast.Mult(), ast.Name(name, ast.Load()))

@@ -25,6 +25,7 @@ STALE = 0.5
 LESS, MORE = 0.25, 2.5
 # Of several one is told that is so near, where others are so much further away.
 NEAR, FURTHER = 0.3, 2.0
+ALIKE, ONE_OF = "This is what costs as much, or about as much:", "One of these takes about as much:"
 # Of memory, what is as good as equal; and how many are told of which one may be it.
 EQUAL, MOST = 0.02, 3
 
@@ -70,7 +71,7 @@ def known(truth: Truth, shown: Shown, every: Shown) -> list[Mistake]:
     # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.
     touching = [m for m in mistakes if any(truth.touches(m, case) for case in bad)]
     # Nor, beside results that are wrong, one that is right.
-    free = [m for m in mistakes if not _spoils(truth, m, shown)]
+    free = [m for m in mistakes if not contradicted(truth, m, shown)]
     touching = [m for m in touching if m in free]
     likely = [m for m in touching if not earlier(truth, m, bad[0])]
     pairs = dict.fromkeys(p for some in (likely, touching, free) for p in itertools.combinations(some, 2))
@@ -86,7 +87,7 @@ def _pair(truth: Truth, shown: Shown, pairs: Iterable[tuple[Mistake, Mistake]], 
     return []
 
 
-def _spoils(truth: Truth, mistake: Mistake, shown: Shown) -> bool:
+def contradicted(truth: Truth, mistake: Mistake, shown: Shown) -> bool:
     """Whether a mistake makes a result wrong that the learner has right in all these cases, beside one that is not."""
     wrong, ours = set(), set()
     for case, theirs in shown:
@@ -94,7 +95,8 @@ def _spoils(truth: Truth, mistake: Mistake, shown: Shown) -> bool:
             return False
         for rank, both in enumerate(zip(theirs, truth.remembered(case, truth.mistaken((mistake,))), strict=True)):
             for found, outcome in zip((wrong, ours), both, strict=True):
-                found |= {n for n in truth.right(case)[rank].results if truth.wrong(case, rank, outcome, n)}
+                # Before the last line of a name stands what its case is.
+                found |= {n.split("\n")[-1] for n in truth.right(case)[rank].results if truth.wrong(case, rank, outcome, n)}
     return bool(ours - wrong)
 
 
@@ -190,37 +192,46 @@ def earlier(truth: Truth, mistake: Mistake, case: Case) -> bool:
 
 
 def costing(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
-    """The known mistake, or two of them, that cost the same."""
+    """The known mistake, or two of them, that cost the same; of memory, the one that may."""
     shown, some = _dear(truth, ran, counters)
     if counters == {"peak bytes"}:
         # Several may take as much memory, which is only about equal: `either` has them.
         same = [m for m, over in some if over == counters]
         equal = [m for m in same if _bytes_off(truth, m, shown) <= EQUAL]
         return same if len(same) == 1 else equal if len(equal) == 1 else []
-    for m, over in some:
-        if over >= counters and _costs(truth, truth.mistaken((m,)), shown, counters):
-            return [m]
-    beyond = [(m, over) for m, over in some if over <= counters]
-    for pair in itertools.combinations([m for m, _ in beyond], 2):
+    if same := [m for m, over in some if over >= counters and _costs(truth, truth.mistaken((m,)), shown, counters)]:
+        # In few cases two may cost the same; where they do in all, `either` has both.
+        every = [(c, o) for c, o in ran if not c.moved]
+        same = [m for m in same if len(same) == 1 or _costs(truth, truth.mistaken((m,)), every, counters)]
+        same = [m for m, over in some if m in same and over == counters] or same
+        # What costs too much in an earlier part, too, is not the learner's, who has come so far.
+        before = [(c, []) for c in truth.earlier(every[0][0])]
+        same = [m for m in same if len(same) == 1 or not _beyond(truth, m, before)]
+        return same if len(same) == 1 else []
+    for pair in itertools.combinations([m for m, over in some if over <= counters], 2):
         if _costs(truth, truth.mistaken(pair), shown, counters):
             return list(pair)
-    # Else the one mistake, if there is one alone, that is right and goes beyond the same limits, about as far.
-    alone = [m for m, over in beyond if over == counters]
-    if alone:
-        far = sorted((d, n) for n, m in enumerate(alone) if (d := _off(truth, m, shown, counters)) < math.inf)
+    return []
+
+
+def either(truth: Truth, ran: list, counters: set[str]) -> tuple[str, list[Mistake]]:
+    """Known mistakes that go beyond the same limits, about as far, and what is said before them; ("", []) if none do."""
+    shown, some = _dear(truth, ran, counters)
+    alike = [m for m, over in some if over == counters]
+    same = [m for m in alike if _costs(truth, truth.mistaken((m,)), shown, counters)]
+    if len(same) > 1 and counters != {"peak bytes"}:
+        return ONE_OF, same[:MOST]
+    if alike and counters == {"peak bytes"}:
+        return ONE_OF, sorted(alike, key=lambda m: _bytes_off(truth, m, shown))[:MOST]
+    if alike:
+        far = sorted((d, n) for n, m in enumerate(alike) if (d := _off(truth, m, shown, counters)) < math.inf)
         # Of several the nearest, if no other is as near.
         near = far and far[0][0] <= NEAR and all(d > FURTHER * max(far[0][0], NEAR / 2) for d, _ in far[1:])
-        return [alone[far[0][1]]] if len(far) == 1 or near else []
+        return (ALIKE, [alike[far[0][1]]]) if len(far) == 1 or near else ("", [])
     # Or two that go beyond different limits, if no other two do.
+    beyond = [(m, over) for m, over in some if over <= counters]
     pairs = [p for p in itertools.combinations(beyond, 2) if p[0][1] | p[1][1] == counters and not p[0][1] & p[1][1]]
-    return [m for m, _ in pairs[0]] if len(pairs) == 1 else []
-
-
-def either(truth: Truth, ran: list, counters: set[str]) -> list[Mistake]:
-    """Known mistakes of which each takes about as much memory."""
-    shown, some = _dear(truth, ran, counters)
-    alike = [m for m, over in some if over == counters == {"peak bytes"}]
-    return sorted(alike, key=lambda m: _bytes_off(truth, m, shown))[:MOST]
+    return (ALIKE, [m for m, _ in pairs[0]]) if len(pairs) == 1 else ("", [])
 
 
 def _bytes_off(truth: Truth, mistake: Mistake, shown: Shown) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -140,13 +141,7 @@ def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, 
             now = file.wrong(file.cases[:1])
             if now is not None and now < at_first:
                 left = file.wrong(file.cases, earlier=True)
-                if (
-                    left is not None
-                    and left < wrong
-                    and NOTHING not in left
-                    and not _some_of(wrong - left, left)
-                    and file.holds(left)
-                ):
+                if _better(wrong, left, file.costs) and file.holds(left):
                     # It is told by the file as it was.
                     back.swap()
                     said = edit.words()
@@ -161,12 +156,22 @@ def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, 
     return None
 
 
+def _better(wrong: set[str], left: set[str] | None, costs: set[str]) -> bool:
+    """Whether a change that leaves this wrong is told. Where nothing was returned, all is to be right then."""
+    if left is None or not left < wrong or NOTHING in left or (NOTHING in wrong and left - costs):
+        return False
+    return not _some_of(wrong - left, left)
+
+
 def _some_of(names: set[str], others: set[str]) -> bool:
     """Whether of results of one kind, as of arrays in a list, some are among these and some among the others.
 
     One alone may come right by another way than the one that is meant.
     """
-    return bool({n.rstrip("0123456789 ") for n in names} & {n.rstrip("0123456789 ") for n in others})
+    if any(a.startswith(b) or b.startswith(a) for a in names for b in others if " " in a + b):
+        return True
+    one, other = ({n.rstrip("0123456789") for n in some if re.search(r" \d+$", n)} for some in (names, others))
+    return bool(one & other)
 
 
 def _functions(statements: Sequence[ast.stmt]) -> list[ast.FunctionDef]:

@@ -112,7 +112,8 @@ def _unlisted(
         return
     # Where an answer has no wrong number, only NaN, anything that gives NaN would explain it.
     if not any(truth.numbers(case, r, o) for r, o in enumerate(failing[0][1])):
-        yield [f"repair: {x}" for x in mended()[-1:]], mended() or ("" if explained else NOBODY_KNOWS)
+        lines = (dtypes.narrow(truth.answer) and mended(dtypes.edits)) or mended()
+        yield [f"repair: {x}" for x in lines[-1:]], lines or ("" if explained else NOBODY_KNOWS)
         return
     yield ["state"], overwritten.found(truth, [case for case, _, _ in failing if not case.moved])
     yield [], _parts(truth, failing, rank, name)

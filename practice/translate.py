@@ -77,7 +77,10 @@ def written(text: str, names: Sequence[str]) -> str:
 
 
 NAN = "NaN comes of inf - inf, 0 x inf or 0/0, or of reading what was never written."
-INFINITE = "An infinity comes of an exp of more than 709 (float32: 88), of a division by 0 or of the logarithm of 0."
+INFINITE = (
+    "An infinity comes of an exp of more than 709 (float32: 88), of a division by 0, of the logarithm of 0, or of a number"
+    " beyond 65,504 in float16."
+)
 NAIVE = "This is the naive softmax, exp over its sum"
 
 

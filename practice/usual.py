@@ -32,6 +32,8 @@ def _texts(node: ast.AST) -> Iterator[tuple[int, str]]:
         yield from _calls(node)
     elif isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], (ast.Lt, ast.LtE, ast.Gt, ast.GtE)):
         yield from ((2, ast.unparse(ast.Compare(a, node.ops, [b]))) for a, b in _with_0(node.left, node.comparators[0]))
+        if isinstance(node.ops[0], (ast.Lt, ast.LtE)):
+            yield 1, f"0 <= {ast.unparse(node)}"
     elif isinstance(node, ast.Subscript):
         yield from _subscripts(node)
     elif isinstance(node, ast.Attribute) and node.attr == "shape":
@@ -83,7 +85,9 @@ def _mean_of_square(node: ast.AST) -> str:
 def _calls(node: ast.Call) -> Iterator[tuple[int, str]]:
     name, args = last(node.func), [ast.unparse(a) for a in node.args]
     of = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
-    if name == "pop" and of:
+    if name == "reshape" and of not in ("np", "numpy", ""):
+        yield from ((1, f"{of}{more}") for more in ("", ".T"))
+    elif name == "pop" and of:
         yield 0, f"{of}.pop({'' if args == ['0'] else '0'})"
     elif name == "popleft" and of:
         yield 0, f"{of}.pop()"
@@ -110,7 +114,7 @@ def _subscripts(node: ast.Subscript) -> Iterator[tuple[int, str]]:
     of, index = ast.unparse(node.value), ast.unparse(node.slice)
     if index in ("0", "-1"):
         yield 0, f"{of}[{'-1' if index == '0' else '0'}]"
-    if isinstance(node.value, ast.Attribute) and node.value.attr == "shape":
+    if isinstance(node.value, ast.Attribute) and node.value.attr == "shape" and index == "0":
         yield 0, f"{ast.unparse(node.value.value)}.size"
     if index == "::-1":
         yield 0, of

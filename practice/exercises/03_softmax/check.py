@@ -157,6 +157,8 @@ MISTAKES = (
             ("return w_TS / np.where(sum_T1 == 0, 1, sum_T1)", "return w_TS")),
     mistake("empty_row", "A row of -inf becomes NaN: -inf - (-inf). Where the maximum is -inf, subtract 0 and divide by 1.",
             ("    top_T1 = np.where(top_T1 == -np.inf, 0, top_T1)\n", "")),
+    mistake("row_of_numbers", "In softmax -inf is made a large negative number: a row of -inf only then weighs all alike, and its weights are 0.",
+            ("    top_T1 = x_TS.max(axis=1, keepdims=True)\n", "    x_TS = np.maximum(x_TS, np.finfo(x_TS.dtype).min / 2)\n    top_T1 = x_TS.max(axis=1, keepdims=True)\n")),
     mistake("o_not_rescaled", "The sum is rescaled when a larger score comes, the output is not: both are sums of the same"
             " weights.",
             ("o_TE * shrink_T[:, None] + w_TS", "o_TE + w_TS")),

@@ -120,7 +120,7 @@ PARTS = (
          random_size=lambda rng: (*random_size(rng)[:2], 100)),
     Part("top-p", ((5, 0, 70), (4, 0, 5), (11, 0, 90)), temperatures, call, want,
          random_size=lambda rng: (int(rng.integers(3, 18)), 0, int(rng.integers(10, 100)))),
-    Part("top-k and top-p", ((7, 3, 60), (5, 2, 90), (13, 6, 80)), temperatures, call, want, random_size=random_size),
+    Part("top-k and top-p", ((7, 3, 60), (5, 2, 90), (13, 6, 80), (17, 2, 50)), temperatures, call, want, random_size=random_size),
     Part("equal logits", EXACT, equal_logits, call_equal, want_equal,
          random_size=lambda rng: EXACT[rng.integers(len(EXACT))]),
     Part("draw", ((4, 8), (7, 16)), sixteenths, call_draw, want_draw, random_size=lambda rng: (int(rng.integers(4, 12)), 8)),

@@ -140,6 +140,8 @@ MISTAKES = (
             ("    if alpha == 1:\n        return float(tokens)\n", "")),
     mistake("most_tokens", "The gamma with most tokens a run is taken, always the longest: what counts is tokens for the time.",
             ("[speedup(alpha, gamma, c) for", "[expected_tokens(alpha, gamma) for")),
+    mistake("costs_exchanged", "A round is counted as gamma runs of the target and one of the draft, gamma + c: it is gamma of the draft and one of the"
+            " target, gamma c + 1.", ("gamma * c + 1", "(gamma + c + (gamma + c == 0))")),
     mistake("draft_free", "The draft's runs cost nothing here: gamma of them take gamma c.", ("gamma * c + 1", "1")),
     mistake("no_verification", "The target's run is forgotten: a round takes gamma c + 1.", ("gamma * c + 1", "gamma * c + (gamma * c == 0)")),
     mistake("one_draft_run", "The draft is counted as one run: its tokens come one after another, gamma runs.",

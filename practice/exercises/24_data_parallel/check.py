@@ -89,6 +89,8 @@ MISTAKES = (
     mistake("nan_times_zero", "A rank without tokens spoils all: its means are NaN, and NaN x 0 is NaN.", (SUMS, "[g * n for g in grads]")),
     mistake("nan_spreads", "A rank without tokens spoils all but the case that no rank has any: its means are NaN, and NaN x 0 is NaN.",
             (SUMS, "[g * n for g in grads]"), (MEANS, "total[1:] / total[0] if total[0] else np.zeros_like(total[1:])")),
+    mistake("nan_made_0", "A rank without tokens spoils the sum, its means are NaN and NaN x 0 is NaN; and what is NaN is made 0 afterwards: leave its"
+            " means out before the sum.", (SUMS, "[g * n for g in grads]"), (MEANS, "np.nan_to_num(total[1:] / max(total[0], 1))")),
     mistake("empty_stays_away", "A rank without tokens returns before the all_reduce: a collective is for all ranks, so it brings zeros.",
             ("    dtype = grads[0].dtype", "    if n == 0:\n        return [np.zeros_like(g) for g in grads]\n    dtype = grads[0].dtype"),
             seen="pytorch/pytorch #33148"),

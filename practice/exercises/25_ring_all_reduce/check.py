@@ -79,6 +79,10 @@ MISTAKES = (
              "        total += sent"),
             ("    for step in range(p - 1):\n        out, into = (r + 1 - step) % p, (r - step) % p\n        " + SECOND, ""),
             ("return np.concatenate(chunks)", "return total")),
+    mistake("first_long", "The first phase takes p steps: in the last one each chunk comes back to the rank that it began with, and is added to it"
+            " once more. It takes p - 1.",
+            ("    for step in range(p - 1):\n        out, into = (r - step) % p, (r - step - 1) % p\n", "    for step in range(p):\n        out, into = (r - step) % p, (r - step - 1) % p\n"),
+            ("out, into = (r + 1 - step) % p, (r - step) % p", "out, into = (r - step) % p, (r - step - 1) % p")),
     mistake("star", "The sum is right, but all ranks send to one, which adds up and sends to all: on a ring each rank sends to its neighbour"
             " alone, chunks and not whole arrays.",
             (RIGHT, "    if r == 0:\n        total = x_N.copy()\n        for i in range(1, p):\n            total += ring.recv(i)\n        for i in range(1, p):\n"

@@ -80,6 +80,10 @@ MISTAKES = (
     mistake("clipped_alone", "Each rank clips its own gradient, and the mean is taken of what is left: it is the mean that is clipped.",
             (SCATTER, "dp.reduce_scatter(g_N * min(1, clip / np.sqrt((g_N**2).sum()))) / dp.size"),
             ("    g_n = g_n * min(1, clip / norm)\n", "")),
+    mistake("norm_of_all_own", "The norm is that of all ranks' own gradients, one after another, before the mean: it is the mean that is clipped, and"
+            " own gradients may cancel in it.", ("    norm = np.sqrt(dp.all_reduce(square))[0]\n", "    norm = np.sqrt(dp.all_reduce((g_N**2).sum(keepdims=True)))[0] / dp.size\n")),
+    mistake("norm_of_all_own_whole", "The norm is that of all ranks' own gradients, one after another, before the mean: it is the mean that is clipped, and"
+            " own gradients may cancel in it.", ("    norm = np.sqrt(dp.all_reduce(square))[0]\n", "    norm = np.sqrt(dp.all_reduce((g_N**2).sum(keepdims=True)))[0]\n")),
     mistake("norms_added", "The parts' norms are added: add their squares, then take the root.",
             ("np.sqrt(dp.all_reduce(square))", "dp.all_reduce(np.sqrt(square))")),
     mistake("norm_mean", "The squares are averaged over the ranks: a norm is of all N numbers, so they are summed.",

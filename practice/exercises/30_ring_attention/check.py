@@ -73,6 +73,12 @@ PARTS = (
 
 OUT = "o_tHE = o_tHE * shrink_tH[..., None] + "
 MISTAKES = (
+    mistake("averaged_in_turn", "Each block's output is normalised by itself, and half of it is added to half of what was there: blocks weigh as much"
+            " as their sums of exp.",
+            ("            o_tHE = o_tHE * shrink_tH[..., None] + np.einsum(\"tHs,sHE->tHE\", w_tHs, v_sHE)\n",
+             "            if len(k_sHE):\n                new_tHE = np.einsum(\"tHs,sHE->tHE\", w_tHs / w_tHs.sum(axis=2, keepdims=True), v_sHE)\n"
+             "                o_tHE = (o_tHE + new_tHE) / 2 if step else new_tHE\n"),
+            ("return o_tHE / sum_tH[..., None]", "return o_tHE")),
     mistake("averaged", "Each block's output is normalised by itself and these are averaged: blocks weigh as much as their sums of exp.",
             (OUT + 'np.einsum("tHs,sHE->tHE", w_tHs, v_sHE)', "o_tHE = o_tHE + np.einsum(\"tHs,sHE->tHE\", w_tHs / w_tHs.sum(axis=2, keepdims=True), v_sHE)"),
             ("return o_tHE / sum_tH[..., None]", "return o_tHE / (r + 1)")),

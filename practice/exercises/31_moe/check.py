@@ -163,6 +163,9 @@ MISTAKES = (
     mistake("capacity", "An expert takes no more than its even share of T k / N tokens, and drops the rest: no token is dropped here.",
             ("token, slot = np.nonzero(id_TK == n)\n        a",
              "token, slot = (x[: -(-id_TK.size // len(W1_NDF))] for x in np.nonzero(id_TK == n))\n        a")),
+    mistake("capacity_above", "An expert takes only so many tokens, a little above its even share of T k / N, and drops the rest: no token is"
+            " dropped here.", ("token, slot = np.nonzero(id_TK == n)\n        a",
+            "token, slot = (x[: -(-5 * id_TK.size // (4 * len(W1_NDF)))] for x in np.nonzero(id_TK == n))\n        a")),
     mistake("last_expert", "Of a token's experts only the one with the highest number is left: add them. (An index that occurs twice in"
             " `y[token] += ...` is added once.)", (ADD, "y_TD[token] = gate_TK[token, slot, None] * o")),
     mistake("first_choice", "Only each token's first choice is in y, with its gate: add all k.",
@@ -187,6 +190,8 @@ MISTAKES = (
     mistake("no_row_term", "The softmax's backward lacks its row term: dz = gate (dgate - sum gate dgate).", (DZ, "gate_TK * dgate_TK")),
     mistake("gate_squared", "The softmax's backward has only its diagonal, gate (1 - gate): the chosen logits move each other's gates.",
             (DZ, "gate_TK * (1 - gate_TK) * dgate_TK")),
+    mistake("hidden_not_gated", "The gradient that goes into an expert's hidden values lacks the token's gate: dW2 has it, dW1 and dx have not.",
+            ("dh = do @ W2_NFD[n].T", "dh = dy @ W2_NFD[n].T")),
     mistake("gated_dgate", "The gate's gradient is made of the gated output: it is sum dy f(x), without the gate.",
             ("(dy * o).sum(axis=1)", "(dy * o).sum(axis=1) * gate_TK[token, slot]"), (DZ, DZ)),
     mistake("first_columns", "The gradients of the chosen logits stand in the first k columns: each belongs in its expert's.",

@@ -163,6 +163,9 @@ MISTAKES = (
     mistake("by_text", "The pair is looked for in the joined text: then (a, b) is also found where a is only the end of a longer symbol. Compare"
             " whole symbols.", (SCAN, "if merged and not merged[-1][1] and merged[-1][0].endswith(pair[0]) and symbol.startswith(pair[1]):"),
             (MERGED, "merged[-1] = (merged[-1][0] + symbol, True)")),
+    mistake("by_spaced_text", "The pair is looked for in the symbols joined by spaces: it is also found where a is only the end of a longer symbol, or b"
+            " the beginning of one, and no symbols at all become one of no text. Compare whole symbols.",
+            ("    merged = []\n    for", "    return ' '.join(symbols).replace(' '.join(pair), ''.join(pair)).split(' ')\n    merged = []\n    for")),
     mistake("by_sum", "Whatever makes the same text is merged: (a, bc) is another pair than (ab, c).",
             (SCAN, "if merged and not merged[-1][1] and merged[-1][0] + symbol == pair[0] + pair[1]:"), (MERGED, "merged[-1] = (merged[-1][0] + symbol, True)")),
     mistake("in_place", "The list that was given is changed: return a new one.",

@@ -321,6 +321,9 @@ MISTAKES = (
     mistake("beams_not_divided", "Beams that are left at the end keep their plain sum: it is divided as the others'.", ("score / len(tokens) ** alpha", "score")),
     mistake("divided_each_step", "Scores are divided in every step: beams of a step are equally long and compete by their sums; what is finished is divided, once.",
             (AFTER, AFTER.replace("(score,", "(score / (step + 1) ** alpha,"))),
+    mistake("divided_carried", "The score that is carried on is divided already, so that beams compete by what is divided again and again: carry the"
+            " sums, and divide what is finished, once.",
+            (AFTER, AFTER.replace("(score,", "(score / (step + 1) ** alpha,")), ("score / len(tokens) ** alpha", "score")),
     mistake("first_end", "The search stops with the first hypothesis that ends: it goes on until there are `width`.", ("len(done) >= width or", "done or")),
     mistake("beams_count_always", "Beams count as hypotheses although `width` have ended.", (LAST, LAST.replace("if len(done) < width", "if True"))),
     mistake("beams_never_count", "What has not ended is lost: without `width` that have, beams are hypotheses as they are.", (LAST, "")),

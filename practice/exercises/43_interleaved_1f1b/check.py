@@ -219,6 +219,8 @@ MISTAKES = (
     mistake("as_long", "A backward takes as long as a forward: it takes 2.", ("(1 if kind == \"F\" else 2)", "1")),
     mistake("never_busy", "An operation begins as its input is there although its rank is still at work.",
             ("begin = max(free[rank], ends.get(need, 0))", "begin = ends.get(need, 0)")),
+    mistake("last_of_each_chunk", "Every backward of the last rank waits for its own forward: only the last chunk's does, the others for the backward of"
+            " the stage behind, on rank 0.", ("elif stage == last:", "elif rank == ranks - 1:")),
     mistake("never_idle", "An operation begins as its rank is free although its input is not there yet: the times are those of work without waiting.",
             ("begin = max(free[rank], ends.get(need, 0))", "begin = free[rank]")),
     mistake("last_rank", "The time is that of the last rank's last operation: the latest of all ranks is asked for.", ("return max(free)", "return free[-1]")),

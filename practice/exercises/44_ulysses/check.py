@@ -170,6 +170,11 @@ MISTAKES = (
     mistake("cut_before_joined", "q, k and v are joined along the heads, and then cut as though they were one: a rank gets queries of some heads"
             " and keys of others.", (QKV, "all_ThE = to_heads(np.concatenate([q_tHE, k_tHE, v_tHE], axis=1), cp)\n"
              "    q_ThE, k_ThE, v_ThE = np.array_split(all_ThE, 3, axis=1)")),
+    mistake("stacked", "q, k and v are stacked in front and then reshaped: that leaves the numbers in their order, and mixes tokens, and q, k and v."
+            " Join them along the last dim.", ("np.concatenate([q_tHE, k_tHE, v_tHE], axis=2)", "np.stack([q_tHE, k_tHE, v_tHE]).reshape(*q_tHE.shape[:2], 3 * q_tHE.shape[2])")),
+    mistake("cut_by_thirds", "q, k and v are joined along the heads, and then cut as though they were one: a rank gets queries of some heads"
+            " and keys of others.", (QKV, "all_ThE = to_heads(np.concatenate([q_tHE, k_tHE, v_tHE], axis=1), cp)\n    h = all_ThE.shape[1] // 3\n"
+             "    q_ThE, k_ThE, v_ThE = all_ThE[:, :h], all_ThE[:, h : 2 * h], all_ThE[:, 2 * h : 3 * h]")),
     mistake("keys_for_values", "Keys and values have changed places after the exchange.", ("q_ThE, k_ThE, v_ThE = np.split", "q_ThE, v_ThE, k_ThE = np.split")),
     mistake("gradients_exchanged", "The gradients of k and v have changed places after the exchange.",
             ("dq_tHE, dk_tHE, dv_tHE = np.split", "dq_tHE, dv_tHE, dk_tHE = np.split")),
