@@ -77,8 +77,9 @@ def _causes(function: ast.FunctionDef, nodes: list[ast.AST], kinds: dict[str, se
         if given and numbers:
             yield from list(_together(1, [*words, *told], [*numbers, *given]))[-1:]
         named = [n for n in nodes if last(n) in (*WIDE, *NARROW) and isinstance(n, (ast.Attribute, ast.Name, ast.Constant))]
-        sets = [s for n in named if not isinstance(parents[n], ast.Attribute) for s in put(parents[n], n, dtype)]
-        yield from _together(2, [f"with {x}.dtype as dtype"] * len(sets), sets)
+        named = [n for n in named if not isinstance(parents[n], ast.Attribute)]
+        told = [f"with {x}.dtype in place of {ast.unparse(n)}" for n in named]
+        yield from _together(2, told, [s for n in named for s in put(parents[n], n, dtype)])
 
 
 def _back(nodes: list[ast.AST], floats: list[str]) -> Iterator[Edit]:
@@ -91,7 +92,7 @@ def _back(nodes: list[ast.AST], floats: list[str]) -> Iterator[Edit]:
         held += [n for n in nodes if isinstance(n, ast.List) and isinstance(n.ctx, ast.Load)]
         for some, field in [*((n, "elts") for n in held), *((n, "args") for n in calls if last(n.func) == "append")]:
             whole = getattr(some, field)
-            for n, one in enumerate(whole):
+            for n, one in ((n, x) for n, x in enumerate(whole) if not isinstance(x, ast.Starred)):
                 text = f"({ast.unparse(one)}).astype({x}.dtype)"
                 words = partial(str, f"with .astype({x}.dtype) after {ast.unparse(one)}")
                 yield Edit(2, one.lineno, words, ((some, field, [*whole[:n], _parsed(text), *whole[n + 1 :]]),))

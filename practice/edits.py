@@ -61,6 +61,8 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
     alike: dict[str, list[Edit]] = {}
     sized = [n.value for n in nodes if isinstance(n, ast.Attribute) and n.attr in ("size", "rank")]
     ranked = {n.id for n in sized if isinstance(n, ast.Name)} | axes(nodes)
+    lengths = [ast.unparse(n) for n in nodes if isinstance(n, ast.Subscript) and getattr(n.value, "attr", "") == "shape"]
+    lengths += [ast.unparse(n) for n in nodes if isinstance(n, ast.Call) and last(n.func) == "len"]
     within = {x for n in nodes if isinstance(n, (ast.If, ast.IfExp, ast.While)) for x in ast.walk(n.test)}
     asked = [n.test for n in nodes if isinstance(n, (ast.If, ast.While)) and isinstance(n.test, ast.Compare)]
     tests = [x for test in dict.fromkeys(map(ast.unparse, asked)) for x in (test, f"not {test}")]
@@ -72,18 +74,21 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
         if not hasattr(node, "lineno") or node not in parents or isinstance(node, (ast.arg, ast.arguments)):
             continue
         ways = [*instead(node, [n for n in names if n not in into.get(node, ())]), *((2, x) for x in like(node, nodes))]
-        ways += [*((0, new) for new in cuts(node, sorted(ranked))), *usual(node)]
+        ways += [*((0, new) for new in cuts(node, sorted(ranked), lengths)), *usual(node)]
         # What two names are given in one line: exchanged, it hides where one of them is used.
         given = isinstance(node, ast.Tuple) and isinstance(parents[node], ast.Assign)
         # What is asked for, made always or never so, hides what it asks for.
         asks = node in within and isinstance(node, (ast.Subscript, ast.Name, ast.Attribute, ast.Call, ast.Constant))
         ways = [(rank + ((given or asks) and rank < FAR), new) for rank, new in ways]
+        if isinstance(parents[node], ast.Attribute) and parents[node].attr in ("shape", "size", "ndim", "dtype"):
+            # Of a thing's shape another's may be meant; not its own turned round.
+            ways = [(rank, new) for rank, new in ways if isinstance(new, (ast.Name, ast.Subscript))]
         ways = [(FAR + 1 if rank == 3 and _apart(node, new, kinds) else rank, new) for rank, new in ways]
         outer = parents[parents[node]] if isinstance(parents[node], ast.Tuple) and parents[node] in parents else parents[node]
         if isinstance(node, ast.expr) and not isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
             whole = isinstance(outer, (ast.Assign, ast.AugAssign, ast.Return))
-            ways += [(1, new) for new in (*beside(node), ast.UnaryOp(ast.USub(), node)) if whole]
-            ways += [(2, turned(node))] if whole else []
+            ways += [(1, new) for new in beside(node) if whole]
+            ways += [(2, ast.UnaryOp(ast.USub(), node)), (2, turned(node))] if whole else []
             ways += [(3, new) for new in terms(node, parents[node], names, kinds)]
             ways += [(FAR + 1 if whole else FAR + 2, new) for new in lacking(node, names)]
         for rank, new in ways:
@@ -110,7 +115,11 @@ def _apart(old: ast.AST, new: ast.AST, kinds: dict[str, set[str]]) -> bool:
 
 
 def _made(node: ast.AST) -> bool:
-    return isinstance(node, ast.arg) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    return isinstance(node, ast.arg) or _stored(node)
+
+
+def _stored(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
 def _filled(node: ast.AST) -> set[str]:
@@ -140,6 +149,9 @@ def _moved(block: ast.AST) -> Iterator[Edit]:
     for field in BLOCKS:
         lines = getattr(block, field, None) or []
         for n, (one, two) in enumerate(itertools.pairwise(lines)):
+            # Behind these nothing is done.
+            if isinstance(two, (ast.Return, ast.Break, ast.Continue)):
+                continue
             swapped = [*lines[:n], two, one, *lines[n + 2 :]]
             yield Edit(2, one.lineno, partial(str, f"with it after line {two.end_lineno}"), ((block, field, swapped),))
         for n, inner in enumerate(lines):
@@ -235,6 +247,10 @@ def _scattered(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Ite
 def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
     """A statement more: at the end of a loop, what is moved on or kept for the next turn; anywhere, a list turned round."""
     for n, before in enumerate(block.body):
+        for name in dict.fromkeys(x.id for x in ast.walk(before) if _stored(x)) if isinstance(before, ast.Assign) else ():
+            statement = ast.parse(f"{name} = {name}.copy()").body[0]
+            sets = ((block, "body", [*block.body[: n + 1], statement, *block.body[n + 1 :]]),)
+            yield Edit(1, before.lineno, partial(str, f"with {name} copied after it, {ast.unparse(statement)}"), sets)
         for name in dict.fromkeys(x.id for x in ast.walk(before) if isinstance(x, ast.Name) and x.id in names):
             statement = ast.parse(f"{name} = {name}[::-1]").body[0]
             said = f"with {name} turned round after it, {ast.unparse(statement)}"
@@ -247,7 +263,7 @@ def _missing(block: ast.AST, names: Sequence[str]) -> Iterator[Edit]:
     if not isinstance(block, (ast.For, ast.While)):
         return
     within = [x for s in block.body for x in ast.walk(s)]
-    made = dict.fromkeys(x.id for x in (*within, *ast.walk(getattr(block, "target", block.body[0]))) if _made(x))
+    made = dict.fromkeys(x.id for x in (*within, *ast.walk(getattr(block, "target", block.body[0]))) if _stored(x))
     read = dict.fromkeys(x.id for x in within if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Load) and x.id in names)
     steps = dict.fromkeys(ast.unparse(x) for x in within if isinstance(x, (ast.Attribute, ast.Call, ast.Name)))
     texts = [f"{a} = {b}" for a in read if a not in made for b in made]

@@ -191,8 +191,17 @@ def _subscripts(node: ast.Subscript) -> Iterator[ast.AST]:
         yield from (ast.Subscript(node.value, new, node.ctx) for new in beside(bounds))
 
 
-def cuts(node: ast.AST, ranked: Sequence[str]) -> Iterator[ast.AST]:
+def cuts(node: ast.AST, ranked: Sequence[str], lengths: Sequence[str] = ()) -> Iterator[ast.AST]:
     """Parts that are taken to be equally long, x[r * n : (r + 1) * n] and x[:, r * n : (r + 1) * n], as the axis cuts them."""
+    if isinstance(node, ast.Call) and last(node.func) == "slice" and len(node.args) == 2:
+        used = dict.fromkeys(x.id for x in ast.walk(node) if isinstance(x, ast.Name) and x.id != "slice")
+        rank = [f", {name}" for name in used]
+        yield from (
+            ast.parse(f"{axis}.cut({length}{r})", mode="eval").body
+            for axis in ranked
+            for length in lengths
+            for r in ("", *rank)
+        )
     if not isinstance(node, ast.Subscript):
         return
     places = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]

@@ -63,8 +63,9 @@ def diagnose(truth: Truth, part: Part, failing: list, ran: list) -> Judged:
     outputs = _outputs(truth, failing)
     judged.lines += [*_seen(truth, part, case, by_rank, wrong, rank), *([outputs] if outputs else [])]
     floats = _floats(truth, rank, name, failing) if _breaks(truth, case, rank, by_rank[rank], name) else []
-    # A mistake that is known says what breaks, and why.
-    judged.lines += [] if found and floats and floats[0].startswith(translate.NAIVE) else floats
+    # Another mistake that is known says what breaks, and why.
+    other = found and not any(re.search(r"[Nn]o maximum|overflows", m.sentence) for m in found)
+    judged.lines += [] if other and floats and floats[0].startswith(translate.NAIVE) else floats
     equation = _equation(truth, part, case, rank, by_rank[rank], name) if kind == "value" else ""
     judged.lines += [equation] if equation else []
     judged.mistakes = [m.name for m in found]

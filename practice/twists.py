@@ -66,7 +66,7 @@ class Twist:
         """A line on the names that the learner does not know; [] where there are none, or where theirs are not known."""
         nodes = [n for some in self.nodes for n in ast.walk(some)]
         here = {_short(n.id) for n in nodes if _is_name(n) and n.id not in GIVEN}
-        here |= {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+        here |= {n.attr for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n).startswith("self.")}
         told = [w for w in dict.fromkeys(re.findall(r"\w+", self.sentence)) if w in here]
         theirs = _known(scaffold) | _known(answer) if answer else here
         others = [w for w in told if w not in theirs]

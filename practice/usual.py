@@ -26,7 +26,9 @@ def usual(node: ast.AST) -> Iterator[tuple[int, ast.AST]]:
 
 
 def _texts(node: ast.AST) -> Iterator[tuple[int, str]]:
-    if isinstance(node, ast.BinOp):
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        yield from _powers(node)
+    elif isinstance(node, ast.BinOp):
         yield from _sums(node, ast.unparse(node.left), ast.unparse(node.right))
     elif isinstance(node, ast.Call):
         yield from _calls(node)
@@ -42,6 +44,16 @@ def _texts(node: ast.AST) -> Iterator[tuple[int, str]]:
         yield from _grown(node.targets[0].id, node.value)
 
 
+def _powers(node: ast.BinOp | ast.Call) -> Iterator[tuple[int, str]]:
+    """(a + c b) ** n where a + c b ** n is meant: the power is the last term's alone."""
+    base, power = (node.left, node.right) if isinstance(node, ast.BinOp) else node.args[:2]
+    if isinstance(base, ast.BinOp) and isinstance(base.op, (ast.Add, ast.Sub)):
+        sign, term = "+" if isinstance(base.op, ast.Add) else "-", base.right
+        parts = (term.left, term.right) if isinstance(term, ast.BinOp) and isinstance(term.op, ast.Mult) else (None, term)
+        factor = f"{ast.unparse(parts[0])} * " if parts[0] else ""
+        yield 0, f"{ast.unparse(base.left)} {sign} {factor}({ast.unparse(parts[1])}) ** {ast.unparse(power)}"
+
+
 def _with_0(left: ast.AST, right: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
     yield from ((left, ast.Constant(n)) for n in NOTHING)
     yield from ((ast.Constant(n), right) for n in NOTHING)
@@ -52,6 +64,14 @@ def _sums(node: ast.BinOp, left: str, right: str) -> Iterator[tuple[int, str]]:
         yield 0, f"-(-({left}) // ({right}))"
     elif isinstance(node.op, ast.Add) and isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.FloorDiv):
         yield 0, f"-(-({ast.unparse(node.left.left)}) // ({ast.unparse(node.left.right)}))"
+    elif isinstance(node.op, ast.Add):
+        yield from (
+            (0, f"{ast.unparse(root.func)}({ast.unparse(root.args[0])} + {x})") for root, x in _roots(node, left, right)
+        )
+        # Something small added, against a division by 0, which is meant where there is 0 alone.
+        yield from (
+            (2, f"np.where({x} == 0, 1, {x})") for x in (left, right) if isinstance(node.right, (ast.Constant, ast.Name))
+        )
     elif isinstance(node.op, ast.Mult):
         # A mask that multiplies scores.
         yield from ((1, f"np.where({a}, {b}, -np.inf)") for a, b in ((left, right), (right, left)))
@@ -64,6 +84,13 @@ def _sums(node: ast.BinOp, left: str, right: str) -> Iterator[tuple[int, str]]:
             (1, f"({left}) {'/' if isinstance(node.op, ast.Div) else '*'} {new}")
             for new in (f"({right}) ** 0.5", f"({right}) ** 2")
         )
+
+
+def _roots(node: ast.BinOp, left: str, right: str) -> Iterator[tuple[ast.Call, str]]:
+    """The root in a sum, and what is added to it."""
+    for side, other in ((node.left, right), (node.right, left)):
+        if isinstance(side, ast.Call) and last(side.func) == "sqrt" and len(side.args) == 1:
+            yield side, other
 
 
 def _mean_of_square(node: ast.AST) -> str:
@@ -85,7 +112,17 @@ def _mean_of_square(node: ast.AST) -> str:
 def _calls(node: ast.Call) -> Iterator[tuple[int, str]]:
     name, args = last(node.func), [ast.unparse(a) for a in node.args]
     of = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
-    if name == "reshape" and of not in ("np", "numpy", ""):
+    if name in ("power", "pow") and len(args) == 2:
+        yield from _powers(node)
+    elif (
+        name == "sqrt" and isinstance(added := node.args[0] if node.args else None, ast.BinOp) and isinstance(added.op, ast.Add)
+    ):
+        # A small number within the root, or beside it.
+        left, right = ast.unparse(added.left), ast.unparse(added.right)
+        yield from (
+            (0, text) for text in (f"{ast.unparse(node.func)}({left}) + {right}", f"{ast.unparse(node.func)}({right}) + {left}")
+        )
+    elif name == "reshape" and of not in ("np", "numpy", ""):
         yield from ((1, f"{of}{more}") for more in ("", ".T"))
     elif name == "pop" and of:
         yield 0, f"{of}.pop({'' if args == ['0'] else '0'})"

@@ -23,21 +23,28 @@ WORDS = {
     "1 - t": "1 - t ** 2 in place of 1 - t",
     "k >= -v": "k >= 0 in place of k >= -v",
     "x[:, r * n:(r + 1) * n]": "x[:, tp.cut(x.shape[1], r)] in place of x[:, r * n:(r + 1) * n]",
-    "tp.all_reduce(a)[tp.cut(T)]": "tp.reduce_scatter(a), which gives each rank its part, in place of tp.all_reduce(a) cut afterwards",
+    "tp.all_reduce(a)[tp.cut(T)]": "tp.reduce_scatter(a), which gives each rank its part, in place of"
+    " tp.all_reduce(a) cut afterwards",
 }
 
 
 @pytest.mark.parametrize("wrong", WORDS)
 def test_the_change_is_among_the_edits(wrong):
-    source = f"def f(s, seen, n, block, stack, g, p, ids, scale, r, m, ok, t, k, v, x, a, T, tp):\n    y = {wrong}\n    return tp.rank, y"
+    names = "s, seen, n, block, stack, g, p, ids, scale, r, m, ok, t, k, v, x, a, T, tp"
+    source = f"def f({names}):\n    y = {wrong}\n    return tp.rank, y"
     assert f"with {WORDS[wrong]}" in {e.words() for e in edits.edits(ast.parse(source).body[0], {}, False)}
 
 
-BOTH = "def f(ids, tp, a, b):\n    for i in ids[::-1]:\n        tp.send(0, i)\n    return (tp.all_reduce(a), tp.all_reduce(b), ids[::-1])"
+BOTH = """
+def f(ids, tp, a, b):
+    for i in ids[::-1]:
+        tp.send(0, i)
+    return (tp.all_reduce(a), tp.all_reduce(b), ids[::-1])
+"""
 
 
 @pytest.mark.parametrize(
-    "words", ["if nothing is turned round, here and in line 4", "without the all_reduce of a, b, here and in line 4"]
+    "words", ["if nothing is turned round, here and in line 5", "without the all_reduce of a, b, here and in line 5"]
 )
 def test_the_same_at_several_places_is_one_edit(words):
     function = ast.parse(BOTH).body[0]

@@ -83,16 +83,26 @@ def random_size(rng):
 PARTS = (
     Part(
         "mha_forward",
-        ((7, 5, 2, 3), (11, 3, 5, 2), (1, 4, 3, 5), (4, 3, 1, 5), (61, 5, 2, 3)),
+        ((7, 5, 2, 3), (11, 3, 5, 2), (1, 4, 3, 5), (4, 3, 1, 5)),
         inputs,
         call,
         want,
         by_head,
         random_size=random_size,
-        limits=nothing_padded,
         influence=(("x_TD", "y"),),
+        sound=sound,
+    ),
+    Part(
+        "one long, many short",
+        ((61, 5, 2, 3),),
+        inputs,
+        call,
+        want,
+        limits=nothing_padded,
+        random_size=lambda rng: (int(rng.choice([57, 61, 65])), *random_size(rng)[1:]),
         count_memory=True,
         sound=sound,
+        dtypes=("float64",),
     ),
 )
 

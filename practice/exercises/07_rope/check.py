@@ -22,22 +22,30 @@ def far(draw, T, H, E):
 
 def turned(pairing):
     def call(code, a, at):
-        return {"y": code.rope(a["x_THE"], a["positions_T"], a["base"], pairing)}
+        return {name: code.rope(a["x_THE"], some, a["base"], pairing) for name, some in both(a).items()}
 
     return call
 
 
+def both(a):
+    """The next positions come with the same base and shape: who keeps a table for these alone turns by those before."""
+    return {"y": a["positions_T"], "y of the next positions": a["positions_T"] + 7}
+
+
 def want(pairing):
     def right(a, ref, at):
+        return {name: of_positions(a, ref, some) for name, some in both(a).items()}
+
+    def of_positions(a, ref, positions_T):
         y_THE = np.full_like(a["x_THE"], np.nan)
         E = y_THE.shape[2]
         for i in range(E // 2):
             first, second = (i, i + E // 2) if pairing == "half" else (2 * i, 2 * i + 1)
-            for t, position in enumerate(a["positions_T"].tolist()):
+            for t, position in enumerate(positions_T.tolist()):
                 turn = cmath.rect(1, position * ref.rope.frequency(i, E, a["base"], None))
                 z_H = (a["x_THE"][t, :, first] + 1j * a["x_THE"][t, :, second]) * turn
                 y_THE[t, :, first], y_THE[t, :, second] = z_H.real, z_H.imag
-        return {"y": y_THE}
+        return y_THE
 
     return right
 

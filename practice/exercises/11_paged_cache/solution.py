@@ -4,8 +4,8 @@ The token at position n lies in block table[n // block], slot n % block. A table
   - it takes a block when the first token of that block comes, and not before;
   - a block that several tables hold is never written: the writer takes a block, copies it, and holds that in its place.
 Sequences fork by copying a table and sharing each of its blocks; they end by freeing each of them.
-`users[id]` counts the tables that hold a block; a block with 0 may be taken again, as it was left.
-What was never written is NaN.
+`users[id]` counts the tables that hold a block; a block with 0 may be taken again, whatever it holds.
+At first all is NaN.
 """
 
 import numpy as np

@@ -46,7 +46,7 @@ def loss(code, a, tp):
 def backward(code, a, tp):
     own = tp.cut(a["z_TV"].shape[1])
     _, saved = code.loss(np.ascontiguousarray(a["z_TV"][:, own]), a["target_T"], own.start, tp)
-    return {"dz": code.backward(saved)}
+    return {"dz": code.backward(saved), "dz, called again": code.backward(saved)}
 
 
 def true_loss(z_TV, target_T):
@@ -74,7 +74,8 @@ def want_backward(a, ref, tp):
     def moved_loss(moved, name, index):
         return true_loss(moved["z"], a["target_T"])
 
-    return {"dz": ref.gradient.at_entries(moved_loss, {"z": a["z_TV"]}, "z", at)}
+    dz_Tv = ref.gradient.at_entries(moved_loss, {"z": a["z_TV"]}, "z", at)
+    return {"dz": dz_Tv, "dz, called again": dz_Tv}
 
 
 def embed_parts(a, ref, tp):
@@ -95,7 +96,7 @@ def three_a_token(a, tp):
 def sound(a, ref, tp):
     """log p = z - lse, and the sum of what the ranks have of it, round numbers as large as the logits."""
     far_T = np.abs(a["z_TV"]).max(axis=1)
-    return {"loss": far_T.mean(), "dz": far_T[:, None] / len(far_T)}
+    return {"loss": far_T.mean()} | dict.fromkeys(("dz", "dz, called again"), far_T[:, None] / len(far_T))
 
 
 def silent(a, tp):
@@ -124,6 +125,8 @@ HIT, MINE = "np.where(mine_T, far_Tv[np.arange(T), column_T], 0)", "(target_T >=
 HIGH, BOTH = 'tp.all_reduce(z_Tv.max(axis=1), op="max")', "sum_T, at_T = tp.all_reduce(np.stack([e_Tv.sum(axis=1), hit_T]))"
 ONE_HOT = "dz_Tv[mine_T, column_T[mine_T]] -= 1"
 MISTAKES = (
+    mistake("saved_changed", "Backward changes what is saved: called again it gives another gradient. Work on a copy.",
+            ("dz_Tv = p_Tv.copy()", "dz_Tv = p_Tv")),
     mistake("embed_no_sum", "Ids of other ranks get zeros and nobody sums: each id's row is on one rank, the others bring 0.",
             ("tp.all_reduce(part_TD)", "part_TD")),
     mistake("embed_mean", "The rows are divided by tp: one rank brings the row and the others 0, so the sum is the row.",

@@ -9,7 +9,7 @@ Whole logits are T x V numbers: nobody ever has them all.
 
 T tokens, D model width. Ids and targets are those of the whole vocabulary, the same on all ranks. Logits may be as large as 1e4,
 and one rank's much larger than another's. Send three numbers a token in the loss, none in backward.
-`tp.all_reduce(x, op="sum")`, op "sum" or "max". `saved` is yours. Keep the dtype; leave the arguments as they are.
+`tp.all_reduce(x, op="sum")`, op "sum" or "max". `saved` is yours. Keep the dtype; leave the arguments as they are, `saved` too.
 """
 
 import numpy as np

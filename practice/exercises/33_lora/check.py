@@ -24,7 +24,7 @@ def forward(code, a, at):
 def backward(code, a, at):
     _, saved = code.lora_forward(a["x_TD"], *weights(a))
     dx, dA, dB = code.lora_backward(a["dy_TF"], saved, *weights(a))
-    return {"dx": dx, "dA": dA, "dB": dB}
+    return {"dx": dx, "dA": dA, "dB": dB, "dB, called again": code.lora_backward(a["dy_TF"], saved, *weights(a))[2]}
 
 
 def merged(code, a, at):
@@ -53,7 +53,8 @@ def derived(a, ref, names, frozen=1.0, low=1.0):
 
 
 def want_backward(a, ref, at):
-    return derived(a, ref, NAMES)
+    found = derived(a, ref, NAMES)
+    return found | {"dB, called again": found["dB"]}
 
 
 def want_merged(a, ref, at):
@@ -99,6 +100,8 @@ Y, MERGED = "x_TD @ W_DF + s * (z_TR @ B_RF)", "W_DF + s * np.matmul(A_DR, B_RF)
 DZ, DX, DB = "s * (dy_TF @ B_RF.T)", "dy_TF @ W_DF.T + dz_TR @ A_DR.T", "s * (z_TR.T @ dy_TF)"
 S = "s = alpha / A_DR.shape[1]"
 MISTAKES = (
+    mistake("saved_changed", "Backward changes what is saved: called again it gives another gradient of B. Work on a copy.",
+            ("    s = alpha / A_DR.shape[1]\n    dz_TR", "    s = alpha / A_DR.shape[1]\n    z_TR *= s\n    dz_TR"), ("dB_RF = s * (z_TR.T @ dy_TF)", "dB_RF = z_TR.T @ dy_TF")),
     mistake("no_rank", "The scale is alpha: it is alpha / R.", (S, "s = alpha")),
     mistake("root_of_rank", "The scale is alpha / sqrt(R), as in rank-stabilised LoRA: here it is alpha / R.",
             (S, "s = alpha / A_DR.shape[1] ** 0.5")),

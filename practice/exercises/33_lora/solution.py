@@ -6,7 +6,7 @@ W is frozen: backward returns the gradients of the loss with respect to x, A and
 T tokens (there may be none), D and F widths, R the adapter's rank; weights are stored (in, out). R is usually far below D and F:
 forward and backward make nothing as large as W. merge folds the adapter into one matrix and leaves W as it is.
 Sums over tokens are sums, not means. `saved` is yours: lora_backward gets what your lora_forward returned, and other forwards may
-come between. Keep the dtype; leave the arguments as they are.
+come between. Keep the dtype; leave the arguments as they are, `saved` too.
 """
 
 import numpy as np

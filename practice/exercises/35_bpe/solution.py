@@ -6,7 +6,8 @@ train: `words` says how often each word occurs. At each step all neighbouring pa
 word occurs (two in "a a a"; none across words), and the most frequent pair is merged in all words; of equally frequent ones the
 smallest, as Python compares tuples of text. It ends after n merges, or when no pair is left, however rare.
 encode: of the pairs in the word that are among the merges the one that was learned first is merged, at all its places, and so on
-until none is left. Characters that were never seen stay as they are. Leave the arguments as they are.
+until none is left. (With merges as train learns them: each once, in order.) Characters that were never seen stay as they are.
+Leave the arguments as they are.
 """
 
 from itertools import pairwise
