@@ -76,13 +76,19 @@ def _causes(function: ast.FunctionDef, nodes: list[ast.AST], kinds: dict[str, se
         yield from _together(1, told, given, lambda n: 3 * (last(n.func) in ("array", "asarray")))
         if given and numbers:
             yield from list(_together(1, [*words, *told], [*numbers, *given]))[-1:]
-        named = [n for n in nodes if last(n) in (*WIDE, *NARROW) and isinstance(n, (ast.Attribute, ast.Name, ast.Constant))]
-        named = [n for n in named if not isinstance(parents[n], ast.Attribute)]
-        told = [f"with {x}.dtype in place of {ast.unparse(n)}" for n in named]
-        yield from _together(2, told, [s for n in named for s in put(parents[n], n, dtype)])
+        for n in (n for n in nodes if _named(n, NARROW) and not isinstance(parents[n], ast.Attribute)):
+            # Where digits are lost, more of them, also for inputs of float32.
+            new = ast.parse("np.float64", mode="eval").body
+            yield Edit(1, n.lineno, partial(str, f"with np.float64 in place of {ast.unparse(n)}"), put(parents[n], n, new))
+
+
+def _named(node: ast.AST, names: tuple[str, ...]) -> bool:
+    return last(node) in names and isinstance(node, (ast.Attribute, ast.Name, ast.Constant))
 
 
 def _back(nodes: list[ast.AST], floats: list[str]) -> Iterator[Edit]:
+    parents = {child: n for n in nodes for child in ast.iter_child_nodes(n)}
+    named = [n for n in nodes if _named(n, (*WIDE, *NARROW)) and not isinstance(parents.get(n), ast.Attribute)]
     calls = [n for n in nodes if isinstance(n, ast.Call)]
     for x in floats:
         ends = [(n, "value") for n in nodes if isinstance(n, ast.Return) and n.value and not isinstance(n.value, ast.Tuple)]
@@ -103,6 +109,10 @@ def _back(nodes: list[ast.AST], floats: list[str]) -> Iterator[Edit]:
         for n, field in made:
             what = ast.unparse(getattr(n, field))
             yield Edit(3, n.lineno, partial(str, f"with .astype({x}.dtype) after {what}"), (_cast(n, field, x),))
+        # Not made float64 at all: that may be meant, to keep digits on the way.
+        dtype = ast.parse(f"{x}.dtype", mode="eval").body
+        told = [f"with {x}.dtype in place of {ast.unparse(n)}" for n in named]
+        yield from _together(4, told, [s for n in named for s in put(parents[n], n, dtype)])
 
 
 def _of_numbers(call: ast.Call, kinds: dict[str, set[str]]) -> bool:
