@@ -99,7 +99,7 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
                     alike.setdefault(edit.words(), []).append(edit)
         if isinstance(node, ast.If) and not node.orelse and not far:
             yield Edit(2, node.lineno, partial(str, "with else: break after it"), ((node, "orelse", [ast.Break()]),))
-    yield from () if far else _of_a_kind(alike, parents)
+    yield from () if far else _of_a_kind(alike)
     yield from () if far else (*_straight(nodes, parents), *_not_sent(nodes, parents), *_scattered(nodes, parents))
     for words, some in alike.items():
         # The same at every place.
@@ -182,7 +182,7 @@ def puts(parents: dict[ast.AST, ast.AST], pairs: Sequence[tuple[ast.AST, ast.AST
     return tuple((parent, field, value) for (parent, field), value in whole.items())
 
 
-def _of_a_kind(alike: dict[str, list[Edit]], parents: dict[ast.AST, ast.AST]) -> Iterator[Edit]:
+def _of_a_kind(alike: dict[str, list[Edit]]) -> Iterator[Edit]:
     """The same change at two or more places where other names stand, as x.T in place of x.reshape(a, b) of two weights."""
     kinds: dict[str, list[tuple[str, Edit]]] = {}
     for words, some in alike.items():

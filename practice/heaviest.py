@@ -8,10 +8,10 @@ from types import FrameType
 
 import numpy as np
 
-from practice import rules
 from practice.exercise import bounded, load
 from practice.guarded import apart
 from practice.part import Case
+from practice.repairs import close
 from practice.simulate import simulate
 from practice.truth import FILE, Truth
 
@@ -28,7 +28,7 @@ def found(truth: Truth, case: Case) -> list[str]:
 
 
 def _found(truth: Truth, case: Case) -> list[str]:
-    rules.close(FILE, [])
+    close(truth, case)
     space = load("", FILE, {"__source__": truth.answer})
     exec(compile(bounded(truth.answer, TURNS), FILE, "exec", dont_inherit=True), space)
     held = _Held()
