@@ -172,7 +172,7 @@ MISSING = {
     "one array": ("01", ("return y_TD, (x_TD, a_TF, h_TF)", "return y_TD"),
                   "mlp_forward must return two values, y and saved; it returned one array of shape (3, 1)"),
     "rows unpacked": ("20", ("return y_TD + b_D, x_Tf", "return y_TD + b_D"),
-                      "row_forward must return two values, y and saved; it returned one array of shape (3, 4)"),
+                      "row_forward must return two values, y and saved; it returned one array of shape (2, 3)"),
     "too few": ("02", ("return dx_TD, dW1_DF, db1_F, dW2_FD, db2_D", "return dx_TD, dW1_DF, dW2_FD"),
                 "mlp_backward must return five values, dx, dW1, db1, dW2 and db2; it returned 3 values"),
     "nothing": ("05", ("return dq_THE, dk_THE, dv_THE", "return"),

@@ -98,7 +98,7 @@ def silent(a, tp):
     return {"numbers sent": 0}
 
 
-SIZES = ((5, 4, 7), (2, 3, 11), (7, 5, 3), (3, 4, 2))
+SIZES = ((5, 4, 7), (2, 3, 11), (7, 5, 3), (13, 9, 2))
 
 
 def random_size(rng):
