@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from practice.answer import MAKING, WIDE, last
-from practice.edits import Edit, put, said
+from practice.edits import Edit, put, said, separate
 
 NARROW = ("float16", "half", "f2", "float32", "single", "f4")
 DIGITS = {"float16": ("float16", "half", "f2"), "float32": ("float32", "single", "f4")}
@@ -75,7 +75,7 @@ def _causes(function: ast.FunctionDef, nodes: list[ast.AST], kinds: dict[str, se
         # An array of floats that is made one anew is cast.
         yield from _together(1, told, given, lambda n: 3 * (last(n.func) in ("array", "asarray")))
         if given and numbers:
-            yield from list(_together(1, [*words, *told], [*numbers, *given]))[-1:]
+            yield from _all(2, [*words, *told], [*numbers, *given])
         for n in (n for n in nodes if _named(n, NARROW) and not isinstance(parents[n], ast.Attribute)):
             # Where digits are lost, more of them, also for inputs of float32.
             new = ast.parse("np.float64", mode="eval").body
@@ -148,13 +148,19 @@ def _together(
     lines = [getattr(n, "lineno", 0) for n, _, _ in sets]
     for line, said_of_it, one in zip(lines, words, sets, strict=True):
         yield Edit(rank + more(one[0]), line, partial(str, said_of_it), (one,))
-    if len(sets) > 1 and len({(id(n), field) for n, field, _ in sets}) == len(sets):
+    yield from _all(rank + 1, words, sets)
+
+
+def _all(rank: int, words: list[str], sets: list[tuple[ast.AST, str, object]]) -> Iterator[Edit]:
+    """All at once, where they are of several places."""
+    if len(sets) > 1 and separate(sets):
+        lines = [getattr(n, "lineno", 0) for n, _, _ in sets]
         places: dict[str, list[int]] = {}
         for line, said_of_it in sorted(zip(lines, words, strict=True)):
             places.setdefault(said_of_it, []).append(line)
         first, *others = (f"{w}{_lines(some)}" for w, some in places.items())
         told = ", and ".join([first, *(x.removeprefix("with ") for x in others)])
-        yield Edit(rank + 1, min(lines), partial(str, told), tuple(sets))
+        yield Edit(rank, min(lines), partial(str, told), tuple(sets))
 
 
 def _lines(lines: list[int]) -> str:

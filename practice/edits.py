@@ -104,7 +104,7 @@ def edits(function: ast.AST, kinds: dict[str, set[str]], far: bool) -> Iterator[
     for words, some in alike.items():
         # The same at every place.
         sets = tuple(s for e in some for s in e.sets)
-        if len(some) > 1 and len({(s[0], s[1]) for s in sets}) == len(sets):
+        if len(some) > 1 and separate(sets):
             others = ", ".join(dict.fromkeys(str(e.line) for e in some[1:]))
             yield Edit(some[0].rank + 1, some[0].line, partial(str, f"{words}, here and in line {others}"), sets)
 
@@ -142,6 +142,11 @@ def put(parent: ast.AST, old: ast.AST, new: ast.AST) -> tuple[tuple[ast.AST, str
         if isinstance(value, list) and any(x is old for x in value):
             return ((parent, field, [new if x is old else x for x in value]),)
     return ()
+
+
+def separate(sets: Sequence[tuple[ast.AST, str, Any]]) -> bool:
+    """Whether no two of these changes are of one place."""
+    return len({(node, field) for node, field, _ in sets}) == len(sets)
 
 
 def _moved(block: ast.AST) -> Iterator[Edit]:
@@ -189,7 +194,7 @@ def _of_a_kind(alike: dict[str, list[Edit]]) -> Iterator[Edit]:
         kinds.setdefault(re.sub(r"[A-Za-z_]\w*|\d+", "n", words.removeprefix("with ")), []).append((words, some[0]))
     for some in kinds.values():
         sets = [s for _, e in some for s in e.sets]
-        if 1 < len(some) <= MANY and len({(s[0], s[1]) for s in sets}) == len(sets):
+        if 1 < len(some) <= MANY and separate(sets):
             told = ", and ".join(f"{w.removeprefix('with ')} (line {e.line})" for w, e in some)
             yield Edit(some[0][1].rank + 1, min(e.line for _, e in some), partial(str, f"with {told}"), tuple(sets))
 
@@ -231,10 +236,10 @@ def _not_sent(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Iter
 
 def _scattered(nodes: Sequence[ast.AST], parents: dict[ast.AST, ast.AST]) -> Iterator[Edit]:
     """A sum of which this rank's part alone is read: x = axis.all_reduce(y), x[axis.cut(...)], in a line or in two."""
+    parts = [n for n in nodes if isinstance(n, ast.Subscript) and last(getattr(n.slice, "func", None)) == "cut"]
     for call in (n for n in nodes if isinstance(n, ast.Call) and last(n.func) == "all_reduce" and n.args):
         given = parents[call]
         name = given.targets[0].id if isinstance(given, ast.Assign) and isinstance(given.targets[0], ast.Name) else ""
-        parts = [n for n in nodes if isinstance(n, ast.Subscript) and last(getattr(n.slice, "func", None)) == "cut"]
         read = [n for n in parts if n.value is call or (name and getattr(n.value, "id", "") == name)]
         new = ast.Call(ast.Attribute(call.func.value, "reduce_scatter", ast.Load()), call.args[:1], [])
         within = any(n.value is call for n in read)

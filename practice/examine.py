@@ -77,10 +77,9 @@ class Examiner(Truth):
             for place, outcome in zip(self.places, by_rank, strict=True):
                 on = f"rank {place.rank}: " if len(by_rank) > 1 else ""
                 if part.advice and not judged.lines:
-                    for counter, most in part.advice(a, place).items():
-                        if outcome.counts.get(counter, 0) > most:
-                            judged.lines.append(f"{on}{outcome.counts[counter]:,} {counter}; {most:,} are enough")
-                beyond.append((on, outcome, _over(part.limits(a, place) if part.limits else {}, outcome)))
+                    for counter, most in outcome.over(part.advice(a, place)).items():
+                        judged.lines.append(f"{on}{outcome.counts[counter]:,} {counter}; {most:,} are enough")
+                beyond.append((on, outcome, outcome.over(part.limits(a, place) if part.limits else {})))
             # The rank that shows most of it: rank 0 may not show all.
             on, outcome, over = max(beyond, key=lambda b: len(b[2]))
             if over:
@@ -106,10 +105,6 @@ def _sent(outcome: Outcome, answer: str) -> list[str]:
         if 0 < number <= len(text):
             lines.append(f"line {number} sends {sends:,}: {text[number - 1].strip()}")
     return lines
-
-
-def _over(limits: dict[str, int], outcome: Outcome) -> dict[str, int]:
-    return {c: most for c, most in limits.items() if outcome.counts.get(c, 0) > most}
 
 
 def _are(most: int) -> str:

@@ -70,11 +70,8 @@ def known(truth: Truth, shown: Shown, every: Shown) -> list[Mistake]:
             return [min(found, key=lambda f: f[0])[1]]
     # First come pairs of mistakes of which each, like the learner's code, makes these cases wrong and no earlier part.
     touching = [m for m in mistakes if any(truth.touches(m, case) for case in bad)]
-    # Nor, beside results that are wrong, one that is right.
-    free = [m for m in mistakes if not contradicted(truth, m, shown)]
-    touching = [m for m in touching if m in free]
     likely = [m for m in touching if not earlier(truth, m, bad[0])]
-    pairs = dict.fromkeys(p for some in (likely, touching, free) for p in itertools.combinations(some, 2))
+    pairs = dict.fromkeys(p for some in (likely, touching, mistakes) for p in itertools.combinations(some, 2))
     seconds = PAIRS * truth.patience
     return apart(lambda: _pair(truth, shown, pairs, seconds), seconds) or []
 
@@ -82,7 +79,8 @@ def known(truth: Truth, shown: Shown, every: Shown) -> list[Mistake]:
 def _pair(truth: Truth, shown: Shown, pairs: Iterable[tuple[Mistake, Mistake]], seconds: float) -> list[Mistake]:
     begun = time.process_time()
     for pair in itertools.takewhile(lambda _: time.process_time() - begun < seconds, pairs):
-        if truth.explains(truth.mistaken(pair), shown):
+        # Beside results that are wrong, neither of them makes one wrong that is right.
+        if truth.explains(truth.mistaken(pair), shown) and not any(contradicted(truth, m, shown) for m in pair):
             return list(pair)
     return []
 
@@ -250,7 +248,9 @@ def _dear(truth: Truth, ran: list, counters: set[str]) -> tuple[Shown, list[tupl
     """Cases that are compared, those where it costs too much and the largest first; mistakes that are right and cost too much
     there, each with what of."""
     every = [(c, o) for c, o in ran if not c.moved]
-    shown = sorted(every, key=lambda case: (not _over(truth, *case, counters), -math.prod(case[0].size)))[:3]
+    over = [any(counters & set(o.over(m)) for o, m in zip(some, truth.limits(c), strict=True)) for c, some in every]
+    order = sorted(range(len(every)), key=lambda n: (not over[n], -math.prod(every[n][0].size)))
+    shown = [every[n] for n in order[:3]]
     some = [(m, over) for m in truth.exercise.mistakes if (over := _beyond(truth, m, shown))]
     # A mistake that makes an answer wrong, be it in a size that costs little, is not the learner's, whose answers are right.
     return shown, [(m, over) for m, over in some if not any(truth.touches(m, case) for case, _ in every)]
@@ -263,11 +263,6 @@ def _costs(truth: Truth, source: str | None, shown: Shown, counters: set[str]) -
         for case, theirs in shown
         for a, b, most in zip(truth.remembered(case, source), theirs, truth.limits(case), strict=True)
     )
-
-
-def _over(truth: Truth, case: Case, by_rank: list[Outcome], counters: set[str]) -> bool:
-    limits = truth.limits(case)
-    return any(o.counts.get(c, 0) > most.get(c, math.inf) for o, most in zip(by_rank, limits, strict=True) for c in counters)
 
 
 def _off(truth: Truth, mistake: Mistake, shown: Shown, counters: set[str]) -> float:
@@ -295,7 +290,7 @@ def _beyond(truth: Truth, mistake: Mistake, shown: Shown) -> set[str]:
         for rank, (outcome, limits) in enumerate(zip(outcomes, truth.limits(case), strict=True)):
             if truth.problem(case, rank, outcome):
                 return set()
-            over |= {c for c, most in limits.items() if outcome.counts.get(c, 0) > most}
+            over |= set(outcome.over(limits))
     return over
 
 

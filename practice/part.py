@@ -177,6 +177,10 @@ class Outcome:
     returned: dict[str, tuple[int, str]] = field(default_factory=dict)  # by function: how many values, and what in words
     origins: dict[str, dict[str, Any]] = field(default_factory=dict)  # by result: the line that made it float64
 
+    def over(self, limits: dict[str, int]) -> dict[str, int]:
+        """The limits beyond which something was counted."""
+        return {c: most for c, most in limits.items() if self.counts.get(c, 0) > most}
+
 
 def float64(a: dict[str, Any]) -> dict[str, Any]:
     """Inputs for the truth: float arrays in float64, all else as it is."""

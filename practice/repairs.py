@@ -12,6 +12,7 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from operator import attrgetter
 from types import CodeType
@@ -113,10 +114,9 @@ def _but_for(file: _File, lines: list[str]) -> list[str]:
     part = file.truth.parts[file.cases[0].part]
     before = [c for c in file.cases if file.wrong([c])]
     for edit in file.near:
-        back = edit.swap()
-        left = [c for c in file.cases if file.wrong([c]) != set()] if file.compiled(edit) else before
-        good = len({c.size for c in left}) == 1 and 2 * len(left) < len(before) and file.holds(set(), left[0].size)
-        back.swap()
+        with file.changed(edit) as runs:
+            left = [c for c in file.cases if file.wrong([c]) != set()] if runs else before
+            good = len({c.size for c in left}) == 1 and 2 * len(left) < len(before) and file.holds(set(), left[0].size)
         if good:
             what = f"All is right {edit.words()}, but for {left[0].label(part)}: there something else is wrong."
             return [f"line {edit.line}: {lines[edit.line - 1].strip()}", what]
@@ -136,23 +136,19 @@ def _step(file: _File, wrong: set[str], until: float, kind: Ways) -> tuple[int, 
     ways = itertools.chain.from_iterable(some)
     at_first = file.wrong(file.cases[:1])
     for edit in itertools.takewhile(lambda _: time.process_time() < until, ways):
-        back = edit.swap()
-        if file.compiled(edit):
-            now = file.wrong(file.cases[:1])
-            if now is not None and now < at_first:
-                left = file.wrong(file.cases, earlier=True)
-                if _better(wrong, left, file.costs) and file.holds(left):
-                    # It is told by the file as it was.
-                    back.swap()
-                    said = edit.words()
-                    edit.swap()
-                    file.at_home()
-                    return edit.line, said, left
-                # All right in this case, and not in another.
-                if not now and left == wrong and len(file.near) < MOST:
-                    file.near.append(edit)
-        back.swap()
-        file.compiled(edit)
+        with file.changed(edit) as runs:
+            now = file.wrong(file.cases[:1]) if runs else None
+            less = now is not None and now < at_first
+            left = file.wrong(file.cases, earlier=True) if less else None
+            good = _better(wrong, left, file.costs) and file.holds(left)
+        if good:
+            # It is told by the file as it was.
+            said = edit.words()
+            file.make(edit)
+            return edit.line, said, left
+        # All right in this case, and not in another.
+        if less and not now and left == wrong and len(file.near) < MOST:
+            file.near.append(edit)
     return None
 
 
@@ -166,7 +162,7 @@ def _better(wrong: set[str], left: set[str] | None, costs: set[str]) -> bool:
 def _some_of(names: set[str], others: set[str]) -> bool:
     """Whether of results of one kind, as of arrays in a list, some are among these and some among the others.
 
-    One alone may come right by another way than the one that is meant.
+    Or one is named by another, as `speed-up at c = 0` by `speed-up`. One alone may come right by another way than is meant.
     """
     if any(a.startswith(b) or b.startswith(a) for a in names for b in others if " " in a + b):
         return True
@@ -193,7 +189,7 @@ class _File:
         # What is right in other parts stays so: they may call what is changed.
         apart = {(c.part, c.size): c for c in truth.every if c.part != cases[0].part and not c.moved}
         self._others = [c for c in apart.values() if not self.wrong([c])]
-        self.at_home()
+        self._at_home()
 
     def _noted(self) -> dict[str, set[str]]:
         """What each name is in the first case: arrays by dtype and dims."""
@@ -204,11 +200,27 @@ class _File:
         self._codes = plain
         return kinds
 
-    def at_home(self) -> None:
+    def _at_home(self) -> None:
         """Which statement each node is in, as the file stands."""
         self._home = {n: i for i, s in enumerate(self.tree.body) for n in ast.walk(s)}
 
-    def compiled(self, edit: edits.Edit) -> bool:
+    @contextmanager
+    def changed(self, edit: edits.Edit) -> Iterator[bool]:
+        """Within, the file is changed; whether it is Python then."""
+        back = edit.swap()
+        try:
+            yield self._recompiled(edit)
+        finally:
+            back.swap()
+            self._recompiled(edit)
+
+    def make(self, edit: edits.Edit) -> None:
+        """The file is changed from here on."""
+        edit.swap()
+        self._recompiled(edit)
+        self._at_home()
+
+    def _recompiled(self, edit: edits.Edit) -> bool:
         """Whether it is Python as it stands after this change."""
         home = self._home[edit.sets[0][0]]
         _place(edit)
@@ -266,7 +278,7 @@ class _File:
                 return {NOTHING}
             # Before the last line of a name stands what its case is.
             found |= {n.split("\n")[-1] for n in truth.right(case)[rank].results if truth.wrong(case, rank, outcome, n)}
-            found |= {counter for counter, most in limits.items() if outcome.counts.get(counter, 0) > most}
+            found |= set(outcome.over(limits))
         return found
 
 

@@ -192,7 +192,7 @@ def masks(tree: ast.Module) -> Iterator[Slip]:
 
 # --- tables
 
-FROM_END = "as an index into a table that begins at 0: a negative one is counted from its end, so it is taken as another"
+FROM_END = "as an index into a table, which counts what is below 0 from its end"
 LENGTHS = (*(2**n for n in range(8, 18)), 1000, 10_000, 100_000)
 
 

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 
 from practice.answer import last
 
-LOW = ("-np.inf", "-math.inf")
-# What an empty or an only entry stands for.
-NOTHING = (0, 1)
+LOW = "-np.inf"
 
 
 def usual(node: ast.AST) -> Iterator[tuple[int, ast.AST]]:
@@ -33,7 +31,8 @@ def _texts(node: ast.AST) -> Iterator[tuple[int, str]]:
     elif isinstance(node, ast.Call):
         yield from _calls(node)
     elif isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], (ast.Lt, ast.LtE, ast.Gt, ast.GtE)):
-        yield from ((2, ast.unparse(ast.Compare(a, node.ops, [b]))) for a, b in _with_0(node.left, node.comparators[0]))
+        sides = [(node.left, ast.Constant(n)) for n in (0, 1)] + [(ast.Constant(n), node.comparators[0]) for n in (0, 1)]
+        yield from ((2, ast.unparse(ast.Compare(a, node.ops, [b]))) for a, b in sides)
         if isinstance(node.ops[0], (ast.Lt, ast.LtE)):
             yield 1, f"0 <= {ast.unparse(node)}"
     elif isinstance(node, ast.Subscript):
@@ -54,11 +53,6 @@ def _powers(node: ast.BinOp | ast.Call) -> Iterator[tuple[int, str]]:
         yield 0, f"{ast.unparse(base.left)} {sign} {factor}({ast.unparse(parts[1])}) ** {ast.unparse(power)}"
 
 
-def _with_0(left: ast.AST, right: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
-    yield from ((left, ast.Constant(n)) for n in NOTHING)
-    yield from ((ast.Constant(n), right) for n in NOTHING)
-
-
 def _sums(node: ast.BinOp, left: str, right: str) -> Iterator[tuple[int, str]]:
     if isinstance(node.op, ast.FloorDiv):
         yield 0, f"-(-({left}) // ({right}))"
@@ -74,7 +68,7 @@ def _sums(node: ast.BinOp, left: str, right: str) -> Iterator[tuple[int, str]]:
         )
     elif isinstance(node.op, ast.Mult):
         # A mask that multiplies scores.
-        yield from ((1, f"np.where({a}, {b}, -np.inf)") for a, b in ((left, right), (right, left)))
+        yield from ((1, f"np.where({a}, {b}, {LOW})") for a, b in ((left, right), (right, left)))
     elif isinstance(node.op, ast.Sub):
         yield int(left not in ("1", "1.0")), f"{left} - ({right}) ** 2"
         if mean := _mean_of_square(node.left):
@@ -135,14 +129,15 @@ def _calls(node: ast.Call) -> Iterator[tuple[int, str]]:
     elif name == "len" and args:
         yield 1, f"np.size({args[0]})"
     elif name == "where" and len(args) == 3:
-        yield from ((1, f"np.where({args[0]}, {a}, {b})") for a, b in ((args[1], LOW[0]), (LOW[0], args[2]), (args[1], 0)))
+        yield from ((1, f"np.where({args[0]}, {a}, {b})") for a, b in ((args[1], LOW), (LOW, args[2]), (args[1], 0)))
     elif name in ("maximum", "max", "clip") and len(args) > 1 and of in ("np", "numpy", ""):
         # A bound from below that is meant for 0 alone.
         yield from ((1, f"np.where({x} == 0, {y}, {x})") for x, y in ((args[0], 1), (args[1], 1)))
     elif name == "sum":
         # Of those that come before the first that is not, as of the drafts that are accepted.
         x = of if of not in ("np", "numpy", "") else args[0] if args else ""
-        yield from ((2, f"np.cumprod({x}).sum()") for _ in (1,) if x and not node.keywords)
+        if x and not node.keywords:
+            yield 2, f"np.cumprod({x}).sum()"
     elif name == "reversed" and args:
         yield 0, args[0]
 

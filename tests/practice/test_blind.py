@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from practice import blind, dev, kept, noted, origin, translate, twists
+from practice import blind, dev, kept, noted, origin, repairs, translate, twists
 from practice.exercise import SOLUTION, every, find, load
 from tests.practice.test_named import changed, examiner, judged, spoken
 
@@ -62,12 +62,14 @@ def test_a_cost_is_not_explained_by_a_mistake_that_makes_answers_wrong():
     assert "right, but rank 0: 6 rounds" in text
 
 
-def test_of_two_costs_one_is_told_by_the_line_that_mends_it():
+def test_two_costs_are_told_by_the_lines_that_mend_them(monkeypatch):
+    monkeypatch.setattr(repairs, "SECONDS", 4.0)
     scatter, moments = "dp.reduce_scatter(g_N) / dp.size", "    m_n = b1 * m_n + (1 - b1) * g_n\n"
     whole = "    m_N = np.zeros_like(w_N)\n    m_N[dp.cut(len(w_N))] = m_n\n"
     edits = (scatter, "dp.all_reduce(g_N)[dp.cut(len(g_N))] / dp.size"), (moments, whole + moments)
     text, _ = spoken(judged("27", *edits))
     assert "with dp.reduce_scatter(g_N), which gives each rank its part, in place of dp.all_reduce(g_N)" in text
+    assert "m_N[dp.cut(len(w_N))] = m_n\nAll is right without it." in text
 
 
 def test_who_receives_from_where_it_sends_is_told_so():
